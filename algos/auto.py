@@ -1,0 +1,256 @@
+"""The picker: the fastest algorithm that is right for a spec, and why; itself an algorithm named "auto".
+
+It ranks every candidate by its expected time, measured on this machine and build when it was, else estimated, and names
+the reason for each one that it leaves out. Nothing that gave a wrong result here is ever picked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from algos import machine, wisdom
+from algos.contract import Algorithm, Cost
+from algos.estimate import DOUBT, Estimate, Knowledge
+from algos.spec import ConvSpec, SpecError
+
+ROUNDOFF_CLASSES = ("componentwise", "lowrank")  # bounded element by element, and one NaN stays local
+MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One algorithm in the ranking.
+
+    Attributes
+    ----------
+    algorithm : str
+    expected_s : float or None
+        Seconds per call, the share of prepare included; None when excluded.
+    run_s, prepare_s : float or None
+    source : str
+        "measured", "nearest" or "model"; empty when excluded.
+    workspace_bytes : int or None
+    excluded : str
+        Why it is out of the question; empty for one that is ranked.
+    """
+
+    algorithm: str
+    expected_s: float | None = None
+    run_s: float | None = None
+    prepare_s: float | None = None
+    source: str = ""
+    workspace_bytes: int | None = None
+    excluded: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer of ``pick``.
+
+    Attributes
+    ----------
+    algorithm : str
+    source : str
+        Where the winner's time comes from: "measured", "nearest" or "model".
+    expected_s : float
+        Seconds per call.
+    reason : str
+        One line.
+    candidates : tuple of Candidate
+        Best first, the excluded ones last.
+    """
+
+    algorithm: str
+    source: str
+    expected_s: float
+    reason: str
+    candidates: tuple[Candidate, ...]
+
+
+def pick(
+    spec: ConvSpec | str,
+    *,
+    threads: int | None = None,
+    max_workspace_bytes: int | None = None,
+    calls: int | None = None,
+    device: str | None = None,
+    accuracy: str | None = None,
+    peers: bool = False,
+) -> Choice:
+    """The fastest algorithm that is right for ``spec`` on this machine.
+
+    Parameters
+    ----------
+    spec : ConvSpec or str
+    threads : int, optional
+        The usable cores when left out.
+    max_workspace_bytes : int, optional
+        Leaves out what needs more beside its operands.
+    calls : int, optional
+        Shares prepare over so many calls; without it only the run counts.
+    device : {"cpu", "cuda"}, optional
+        Any when left out.
+    accuracy : {"componentwise"}, optional
+        Leaves out FFT and Winograd, whose errors follow the largest values and whose NaNs spread.
+    peers : bool
+        Ranks other people's libraries as well.
+
+    Raises
+    ------
+    ValueError
+        When a parameter is not valid, or when no algorithm is left, with the reasons.
+    """
+    from algos.functional import checked_threads
+    from algos.registry import registry
+
+    spec = ConvSpec.parse(spec) if isinstance(spec, str) else spec
+    for name, value in (("calls", calls), ("max_workspace_bytes", max_workspace_bytes)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < (name == "calls")):
+            raise ValueError(f"{name} is {value!r}: give a whole number of at least {int(name == 'calls')}")
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f'device is {device!r}: use "cpu", "cuda" or None')
+    if accuracy not in (None, "componentwise"):
+        raise ValueError(f'accuracy is {accuracy!r}: use "componentwise" or None')
+    count = checked_threads(threads)
+    knowledge = known()
+    free = _free_memory(spec)
+
+    def why_not(algorithm: Algorithm) -> str:
+        if algorithm.family == "peer" and not peers:
+            return "a peer: ranked on request only"
+        if device is not None and algorithm.device != device:
+            return f"runs on {algorithm.device}, asked for {device}"
+        if accuracy is not None and algorithm.accuracy not in ROUNDOFF_CLASSES:
+            return f"its error is bounded {algorithm.accuracy}, asked for {accuracy}"
+        needed = algorithm.workspace_bytes(spec.received(), count)
+        if max_workspace_bytes is not None and needed > max_workspace_bytes:
+            return f"needs {needed:,} bytes of workspace, the limit is {max_workspace_bytes:,}"
+        if algorithm.device == "cpu" and needed > free:
+            return f"needs {needed:,} bytes of workspace, {free:,} are free"
+        return _distrust(algorithm, spec, knowledge, count)
+
+    found = [a for a in registry().values() if not isinstance(a, Auto)]
+    return choose(spec, found, knowledge, threads=count, calls=calls, why_not=why_not)
+
+
+def choose(
+    spec: ConvSpec,
+    found: list[Algorithm],
+    knowledge: Knowledge,
+    *,
+    threads: int,
+    calls: int | None = None,
+    why_not: Callable[[Algorithm], str] = lambda algorithm: "",
+) -> Choice:
+    """Rank ``found`` on ``spec`` by what ``knowledge`` says of their times; ``why_not`` excludes by wish or distrust."""
+    received = spec.received()
+    ranked: list[tuple[Algorithm, Estimate]] = []
+    excluded: list[Candidate] = []
+    for algorithm in found:
+        reason = (
+            algorithm.unavailable()
+            or algorithm.unsupported(received)
+            or why_not(algorithm)
+        )
+        if reason:
+            excluded.append(Candidate(algorithm.name, excluded=reason))
+        else:
+            ranked.append((algorithm, knowledge.estimate(algorithm, spec, threads)))
+    if not ranked:
+        reasons = "; ".join(f"{c.algorithm}: {c.excluded}" for c in excluded[:3])
+        raise SpecError(f"no algorithm can compute {spec}: {reasons}; see convbench list '{spec}'")
+    ranked.sort(key=lambda pair: pair[1].expected_s(calls) * DOUBT[pair[1].source])
+    candidates = tuple(
+        Candidate(a.name, e.expected_s(calls), e.run_s, e.prepare_s, e.source, a.workspace_bytes(received, threads))
+        for a, e in ranked
+    )
+    best, estimate = ranked[0]
+    return Choice(
+        best.name, estimate.source, estimate.expected_s(calls), _reason(ranked, calls), candidates + tuple(excluded)
+    )
+
+
+def known() -> Knowledge:
+    """What this machine knows now about the present build."""
+    return _knowledge(wisdom.recall(machine.fingerprint()["id"]))
+
+
+_last: tuple[tuple[wisdom.Known, ...], Knowledge] | None = None
+
+
+def _knowledge(entries: tuple[wisdom.Known, ...]) -> Knowledge:
+    """Indexed once for each state of the wisdom (``recall`` returns the same tuple until something is remembered)."""
+    global _last
+    from algos.registry import registry
+
+    if _last is None or _last[0] is not entries:
+        _last = entries, Knowledge(entries, registry(), machine.build)
+    return _last[1]
+
+
+def _distrust(algorithm: Algorithm, spec: ConvSpec, knowledge: Knowledge, threads: int) -> str:
+    """Why measurements speak against it."""
+    from algos.registry import is_external
+
+    if wrong := knowledge.wrong.get(algorithm.name):
+        return f"wrong on {wrong.spec}: {wrong.reason}"
+    entry = knowledge.measured(algorithm, spec, threads)
+    if entry is not None and entry.status not in ("ok", "unsupported", "unavailable", "too_large"):
+        return f"{entry.status} when measured: {entry.reason}"
+    if is_external(algorithm) and not knowledge.checked(algorithm):
+        return f"never checked here: convbench run '{spec}' --algorithms {algorithm.name}"
+    return ""
+
+
+def _reason(ranked: list[tuple[Algorithm, Estimate]], calls: int | None) -> str:
+    (_, first), others = ranked[0], ranked[1:]
+    text = {"measured": "measured fastest", "nearest": "expected fastest", "model": "modelled fastest"}[first.source]
+    if first.detail:
+        text += f" ({first.detail})"
+    if others:
+        second, estimate = others[0]
+        text += f", {estimate.expected_s(calls) / first.expected_s(calls):.2f} x faster than {second.name}"
+    unmeasured = sum(e.source != "measured" for _, e in ranked)
+    if first.source == "measured" and unmeasured:
+        text += f"; {unmeasured} candidate{'s' if unmeasured > 1 else ''} not measured on this spec"
+    return text
+
+
+def _free_memory(spec: ConvSpec) -> int:
+    import psutil
+
+    return max(0, int(psutil.virtual_memory().available * MEMORY_SHARE) - spec.min_bytes)
+
+
+@dataclass(frozen=True)
+class Auto(Algorithm):
+    """Delegates to whatever ``pick`` names for the spec."""
+
+    name: str = "auto"
+    family: str = "auto"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        try:
+            pick(spec)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        return self._chosen(spec, threads).workspace_bytes(spec, threads)
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
+        return self._chosen(spec, threads).prepare(spec, weights, threads)
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        return self._chosen(spec, threads).cost(spec, threads)
+
+    def _chosen(self, spec: ConvSpec, threads: int) -> Algorithm:
+        from algos.registry import get
+
+        return get(pick(spec, threads=threads, device="cpu").algorithm)
+
+
+ALGORITHMS = [Auto()]

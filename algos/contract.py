@@ -1,0 +1,124 @@
+"""What an algorithm promises: the contract that every implementation, ours or a peer's, stands behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from algos.spec import ConvSpec
+
+FAMILIES = ("direct", "gemm", "fft", "separable", "winograd", "toeplitz", "peer", "auto")
+ACCURACIES = ("componentwise", "normwise", "lowrank", "winograd")
+BYTES_PER_S = 10e9  # one core's copy from memory, cautiously
+CALL_S = 1.5e-6  # one NumPy call on small arrays
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run does, for the picker's model before anything was measured.
+
+    Attributes
+    ----------
+    operations : float
+        Floating-point operations that the method really performs.
+    bytes : float
+        Memory traffic of a run, x, w and y included.
+    calls : float
+        Python-level library calls; each costs a fixed overhead.
+    flops_per_s : float
+        Operations per second that one thread of this method typically reaches.
+    parallel : bool
+        Whether the operations are shared over the plan's threads.
+    """
+
+    operations: float
+    bytes: float
+    calls: float = 1.0
+    flops_per_s: float = 1e9
+    parallel: bool = True
+
+    def seconds(self, threads: int = 1) -> float:
+        """The model: the slower of arithmetic and memory, plus the overhead of the calls."""
+        arithmetic = self.operations / (self.flops_per_s * (threads if self.parallel else 1))
+        return max(arithmetic, self.bytes / BYTES_PER_S) + self.calls * CALL_S
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to solve specs. Fields beyond the six of the base are tunables.
+
+    Attributes
+    ----------
+    name : str
+        Unique and stable: records are kept under it.
+    family : str
+        One of ``FAMILIES``.
+    device : str
+        "cpu" or "cuda": where operands and results live.
+    runtime : str
+        Whose thread pool it lives in: numpy, numba, torch, opencv or cupy. One worker process serves one runtime.
+    layout : str
+        "nchw" or "nhwc": memory order of x and y; their shapes stay N, C, ... The conversion is not timed.
+    accuracy : str
+        One of ``ACCURACIES``: which bound judges it. No algorithm supplies its own bound.
+    """
+
+    name: str = ""
+    family: str = ""
+    device: str = "cpu"
+    runtime: str = "numpy"
+    layout: str = "nchw"
+    accuracy: str = "componentwise"
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run on this machine (a real probe, never just an import), or None."""
+        return None
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        """Why it cannot solve ``spec``, in words that stand in reports, or None."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it supports")
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        """Bytes held after prepare plus the peak of a run, without x, w and y; nothing is allocated to tell."""
+        raise NotImplementedError(f"{type(self).__name__} must predict its workspace")
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
+        """All one-off work for one spec and one set of weights; returns what runs.
+
+        The result is any callable: ``plan(x) -> y`` forward, ``plan(grad) -> dx`` for input_gradient and
+        ``plan(x, grad) -> dw`` for weight_gradient (weights None), each with ``out=None``. It returns a fresh array
+        unless ``out`` is given and never changes an operand.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must prepare a plan")
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        """The default counts the definition's operations and the bytes of workspace, written and read once."""
+        return Cost(spec.flops, spec.min_bytes + 2 * self.workspace_bytes(spec, threads))
+
+    def to_device(self, array: np.ndarray) -> Any:
+        return array
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return array
+
+    def synchronize(self) -> None:
+        """Wait for the device; the timer calls it before it stops."""
+
+    def tunables(self) -> dict[str, Any]:
+        """Fields beyond the base's, by name."""
+        base = {f.name for f in fields(Algorithm)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in base}
+
+
+def forward_float(spec: ConvSpec, ndim: tuple[int, ...] = (2,)) -> str | None:
+    """The reason shared by algorithms that compute forward passes in float32 and float64."""
+    if spec.direction != "forward":
+        return f"computes forward passes, not {spec.direction}"
+    if spec.dtype not in ("float32", "float64"):
+        return f"computes float32 and float64, not {spec.dtype}"
+    if spec.ndim not in ndim:
+        return f"computes {' and '.join(f'{n}-D' for n in ndim)}, not {spec.ndim}-D"
+    return None

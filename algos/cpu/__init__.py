@@ -1,0 +1,1 @@
+"""One file per algorithm; the registry reads every module here."""

@@ -1,0 +1,79 @@
+"""The definition as one reads it: for every output, the sum over channels and taps of input times weight.
+
+Cost: 2 * O * C/groups * taps operations for each output pixel, about 0.4 us each in the interpreter, so problems above
+``LARGEST`` multiply-adds are refused. Workspace: none. Accuracy: products and sums in double precision, rounded once.
+NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D to 3-D, float32 and float64; every stride,
+dilation, padding and number of groups.
+
+Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
+Equivalent: ``scipy.signal.correlate(x, w, mode="valid", method="direct")``, ``torch.nn.functional.conv2d``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from algos.contract import Algorithm, Cost, forward_float
+from algos.spec import ConvSpec
+
+LARGEST = 200_000  # multiply-adds: about a tenth of a second
+
+
+def taps_inside(spec: ConvSpec, axis: int, output: int) -> list[tuple[int, int]]:
+    """(tap, position it reads) for one output index of one axis, without what falls on the zero border."""
+    start = output * spec.stride[axis] - spec.padding[axis][0]
+    pairs = [(tap, start + tap * spec.dilation[axis]) for tap in range(spec.kernel[axis])]
+    return [(tap, at) for tap, at in pairs if 0 <= at < spec.size[axis]]
+
+
+def convolve(spec: ConvSpec, x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
+    """x: (n, c, *size); w: (o, c / groups, *kernel); y: (n, o, *output size), written."""
+    inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    for at in product(*map(range, spec.output_size)):
+        window = list(product(*(taps_inside(spec, axis, index) for axis, index in enumerate(at))))
+        reads = [tuple(zip(*pairs, strict=True)) for pairs in window]  # (tap, position) of every axis at once
+        for n, o in product(range(spec.batch), range(spec.out_channels)):
+            first = o // outputs * inputs  # the group's first input channel
+            total = 0.0
+            for i in range(inputs):
+                for tap, position in reads:
+                    total += x.item(n, first + i, *position) * w.item(o, i, *tap)
+            y[(n, o, *at)] = total
+
+
+@dataclass(frozen=True)
+class DirectLoops(Algorithm):
+    """Plain Python loops; see the module."""
+
+    name: str = "direct_loops"
+    family: str = "direct"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        if reason := forward_float(spec, ndim=(1, 2, 3)):
+            return reason
+        if spec.macs > LARGEST:
+            return f"plain Python loops are refused above {LARGEST} multiply-adds, this needs {spec.macs}"
+        return None
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        return 0
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        weights = weights.copy()
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            convolve(spec, x, weights, y)
+            return y
+
+        return run
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        return Cost(spec.flops, spec.min_bytes, flops_per_s=5e6, parallel=False)
+
+
+ALGORITHMS = [DirectLoops()]

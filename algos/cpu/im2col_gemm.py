@@ -1,0 +1,128 @@
+"""im2col: copy every window into a column of a matrix, then one matrix product does all channels and taps.
+
+Cost: 2 * O * C/groups * taps operations for each output pixel in BLAS, and C * taps elements copied for each pixel.
+The column matrix is made for a block of rows at a time, ``block_bytes`` of it, so that BLAS finds it in the cache and the
+workspace stays bounded: on 64x224x224 with 3x3 that is BOUGHT times faster than one matrix of 116 MB.
+A 1x1 kernel with stride 1 needs no copy. Workspace: the columns of a block and one padded image.
+Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them, as far as BLAS does not skip zeros.
+Forward, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups (many small products: slow).
+
+Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
+Equivalent: ``w @ torch.nn.functional.unfold(x, kernel)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from algos.contract import Algorithm, Cost, forward_float
+from algos.engine.threads import blas_limit, share, split
+from algos.engine.windows import interior, padded_shape, windows
+from algos.spec import ConvSpec
+
+SHARED_FLOPS = 2e7  # below, one thread needs less than a few hand-overs
+
+
+def is_pointwise(spec: ConvSpec) -> bool:
+    """Whether the input already is its column matrix."""
+    return set(spec.kernel) == set(spec.stride) == {1} and not any(map(any, spec.padding))
+
+
+@dataclass(frozen=True)
+class Im2colGemm(Algorithm):
+    """Windows as columns, then BLAS; see the module.
+
+    Attributes
+    ----------
+    block_bytes : int
+        Size of the column matrix of one block, at least one row of outputs.
+    """
+
+    name: str = "im2col_gemm"
+    family: str = "gemm"
+    block_bytes: int = 1 << 20
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        return forward_float(spec, ndim=(1, 2, 3))
+
+    def _step(self, spec: ConvSpec, threads: int) -> int:
+        """First-axis outputs in a block; equal blocks, as many for every thread."""
+        row = spec.in_channels * math.prod(spec.kernel) * math.prod(spec.output_size[1:]) * spec.in_dtype.itemsize
+        rows = spec.output_size[0]
+        blocks = -(-rows // max(1, self.block_bytes // row))
+        return -(-rows // (-(-blocks // threads) * threads))
+
+    def _threads(self, spec: ConvSpec, threads: int) -> int:
+        """Threads that make and multiply blocks of their own; the hand-over costs 50 us for each image."""
+        return min(threads, spec.output_size[0]) if spec.flops / spec.batch > SHARED_FLOPS and not is_pointwise(spec) else 1
+
+    def _columns(self, spec: ConvSpec, threads: int) -> int:
+        """Elements of the column matrix of a block."""
+        return spec.in_channels * math.prod(spec.kernel) * self._step(spec, threads) * math.prod(spec.output_size[1:])
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        if is_pointwise(spec):
+            return 0
+        threads = self._threads(spec, threads)
+        padded = math.prod(padded_shape(spec)) if any(map(any, spec.padding)) else 0
+        return (threads * self._columns(spec, threads) + padded) * spec.in_dtype.itemsize
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        groups, outputs = spec.groups, spec.out_channels // spec.groups
+        w = weights.reshape(groups, outputs, -1)
+        if is_pointwise(spec):
+
+            def run_pointwise(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+                y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+                np.matmul(w, x.reshape(spec.batch, groups, w.shape[2], -1), out=y.reshape(spec.batch, groups, outputs, -1))
+                return y
+
+            return run_pointwise
+
+        threads = self._threads(spec, threads)
+        padded = np.zeros(padded_shape(spec), spec.in_dtype) if any(map(any, spec.padding)) else None
+        columns = np.empty((threads, self._columns(spec, threads)), spec.in_dtype)
+        step, rows, inner = self._step(spec, threads), spec.output_size[0], math.prod(spec.output_size[1:])
+        core = interior(spec)
+        parts = split(-(-rows // step), threads)
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            products = y.reshape(spec.batch, groups, outputs, rows * inner)
+            with blas_limit(1) if len(parts) > 1 else contextlib.nullcontext():
+                for image, result in zip(x, products, strict=True):
+                    if padded is not None:
+                        padded[core] = image
+                        image = padded
+
+                    def blocks(part: int, _: int, image: np.ndarray = image, result: np.ndarray = result) -> None:
+                        for first in range(parts[part][0] * step, min(rows, parts[part][1] * step), step):
+                            last = min(rows, first + step)
+                            view = windows(image, spec, first, last)
+                            block = columns[part, : view.size].reshape(view.shape)
+                            np.copyto(block, view)
+                            matrix = block.reshape(groups, w.shape[2], -1)
+                            np.matmul(w, matrix, out=result[:, :, first * inner : last * inner])
+
+                    share(blocks, len(parts), len(parts))
+            return y
+
+        return run
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        copied = 0 if is_pointwise(spec) else spec.macs // (spec.out_channels // spec.groups) * spec.in_dtype.itemsize
+        blocks = spec.batch * -(-spec.output_size[0] // self._step(spec, 1))
+        return Cost(
+            spec.flops,
+            spec.min_bytes + 3 * copied,
+            calls=1 if is_pointwise(spec) else 6 * blocks,
+            flops_per_s=6e10 if spec.out_channels // spec.groups >= 16 else 6e9,
+        )
+
+
+ALGORITHMS = [Im2colGemm()]

@@ -1,0 +1,233 @@
+"""The door: user arrays are made regular here, once, before any algorithm sees them.
+
+It checks shapes and types, brings operands into native byte order, alignment and the algorithm's memory order, reverses
+flipped weights, pads modes other than zeros, and folds the border back for input_gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from algos.contract import Algorithm
+from algos.engine.threads import blas_limit, blas_threads_set
+from algos.spec import ConvSpec
+
+PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap", "symmetric": "symmetric"}
+MOST_WORK: Any = 10_000  # of the exact search for shared elements; harder cases count as shared
+
+Run = Callable[..., Any]
+
+
+class Door:
+    """What calls of one spec, one algorithm and a number of threads have in common; it holds no weights.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+        The caller's.
+    received : ConvSpec
+        What the algorithm is asked to solve.
+    """
+
+    def __init__(self, spec: ConvSpec, received: ConvSpec, algorithm: Algorithm, threads: int) -> None:
+        self.spec, self.received, self.algorithm, self.threads = spec, received, algorithm, threads
+        limited = algorithm.device == "cpu" and not blas_threads_set(threads)
+        self._limit = (lambda: blas_limit(threads)) if limited else contextlib.nullcontext
+        x, y = (spec.input_shape, spec.in_dtype), (spec.output_shape, spec.out_dtype)
+        self._expected = {
+            "forward": (("x", *x),),
+            "input_gradient": (("grad", *y),),
+            "weight_gradient": (("x", *x), ("grad", *y)),
+        }[spec.direction]
+        self._result = (spec.result_shape, spec.in_dtype if spec.direction != "forward" else spec.out_dtype)
+        bordered = spec.padding_mode != "zeros"
+        self._padded = bordered and spec.direction != "input_gradient"
+        self._folded = bordered and spec.direction == "input_gradient"
+        self._reversed = spec.flip and spec.direction == "weight_gradient"
+        self._direct = not (self._folded or self._reversed)  # the algorithm may write the caller's array itself
+
+    def prepare(self, weights: Any) -> Run:
+        """What the algorithm prepares for regular weights, or what serves an empty batch."""
+        if not self.spec.batch:
+            return _empty_batch(self.spec)
+        if weights is not None:
+            if self.spec.flip:
+                weights = weights[_reversal(self.spec.ndim)].copy()
+            if self.algorithm.device == "cuda" and not is_device_array(weights):
+                weights = self.algorithm.to_device(weights)
+        with self._limit():
+            return self.algorithm.prepare(self.received, weights, self.threads)
+
+    def call(self, run: Run, operands: Sequence[Any], out: Any) -> Any:
+        """One call of what ``prepare`` returned, with the caller's arrays."""
+        expected, algorithm = self._expected, self.algorithm
+        if len(operands) != len(expected):
+            names = ", ".join(name for name, _, _ in expected)
+            raise ValueError(f"a {self.spec.direction} plan takes ({names}), not {len(operands)} arrays")
+        arrays = [regular(name, a, shape, dtype, algorithm) for a, (name, shape, dtype) in zip(operands, expected, strict=True)]
+        host = algorithm.device == "cpu" or not is_device_array(operands[0])
+        if out is not None:
+            self._check_out(out, operands, host)
+        if self._padded:
+            arrays[0] = _pad(arrays[0], self.spec, algorithm.layout)
+        direct = self._direct and out is not None and _writable_by(algorithm, out)
+        with self._limit():
+            result = run(*arrays, out=out) if direct else run(*arrays)
+        if self._folded:
+            result = _fold(result, self.spec)
+        if self._reversed:
+            result = result[_reversal(self.spec.ndim)].copy()
+        if host and algorithm.device == "cuda":
+            result = algorithm.to_host(result)
+        if out is None or direct:
+            return result
+        out[...] = result
+        return out
+
+    def _check_out(self, out: Any, operands: Sequence[Any], host: bool) -> None:
+        shape, dtype = self._result
+        if not (isinstance(out, np.ndarray) if host else is_device_array(out)):
+            raise ValueError(f"out is a {type(out).__name__}: it must be an array on the device of the operands")
+        if tuple(out.shape) != shape or out.dtype != dtype:
+            raise ValueError(f"out is {out.dtype} {out.shape}: it must be {dtype} {shape}")
+        if host:
+            if not out.flags.writeable:
+                raise ValueError("out is read-only: pass a writable array")
+            if any(_overlaps(out, operand) for operand in operands):
+                raise ValueError("out overlaps an operand: pass an array of its own")
+
+
+def is_device_array(array: Any) -> bool:
+    """Whether a GPU holds it; asks nothing of CuPy where it isn't loaded."""
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def as_array(name: str, array: Any) -> Any:
+    """A base ndarray or a device array of numbers."""
+    if type(array) is not np.ndarray and not is_device_array(array):
+        if isinstance(array, np.ma.MaskedArray):
+            raise ValueError(f"{name} is a masked array: fill the mask first, with {name}.filled(value)")
+        try:
+            array = np.asarray(array)
+        except ValueError as error:
+            raise ValueError(f"{name} is not a regular array: {error}") from None
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} has dtype {array.dtype}: convert it first, with {name}.astype(np.float32)")
+    return array
+
+
+def regular(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype, algorithm: Algorithm | None) -> Any:
+    """Exact shape and type, native byte order, aligned, in the algorithm's memory order and on its device."""
+    array = as_array(name, array)
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}: the spec needs {shape}")
+    if array.dtype != dtype:
+        if array.dtype.newbyteorder("=") != dtype:
+            raise ValueError(f"{name} is {array.dtype}: the spec needs {dtype}, use {name}.astype(np.{dtype.name})")
+        array = array.astype(dtype)
+    if is_device_array(array):
+        if algorithm is not None and algorithm.device != "cuda":
+            raise ValueError(f"{name} lives on the GPU and {algorithm.name} does not: pass a NumPy array")
+        return array if array.flags.c_contiguous else array.copy(order="C")
+    if algorithm is not None and algorithm.layout == "nhwc" and name != "w":
+        array = in_layout(array, "nhwc")
+    elif not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.require(array, None, ["C", "A"])
+    if not array.flags.writeable:
+        array = _writable_view(array)
+    return algorithm.to_device(array) if algorithm is not None and algorithm.device == "cuda" else array
+
+
+def in_layout(array: np.ndarray, layout: str) -> np.ndarray:
+    """The same numbers and shape (N, C, ...) with memory ordered as ``layout`` says."""
+    if layout == "nchw":
+        return np.require(array, None, ["C", "A"])
+    return np.moveaxis(np.require(np.moveaxis(array, 1, -1), None, ["C", "A"]), -1, 1)
+
+
+class _Interface:
+    """Carries an array's memory without its read-only flag."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        interface = array.__array_interface__
+        self.owner, self.__array_interface__ = array, {**interface, "data": (interface["data"][0], False)}
+
+
+def _writable_view(array: np.ndarray) -> np.ndarray:
+    """The same memory marked writable: compiled code and other libraries specialise on the flag; no operand is changed."""
+    return np.asarray(_Interface(array))
+
+
+def _reversal(ndim: int) -> tuple:
+    return (..., *(slice(None, None, -1),) * ndim)
+
+
+def _module_of(array: Any) -> Any:
+    """NumPy, or CuPy for its arrays: the functions of both have the same names."""
+    if is_device_array(array):
+        import cupy
+
+        return cupy
+    return np
+
+
+def _pad(x: Any, spec: ConvSpec, layout: str) -> Any:
+    """x with its border in the spec's mode, in the algorithm's memory order."""
+    xp: Any = _module_of(x)
+    widths = ((0, 0), (0, 0), *spec.padding)
+    if spec.padding_mode.startswith("constant:"):
+        return xp.pad(x, widths, "constant", constant_values=float(spec.padding_mode.partition(":")[2]))
+    if layout == "nhwc":
+        padded = xp.pad(xp.moveaxis(x, 1, -1), (widths[0], *widths[2:], widths[1]), PAD_MODES[spec.padding_mode])
+        return xp.moveaxis(padded, -1, 1)
+    return xp.pad(x, widths, PAD_MODES[spec.padding_mode])
+
+
+def _fold(padded: Any, spec: ConvSpec) -> Any:
+    """The gradient of ``_pad``: every border element is added to the element that it was copied from."""
+    for axis, (size, pair) in enumerate(zip(spec.size, spec.padding, strict=True), start=2):
+        core = [slice(None)] * padded.ndim
+        core[axis] = slice(pair[0], pair[0] + size)
+        result = padded[tuple(core)].copy()
+        if not spec.padding_mode.startswith("constant:"):
+            source = np.pad(np.arange(size), pair, PAD_MODES[spec.padding_mode])
+            for at in (*range(pair[0]), *range(pair[0] + size, len(source))):
+                into, take = list(core), list(core)
+                into[axis], take[axis] = slice(source[at], source[at] + 1), slice(at, at + 1)
+                result[tuple(into)] += padded[tuple(take)]
+        padded = result
+    return padded
+
+
+def _writable_by(algorithm: Algorithm, out: Any) -> bool:
+    """Whether the algorithm can write the caller's array itself; otherwise the result is copied into it."""
+    if algorithm.layout != "nchw":
+        return False
+    if algorithm.device == "cuda":
+        return is_device_array(out) and out.flags.c_contiguous
+    return type(out) is np.ndarray and out.flags.c_contiguous and out.flags.aligned
+
+
+def _overlaps(out: np.ndarray, operand: Any) -> bool:
+    if not isinstance(operand, np.ndarray):
+        return False
+    try:
+        return np.shares_memory(out, operand, max_work=MOST_WORK)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _empty_batch(spec: ConvSpec) -> Callable[..., Any]:
+    """What runs for a batch of 0: an empty output, or a gradient of zeros."""
+
+    def run(*operands: Any, out: Any = None) -> Any:
+        if out is None:
+            return np.zeros(spec.result_shape, spec.out_dtype)
+        out[...] = 0
+        return out
+
+    return run

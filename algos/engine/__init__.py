@@ -1,0 +1,1 @@
+"""What fast algorithms share: threads, compiled code, views of windows."""

@@ -1,0 +1,301 @@
+"""Blocks: any strided, dilated, padded 2-D correlation becomes shifted reads of one flat scratch array.
+
+A block of outputs needs a patch of the input. ``pack`` copies the patch, zero border included, into scratch, with rows and
+columns sorted by their phase modulo the stride; rows of outputs then lie ``pitch`` elements apart, as rows of the patch do,
+and tap t of every output p of the block reads ``scratch[offset[t] + p]``. So the whole sum is one loop over a table of
+offsets whose reads are contiguous, whatever the stride and dilation; the few columns computed between two rows are dropped
+by ``crop``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from algos.engine.jit import compiled
+from algos.spec import ConvSpec
+
+LANES = 32  # blocks are rounded up to whole vectors of any machine, so that loops have no remainder
+FLOPS_PER_S, ELEMENTS_PER_S = 5e10, 5e9  # of one thread in these loops, measured on AVX2
+SHARED_S = 1.5e-4  # less work than this stays on one thread
+COLUMNS = (2048, 1024, 512, 256, 128)  # widths to choose from, when the whole row is not the best
+ROW_COST = 100  # a loop's start and end, in elements of its body
+SPAN = 2048  # outputs accumulated at a time: their sums stay in the first-level cache over all taps
+FLAGS = {"fastmath": {"contract"}, "error_model": "numpy"}  # fused multiply-adds only: NaN and rounding stay as written
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One spatial axis of a spec, and how its taps map to phases of the stride."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    outputs: int
+
+    @cached_property
+    def phases(self) -> tuple[int, ...]:
+        """Input positions modulo the stride that some tap reads."""
+        return tuple(sorted({tap * self.dilation % self.stride for tap in range(self.kernel)}))
+
+    @property
+    def reach(self) -> int:
+        """Patch elements of one phase beyond one per output."""
+        return (self.kernel - 1) * self.dilation // self.stride
+
+    def phase_and_shift(self, tap: int) -> tuple[int, int]:
+        return self.phases.index(tap * self.dilation % self.stride), tap * self.dilation // self.stride
+
+
+def axes(spec: ConvSpec) -> tuple[Axis, Axis]:
+    """Rows and columns of a 1-D or 2-D spec; a 1-D one has a single row."""
+    found = [
+        Axis(size, kernel, stride, dilation, pair[0], outputs)
+        for size, kernel, stride, dilation, pair, outputs in zip(
+            spec.size, spec.kernel, spec.stride, spec.dilation, spec.padding, spec.output_size, strict=True
+        )
+    ]
+    return (Axis(1, 1, 1, 1, 0, 1), found[0]) if spec.ndim == 1 else (found[0], found[1])
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the outputs of a spec are cut into blocks whose patch fits ``block_bytes`` of cache.
+
+    ``items`` blocks in all: batch x groups x row blocks x column blocks x parts of the group's output channels.
+    """
+
+    spec: ConvSpec
+    rows: int
+    cols: int
+    parts: int
+
+    @classmethod
+    def of(cls, spec: ConvSpec, threads: int, block_bytes: int, patch_cost: float) -> Blocks:
+        """Blocks for ``threads`` threads; ``patch_cost``: work on an element of the patch over work on an output."""
+        row, col = axes(spec)
+        planes = spec.in_channels // spec.groups * len(row.phases) * len(col.phases)
+        elements = max(1, block_bytes // spec.in_dtype.itemsize // planes)
+        best, rows, cols = math.inf, 1, 1
+        for narrow in {col.outputs, *(width for width in COLUMNS if width < col.outputs)}:
+            pitch = narrow + col.reach
+            fitting = max(1, min(row.outputs, elements // pitch - row.reach))
+            waste = (1 + patch_cost * (1 + row.reach / fitting)) * pitch / narrow + ROW_COST / (fitting * pitch)
+            if waste < best:
+                best, rows, cols = waste, fitting, narrow
+        outer, outputs = spec.batch * spec.groups * -(-col.outputs // cols), spec.out_channels // spec.groups
+        wanted = 4 * threads if threads > 1 else 1
+        count = -(-row.outputs // rows)
+        parts = 1
+        if outer * count < wanted:
+            parts = max(1, min(-(-wanted // (outer * count)), outputs // 8))
+        if outer * count * parts < wanted:
+            count = max(count, min(-(-wanted // (outer * parts)), -(-row.outputs // 8)))
+        return cls(spec, -(-row.outputs // count), cols, parts)
+
+    @cached_property
+    def pitch(self) -> int:
+        """Elements from one row of a block to the next."""
+        return self.cols + axes(self.spec)[1].reach
+
+    @cached_property
+    def plane(self) -> int:
+        """Elements of one phase of one channel in scratch."""
+        return (self.rows + axes(self.spec)[0].reach) * self.pitch
+
+    @cached_property
+    def channel(self) -> int:
+        """Elements of one channel in scratch: all its phases."""
+        row, col = axes(self.spec)
+        return len(row.phases) * len(col.phases) * self.plane
+
+    @property
+    def span(self) -> int:
+        """Outputs computed in one block, those between rows included, rounded up to whole vectors."""
+        return -(-self.rows * self.pitch // LANES) * LANES
+
+    @property
+    def items(self) -> int:
+        row, col = axes(self.spec)
+        return (
+            self.spec.batch * self.spec.groups * self.parts * -(-row.outputs // self.rows) * -(-col.outputs // self.cols)
+        )
+
+    @property
+    def scratch(self) -> int:
+        """Elements of one thread's patch; reads of the rounded span run past its end by less than ``LANES``."""
+        return self.spec.in_channels // self.spec.groups * self.channel + LANES
+
+    def offsets(self) -> np.ndarray:
+        """(KH, KW) int64: where each tap of channel 0 reads for output 0."""
+        row, col = axes(self.spec)
+        table = np.empty((row.kernel, col.kernel), np.int64)
+        for kh in range(row.kernel):
+            row_phase, down = row.phase_and_shift(kh)
+            for kw in range(col.kernel):
+                col_phase, right = col.phase_and_shift(kw)
+                table[kh, kw] = (row_phase * len(col.phases) + col_phase) * self.plane + down * self.pitch + right
+        return table
+
+    def table(self) -> np.ndarray:
+        """What the compiled functions need to find a block and its patch, as int64; unpacked by ``locate`` and ``pack``."""
+        row, col = axes(self.spec)
+        spec = self.spec
+        numbers = [
+            self.rows, self.cols, self.pitch, self.plane, self.channel, self.parts, spec.groups,
+            spec.in_channels // spec.groups, spec.out_channels // spec.groups, -(-row.outputs // self.rows),
+            -(-col.outputs // self.cols), row.stride, col.stride, row.before, col.before, row.reach, col.reach,
+            len(row.phases), len(col.phases), *row.phases, *col.phases,
+        ]
+        return np.array(numbers, np.int64)
+
+
+def shared_by(threads: int, operations: float, spec: ConvSpec) -> int:
+    """``threads``, or 1 where one thread needs less than a few hand-overs (30 to 50 us each) for all of the work."""
+    moved = math.prod(spec.input_shape) + math.prod(spec.output_shape)
+    seconds = operations / FLOPS_PER_S + moved / ELEMENTS_PER_S
+    return threads if seconds > SHARED_S else 1
+
+
+@compiled(**FLAGS)
+def locate(item, table, y):
+    """(n, group, first output channel, last, row0, rows, col0, cols) of block ``item``; y: (n, o, oh, ow)."""
+    rows, cols, parts, groups = table[0], table[1], table[5], table[6]
+    outputs, row_blocks, col_blocks = table[8], table[9], table[10]
+    item, part = item // parts, item % parts
+    item, col_block = item // col_blocks, item % col_blocks
+    item, row_block = item // row_blocks, item % row_blocks
+    n, group = item // groups, item % groups
+    row0, col0 = row_block * rows, col_block * cols
+    return (
+        n, group, group * outputs + outputs * part // parts, group * outputs + outputs * (part + 1) // parts,
+        row0, min(rows, y.shape[2] - row0), col0, min(cols, y.shape[3] - col0),
+    )
+
+
+@compiled(**FLAGS)
+def pack(x, n, c, scratch, base, table, row0, rows, col0, cols):
+    """Copy the patch of channel ``c`` of image ``n`` into ``scratch[base:]``, by phases, zero border included."""
+    pitch, plane = table[2], table[3]
+    row_stride, col_stride, top, left = table[11], table[12], table[13], table[14]
+    rows, cols = rows + table[15], cols + table[16]
+    row_phases, col_phases = table[17], table[18]
+    height, width = x.shape[2], x.shape[3]
+    for a in range(row_phases):
+        down = row0 * row_stride + table[19 + a] - top
+        for b in range(col_phases):
+            right = col0 * col_stride + table[19 + row_phases + b] - left
+            first = min(cols, max(0, -(right // col_stride)))  # the first column inside the image: ceil(-right / stride)
+            last = max(first, min(cols, (width - 1 - right) // col_stride + 1))
+            for r in range(rows):
+                at = base + (a * col_phases + b) * plane + r * pitch
+                ih = down + r * row_stride
+                if ih < 0 or ih >= height:
+                    scratch[at : at + cols] = 0
+                    continue
+                scratch[at : at + first] = 0
+                scratch[at + last : at + cols] = 0
+                if first == last:
+                    continue
+                if col_stride == 1:
+                    source = x[n, c, ih, right + first : right + last]
+                    target = scratch[at + first : at + last]
+                    for j in range(len(target)):
+                        target[j] = source[j]
+                else:
+                    source = x[n, c, ih]
+                    for j in range(first, last):
+                        scratch[at + j] = source[right + j * col_stride]
+
+
+@compiled(**FLAGS)
+def crop(sums, pitch, y, n, o, row0, rows, col0, cols):
+    """Write the outputs of a block, without those between its rows."""
+    for r in range(rows):
+        source = sums[r * pitch : r * pitch + cols]
+        target = y[n, o, row0 + r, col0 : col0 + cols]
+        for j in range(cols):
+            target[j] = source[j]
+
+
+@compiled(**FLAGS)
+def accumulate(sums, span, scratch, base, offsets, weights, set_first):
+    """sums[p] += sum over t of weights[t] * scratch[base + offsets[t] + p] for p < span, rounded up to whole vectors.
+
+    Nine or eight taps share one read and write of ``sums``: at two reads a cycle the loop runs near one multiply-add each.
+    """
+    span = -(-span // LANES) * LANES
+    taps = len(weights)
+    for start in range(0, span, SPAN):
+        count = min(SPAN, span - start)
+        part = sums[start : start + count]
+        if set_first:
+            part[:] = 0
+        t = 0
+        while t < taps:
+            at = base + start
+            left = taps - t
+            if left >= 9 and left % 8 == 1:
+                _add9(part, count, scratch, at, offsets, weights, t)
+                t += 9
+            elif left >= 8:
+                _add8(part, count, scratch, at, offsets, weights, t)
+                t += 8
+            elif left >= 4:
+                _add4(part, count, scratch, at, offsets, weights, t)
+                t += 4
+            elif left >= 2:
+                _add2(part, count, scratch, at, offsets, weights, t)
+                t += 2
+            else:
+                _add1(part, count, scratch, at, offsets, weights, t)
+                t += 1
+
+
+@compiled(**FLAGS)
+def _add9(y, n, x, at, o, w, t):
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = w[t], w[t + 1], w[t + 2], w[t + 3], w[t + 4], w[t + 5], w[t + 6], w[t + 7], w[t + 8]
+    x0, x1, x2 = x[at + o[t] :], x[at + o[t + 1] :], x[at + o[t + 2] :]
+    x3, x4, x5 = x[at + o[t + 3] :], x[at + o[t + 4] :], x[at + o[t + 5] :]
+    x6, x7, x8 = x[at + o[t + 6] :], x[at + o[t + 7] :], x[at + o[t + 8] :]
+    for j in range(n):
+        y[j] += (w0 * x0[j] + w1 * x1[j] + w2 * x2[j] + w3 * x3[j] + w4 * x4[j]
+                 + w5 * x5[j] + w6 * x6[j] + w7 * x7[j] + w8 * x8[j])  # fmt: skip
+
+
+@compiled(**FLAGS)
+def _add8(y, n, x, at, o, w, t):
+    w0, w1, w2, w3, w4, w5, w6, w7 = w[t], w[t + 1], w[t + 2], w[t + 3], w[t + 4], w[t + 5], w[t + 6], w[t + 7]
+    x0, x1, x2, x3 = x[at + o[t] :], x[at + o[t + 1] :], x[at + o[t + 2] :], x[at + o[t + 3] :]
+    x4, x5, x6, x7 = x[at + o[t + 4] :], x[at + o[t + 5] :], x[at + o[t + 6] :], x[at + o[t + 7] :]
+    for j in range(n):
+        y[j] += (w0 * x0[j] + w1 * x1[j] + w2 * x2[j] + w3 * x3[j]
+                 + w4 * x4[j] + w5 * x5[j] + w6 * x6[j] + w7 * x7[j])  # fmt: skip
+
+
+@compiled(**FLAGS)
+def _add4(y, n, x, at, o, w, t):
+    w0, w1, w2, w3 = w[t], w[t + 1], w[t + 2], w[t + 3]
+    x0, x1, x2, x3 = x[at + o[t] :], x[at + o[t + 1] :], x[at + o[t + 2] :], x[at + o[t + 3] :]
+    for j in range(n):
+        y[j] += w0 * x0[j] + w1 * x1[j] + w2 * x2[j] + w3 * x3[j]
+
+
+@compiled(**FLAGS)
+def _add2(y, n, x, at, o, w, t):
+    w0, w1 = w[t], w[t + 1]
+    x0, x1 = x[at + o[t] :], x[at + o[t + 1] :]
+    for j in range(n):
+        y[j] += w0 * x0[j] + w1 * x1[j]
+
+
+@compiled(**FLAGS)
+def _add1(y, n, x, at, o, w, t):
+    w0, x0 = w[t], x[at + o[t] :]
+    for j in range(n):
+        y[j] += w0 * x0[j]

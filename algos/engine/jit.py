@@ -1,0 +1,77 @@
+"""Numba with a disk cache that never serves old code: its folder is named by a hash of all sources and versions.
+
+Numba's own cache watches only the function's file and ignores jit flags, so an edited helper or another flag set would be
+answered with the old machine code. Hence one function per flag set, and one folder per state of the sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core import config as numba_config
+
+from algos.machine import cache_base
+
+ROOT = Path(__file__).parents[1]
+config: Any = numba_config  # its attributes come from the environment
+
+
+@cache
+def cache_folder() -> Path | None:
+    """Where compiled code of these sources and versions lives; None when nothing can be written there."""
+    digest = hashlib.sha256(f"{sys.version}|{numba.__version__}|{llvmlite.__version__}".encode())
+    for path in sorted(ROOT.rglob("*.py")):
+        digest.update(path.read_bytes())
+    flags = "boundscheck" if config.BOUNDSCHECK else "plain"
+    folder = cache_base() / "numba" / f"{digest.hexdigest()[:16]}-{flags}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None
+
+
+def compiled(**flags: Any) -> Callable[[Callable], Any]:
+    """``numba.njit(nogil=True, cache=True)`` with this project's cache folder and any further flags.
+
+    The cache lives in a private folder; a damaged entry is cleared and compiled anew.
+    """
+
+    def decorate(function: Callable) -> Any:
+        folder = cache_folder()
+        if folder is None:
+            return numba.njit(nogil=True, **flags)(function)
+        before = config.CACHE_DIR
+        config.CACHE_DIR = str(folder)  # read once, when the dispatcher is made
+        try:
+            dispatcher = numba.njit(nogil=True, cache=True, **flags)(function)
+        finally:
+            config.CACHE_DIR = before
+        return dispatcher
+
+    return decorate
+
+
+def compile_for(dispatcher: Any, *arguments: Any) -> None:
+    """Compile (or load) the specialisation for ``arguments`` without running it, surviving a damaged cache."""
+    signature = tuple(numba.typeof(a) for a in arguments)
+    try:
+        dispatcher.compile(signature)
+    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, IndexError):
+        folder = cache_folder()
+        if folder is None:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        dispatcher.compile(signature)

@@ -1,0 +1,251 @@
+"""The convolution calls: ``conv1d``, ``conv2d``, ``conv3d`` in torch's argument order, and ``plan`` for many calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from algos import auto, registry
+from algos.contract import Algorithm
+from algos.door import Door, as_array, is_device_array, regular
+from algos.engine.threads import usable_cores
+from algos.spec import ConvSpec, Padding, SpecError
+
+DETECTED_KERNELS = 4  # a large SVD costs milliseconds, so rank is looked for unasked in so few kernels only
+MEMO_SIZE = 4096
+
+Ints = int | Sequence[int]
+
+
+class Plan:
+    """An algorithm prepared for one spec, one set of weights and a number of threads; a callable.
+
+    ``plan(x)`` forward, ``plan(grad)`` for input_gradient, ``plan(x, grad)`` for weight_gradient, each with ``out=None``.
+    NumPy arrays in, NumPy array out; device arrays in, device array out. It serves one call at a time, under a lock.
+
+    Attributes
+    ----------
+    spec : ConvSpec
+        The caller's.
+    algorithm : str
+        The name that was chosen.
+    workspace_bytes : int
+        Predicted: held since prepare plus the peak of a run, without operands and result.
+    """
+
+    def __init__(self, door: Door, weights: Any) -> None:
+        self.spec, self.algorithm, self.threads = door.spec, door.algorithm.name, door.threads
+        self.workspace_bytes = int(door.algorithm.workspace_bytes(door.received, door.threads)) if door.spec.batch else 0
+        self._door, self._lock = door, threading.Lock()
+        self._run = door.prepare(weights)
+
+    def __call__(self, *operands: Any, out: Any = None) -> Any:
+        with self._lock:
+            return self._door.call(self._run, operands, out)
+
+
+def plan(
+    spec: ConvSpec | str, w: Any = None, algorithm: str = "auto", threads: int | None = None
+) -> Plan:
+    """Prepare ``spec`` with weights ``w`` for many calls.
+
+    Parameters
+    ----------
+    spec : ConvSpec or str
+        The problem, or its text.
+    w : array of ``spec.weight_shape`` and ``spec.in_dtype``; None for weight_gradient
+    algorithm : str
+        A name, or "auto" for the fastest one expected over many calls.
+    threads : int, optional
+        The usable cores when left out.
+
+    Raises
+    ------
+    ValueError
+        For operands that don't fit the spec, weights that break its rank, or an algorithm that cannot solve it.
+    """
+    spec = ConvSpec.parse(spec) if isinstance(spec, str) else spec
+    threads = checked_threads(threads)
+    if spec.direction == "weight_gradient":
+        if w is not None:
+            raise ValueError("a weight_gradient plan takes no weights: pass w=None")
+        return prepared(spec, None, _resolve(spec, algorithm, threads, None), threads)
+    if w is None:
+        raise ValueError(f"w is missing: pass weights of shape {spec.weight_shape}")
+    w = regular("w", w, spec.weight_shape, spec.in_dtype, None)
+    ranked = _ranked(spec, w)
+    return prepared(spec, w, _resolve(ranked, algorithm, threads, w), threads, ranked)
+
+
+def prepared(spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked: ConvSpec | None = None) -> Plan:
+    """A plan of that very algorithm, registered or not; ``ranked`` is ``spec`` with the rank that w is known to keep."""
+    if w is not None:
+        w = regular("w", w, spec.weight_shape, spec.in_dtype, None)
+    return Plan(Door(spec, (ranked or spec).received(), algorithm, threads), w)
+
+
+def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any, calls: int | None = None) -> Algorithm:
+    """The algorithm of that name, or the picked one, sure to run ``spec`` here."""
+    if name == "auto":
+        device = "cuda" if is_device_array(operand) else "cpu"
+        return registry.get(auto.pick(spec, threads=threads, calls=calls, device=device).algorithm)
+    chosen = registry.get(name)
+    if reason := chosen.unavailable():
+        raise ValueError(f"{name} is unavailable: {reason}")
+    if reason := chosen.unsupported(spec.received()):
+        raise SpecError(f"{name} does not support {spec}: {reason}")
+    return chosen
+
+
+def checked_threads(threads: int | None) -> int:
+    """A valid number of threads; None means the usable cores."""
+    if threads is None:
+        return usable_cores()
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
+        raise ValueError(f"threads is {threads!r}: give a whole number of at least 1")
+    return int(threads)
+
+
+# ---- calls in the style of torch.nn.functional ------------------------------------------------------------------
+
+
+def conv1d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
+           *, padding_mode: str = "zeros", algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+    """Cross-correlation of x (N, C, L) or (C, L) with w (O, C / groups, K); see ``conv2d``."""
+    return _conv(1, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
+
+
+def conv2d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
+           *, padding_mode: str = "zeros", algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+    """Cross-correlation of x with w, in the argument order of ``torch.nn.functional.conv2d``.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W) or (C, H, W)
+    w : array (O, C / groups, KH, KW)
+        x and w are promoted by ``np.result_type``.
+    bias : array (O,), optional
+    stride, dilation : int or (int, int)
+    padding : int, (int, int), ((before, after), (before, after)), "same", "valid" or "full"
+    groups : int
+    padding_mode : str
+        zeros, reflect, replicate, circular, symmetric or ``constant:V``.
+    algorithm : str
+        A name from ``convbench list``, or "auto". The weights are prepared at every call: use ``plan`` to prepare once.
+    threads : int, optional
+        The usable cores when left out.
+    out : array (N, O, OH, OW) or (O, OH, OW), optional
+
+    Returns
+    -------
+    array (N, O, OH, OW), or (O, OH, OW) when x has no batch axis
+
+    Raises
+    ------
+    ValueError
+        One line that says what to change.
+    """
+    return _conv(2, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
+
+
+def conv3d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
+           *, padding_mode: str = "zeros", algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+    """Cross-correlation of x (N, C, D, H, W) or (C, D, H, W) with w (O, C / groups, KD, KH, KW); see ``conv2d``."""
+    return _conv(3, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
+
+
+# What a repeated call reuses: the spec and the choice, by everything that they depend on; never the weights.
+_memo: dict[tuple, Door] = {}
+
+
+def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str,
+          algorithm: str, threads: int | None, out: Any) -> Any:
+    x, w = as_array("x", x), as_array("w", w)
+    key = (x.shape, x.dtype, w.shape, w.dtype, stride, padding, dilation, groups, mode, algorithm, threads, type(x), ndim)
+    try:
+        door = _memo.get(key)
+    except TypeError:  # lists are welcome as options
+        key = (*key[:4], *map(_frozen, key[4:8]), *key[8:])
+        door = _memo.get(key)
+    if door is None:
+        spec = _spec_of(ndim, x, w, stride, padding, dilation, groups, mode)
+        count = checked_threads(threads)
+        door = Door(spec, spec.received(), _resolve(spec, algorithm, count, x, calls=1), count)
+        if len(_memo) >= MEMO_SIZE:
+            _memo.clear()
+        _memo[key] = door
+    spec = door.spec
+    single = x.ndim == ndim + 1
+    if single:
+        x = x[None]
+        out = None if out is None else as_array("out", out)[None]
+    if x.dtype != spec.in_dtype:
+        x = x.astype(spec.in_dtype)
+    if w.dtype != spec.in_dtype:
+        w = w.astype(spec.in_dtype)
+    if bias is not None:
+        bias = _bias(bias, spec)
+    w = regular("w", w, spec.weight_shape, spec.in_dtype, door.algorithm)
+    y = door.call(door.prepare(w), (x,), out)
+    if bias is not None:
+        y += bias
+    return y[0] if single else y
+
+
+def _spec_of(ndim: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str) -> ConvSpec:
+    if w.ndim != ndim + 2:
+        raise ValueError(f"w has {w.ndim} axes: a {ndim}-D convolution needs {ndim + 2}, (O, C / groups, *kernel)")
+    if x.ndim not in (ndim + 1, ndim + 2):
+        raise ValueError(f"x has {x.ndim} axes: a {ndim}-D convolution needs {ndim + 2}, (N, C, *size), or one less without N")
+    dtype = np.result_type(x.dtype, w.dtype)
+    batch, (channels, *size) = (1 if x.ndim == ndim + 1 else x.shape[0]), x.shape[-ndim - 1 :]
+    spec = ConvSpec(batch, channels, tuple(size), w.shape[0], w.shape[2:], stride, padding, dilation, groups,
+                    dtype=dtype.name, padding_mode=mode)
+    if w.shape[1] * spec.groups != channels:
+        raise ValueError(f"w takes {w.shape[1]} channels a group, x has {channels} in {spec.groups} groups: they must agree")
+    return spec
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple | np.ndarray) else value
+
+
+def _bias(bias: Any, spec: ConvSpec) -> Any:
+    bias = as_array("bias", bias)
+    if bias.shape != (spec.out_channels,):
+        raise ValueError(f"bias has shape {bias.shape}: it must be ({spec.out_channels},), one number per output channel")
+    if not np.can_cast(bias.dtype, spec.out_dtype, "same_kind"):
+        raise ValueError(f"bias is {bias.dtype}, the result {spec.out_dtype}: convert bias first")
+    return bias.astype(spec.out_dtype).reshape(-1, *(1,) * spec.ndim)
+
+
+# ---- rank -------------------------------------------------------------------------------------------------------
+
+
+def _ranked(spec: ConvSpec, w: Any) -> ConvSpec:
+    """``spec`` with the rank that ``w`` keeps: verified when promised, looked for when there are few kernels."""
+    if spec.ndim != 2 or is_device_array(w) or spec.in_dtype.kind != "f":
+        return spec
+    kernels = spec.out_channels * (spec.in_channels // spec.groups)
+    if spec.rank is None and (kernels > DETECTED_KERNELS or min(spec.kernel) < 2):
+        return spec
+    found = numerical_rank(w, spec.in_dtype)
+    if spec.rank is None:
+        return spec.with_(rank=found) if 1 <= found < min(spec.kernel) else spec
+    if found > spec.rank:
+        raise ValueError(f"the weights have rank {found}, the spec promises {spec.rank}: leave rank out or use rank{found}")
+    return spec
+
+
+def numerical_rank(w: np.ndarray, dtype: np.dtype) -> int:
+    """The largest rank of w's kernels (O, I, KH, KW), up to the rounding of ``dtype``; kernels with NaN count as full."""
+    kernels = np.asarray(w, np.float64).reshape(-1, *w.shape[-2:])
+    if not np.isfinite(kernels).all():
+        return min(w.shape[-2:])
+    values = np.linalg.svd(kernels, compute_uv=False)  # (kernels, min(KH, KW)), falling
+    # Rounding the kernel to its type moves singular values by one unit of its norm; the decomposition adds its own in float64.
+    limit = (np.finfo(dtype).eps + 4 * np.finfo(np.float64).eps) * np.sqrt((values**2).sum(1, keepdims=True))
+    return int((values > limit).sum(1).max(initial=0))

@@ -1,0 +1,108 @@
+"""The words of a spec's text, and the checks that its fields share."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+DIRECTIONS = ("forward", "input_gradient", "weight_gradient")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
+FLOAT_TYPES = ("float16", "float32", "float64")
+INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+_NUMBER = r"[0-9]{1,18}"
+SHAPE = re.compile(rf"{_NUMBER}(x{_NUMBER})*")
+FLOAT = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?")
+_INTS = re.compile(rf"([sd])({_NUMBER}(?:x{_NUMBER})*)")
+_PADDING = re.compile(rf"p({_NUMBER}(?::{_NUMBER})?(?:x{_NUMBER}(?::{_NUMBER})?)*|same|full)")
+_RANK = re.compile(rf"rank({_NUMBER})")
+
+
+class SpecError(ValueError):
+    """The text or the fields describe no convolution; the message says what to change."""
+
+
+def parse_option(text: str, ndim: int) -> tuple[str, Any]:
+    """The field that an option sets, and its value."""
+    if match := _INTS.fullmatch(text):
+        values = tuple(int(n) for n in match[2].split("x"))
+        return {"s": "stride", "d": "dilation"}[match[1]], broadcast(text, values, ndim)
+    if match := _PADDING.fullmatch(text):
+        if match[1] in ("same", "full"):
+            return "padding", match[1]
+        pairs = [tuple(int(n) for n in entry.split(":")) for entry in match[1].split("x")]
+        return "padding", broadcast(text, tuple((p[0], p[-1]) for p in pairs), ndim)
+    if match := _RANK.fullmatch(text):
+        return "rank", int(match[1])
+    if text in DIRECTIONS:
+        return "direction", text
+    if text == "flip":
+        return "flip", True
+    if text in PADDING_MODES or text.startswith("constant:"):
+        return "padding_mode", text
+    if text.partition(">")[0] in FLOAT_TYPES + INTEGER_TYPES:
+        return "dtype", text
+    raise SpecError(
+        f"unknown option {text!r}: use s2, p1, psame, pfull, d2, rank1, a dtype, a padding mode, a direction or flip"
+    )
+
+
+def checked_dtype(text: str) -> str:
+    """Canonical dtype text; ``a>a`` becomes ``a``."""
+    known = FLOAT_TYPES + INTEGER_TYPES
+    if not isinstance(text, str):
+        text = np.dtype(text).name
+    source, mixed, target = text.partition(">")
+    target = target if mixed else source
+    if source not in known or target not in known:
+        raise SpecError(f"unknown dtype {text!r}: use {', '.join(known)} or in>out such as int8>int32")
+    a, b = np.dtype(source), np.dtype(target)
+    if (a.kind == "f") != (b.kind == "f") or not np.can_cast(a, b, "safe"):
+        raise SpecError(f"dtype {text!r} would lose values: the second type must hold every value of the first")
+    return source if a == b else text
+
+
+def checked_int(name: str, value: Any) -> int:
+    """A whole number; booleans and fractions are none."""
+    if isinstance(value, bool | np.bool_):
+        raise SpecError(f"{name} is {value!r}: it must be a whole number")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise SpecError(f"{name} is {value!r}: it must be a whole number") from None
+
+
+def checked_ints(name: str, values: Any) -> tuple[int, ...]:
+    """A tuple of whole numbers."""
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+        raise SpecError(f"{name} is {values!r}: give a tuple of whole numbers")
+    return tuple(checked_int(name, v) for v in values)
+
+
+def per_axis(name: str, value: Any, ndim: int) -> tuple[int, ...]:
+    """One number for every axis, from one number or one per axis."""
+    values = checked_ints(name, value) if isinstance(value, Sequence | np.ndarray) else (checked_int(name, value),) * ndim
+    if len(values) != ndim:
+        raise SpecError(f"{name} has {len(values)} entries for {ndim} axes: give one number, or one per axis")
+    return values
+
+
+def broadcast(text: str, values: tuple, ndim: int) -> tuple:
+    """One entry for every axis, from an option's text."""
+    if len(values) not in (1, ndim):
+        raise SpecError(f"option {text!r} has {len(values)} entries for {ndim} axes: give one, or one per axis")
+    return values * (ndim if len(values) == 1 else 1)
+
+
+def times(values: Any) -> str:
+    """``3x3`` for a tuple, the number itself for one number."""
+    return "x".join(map(str, values)) if isinstance(values, tuple | list) else str(values)
+
+
+def collapse(values: Sequence[Any]) -> str:
+    """``3`` when every axis agrees, else ``3x5``."""
+    return str(values[0]) if len(set(values)) == 1 else times(list(values))

@@ -1,0 +1,180 @@
+"""The machine that measured: CPU, caches, SIMD, BLAS, GPU, versions; and the build that a record belongs to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from algos.engine.threads import usable_cores
+
+if TYPE_CHECKING:
+    from algos.contract import Algorithm
+
+ROOT = Path(__file__).parent
+DRIVER = Path("/proc/driver/nvidia/version")
+PROBE_DAY_S = 86_400
+# Whose versions belong to the build of an algorithm, by its runtime.
+LIBRARIES = {
+    "numpy": ("numpy", "scipy"),
+    "numba": ("numpy", "numba", "llvmlite"),
+    "torch": ("numpy", "torch"),
+    "opencv": ("numpy", "opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    "cupy": ("numpy", "cupy", "cupy-cuda12x", "cupy-cuda13x"),
+}
+
+
+def data_base() -> Path:
+    """Where the machine's memory lives: CONVBENCH_DATA, else the user's data folder."""
+    return Path(os.environ.get("CONVBENCH_DATA") or platformdirs.user_data_dir("convbench", appauthor=False))
+
+
+def cache_base() -> Path:
+    """Where what can be made again lives (compiled code, probes): CONVBENCH_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("CONVBENCH_CACHE") or platformdirs.user_cache_dir("convbench", appauthor=False))
+
+
+@cache
+def caches() -> dict[str, int]:
+    """Bytes of L1d, L2 (each per core) and L3, as far as the system tells; sane defaults elsewhere."""
+    sizes = {"L1d": 32 << 10, "L2": 512 << 10, "L3": 8 << 20}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            level, kind = (index / "level").read_text().strip(), (index / "type").read_text().strip()
+            text = (index / "size").read_text().strip()
+            unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1)
+            name = {"1Data": "L1d", "2Unified": "L2", "3Unified": "L3"}[level + kind]
+            sizes[name] = int(text.rstrip("KM")) * unit
+    return sizes
+
+
+@cache
+def fingerprint() -> dict[str, Any]:
+    """What a reader of a figure must know about the machine, JSON-ready; ``id`` names it in records."""
+    identity = {
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "caches_bytes": caches(),
+        "simd": _simd(),
+        "system": platform.system(),
+        "arch": platform.machine(),
+        "gpu": _gpu_driver(),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return {"id": digest, **identity, "memory_bytes": _memory(), "python": platform.python_version(), "blas": _blas(),
+            "versions": {name: found for name in _every_library() if (found := version(name))}}
+
+
+@cache
+def version(distribution: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def build(algorithm: Algorithm) -> str:
+    """Hash of the algorithm's module, of the engine and of its libraries' versions: an edit makes records stale."""
+    from algos.registry import module_of
+
+    digest = hashlib.sha256(f"{sys.version_info[:2]}".encode())
+    module = module_of(algorithm)
+    files = sorted((ROOT / "engine").glob("*.py"))
+    if module is not None and module.__file__:
+        files.append(Path(module.__file__))
+    for path in files:
+        digest.update(path.read_bytes())
+    for name in LIBRARIES.get(algorithm.runtime, _every_library()):
+        digest.update(f"{name}={version(name)}".encode())
+    return digest.hexdigest()[:12]
+
+
+def probe(name: str, code: str, libraries: tuple[str, ...], timeout_s: float = 60.0) -> str | None:
+    """Why ``code`` fails in a throw-away process, or None; the answer is kept for a day, keyed by versions and driver.
+
+    ``code`` prints nothing of interest; its exit status decides, and the last line on stderr is the reason.
+    """
+    parts = [code, sys.executable, _gpu_driver(), *(f"{lib}={version(lib)}" for lib in libraries)]
+    key = f"{name}-{hashlib.sha256('|'.join(map(str, parts)).encode()).hexdigest()[:16]}"
+    path = cache_base() / "probes" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        stored = json.loads(path.read_text())
+        if 0 <= time.time() - stored["at_s"] < PROBE_DAY_S:
+            return stored["reason"]
+    reason = _try(code, timeout_s)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump({"at_s": time.time(), "reason": reason}, file)
+        os.replace(file.name, path)
+    return reason
+
+
+def _try(code: str, timeout_s: float) -> str | None:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        return f"the probe did not answer in {timeout_s:.0f} s"
+    if done.returncode == 0:
+        return None
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return (lines[-1] if lines else f"the probe ended with status {done.returncode}")[:200]
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text()
+        if match := re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE):
+            return " ".join(match[1].split())
+    return platform.processor() or platform.machine()
+
+
+def _simd() -> str:
+    """The widest vector extension that matters to the kernels."""
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    for name, label in (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX"), ("sve", "SVE"), ("neon", "NEON")):
+        if features.get(name):
+            return label
+    return "baseline"
+
+
+def _memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def _blas() -> str:
+    import numpy as np
+
+    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return f"{found.get('name')} {found.get('version')}"
+
+
+def _gpu_driver() -> str:
+    with contextlib.suppress(OSError):
+        return DRIVER.read_text().splitlines()[0]
+    return ""
+
+
+def _every_library() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in LIBRARIES.values() for name in names))

@@ -1,0 +1,1 @@
+"""One file per library; the registry reads every module here."""

@@ -1,0 +1,284 @@
+"""SciPy's own convolutions behind the contract: correlate2d, fftconvolve, oaconvolve and ndimage.correlate.
+
+Each is called as a SciPy user would call it, in the mode that needs the fewest copies: borders wider than the kernel are
+padded (``np.pad``), narrower ones come from mode "full" or from the function's own zero border, and are cropped. What SciPy
+lacks is built around it, in the clock: channels are summed one call at a time (fftconvolve and oaconvolve take all channels
+of an image in one call), a stride keeps every s-th output of a full computation. Dilated kernels get zeros between their
+taps, and kernels that a convolution needs reversed are reversed, in ``prepare``: nothing is converted in a run.
+
+Cost: correlate2d and ndimage 2 operations for each output at stride 1, tap and pair of channels; fftconvolve transforms
+image and kernel, to the size of the full output, at every call; oaconvolve does so by tiles. Workspace: one or two padded
+images and results, and for the FFTs the transforms of a call. More than ``LARGEST_CALLS`` pairs of channels are refused.
+Accuracy: componentwise for correlate2d, which sums in the input's type, and ndimage, which sums in double precision;
+normwise for the FFTs. NaN and infinity stay in the windows that hold them, except in an FFT's whole image or tile.
+ndimage leaves out taps smaller than 2.2e-16 in magnitude.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from algos.contract import Algorithm, Cost, forward_float
+from algos.engine.windows import stuffed
+from algos.spec import ConvSpec
+
+LARGEST_CALLS = 4096  # pairs of channels, times images
+TRANSFORM_COPIES = 5.5  # of a transform's points: both spectra, the result, a padded copy, and rounding up the length
+TILED_COPIES = 5.0
+
+
+def pairs_of(spec: ConvSpec) -> Iterator[tuple[int, int, int, int]]:
+    """(image, output channel, input channel, its index in the group's weights)"""
+    inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    for n, o, i in product(range(spec.batch), range(spec.out_channels), range(inputs)):
+        yield n, o, o // outputs * inputs + i, i
+
+
+def is_centred(spec: ConvSpec) -> bool:
+    """Whether mode "same" is what the spec asks: odd extents and half of each as padding."""
+    return all(extent % 2 and pair == (extent // 2,) * 2 for extent, pair in zip(spec.kernel_extent, spec.padding, strict=True))
+
+
+def every(spec: ConvSpec, first: tuple[int, ...]) -> tuple[slice, ...]:
+    """The outputs among those at stride 1, of which number ``first`` is the spec's first."""
+    return tuple(
+        slice(at, at + (count - 1) * step + 1, step)
+        for at, count, step in zip(first, spec.output_size, spec.stride, strict=True)
+    )
+
+
+def padded(x: np.ndarray, widths: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """x: (..., *size) with a border of zeros, or x itself where none is asked."""
+    if not any(map(any, widths)):
+        return x
+    return np.pad(x, ((0, 0),) * (x.ndim - len(widths)) + widths)
+
+
+@dataclass(frozen=True)
+class Peer(Algorithm):
+    """What the four have in common."""
+
+    family: str = "peer"
+    dimensions: tuple[int, ...] = (1, 2, 3)
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        if reason := forward_float(spec, ndim=self.dimensions):
+            return reason
+        count = spec.batch * spec.out_channels * (spec.in_channels // spec.groups)
+        if count > LARGEST_CALLS:
+            return f"{count} pairs of channels, each filtered on its own: at most {LARGEST_CALLS}"
+        return None
+
+    def tunables(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Correlate2d(Peer):
+    """``scipy.signal.correlate2d`` for every pair of channels."""
+
+    name: str = "scipy_correlate2d"
+    dimensions: tuple[int, ...] = (2,)
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        """A padded copy, a full result at stride 1 and the weights."""
+        unit = spec.in_dtype.itemsize
+        copied = math.prod(spec.padded_size) if any(map(any, spec.padding)) and not is_centred(spec) else 0
+        return unit * (copied + _stride1_outputs(spec) + _stuffed_elements(spec))
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        from scipy.signal import correlate2d
+
+        w = stuffed(weights, spec.dilation)
+        mode, border = ("same", ((0, 0),) * 2) if is_centred(spec) else ("valid", spec.padding)
+        kept = every(spec, (0, 0))
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            for n, o, c, i in pairs_of(spec):
+                found = correlate2d(padded(x[n, c], border), w[o, i], mode)[kept]
+                if i:
+                    y[n, o] += found
+                else:
+                    y[n, o] = found
+            return y
+
+        return run
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        pairs = spec.batch * spec.out_channels * (spec.in_channels // spec.groups)
+        operations = 2.0 * pairs * _stride1_outputs(spec) * math.prod(spec.kernel_extent)
+        return Cost(operations, 4 * spec.min_bytes, calls=8 * pairs, flops_per_s=9e8, parallel=False)
+
+
+@dataclass(frozen=True)
+class NdimageCorrelate(Peer):
+    """``scipy.ndimage.correlate`` with a constant border, for every pair of channels."""
+
+    name: str = "scipy_ndimage_correlate"
+
+    def _border(self, spec: ConvSpec) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+        """Zeros to add so that every output is centred inside the image, and where the first output then lies."""
+        widths, firsts = [], []
+        for axis, (size, extent, (before, _)) in enumerate(zip(spec.size, spec.kernel_extent, spec.padding, strict=True)):
+            first = extent // 2 - before  # ndimage centres a kernel on its element number extent // 2
+            last = first + (spec.output_size[axis] - 1) * spec.stride[axis]
+            widths.append((max(0, -first), max(0, last - size + 1)))
+            firsts.append(max(0, first))
+        return tuple(widths), tuple(firsts)
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        widths, _ = self._border(spec)
+        image = math.prod(n + b + a for n, (b, a) in zip(spec.size, widths, strict=True))
+        copies = 2 if any(map(any, widths)) else 1
+        # ndimage keeps offsets for every tap at every distance from the border
+        return spec.in_dtype.itemsize * (copies * image + _stuffed_elements(spec)) + 8 * math.prod(spec.kernel_extent)
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        from scipy.ndimage import correlate
+
+        w = stuffed(weights, spec.dilation)
+        widths, firsts = self._border(spec)
+        kept = every(spec, firsts)
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            for n, o, c, i in pairs_of(spec):
+                found = correlate(padded(x[n, c], widths), w[o, i], mode="constant")[kept]
+                if i:
+                    y[n, o] += found
+                else:
+                    y[n, o] = found
+            return y
+
+        return run
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        pairs = spec.batch * spec.out_channels * (spec.in_channels // spec.groups)
+        operations = 2.0 * pairs * math.prod(spec.size) * math.prod(spec.kernel)
+        return Cost(operations, 4 * spec.min_bytes, calls=20 * pairs, flops_per_s=9e8, parallel=False)
+
+
+@dataclass(frozen=True)
+class FftConvolve(Peer):
+    """``scipy.signal.fftconvolve``, all channels of an image in one call, with ``threads`` workers."""
+
+    name: str = "scipy_fftconvolve"
+    accuracy: str = "normwise"
+    function: str = "fftconvolve"
+
+    def _border(self, spec: ConvSpec) -> tuple[str, tuple[tuple[int, int], ...], tuple[int, ...]]:
+        """Mode, zeros to add first, and where the first output lies in what comes back."""
+        if not any(map(any, spec.padding)):
+            return "valid", spec.padding, (0,) * spec.ndim
+        if is_centred(spec):
+            return "same", ((0, 0),) * spec.ndim, (0,) * spec.ndim
+        over = tuple(
+            (max(0, b - extent + 1), max(0, a - extent + 1))
+            for extent, (b, a) in zip(spec.kernel_extent, spec.padding, strict=True)
+        )
+        firsts = tuple(max(0, extent - 1 - b) for extent, (b, _) in zip(spec.kernel_extent, spec.padding, strict=True))
+        return "full", over, firsts
+
+    def _calls(self, spec: ConvSpec) -> int:
+        return spec.batch * (1 if spec.in_channels == spec.out_channels == spec.groups else spec.out_channels)
+
+    def _full(self, spec: ConvSpec) -> int:
+        """Points of one transform."""
+        _, over, _ = self._border(spec)
+        return math.prod(
+            n + b + a + extent - 1 for n, extent, (b, a) in zip(spec.size, spec.kernel_extent, over, strict=True)
+        )
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        channels = spec.in_channels if self._calls(spec) == spec.batch else spec.in_channels // spec.groups
+        return int(spec.in_dtype.itemsize * (_stuffed_elements(spec) + TRANSFORM_COPIES * channels * self._full(spec)))
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        import scipy.fft
+        import scipy.signal
+
+        function = getattr(scipy.signal, self.function)
+        w = np.ascontiguousarray(np.flip(stuffed(weights, spec.dilation), tuple(range(2, 2 + spec.ndim))))
+        mode, border, firsts = self._border(spec)
+        kept = every(spec, firsts)
+        axes = tuple(range(1, 1 + spec.ndim))
+        inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        depthwise = inputs == outputs == 1
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            with scipy.fft.set_workers(threads):
+                for image, result in zip(x, y, strict=True):
+                    image = padded(image, border)
+                    if depthwise:
+                        result[...] = function(image, w[:, 0], mode, axes=axes)[(slice(None), *kept)]
+                        continue
+                    for o in range(spec.out_channels):
+                        first = o // outputs * inputs
+                        found = function(image[first : first + inputs], w[o], mode, axes=axes)
+                        np.sum(found[(slice(None), *kept)], axis=0, out=result[o])
+            return y
+
+        return run
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        points = self._full(spec)
+        pairs = spec.batch * spec.out_channels * (spec.in_channels // spec.groups)
+        transforms = 3 * 2.5 * points * math.log2(max(points, 2)) * pairs
+        traffic = 30.0 * points * pairs * spec.in_dtype.itemsize
+        return Cost(transforms + 3 * points * pairs, traffic, calls=40 * self._calls(spec), flops_per_s=7e9)
+
+
+@dataclass(frozen=True)
+class OaConvolve(FftConvolve):
+    """``scipy.signal.oaconvolve``: the FFT by tiles (overlap-add)."""
+
+    name: str = "scipy_oaconvolve"
+    function: str = "oaconvolve"
+
+    def _tiles(self, spec: ConvSpec) -> tuple[int, int]:
+        """Points of one tile's transform and number of tiles, by SciPy's rule (it weighs a longer tile against its overlap)."""
+        from scipy.fft import next_fast_len
+        from scipy.special import lambertw
+
+        _, over, _ = self._border(spec)
+        points, tiles = 1, 1
+        for n, extent, (before, after) in zip(spec.size, spec.kernel_extent, over, strict=True):
+            long, short = max(n + before + after, extent), min(n + before + after, extent)
+            overlap, tile = short - 1, long + short - 1
+            if overlap and long != short:
+                best = -overlap * lambertw(-1 / (2 * math.e * overlap), k=-1).real
+                tile = next_fast_len(math.ceil(best)) if best < long else tile
+            points *= tile
+            tiles *= -(-(long + short - 1) // (tile - overlap)) if tile < long + short - 1 else 1
+        return points, tiles
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        points, tiles = self._tiles(spec)
+        channels = spec.in_channels if self._calls(spec) == spec.batch else spec.in_channels // spec.groups
+        return int(spec.in_dtype.itemsize * (_stuffed_elements(spec) + TILED_COPIES * channels * points * tiles))
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        points, tiles = self._tiles(spec)
+        pairs = spec.batch * spec.out_channels * (spec.in_channels // spec.groups)
+        operations = pairs * tiles * points * (2 * 2.5 * math.log2(max(points, 2)) + 3)
+        traffic = 40.0 * points * tiles * pairs * spec.in_dtype.itemsize
+        return Cost(operations, traffic, calls=80 * self._calls(spec), flops_per_s=5e9)
+
+
+def _stride1_outputs(spec: ConvSpec) -> int:
+    return math.prod(n - extent + 1 for n, extent in zip(spec.padded_size, spec.kernel_extent, strict=True))
+
+
+def _stuffed_elements(spec: ConvSpec) -> int:
+    return math.prod(spec.weight_shape[:2]) * math.prod(spec.kernel_extent)
+
+
+ALGORITHMS = [Correlate2d(), FftConvolve(), OaConvolve(), NdimageCorrelate()]

@@ -1,0 +1,143 @@
+"""Finds the algorithms: every module in cpu/, gpu/ and peers/, and every file in the folders of CONVBENCH_PATH.
+
+A module ends with ``ALGORITHMS = [...]``; nothing else registers it. A module whose third-party import is missing becomes
+an unavailable entry that says so; any other error in it is a bug and propagates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from algos.contract import ACCURACIES, FAMILIES, Algorithm
+from algos.spec import ConvSpec
+
+PACKAGES = ("cpu", "gpu", "peers")
+ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Missing(Algorithm):
+    """Stands for a module that could not be imported, so that ``list`` can say why."""
+
+    reason: str = ""
+
+    def unavailable(self) -> str:
+        return self.reason
+
+    def unsupported(self, spec: ConvSpec) -> str:
+        return self.reason
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        return 0
+
+
+@cache
+def registry() -> dict[str, Algorithm]:
+    """All algorithms by name, in order of family folder and file name.
+
+    Raises
+    ------
+    ValueError
+        For a duplicate name, an unknown family or accuracy, or a folder of CONVBENCH_PATH that does not exist.
+    """
+    found: dict[str, Algorithm] = {}
+    for algorithm, source in [entry for path in _files() for entry in _load(path)]:
+        if algorithm.name in found:
+            raise ValueError(f"two algorithms are named {algorithm.name!r}: rename the one in {source}")
+        if not algorithm.name.isidentifier():
+            raise ValueError(f"algorithm name {algorithm.name!r} in {source} must be a Python identifier")
+        for field, known in (("family", FAMILIES), ("accuracy", ACCURACIES), ("device", ("cpu", "cuda"))):
+            if getattr(algorithm, field) not in known:
+                raise ValueError(f"{field} {getattr(algorithm, field)!r} of {algorithm.name} is not one of {', '.join(known)}")
+        found[algorithm.name] = algorithm
+    return found
+
+
+def get(name: str) -> Algorithm:
+    """The algorithm of that name.
+
+    Raises
+    ------
+    ValueError
+        With the names that exist.
+    """
+    found = registry()
+    if name not in found:
+        raise ValueError(f"no algorithm is named {name!r}: use one of {', '.join(found)}")
+    return found[name]
+
+
+def algorithms(spec: ConvSpec | str | None = None) -> list[Algorithm]:
+    """Every algorithm that can be listed, or those available and supporting ``spec``."""
+    if spec is None:
+        return list(registry().values())
+    inner = (ConvSpec.parse(spec) if isinstance(spec, str) else spec).received()
+    return [a for a in registry().values() if a.unavailable() is None and a.unsupported(inner) is None]
+
+
+def module_of(algorithm: Algorithm) -> ModuleType | None:
+    """The module that defines ``algorithm``; None for one that could not be imported."""
+    return None if isinstance(algorithm, Missing) else sys.modules[type(algorithm).__module__]
+
+
+def is_external(algorithm: Algorithm) -> bool:
+    """Whether it comes from a folder of CONVBENCH_PATH rather than from this distribution."""
+    return type(algorithm).__module__.startswith(EXTERNAL_PREFIX)
+
+
+EXTERNAL_PREFIX = "convbench_path_"
+
+
+def _files() -> list[Path]:
+    folders = [ROOT / package for package in PACKAGES]
+    for text in filter(None, os.environ.get("CONVBENCH_PATH", "").split(os.pathsep)):
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"CONVBENCH_PATH names {text!r}, which is not a folder: correct or unset it")
+        folders.append(folder)
+    files = [path for folder in folders for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
+    return [*files, ROOT / "auto.py"]
+
+
+def _load(path: Path) -> list[tuple[Algorithm, str]]:
+    inside = path.is_relative_to(ROOT)
+    try:
+        if inside:
+            module = importlib.import_module(".".join(("algos", *path.relative_to(ROOT).with_suffix("").parts)))
+        else:
+            module = _import_file(path)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing in ("algos", "bench", "reports"):
+            raise
+        reason = f"{missing} is not installed"
+        return [(Missing(name=path.stem, family="peer" if path.parent.name == "peers" else "direct", reason=reason), str(path))]
+    listed = getattr(module, "ALGORITHMS", None)
+    if listed is None:
+        raise ValueError(f"{path} defines no ALGORITHMS: end it with ALGORITHMS = [YourAlgorithm()]")
+    return [(algorithm, str(path)) for algorithm in listed]
+
+
+def _import_file(path: Path) -> ModuleType:
+    """A file outside the package, under a name of its own so that equal stems in two folders stay apart."""
+    name = EXTERNAL_PREFIX + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12] + "_" + path.stem
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,361 @@
+"""ConvSpec: one convolution problem, without data; its text is its name everywhere.
+
+``1x64x56x56,128x64x3x3,p1`` reads: input N x C x H x W, weights O x I x KH x KW, then options in the fixed order
+stride, padding, dilation, rank, dtype, padding mode, direction, flip, each left out at its default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from algos.grammar import (
+    DIRECTIONS,
+    FLOAT,
+    PADDING_MODES,
+    SHAPE,
+    SpecError,
+    checked_dtype,
+    checked_int,
+    checked_ints,
+    collapse,
+    parse_option,
+    per_axis,
+    times,
+)
+
+Padding = int | str | Sequence[Any]
+
+AXIS_NAMES = {1: ("column",), 2: ("row", "column"), 3: ("plane", "row", "column")}
+LARGEST_BYTES = 1 << 62  # of one array; beyond it no index type can address the elements
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """The problem: shapes and parameters, never data. The operation is cross-correlation unless ``flip``.
+
+    Parameters
+    ----------
+    batch, in_channels, out_channels : int
+        N, C and O. A batch of 0 gives an empty output; every other size is at least 1.
+    size, kernel : tuple of 1, 2 or 3 ints
+        Spatial sizes of the input and of the weights.
+    stride, dilation : int or one int per axis
+    padding : int, one int per axis, (before, after) pairs, "same" (ONNX SAME_UPPER), "valid" or "full"
+    groups : int
+        Divides both channel counts; weights are (O, C / groups, *kernel).
+    rank : int, optional
+        2-D only: promises that each channel's kernel is a sum of that many outer products.
+    dtype : str
+        A NumPy float or integer type, or ``in>out`` such as ``int8>int32``.
+    padding_mode : str
+        zeros, reflect, replicate, circular, symmetric or ``constant:V``.
+    direction : str
+        forward, input_gradient or weight_gradient.
+    flip : bool
+        Reverse the weights in space: true convolution.
+
+    Raises
+    ------
+    SpecError
+        A ValueError whose one line says what to change.
+    """
+
+    batch: int
+    in_channels: int
+    size: tuple[int, ...]
+    out_channels: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...] = 1  # type: ignore[assignment]  # broadcast below
+    padding: tuple[tuple[int, int], ...] = 0  # type: ignore[assignment]
+    dilation: tuple[int, ...] = 1  # type: ignore[assignment]
+    groups: int = 1
+    rank: int | None = None
+    dtype: str = "float32"
+    padding_mode: str = "zeros"
+    direction: Literal["forward", "input_gradient", "weight_gradient"] = "forward"
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        size = checked_ints("size", self.size)
+        ndim = len(size)
+        if not 1 <= ndim <= 3:
+            raise SpecError(f"size has {ndim} axes: give 1, 2 or 3")
+        put("size", size)
+        put("kernel", per_axis("kernel", self.kernel, ndim))
+        put("stride", per_axis("stride", self.stride, ndim))
+        put("dilation", per_axis("dilation", self.dilation, ndim))
+        for name in ("batch", "in_channels", "out_channels", "groups"):
+            put(name, checked_int(name, getattr(self, name)))
+        if self.batch < 0:
+            raise SpecError(f"batch is {self.batch}: it must be 0 or more")
+        for name in ("in_channels", "out_channels", "groups", "size", "kernel", "stride", "dilation"):
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,)) < 1:
+                raise SpecError(f"{name} is {times(value)}: every {name} must be 1 or more")
+        put("padding", self._pairs(self.padding))
+        self._validate_channels()
+        put("dtype", checked_dtype(self.dtype))
+        put("padding_mode", self._mode(self.padding_mode))
+        if self.direction not in DIRECTIONS:
+            raise SpecError(f"unknown direction {self.direction!r}: use one of {', '.join(DIRECTIONS)}")
+        put("flip", bool(self.flip))
+        self._validate_rank()
+        for axis, (have, need) in enumerate(zip(self.padded_size, self.kernel_extent, strict=True)):
+            if need > have:
+                raise SpecError(
+                    f"kernel extent {need} exceeds the padded input's {have} on axis {axis}: "
+                    "add padding, or use a smaller kernel or dilation"
+                )
+        for shape in (self.input_shape, self.weight_shape, self.output_shape):
+            if math.prod(shape) * 8 > LARGEST_BYTES:
+                raise SpecError(f"an array of shape {times(shape)} is too large for any machine: use smaller sizes")
+
+    def _validate_channels(self) -> None:
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) % self.groups:
+                raise SpecError(f"{name} {getattr(self, name)} is not divisible by groups {self.groups}")
+
+    def _validate_rank(self) -> None:
+        if self.rank is None:
+            return
+        object.__setattr__(self, "rank", checked_int("rank", self.rank))
+        if self.ndim != 2:
+            raise SpecError(f"rank is for 2-D kernels, this spec is {self.ndim}-D: leave rank out")
+        if not 1 <= self.rank <= min(self.kernel):
+            raise SpecError(f"rank {self.rank} is outside 1..{min(self.kernel)} for kernel {times(self.kernel)}")
+
+    def _pairs(self, padding: Padding) -> tuple[tuple[int, int], ...]:
+        if isinstance(padding, str):
+            return self._named_padding(padding)
+        if not isinstance(padding, Sequence | np.ndarray):
+            padding = [padding] * self.ndim
+        if len(padding) != self.ndim:
+            raise SpecError(f"padding has {len(padding)} entries for {self.ndim} axes: give one int or pair per axis")
+        pairs = []
+        for entry in padding:
+            several = isinstance(entry, Sequence | np.ndarray)
+            pair = checked_ints("padding", entry) if several else (checked_int("padding", entry),) * 2
+            if len(pair) != 2:
+                raise SpecError(f"padding entry {entry!r} is not a (before, after) pair")
+            if min(pair) < 0:
+                raise SpecError(f"padding {entry!r} is negative: crop the input instead")
+            pairs.append((pair[0], pair[1]))
+        return tuple(pairs)
+
+    def _named_padding(self, name: str) -> tuple[tuple[int, int], ...]:
+        if name == "valid":
+            return ((0, 0),) * self.ndim
+        if name == "full":
+            return tuple((extent - 1, extent - 1) for extent in self.kernel_extent)
+        if name == "same":
+            pairs = []
+            for size, extent, stride in zip(self.size, self.kernel_extent, self.stride, strict=True):
+                total = max((-(-size // stride) - 1) * stride + extent - size, 0)
+                pairs.append((total // 2, total - total // 2))
+            return tuple(pairs)
+        raise SpecError(f'unknown padding {name!r}: use "same", "valid", "full" or numbers')
+
+    def _mode(self, mode: str) -> str:
+        if isinstance(mode, str) and mode.startswith("constant:"):
+            text = mode.removeprefix("constant:")
+            if not FLOAT.fullmatch(text) or not math.isfinite(float(text)):
+                raise SpecError(f"{mode!r} is not constant:V with a finite number V")
+            value = float(text)
+            if self.in_dtype.kind in "iu" and not value.is_integer():
+                raise SpecError(f"{mode!r} does not fit {self.dtype}: use a whole number")
+            return "zeros" if value == 0 else f"constant:{int(value) if value.is_integer() else value!r}"
+        if mode not in PADDING_MODES:
+            raise SpecError(f"unknown padding mode {mode!r}: use {', '.join(PADDING_MODES)} or constant:V")
+        for size, pair in zip(self.size, self.padding, strict=True):
+            largest = size - 1 if mode == "reflect" else size
+            if mode in ("reflect", "symmetric", "circular") and max(pair) > largest:
+                raise SpecError(f"{mode} padding of {max(pair)} is too wide for an input of {size}: at most {largest} here")
+        return mode
+
+    # ---- derived figures ---------------------------------------------------------------------------------------
+
+    @property
+    def ndim(self) -> int:
+        """Spatial axes: 1, 2 or 3."""
+        return len(self.size)
+
+    @cached_property
+    def in_dtype(self) -> np.dtype:
+        """Type of x and w."""
+        return np.dtype(self.dtype.partition(">")[0])
+
+    @cached_property
+    def out_dtype(self) -> np.dtype:
+        """Type of y."""
+        return np.dtype(self.dtype.rpartition(">")[2])
+
+    @property
+    def kernel_extent(self) -> tuple[int, ...]:
+        """What the dilated kernel covers, per axis."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @property
+    def padded_size(self) -> tuple[int, ...]:
+        return tuple(n + before + after for n, (before, after) in zip(self.size, self.padding, strict=True))
+
+    @cached_property
+    def output_size(self) -> tuple[int, ...]:
+        """floor((size + padding - extent) / stride) + 1, per axis."""
+        return tuple(
+            (n - extent) // s + 1
+            for n, extent, s in zip(self.padded_size, self.kernel_extent, self.stride, strict=True)
+        )
+
+    @cached_property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.in_channels, *self.size)
+
+    @cached_property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
+
+    @cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.out_channels, *self.output_size)
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """What a plan returns: y, dx or dw by direction."""
+        return {
+            "forward": self.output_shape,
+            "input_gradient": self.input_shape,
+            "weight_gradient": self.weight_shape,
+        }[self.direction]
+
+    @property
+    def reduction_length(self) -> int:
+        """K: products summed in one result of a forward pass, C / groups * taps."""
+        return math.prod(self.weight_shape[1:])
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of the definition, padding included; the same in all three directions."""
+        return math.prod(self.output_shape) * self.reduction_length
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+    @property
+    def operations(self) -> int:
+        """2 * macs - outputs: K products need only K - 1 additions (the count of the lectures)."""
+        return 2 * self.macs - math.prod(self.output_shape)
+
+    def parameters(self, bias: bool = False) -> int:
+        return math.prod(self.weight_shape) + (self.out_channels if bias else 0)
+
+    @property
+    def min_bytes(self) -> int:
+        """x and w read once and y written once."""
+        read = math.prod(self.input_shape) + math.prod(self.weight_shape)
+        return read * self.in_dtype.itemsize + math.prod(self.output_shape) * self.out_dtype.itemsize
+
+    @cached_property
+    def unread(self) -> tuple[tuple[int, ...], ...]:
+        """Per axis, the indices of the input that no output reads: the stride does not fit, or steps over them."""
+        result = []
+        for axis, size in enumerate(self.size):
+            read = np.zeros(self.padded_size[axis], bool)
+            reach = self.output_size[axis] * self.stride[axis]
+            for tap in range(self.kernel[axis]):
+                start = tap * self.dilation[axis]
+                read[start : start + reach : self.stride[axis]] = True
+            before = self.padding[axis][0]
+            result.append(tuple(int(i) for i in np.flatnonzero(~read[before : before + size])))
+        return tuple(result)
+
+    def received(self) -> ConvSpec:
+        """The spec that an algorithm is asked about.
+
+        The door has reversed flipped weights, padded other modes than zeros, and answers an empty batch itself.
+        """
+        if self.padding_mode != "zeros":
+            return self.with_(size=self.padded_size, padding=0, padding_mode="zeros", flip=False).received()
+        if self.flip or not self.batch:
+            return self.with_(batch=max(1, self.batch), flip=False)
+        return self
+
+    def unread_text(self) -> str:
+        """``unread`` in words, empty when every element is read."""
+        parts = []
+        for name, indices in zip(AXIS_NAMES[self.ndim], self.unread, strict=True):
+            if indices:
+                shown = ", ".join(map(str, indices[:6])) + (", ..." if len(indices) > 6 else "")
+                parts.append(f"{len(indices)} {name}{'s' if len(indices) > 1 else ''} ({shown})")
+        return f"never read: {' and '.join(parts)}" if parts else ""
+
+    # ---- text --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, text: str) -> ConvSpec:
+        """The spec that ``text`` names; the inverse of ``str``.
+
+        Raises
+        ------
+        SpecError
+            With the offending part and what would be right.
+        """
+        if not isinstance(text, str) or not text:
+            raise SpecError("empty spec: write it like 1x64x56x56,128x64x3x3,p1")
+        if len(text) > 1000:
+            raise SpecError(f"spec text of {len(text)} characters is too long")
+        shapes, options = text.split(",")[:2], text.split(",")[2:]
+        for part in shapes:
+            if not SHAPE.fullmatch(part):
+                raise SpecError(f"{part!r} is not a shape: write whole numbers joined by x, like 1x64x56x56,128x64x3x3,p1")
+        if len(shapes) < 2:
+            raise SpecError(f"{text!r} has no weights: write input,weights[,options] like 1x64x56x56,128x64x3x3,p1")
+        x, w = (tuple(int(n) for n in part.split("x")) for part in shapes)
+        if len(x) == len(w) == 2:
+            x, w = (1, 1, *x), (1, 1, *w)
+        if len(x) != len(w) or not 3 <= len(x) <= 5:
+            raise SpecError(f"shapes of {len(x)} and {len(w)} numbers: both need N,C or O,I and the same 1 to 3 sizes")
+        if w[1] < 1 or x[1] < 1 or x[1] % w[1]:
+            raise SpecError(f"{x[1]} input channels are not divisible into groups of {w[1]}")
+        given: dict[str, Any] = {}
+        for option in options:
+            name, value = parse_option(option, len(x) - 2)
+            if name in given:
+                raise SpecError(f"option {option!r} repeats {name}: give it once")
+            given[name] = value
+        return cls(x[0], x[1], x[2:], w[0], w[2:], groups=x[1] // w[1], **given)
+
+    @cached_property
+    def _text(self) -> str:
+        parts = [times(self.input_shape), times(self.weight_shape)]
+        if set(self.stride) != {1}:
+            parts.append("s" + collapse(self.stride))
+        if any(map(any, self.padding)):
+            parts.append("p" + collapse([str(b) if b == a else f"{b}:{a}" for b, a in self.padding]))
+        if set(self.dilation) != {1}:
+            parts.append("d" + collapse(self.dilation))
+        if self.rank is not None:
+            parts.append(f"rank{self.rank}")
+        parts += [
+            value
+            for name, value in (("dtype", self.dtype), ("padding_mode", self.padding_mode), ("direction", self.direction))
+            if value != _DEFAULTS[name]
+        ]
+        return ",".join(parts + ["flip"] * self.flip)
+
+    def __str__(self) -> str:
+        return self._text
+
+    def with_(self, **changes: Any) -> ConvSpec:
+        """A copy with some fields changed, validated again."""
+        return replace(self, **changes)
+
+
+_DEFAULTS = {f.name: f.default for f in fields(ConvSpec)}

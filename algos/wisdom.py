@@ -1,0 +1,94 @@
+"""Wisdom: what this machine's measurements taught, kept in the user's data folder from one run to the next.
+
+A small SQLite file, written by ``convbench run`` and read by the picker. Only what the same build measured counts. A file
+that cannot be read is set aside, one that cannot be written costs a warning: forgetting is never an error.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from dataclasses import astuple, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from algos.machine import data_base
+
+FILE_NAME = "wisdom-1.sqlite"  # the number is the schema's: another schema is another file
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one algorithm on one spec.
+
+    Attributes
+    ----------
+    machine, build, spec, algorithm, tunables : str
+    threads : int
+    status, reason : str
+        As in the record; times are 0 unless the status is ok.
+    prepare_s, run_s : float
+        Medians over launches, seconds.
+    """
+
+    machine: str
+    build: str
+    spec: str
+    algorithm: str
+    tunables: str
+    threads: int
+    status: str
+    reason: str = ""
+    prepare_s: float = 0.0
+    run_s: float = 0.0
+
+
+_FIELDS = tuple(f.name for f in fields(Known))
+_KEY = _FIELDS[:6]
+_SCHEMA = (
+    f"CREATE TABLE IF NOT EXISTS known ({', '.join(_FIELDS[:5])}, threads INTEGER, status, reason, prepare_s REAL, "
+    f"run_s REAL, PRIMARY KEY ({', '.join(_KEY)}))"
+)
+
+
+def path() -> Path:
+    return data_base() / FILE_NAME
+
+
+def remember(entries: Iterable[Known]) -> None:
+    """Add or replace entries; what cannot be written is said on stderr and forgotten."""
+    rows = [astuple(entry) for entry in entries]
+    if not rows:
+        return
+    try:
+        path().parent.mkdir(parents=True, exist_ok=True)
+        with closing(_connect()) as database, database:
+            database.executemany(f"INSERT OR REPLACE INTO known VALUES ({', '.join('?' * len(_FIELDS))})", rows)
+    except (sqlite3.Error, OSError) as error:
+        print(f"convbench: cannot remember measurements in {path()}: {error}", file=sys.stderr)
+    recall.cache_clear()
+
+
+@cache
+def recall(machine: str) -> tuple[Known, ...]:
+    """Everything known of ``machine``, oldest first; read once per process until ``remember`` is called."""
+    if not path().is_file():
+        return ()
+    try:
+        with closing(_connect()) as database:
+            return tuple(Known(*row) for row in database.execute("SELECT * FROM known WHERE machine = ?", (machine,)))
+    except sqlite3.OperationalError:  # locked or unreadable for now: pick without it
+        return ()
+    except sqlite3.DatabaseError:
+        with suppress(OSError):
+            path().rename(path().with_suffix(".damaged"))
+        return ()
+
+
+def _connect() -> sqlite3.Connection:
+    database = sqlite3.connect(path(), timeout=10.0)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute(_SCHEMA)
+    return database

@@ -1,0 +1,1 @@
+"""How convolution algorithms are judged: checked against one oracle, measured fairly, recorded."""

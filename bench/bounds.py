@@ -1,0 +1,324 @@
+"""How far a correct result may lie from the definition, element by element, for each class of accuracy.
+
+u is the unit roundoff of the accumulator, B = |x| conv |w| and Q = sqrt(x^2 conv w^2) in the geometry of the spec and in
+its direction, K the products in one result. componentwise and lowrank are proven bounds; normwise and winograd are
+calibrated ones, which held with a margin of two on 10,872 checks. No algorithm supplies its own bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from algos.contract import Algorithm
+from algos.spec import ConvSpec
+from bench.data import Operands
+from bench.oracle import border_value, copies, oracle, oracle_at, padded, reduction
+
+PRECISE_MACS = 1 << 26  # the definition is computed in long double up to here, about a third of a second
+TILE_ELEMENTS = 1 << 22  # of a block of Winograd tiles
+Transforms = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # per axis A^T (m, t), G (t, r), B^T (t, t)
+
+
+class UnjudgedError(Exception):
+    """No bound fits this spec and class of accuracy; the message says why."""
+
+
+class TransformsError(ValueError):
+    """The matrices that an algorithm exposes do not compute correlation."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A spec with operands, and what the definition says about them, at all results or at chosen points only.
+
+    Attributes
+    ----------
+    spec : ConvSpec
+    data : Operands
+    points : int array (points, axes of the result) or None for all
+    """
+
+    spec: ConvSpec
+    data: Operands
+    points: np.ndarray | None = None
+
+    def evaluate(
+        self, change: Callable[[Any], Any] = lambda a: a, w: np.ndarray | None = None, precise: bool = False
+    ) -> np.ndarray:
+        """The definition on changed operands, such as their absolute values, with w in place of the weights if given."""
+        w = self.data.w if w is None else w
+        x, w, grad = (None if a is None else change(a) for a in (self.data.x, w, self.data.grad))
+        fill = float(change(np.float64(border_value(self.spec))))
+        if self.points is None:
+            return oracle(self.spec, x, w, grad, precise=precise, fill=fill)
+        return oracle_at(self.spec, x, w, grad, self.points, precise=precise, fill=fill)
+
+    def at(self, result: np.ndarray) -> np.ndarray:
+        """The elements of a whole result that this case knows about."""
+        return result if self.points is None else result[tuple(self.points.T)]
+
+    @cached_property
+    def exact(self) -> np.ndarray:
+        """The definition; for float64 in long double where that is affordable."""
+        return self.evaluate(precise=self.precise)
+
+    @cached_property
+    def magnitude(self) -> np.ndarray:
+        """B = |x| conv |w|."""
+        return self.evaluate(_absolute)
+
+    @cached_property
+    def spread(self) -> np.ndarray:
+        """Q = sqrt(x^2 conv w^2): the standard deviation of a sum of independent products."""
+        return np.sqrt(self.evaluate(lambda a: np.square(np.asarray(a, np.float64))))
+
+    @property
+    def terms(self) -> int:
+        """K."""
+        return reduction(self.spec)
+
+    @property
+    def inner_channels(self) -> int:
+        """Operand planes that are summed for one plane of the result: channels or images."""
+        groups = self.spec.groups
+        return {
+            "forward": self.spec.in_channels // groups,
+            "input_gradient": self.spec.out_channels // groups,
+            "weight_gradient": self.spec.batch,
+        }[self.spec.direction]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the result."""
+        return self.spec.out_dtype if self.spec.direction == "forward" else self.spec.in_dtype
+
+    @property
+    def unit(self) -> float:
+        """u of the accumulator, which is float32 at least."""
+        return float(np.finfo(np.promote_types(self.dtype, np.float32)).eps) / 2
+
+    @property
+    def out_unit(self) -> float:
+        return float(np.finfo(self.dtype).eps) / 2
+
+    @property
+    def precise(self) -> bool:
+        """Whether the definition itself rounds far less than what is judged: float64 alone can't judge float64."""
+        return bool(
+            self.dtype == np.float64
+            and np.finfo(np.longdouble).eps < 2.0**-60
+            and (self.terms * len(self.points) if self.points is not None else self.spec.macs) <= PRECISE_MACS
+        )
+
+    @property
+    def repeats(self) -> int:
+        """How many border elements input_gradient adds to one element; 1 in the other directions."""
+        found = copies(self.spec) if self.spec.direction == "input_gradient" else []
+        return math.prod(int(count.max()) for count in found)
+
+    @cached_property
+    def rounding(self) -> np.ndarray:
+        """u_out * |y| + K * tiny: the last rounding, and what underflow may cost, gradual or flushed to zero.
+
+        A border is folded back in the type of the result, so that what is added there was rounded to it before.
+        """
+        accumulator = np.promote_types(self.dtype, np.float32)
+        floor = self.terms * float(np.finfo(accumulator).tiny) + float(np.finfo(self.dtype).smallest_subnormal)
+        last = self.out_unit * np.abs(self.exact).astype(np.float64) + floor
+        return last + self.repeats * self.out_unit * self.magnitude if self.repeats > 1 else last
+
+
+def tolerance(case: Case, algorithm: Algorithm) -> np.ndarray:
+    """E + u_out * |y| + K * tiny, float64 in the shape of ``case.exact``; for float types.
+
+    Raises
+    ------
+    UnjudgedError
+        When K * u >= 0.5, or for a class of accuracy that says nothing about this spec.
+    """
+    if case.terms * case.unit >= 0.5:
+        raise UnjudgedError(f"{case.terms} products in one result are too many for a bound in {case.dtype}")
+    bound = _BOUNDS[algorithm.accuracy](case, algorithm) + case.rounding
+    if case.dtype == np.float64 and not case.precise:
+        bound = bound + _growth(case) * case.magnitude  # the float64 definition's own rounding
+    return bound
+
+
+def _growth(case: Case) -> float:
+    """g_K = K u / (1 - K u): whatever the order of the sum, with or without fused multiply-adds."""
+    share = case.terms * case.unit
+    return share / (1 - share)
+
+
+def _absolute(a: Any) -> Any:
+    return np.abs(np.asarray(a, np.float64))
+
+
+def _componentwise(case: Case, algorithm: Algorithm) -> np.ndarray:
+    return _growth(case) * case.magnitude
+
+
+def _lowrank(case: Case, algorithm: Algorithm) -> np.ndarray:
+    """(sum of kernel sizes + 2 + rank * channels) * u * B' with B' on the factors, plus what the factorisation leaves."""
+    spec, w = case.spec, case.data.w
+    if w is None or spec.ndim != 2:
+        raise UnjudgedError("a low-rank bound needs 2-D weights")
+    rank = spec.rank or min(spec.kernel)
+    left, values, right = np.linalg.svd(w.astype(np.float64), full_matrices=False)
+    left, values, right = left[..., :rank], values[..., :rank], right[..., :rank, :]
+    kept = (left * values[..., None, :]) @ right
+    factors = (np.abs(left) * values[..., None, :]) @ np.abs(right)
+    steps = sum(spec.kernel) + 2 + rank * case.inner_channels * case.repeats
+    return steps * case.unit * case.evaluate(_absolute, factors) + case.evaluate(_absolute, w.astype(np.float64) - kept)
+
+
+# ---- FFT --------------------------------------------------------------------------------------------------------
+
+
+def _normwise(case: Case, algorithm: Algorithm) -> np.ndarray:
+    """16 u (sqrt(L) sqrt(2 ln n) sqrt(sum norm(x_c)^2 norm(w_c)^2 / N) + (sqrt(L) + sqrt(C)) max|y|), L = log2 N.
+
+    N is the padded full size whatever the tiling, n the results, C the planes summed.
+    """
+    spec, data = case.spec, case.data
+    n, groups = spec.batch, spec.groups
+    i, o = spec.in_channels // groups, spec.out_channels // groups
+    planes = {"x": (n, groups, i), "grad": (n, groups, o), "w": (groups, o, i)}
+    norms = {name: _squares(spec, name, getattr(data, name)).reshape(shape) for name, shape in planes.items()
+             if getattr(data, name) is not None}
+    if spec.direction == "forward":
+        energy = np.einsum("ngi,goi->ngo", norms["x"], norms["w"]).reshape(n, -1)
+    elif spec.direction == "input_gradient":
+        energy = np.einsum("ngo,goi->ngi", norms["grad"], norms["w"]).reshape(n, -1)
+    else:
+        energy = np.einsum("ngi,ngo->goi", norms["x"], norms["grad"]).reshape(-1, i)
+    points = math.prod(p + e - 1 for p, e in zip(spec.padded_size, spec.kernel_extent, strict=True))
+    levels = math.sqrt(max(math.log2(points), 1.0))
+    spread = levels * math.sqrt(2 * math.log(max(math.prod(spec.result_shape), 2))) * np.sqrt(energy / points)
+    largest = float(np.abs(case.exact).max(initial=0))
+    bound = 16 * case.unit * case.repeats * (spread + (levels + math.sqrt(case.inner_channels)) * largest)
+    if case.points is not None:
+        return bound[tuple(case.points.T[:2])]
+    return np.broadcast_to(bound.reshape(*bound.shape, *(1,) * spec.ndim), spec.result_shape)
+
+
+def _squares(spec: ConvSpec, name: str, a: np.ndarray) -> np.ndarray:
+    """Squared norm of every plane (first axis, second axis); of x with its border, each element as often as it stands there."""
+    total = np.square(a.astype(np.float64))
+    if name != "x":
+        return total.sum(tuple(range(2, a.ndim)))
+    for count in reversed(copies(spec)):
+        total = total @ count
+    return total + border_value(spec) ** 2 * (math.prod(spec.padded_size) - math.prod(spec.size))
+
+
+# ---- Winograd ---------------------------------------------------------------------------------------------------
+
+
+def _winograd(case: Case, algorithm: Algorithm) -> np.ndarray:
+    """4 u sqrt(q) S with q = 2(2t + r) + C + 2 for two equal axes."""
+    matrices = winograd_matrices(algorithm, case.spec)
+    q = sum(2 * g.shape[0] + g.shape[1] for _, g, _ in matrices) + case.inner_channels + 2
+    return 4 * case.unit * math.sqrt(q) * amplified(case, matrices)
+
+
+def winograd_matrices(algorithm: Algorithm, spec: ConvSpec) -> Transforms:
+    """The algorithm's matrices in float64, after proving with fractions that they compute correlation.
+
+    Raises
+    ------
+    UnjudgedError
+        For a direction, stride or dilation that this bound doesn't cover.
+        Also for an algorithm without ``transforms``.
+    TransformsError
+        For matrices that compute something else.
+    """
+    if spec.direction != "forward" or max(spec.stride) > 1 or max(spec.dilation) > 1:
+        raise UnjudgedError("the Winograd bound covers forward passes of stride and dilation 1")
+    if not hasattr(algorithm, "transforms"):
+        raise UnjudgedError(f"{algorithm.name} exposes no transforms(spec), which the Winograd bound is computed from")
+    transforms = algorithm.transforms(spec.received())
+    if len(transforms) != spec.ndim:
+        raise TransformsError(f"transforms gives {len(transforms)} axes: the spec has {spec.ndim}")
+    for axis, (back, kernel, data) in enumerate(transforms):
+        if problem := _misfit(back, kernel, data, spec.kernel[axis]):
+            raise TransformsError(f"the transforms of axis {axis} do not compute correlation: {problem}")
+    return [tuple(np.array(m, np.float64) for m in axis) for axis in transforms]  # type: ignore[misc]
+
+
+def _misfit(back: Any, kernel: Any, data: Any, size: int) -> str | None:
+    """Why sum over k of A^T[i, k] G[k, j] B^T[k, l] is not 1 where l = i + j and 0 elsewhere, or None."""
+    m, t, r = len(back), len(data), len(kernel[0])
+    if t != m + r - 1 or r != size or any(len(row) != t for row in (*back, *data)) or len(kernel) != t:
+        return f"A^T is {m}x{len(back[0])}, G {len(kernel)}x{r}, B^T {t}x{len(data[0])} for a kernel of {size}"
+    for i, j, k in np.ndindex(m, r, t):
+        total = sum((Fraction(back[i][p]) * Fraction(kernel[p][j]) * Fraction(data[p][k]) for p in range(t)), Fraction(0))
+        if total != (k == i + j):
+            return f"output {i}, tap {j}, input {k} has the weight {total}"
+    return None
+
+
+def amplified(case: Case, matrices: Transforms) -> np.ndarray:
+    """S: the bilinear form run on absolute values, |A^T| ((|G| |w|) * (|B^T| |x|)) summed over channels, per result."""
+    spec, data = case.spec, case.data
+    assert data.x is not None and data.w is not None
+    ndim, groups = spec.ndim, spec.groups
+    inner, outer = spec.in_channels // groups, spec.out_channels // groups
+    m, t = ([len(a[which]) for a in matrices] for which in (0, 2))
+    tiles = [-(-n // k) for n, k in zip(spec.output_size, m, strict=True)]
+    x = padded(spec, _absolute(data.x), abs(border_value(spec)))
+    reach = [n * k + b - k for n, k, b in zip(tiles, m, t, strict=True)]
+    x = np.pad(x, ((0, 0), (0, 0), *((0, max(n - have, 0)) for n, have in zip(reach, x.shape[2:], strict=True))))
+    windows = np.lib.stride_tricks.sliding_window_view(x, t, tuple(range(2, 2 + ndim)))
+    steps: Any = (slice(None), slice(None), *(slice(0, n * k, k) for n, k in zip(tiles, m, strict=True)))
+    windows = windows[steps]
+    w = _absolute(np.flip(data.w, tuple(range(2, 2 + ndim))) if spec.flip else data.w)
+    kernel = _applied([g for _, g, _ in matrices], w)  # (O, C / groups, *t)
+    kernel = kernel.reshape(groups, outer, inner, -1).transpose(3, 0, 2, 1)  # (prod t, groups, C / groups, O / groups)
+
+    places = (spec.batch, *tiles)
+    if case.points is None:
+        chosen = np.arange(math.prod(places))
+    else:
+        n, channel, *place = case.points.T
+        tile = np.ravel_multi_index((n, *(p // k for p, k in zip(place, m, strict=True))), places)
+        chosen, inverse = np.unique(tile, return_inverse=True)
+    result = np.empty((len(chosen), spec.out_channels, *m))
+    step = max(TILE_ELEMENTS // (max(spec.in_channels, spec.out_channels) * math.prod(t)), 1)
+    for start in range(0, len(chosen), step):
+        image, *index = np.unravel_index(chosen[start : start + step], places)
+        at: Any = (image, slice(None), *index)
+        block = windows[at]  # (tiles, C, *t)
+        block = _applied([b for _, _, b in matrices], block).reshape(-1, groups, inner, math.prod(t))
+        product = block.transpose(3, 1, 0, 2) @ kernel  # (prod t, groups, tiles, O / groups)
+        product = product.transpose(2, 1, 3, 0).reshape(-1, spec.out_channels, *t)
+        result[start : start + step] = _applied([a for a, _, _ in matrices], product)
+    if case.points is not None:
+        return result[(inverse, channel, *(p % k for p, k in zip(place, m, strict=True)))]
+    whole = result.reshape(*places, spec.out_channels, *m)
+    order = [0, ndim + 1] + [axis for k in range(ndim) for axis in (1 + k, ndim + 2 + k)]
+    whole = whole.transpose(order).reshape(spec.batch, spec.out_channels, *(n * k for n, k in zip(tiles, m, strict=True)))
+    inside: Any = (..., *(slice(0, n) for n in spec.output_size))
+    return whole[inside]
+
+
+def _applied(matrices: list[np.ndarray], a: np.ndarray) -> np.ndarray:
+    """Absolute values of one matrix per trailing axis, applied to a (first, second, *axes)."""
+    for axis, matrix in enumerate(matrices, start=2):
+        a = np.moveaxis(np.tensordot(np.abs(matrix), a, axes=(1, axis)), 0, axis)
+    return a
+
+
+_BOUNDS: dict[str, Callable[[Case, Algorithm], np.ndarray]] = {
+    "componentwise": _componentwise,
+    "lowrank": _lowrank,
+    "normwise": _normwise,
+    "winograd": _winograd,
+}

@@ -1,0 +1,140 @@
+"""Two stores of one machine: what became faster, slower, stayed the same, or cannot be told.
+
+The launch is the sampling unit: samples of one process repeat its luck. Two sources of noise are measured, not assumed: the
+spread between launches of a case, and what identical code (the same build in both stores) gained or lost between the runs.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.record import Record
+
+Verdict = Literal["faster", "slower", "same", "undecided"]
+
+FALSE_ALARMS = 0.01  # accepted over all cases of a comparison together, not for each
+SAME = math.log(1.05)  # both ends of the interval must lie within 5% for "same"
+LEAST = math.log(1.01)  # smaller changes are nobody's business
+CONTROLS = 5  # pairs of identical code needed to measure the noise between two runs
+ASSUMED_RUN_SIGMA = 0.02  # without them
+
+Key = tuple[str, str, str, int, str, bool]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One case in both stores.
+
+    Attributes
+    ----------
+    spec, algorithm : str
+    threads : int
+    old_s, new_s : float
+        Geometric means of the launches' medians.
+    ratio : float
+        new / old, the drift between the runs taken out.
+    error : float
+        Standard error of log(ratio).
+    verdict : str
+        "faster", "slower", "same" or "undecided".
+    """
+
+    spec: str
+    algorithm: str
+    threads: int
+    old_s: float
+    new_s: float
+    ratio: float
+    error: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All changes, and the noise that they were judged by.
+
+    Attributes
+    ----------
+    changes : tuple of Change
+    launch_sigma, run_sigma, drift : float
+        Relative spread between launches of a case; between two runs of identical code; and its common shift.
+    controls : int
+        Pairs of identical code behind the last two; below ``CONTROLS`` they are assumed.
+    only_old, only_new : int
+        Measured cases that the other store lacks.
+    """
+
+    changes: tuple[Change, ...]
+    launch_sigma: float
+    run_sigma: float
+    drift: float
+    controls: int
+    only_old: int
+    only_new: int
+
+    def noise_text(self) -> str:
+        text = f"noise: {self.launch_sigma:.1%} between launches"
+        if self.controls >= CONTROLS:
+            moved = f"moved by {self.run_sigma:.1%}, {self.drift:+.1%} in common"
+            return f"{text}; identical code in both ({self.controls} pairs) {moved}"
+        return f"{text}; too little identical code in both to measure the noise between runs, {self.run_sigma:.0%} assumed"
+
+
+def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
+    """Judge every case that both stores measured on the same machine; the latest build of each stands for it."""
+    before, after = _latest(old), _latest(new)
+    pairs = [(key, before[key], after[key]) for key in before if key in after]
+    launch_sigma = _launch_sigma([record for _, a, b in pairs for record in (a, b)])
+    shifts = [_log_mean(b) - _log_mean(a) for _, a, b in pairs if a.build == b.build]
+    drift, run_sigma = 0.0, ASSUMED_RUN_SIGMA
+    if len(shifts) >= CONTROLS:
+        drift = statistics.median(shifts)
+        run_sigma = max(_spread([shift - drift for shift in shifts]), 1e-3)
+    sure = max(3.0, math.sqrt(2 * math.log(max(1, len(pairs)) / FALSE_ALARMS)))  # standard errors: a normal's tail
+    changes = []
+    for _, a, b in pairs:
+        moved = _log_mean(b) - _log_mean(a) - drift
+        sigma = max(launch_sigma, _launch_sigma([a, b]) if min(len(a.launches), len(b.launches)) > 2 else 0.0)
+        error = math.hypot(sigma * math.sqrt(1 / len(a.launches) + 1 / len(b.launches)), run_sigma)
+        times = math.exp(_log_mean(a)), math.exp(_log_mean(b))
+        changes.append(Change(a.spec, a.algorithm, a.threads, *times, math.exp(moved), error, _verdict(moved, error, sure)))
+    alone = len(before) - len(pairs), len(after) - len(pairs)
+    return Comparison(tuple(changes), launch_sigma, run_sigma, drift, len(shifts), *alone)
+
+
+def _verdict(moved: float, error: float, sure: float) -> Verdict:
+    if abs(moved) > max(sure * error, LEAST):
+        return "slower" if moved > 0 else "faster"
+    return "same" if abs(moved) + 2 * error < SAME else "undecided"
+
+
+def _latest(records: Iterable[Record]) -> dict[Key, Record]:
+    """Own measured records by case; stores keep the order of writing, so the last build wins."""
+    return {
+        (r.spec, r.algorithm, r.tunables, r.threads, r.machine, r.cold): r
+        for r in records
+        if r.origin == "convbench" and r.launches
+    }
+
+
+def _log_mean(record: Record) -> float:
+    return statistics.fmean(math.log(max(launch.median_s, 1e-12)) for launch in record.launches)
+
+
+def _launch_sigma(records: Sequence[Record]) -> float:
+    """Pooled spread of log medians of launches around their case's mean; 5% where no case has two launches."""
+    squares, freedom = 0.0, 0
+    for record in records:
+        middle = _log_mean(record)
+        squares += sum((math.log(max(launch.median_s, 1e-12)) - middle) ** 2 for launch in record.launches)
+        freedom += len(record.launches) - 1
+    return math.sqrt(squares / freedom) if freedom else 0.05
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Standard deviation from the median absolute deviation; one wild pair does not set the noise of all."""
+    return 1.4826 * statistics.median(map(abs, values))

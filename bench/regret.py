@@ -1,0 +1,66 @@
+"""How good the picker is: time(picked) / time(best) over what a store holds, each spec left out in turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from algos import machine
+from algos.auto import choose
+from algos.estimate import Knowledge
+from algos.registry import registry
+from algos.spec import ConvSpec
+from bench.record import Record
+from bench.runner import known
+
+SOURCES = ("measured", "nearest", "model")
+
+
+def regret(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """One row per source: specs, geometric mean and worst of time(picked) / time(best), and the spec of the worst.
+
+    measured picks by the first launch and is judged by the others; nearest picks without the spec's own records; model
+    picks without any record. Only this machine's own algorithms of the present build count, on specs where two were
+    measured.
+    """
+    identity, found = machine.fingerprint()["id"], registry()
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        algorithm = found.get(record.algorithm)
+        if (
+            record.launches and record.machine == identity and not record.cold and record.origin == "convbench"
+            and algorithm is not None and algorithm.family not in ("peer", "auto")
+            and algorithm.unavailable() is None and record.build == machine.build(algorithm)
+        ):
+            groups.setdefault((record.spec, record.threads), []).append(record)
+    groups = {key: group for key, group in groups.items() if len(group) > 1}
+    every = [known(record) for group in groups.values() for record in group]
+    rows = []
+    for source in SOURCES:
+        ratios = {}
+        for (text, threads), group in groups.items():
+            judged = group
+            if source == "measured":
+                if any(len(record.launches) < 2 for record in group):
+                    continue
+                entries = [known(replace(record, launches=record.launches[:1])) for record in group]
+                judged = [replace(record, launches=record.launches[1:]) for record in group]
+            else:
+                entries = [entry for entry in every if entry.spec != text] if source == "nearest" else []
+            candidates = [found[record.algorithm] for record in group]
+            choice = choose(ConvSpec.parse(text), candidates, Knowledge(entries, found, machine.build), threads=threads)
+            times = {record.algorithm: record.median_s or math.inf for record in judged}
+            if source == "nearest" and choice.source != "nearest":
+                continue
+            ratios[text] = times[choice.algorithm] / min(times.values())
+        worst = max(ratios, key=lambda text: ratios[text], default="")
+        rows.append({
+            "source": source,
+            "specs": len(ratios),
+            "geometric_mean": math.exp(sum(map(math.log, ratios.values())) / len(ratios)) if ratios else None,
+            "worst": ratios.get(worst),
+            "worst_spec": worst,
+        })
+    return rows

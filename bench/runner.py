@@ -1,0 +1,399 @@
+"""The controller: turns specs into cases, has workers measure them in interleaved rounds, and stores every result at once.
+
+A case is (spec, algorithm, threads). Launch by launch, in fresh processes, the algorithms of one spec are opened, checked
+in the first launch, and sampled in seeded random rounds until each one's noise, budget or cap says stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+
+from algos import auto, machine, wisdom
+from algos.contract import Algorithm
+from algos.estimate import tunables_text
+from algos.spec import ConvSpec
+from bench.pool import Pool, Worker, WorkerFailed
+from bench.record import Launch, Record
+from bench.store import Store
+from bench.timing import Budget
+
+LAUNCHES = 3
+ANSWER_S = 60.0  # what any step may take beyond what its calls are known to take
+MEMORY_SHARE = 0.8
+HOPELESS = 5.0  # times over the limit, by the cost model: not even tried
+REMEMBERED = ("ok", "wrong", "too_slow", "timeout", "crashed", "error")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run measures.
+
+    Attributes
+    ----------
+    launches : int
+    budget : Budget
+        Per case and launch.
+    slow_s : float
+        A case whose first call takes longer is ``too_slow``.
+    answer_s : float
+        Time-out of one step of a worker, beyond what its calls are known to take.
+    run_budget_s : float or None
+        Of the whole run; it ends between two specs.
+    cold, fresh : bool
+        Flush caches between single calls; measure again what stands in the store.
+    seed : int
+    """
+
+    launches: int = LAUNCHES
+    budget: Budget = field(default_factory=Budget)
+    slow_s: float = 10.0
+    answer_s: float = ANSWER_S
+    run_budget_s: float | None = None
+    cold: bool = False
+    fresh: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One algorithm on one spec with a number of threads; ``record`` is what stands in the store so far."""
+
+    spec: ConvSpec
+    algorithm: Algorithm  # the chosen one where the record is auto's
+    record: Record
+
+
+@dataclass
+class Spent:
+    """Seconds of wall time by what they went to."""
+
+    prepared_runs: float = 0.0
+    checks: float = 0.0
+    compilation: float = 0.0
+    start_up: float = 0.0
+    total: float = 0.0
+
+    def shares(self) -> dict[str, float]:
+        """Fractions of the total; waiting is what is left: answers, rounds of other processes, storing."""
+        parts = {k: v / max(self.total, 1e-9) for k, v in asdict(self).items() if k != "total"}
+        return {**parts, "waiting": max(0.0, 1.0 - sum(parts.values()))}
+
+
+@dataclass
+class Progress:
+    """What a progress bar shows; called between samples only."""
+
+    total: int = 0
+    advance: Callable[[int, str], None] = lambda done, text: None
+
+
+@dataclass
+class Outcome:
+    """What a run did. ``complete`` is false when the budget ended it."""
+
+    records: list[Record] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
+    measured: int = 0
+    complete: bool = True
+
+
+def cases_of(
+    specs: Iterable[ConvSpec], algorithms: Sequence[Algorithm], threads: Sequence[int], settings: Settings
+) -> list[Case]:
+    """Every case, those that cannot run among them, with the reason in their record."""
+    identity = machine.fingerprint()["id"]
+    return [
+        _case(spec, algorithm, count, settings, identity)
+        for count in dict.fromkeys(threads)
+        for spec in dict.fromkeys(specs)
+        for algorithm in algorithms
+    ]
+
+
+def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
+    status, reason, chosen, workspace = "ok", "", "", None
+    actual = algorithm
+    if reason := algorithm.unavailable() or "":
+        status = "unavailable"
+    elif algorithm.name == "auto":
+        try:
+            from algos.registry import get
+
+            chosen = auto.pick(spec, threads=threads).algorithm
+            actual = get(chosen)
+        except ValueError as error:
+            status, reason = "unsupported", str(error)
+    elif reason := algorithm.unsupported(spec.received()) or "":
+        status = "unsupported"
+    if status == "ok":
+        workspace = int(actual.workspace_bytes(spec.received(), threads))
+        if reason := _too_large(spec, actual, workspace):
+            status = "too_large"
+        elif (expected_s := actual.cost(spec.received(), threads).seconds(threads)) > HOPELESS * settings.slow_s:
+            status, reason = "too_slow", f"expected to take {expected_s:.0f} s a call, the limit is {settings.slow_s:g} s"
+    record = Record(
+        str(spec), algorithm.name, threads, identity, machine.build(actual), status, reason, tunables=tunables_text(algorithm),
+        cold=settings.cold, family=algorithm.family, device=actual.device, runtime=actual.runtime, layout=actual.layout,
+        accuracy=actual.accuracy, chosen=chosen, workspace_bytes=workspace,
+    )
+    return Case(spec, actual, record)
+
+
+def _too_large(spec: ConvSpec, algorithm: Algorithm, workspace: int) -> str:
+    """Why the case doesn't fit in memory, by prediction, before anything is allocated."""
+    if algorithm.device != "cpu":
+        return ""  # the device's own allocator answers in the worker
+    import psutil
+
+    free = int(psutil.virtual_memory().available * MEMORY_SHARE)
+    needed = workspace + spec.min_bytes
+    return f"needs {needed:,} bytes, {workspace:,} of them workspace; {free:,} are free" if needed > free else ""
+
+
+class Runner:
+    """Measures cases and keeps their records in a store, or only checks them when there is none.
+
+    Parameters
+    ----------
+    settings : Settings
+    store : Store or None
+        None checks and measures nothing.
+    progress : Progress
+    """
+
+    def __init__(self, settings: Settings, store: Store | None, progress: Progress | None = None) -> None:
+        self.settings, self.store, self.progress = settings, store, progress or Progress()
+        self.outcome = Outcome()
+        self._records: dict[tuple, Record] = {}
+        self._pool = Pool()
+        self._random = random.Random(settings.seed)
+
+    def run(self, cases: Sequence[Case]) -> Outcome:
+        """Measure what is missing; the outcome holds a record for every case."""
+        started = perf_counter()
+        spent = self.outcome.spent
+        try:
+            with self._pool:
+                self._load(cases)
+                launches = self.settings.launches if self.store else 1
+                missing = [(launch, case) for launch in range(launches) for case in cases if self._lacks(case, launch)]
+                self.progress.total = len(missing)
+                for launch in range(launches):
+                    for group in _groups([case for index, case in missing if index == launch]):
+                        limit = self.settings.run_budget_s
+                        if limit is not None and perf_counter() - started > limit:
+                            self.outcome.complete = False
+                            return self.outcome
+                        self._group(launch, [case for case in group if self._lacks(case, launch)])
+                    self._pool.end()
+        finally:
+            spent.total = perf_counter() - started
+            spent.start_up = self._pool.start_s
+            self.outcome.records = [self._records[c.record.key] for c in cases if c.record.key in self._records]
+        return self.outcome
+
+    def _load(self, cases: Sequence[Case]) -> None:
+        """What stands in the store is not measured again, unless asked; what cannot run is stored at once."""
+        stored = {record.key: record for record in self.store.records()} if self.store else {}
+        for case in cases:
+            record = stored.get(case.record.key)
+            impossible = case.record.status != "ok"
+            outdated = record is not None and record.status in ("unsupported", "unavailable", "too_large")
+            if record is None or self.settings.fresh or impossible or outdated:
+                if self.store and record is not None and (self.settings.fresh or outdated):
+                    self.store.forget(record)
+                record = case.record
+                if impossible:
+                    self._keep(case, record)
+            self._records[case.record.key] = record
+
+    def _lacks(self, case: Case, launch: int) -> bool:
+        record = self._records[case.record.key]
+        return record.status == "ok" and launch not in {done.index for done in record.launches}
+
+    def _keep(self, case: Case, record: Record) -> None:
+        """Acknowledge: in memory, in the store, in the machine's wisdom."""
+        before = self._records.get(case.record.key)
+        if self.store:
+            self.store.put(record)
+        if record.status == "ok" and before is not None:
+            merged = {launch.index: launch for launch in (*record.launches, *before.launches)}
+            record = record.with_launches(tuple(merged[i] for i in sorted(merged)))
+        self._records[case.record.key] = record
+        if self.store and record.status in REMEMBERED and not record.cold and not record.chosen:
+            wisdom.remember([known(record)])
+
+    def _fail(self, case: Case, status: str, reason: str) -> None:
+        self._keep(case, replace(self._records[case.record.key], status=status, reason=reason, launches=()))
+
+    # ---- one spec, one launch ----------------------------------------------------------------------------------
+
+    def _group(self, launch: int, cases: list[Case]) -> None:
+        """Open, check and sample the cases of one spec; store each as soon as it is done."""
+        if not cases:
+            return
+        self._random.seed(f"{self.settings.seed}|{launch}|{cases[0].spec}")
+        self._random.shuffle(cases)
+        with _measuring():
+            opened: list[_Open] = []
+            for case in cases:
+                state = _Open(case, launch)
+                if self._open(state) and self._checked(state):
+                    opened.append(state)
+                else:
+                    self._done(state)
+            if self.store is None:
+                for state in opened:
+                    self._keep(state.case, state.record)
+                    self._done(state)
+                return
+            active = list(opened)
+            while active:
+                self._random.shuffle(active)
+                active = [state for state in active if self._sampled(state)]
+
+    def _open(self, state: _Open) -> bool:
+        """Prepare in a worker; false when the case failed. Also the way back after another case killed the worker."""
+        case, settings = state.case, self.settings
+        record = self._records[case.record.key]
+        reply = self._ask(
+            state, settings.answer_s + 3 * settings.slow_s, do="open", spec=str(case.spec), algorithm=case.algorithm.name,
+            threads=record.threads, budget=asdict(settings.budget), cold=settings.cold, seed=settings.seed,
+            slow_s=settings.slow_s,
+        )
+        if reply is None:
+            return False
+        self.outcome.spent.compilation += reply["prepare_cold_s"]
+        if reply["first_run_s"] > settings.slow_s:
+            self._fail(case, "too_slow", f"one call took {reply['first_run_s']:.1f} s, the limit is {settings.slow_s:g} s")
+            return False
+        state.phases, state.samples, state.spent_s = reply, [], 0.0
+        return True
+
+    def _checked(self, state: _Open) -> bool:
+        """The verdict, asked for once per record; nothing is timed before it is ok."""
+        record = self._records[state.case.record.key]
+        if record.launches:
+            state.record = record
+            return True
+        allowed_s = self.settings.answer_s + 20 * state.phases["first_run_s"]
+        reply = self._ask(state, allowed_s, do="check")
+        if reply is None:
+            return False
+        self.outcome.spent.checks += reply["spent_s"]
+        state.workspace_seen_bytes = reply["workspace_seen_bytes"]
+        state.record = replace(record, max_error=reply["max_error"], error_ratio=reply["error_ratio"])
+        if not reply["verdict"]:
+            self._keep(state.case, replace(state.record, status="wrong", reason=reply["reason"] or "outside its bound"))
+            return False
+        return True
+
+    def _sampled(self, state: _Open) -> bool:
+        """One turn; true while the case wants more."""
+        if not state.worker.running and not self._open(state):
+            self._done(state)
+            return False
+        settings = self.settings
+        start = perf_counter()
+        count = settings.budget.chunk(state.phases["call_s"], state.phases["loops"])
+        turn_s = state.phases["call_s"] * state.phases["loops"] * (count + 1)
+        reply = self._ask(state, settings.answer_s + 20 * turn_s, do="sample")
+        if reply is None:
+            self._done(state)
+            return False
+        state.samples += reply["samples_s"]
+        state.spent_s += perf_counter() - start
+        self.outcome.spent.prepared_runs += reply["spent_s"]
+        if not settings.budget.enough(state.samples, state.spent_s):
+            return True
+        self._keep(state.case, replace(state.record, launches=(state.result(),)))
+        self.outcome.measured += 1
+        self._done(state)
+        return False
+
+    def _done(self, state: _Open) -> None:
+        if state.worker is not None and state.worker.running:
+            with contextlib.suppress(WorkerFailed):
+                state.worker.ask(self.settings.answer_s, do="close", case=state.number)
+        self.progress.advance(1, f"{state.case.spec} {state.case.record.algorithm}")
+
+    def _ask(self, state: _Open, timeout_s: float, **request: Any) -> dict[str, Any] | None:
+        """A worker's answer, or None when the case has failed and is recorded so."""
+        case = state.case
+        if request["do"] == "open":
+            try:
+                state.worker = self._pool.get(case.algorithm.runtime, case.algorithm.device, case.record.threads)
+            except WorkerFailed as failure:
+                self._fail(case, failure.status, f"the worker did not start: {failure}")
+                return None
+        try:
+            reply = state.worker.ask(timeout_s, case=state.number, **request)
+        except WorkerFailed as failure:
+            self._fail(case, failure.status, f"{failure}, in {request['do']}")
+            return None
+        if "failure" in reply:
+            self._fail(case, reply["failure"], reply["reason"])
+            return None
+        return reply
+
+
+class _Open:
+    """A case that is open in a worker, in one launch."""
+
+    _numbers = iter(range(1 << 62))
+
+    def __init__(self, case: Case, launch: int) -> None:
+        self.case, self.launch, self.number = case, launch, next(self._numbers)
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.record = case.record
+        self.worker: Worker = None  # type: ignore[assignment]  # set when first asked
+        self.phases: dict[str, Any] = {}
+        self.samples: list[float] = []
+        self.spent_s = 0.0
+        self.workspace_seen_bytes: int | None = None
+
+    def result(self) -> Launch:
+        names = ("loops", "prepare_cold_s", "prepare_s", "first_run_s", "h2d_s", "d2h_s")
+        return Launch(
+            self.launch, self.started, tuple(self.samples), **{name: self.phases[name] for name in names},
+            workspace_seen_bytes=self.workspace_seen_bytes,
+        )
+
+
+def _groups(cases: Iterable[Case]) -> list[list[Case]]:
+    """Cases of one spec and number of threads are measured against each other."""
+    found: dict[tuple[int, str], list[Case]] = {}
+    for case in cases:
+        found.setdefault((case.record.threads, case.record.spec), []).append(case)
+    return list(found.values())
+
+
+def known(record: Record) -> wisdom.Known:
+    """What the picker is to remember of a record."""
+    return wisdom.Known(
+        record.machine, record.build, record.spec, record.algorithm, record.tunables, record.threads, record.status,
+        record.reason, record.prepare_s or 0.0, record.median_s or 0.0,
+    )
+
+
+@contextlib.contextmanager
+def _measuring() -> Iterator[None]:
+    """One process of this user measures at a time: two busy ones would slow each other. Released on any death."""
+    try:
+        import fcntl
+
+        folder = machine.data_base()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "measuring.lock", "w")  # noqa: SIM115  # closed below, with the lock
+    except (ImportError, OSError):  # no such lock here: measure without it
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

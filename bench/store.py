@@ -1,0 +1,213 @@
+"""The store: one SQLite file in WAL mode, appended to as results are produced. ``docs/store.md`` describes the schema.
+
+Every write is one transaction, so a killed run loses at most the case in flight, and two processes may write at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bench.record import KEY_FIELDS, Launch, Record
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x636F6E76  # "conv": tells a convbench store from any other SQLite file
+FILE_NAME = "convbench.sqlite"
+BUSY_S = 30.0
+
+RECORD_FIELDS = tuple(f.name for f in fields(Record) if f.name != "launches")
+LAUNCH_FIELDS = tuple(f.name for f in fields(Launch))
+_TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_ratio": "REAL", "workspace_bytes": "INTEGER",
+          "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL", "prepare_s": "REAL", "first_run_s": "REAL",
+          "h2d_s": "REAL", "d2h_s": "REAL", "workspace_seen_bytes": "INTEGER"}
+_OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes")
+
+
+class StoreError(Exception):
+    """The store cannot be used; the message says what to do."""
+
+
+def _columns(names: Iterable[str]) -> str:
+    return ", ".join(f'"{n}" {_TYPES.get(n, "TEXT")}{"" if n in _OPTIONAL else " NOT NULL"}' for n in names)
+
+
+_SCHEMA = f"""
+CREATE TABLE machine (id TEXT PRIMARY KEY, description TEXT NOT NULL);
+CREATE TABLE record (id INTEGER PRIMARY KEY, {_columns(RECORD_FIELDS)}, UNIQUE ({", ".join(KEY_FIELDS)}));
+CREATE TABLE launch (record_id INTEGER NOT NULL REFERENCES record(id) ON DELETE CASCADE, {_columns(LAUNCH_FIELDS)},
+                     UNIQUE (record_id, "index"));
+"""
+
+
+class Store:
+    """The records of one folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``convbench.sqlite``; made when missing, unless ``create`` is false.
+
+    Raises
+    ------
+    StoreError
+        For a missing, damaged, foreign or newer file, a read-only folder or a full disk.
+    """
+
+    def __init__(self, folder: Path, create: bool = True) -> None:
+        self.path = Path(folder) / FILE_NAME
+        if not create and not self.path.is_file():
+            raise StoreError(f"{folder} holds no {FILE_NAME}: give the --out folder of an earlier convbench run")
+        with self._explained():
+            if create:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+            try:
+                self._open(create)
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _open(self, create: bool) -> None:
+        with suppress(sqlite3.OperationalError):  # a read-only folder can still be reported on
+            self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        if self._pragma("user_version") == 0 and create:
+            with self.transaction():
+                if self._pragma("user_version") == 0:  # nobody else made it in the meantime
+                    if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                        raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if self._pragma("application_id") != APPLICATION_ID:
+            raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
+        if (version := self._pragma("user_version")) > SCHEMA_VERSION:
+            raise StoreError(f"{self.path} has schema {version}, this convbench knows {SCHEMA_VERSION}: update convbench")
+
+    def _pragma(self, name: str) -> int:
+        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, acknowledged when the block ends."""
+        with self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """SQLite's errors in the user's words."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            text = str(error)
+            if "full" in text:
+                raise StoreError(f"no space left for {self.path}: free some and run the same command again") from error
+            if "readonly" in text or "unable to open" in text:
+                raise StoreError(f"cannot write {self.path}: choose another folder with --out") from error
+            if "locked" in text:
+                raise StoreError(f"{self.path} is locked by another process: let it end, then run again") from error
+            raise StoreError(f"{self.path}: {text}: move the file away, or choose another --out folder") from error
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{self.path} is damaged ({error}): move the file away, or choose another --out folder") from error
+        except OSError as error:
+            raise StoreError(f"cannot use {self.path}: {error.strerror}: choose another folder with --out") from error
+
+    # ---- writing -----------------------------------------------------------------------------------------------
+
+    def put_machine(self, description: dict[str, Any]) -> None:
+        with self.transaction():
+            self._put_machine(description["id"], json.dumps(description, sort_keys=True))
+
+    def _put_machine(self, identity: str, description: str) -> None:
+        self._db.execute(
+            "INSERT INTO machine VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET description = excluded.description",
+            (identity, description),
+        )
+
+    def put(self, record: Record) -> None:
+        """Store ``record``: what it says of itself replaces what stood there, its launches are added.
+
+        A launch of an index that stands there already is left as it is: the first writer wins. A record that is not ok
+        any more loses its launches.
+        """
+        with self.transaction():
+            self._put(record)
+
+    def _put(self, record: Record) -> None:
+        values = [getattr(record, name) for name in RECORD_FIELDS]
+        names = ", ".join(f'"{n}"' for n in RECORD_FIELDS)
+        updates = ", ".join(f'"{n}" = excluded."{n}"' for n in RECORD_FIELDS if n not in KEY_FIELDS)
+        marks = ", ".join("?" * len(values))
+        (identity,) = self._db.execute(
+            f"INSERT INTO record ({names}) VALUES ({marks}) ON CONFLICT DO UPDATE SET {updates} RETURNING id", values
+        ).fetchone()
+        if record.status != "ok":
+            self._db.execute("DELETE FROM launch WHERE record_id = ?", (identity,))
+        for launch in record.launches:
+            row = [json.dumps(v) if isinstance(v, tuple) else v for v in astuple(launch)]
+            marks = ", ".join("?" * (len(row) + 1))
+            self._db.execute(f"INSERT OR IGNORE INTO launch VALUES ({marks})", (identity, *row))
+
+    def forget(self, record: Record) -> None:
+        """Remove the case that ``record`` names, with its launches."""
+        condition = " AND ".join(f'"{n}" = ?' for n in KEY_FIELDS)
+        with self.transaction():
+            self._db.execute(f"DELETE FROM record WHERE {condition}", record.key)
+
+    def merge(self, other: Store) -> int:
+        """Add every record of ``other``; returns how many there were. Machines stay apart, since they are in the key."""
+        records = other.records()
+        with self.transaction():
+            for identity, description in other.machines().items():
+                self._put_machine(identity, json.dumps(description, sort_keys=True))
+            for record in records:
+                self._put(record)
+        return len(records)
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def machines(self) -> dict[str, dict[str, Any]]:
+        """Descriptions by id."""
+        with self._explained():
+            return {i: json.loads(d) for i, d in self._db.execute("SELECT id, description FROM machine ORDER BY id")}
+
+    def records(self) -> list[Record]:
+        """All records in the order of their first writing, launches in the order of their index."""
+        with self._explained():
+            launches: dict[int, list[Launch]] = {}
+            for identity, *row in self._db.execute('SELECT * FROM launch ORDER BY record_id, "index"'):
+                values = dict(zip(LAUNCH_FIELDS, row, strict=True))
+                values["samples_s"] = tuple(json.loads(values["samples_s"]))
+                launches.setdefault(identity, []).append(Launch(**values))
+            names = ", ".join(f'"{n}"' for n in RECORD_FIELDS)
+            found = []
+            for identity, *row in self._db.execute(f"SELECT id, {names} FROM record ORDER BY id"):
+                values = dict(zip(RECORD_FIELDS, row, strict=True))
+                values["cold"] = bool(values["cold"])
+                found.append(Record(**values, launches=tuple(launches.get(identity, ()))))
+            return found
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

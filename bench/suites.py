@@ -1,0 +1,174 @@
+"""What to run: suites (named lists of specs), specs, CSV files, and sweeps over sizes and kernels."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from algos.spec import ConvSpec, SpecError
+from bench.runner import Settings
+from bench.timing import Budget
+
+PICTURE = "1x1x64x64,1x1x3x3,p1"
+WORKLOADS = Path(__file__).parent / "workloads"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A spec by its name in the suite, and how often it occurs there."""
+
+    name: str
+    spec: ConvSpec
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named list of specs.
+
+    Attributes
+    ----------
+    name, about, source : str
+        What it is, and where its figures come from.
+    make : callable
+        Returns the layers.
+    settings : Settings or None
+        How it is measured when it is run alone; None for the default.
+    """
+
+    name: str
+    about: str
+    source: str
+    make: Callable[[], list[Layer]]
+    settings: Settings | None = None
+
+    @property
+    def layers(self) -> list[Layer]:
+        return self.make()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds per image: of all layers at batch 1, each as often as it occurs."""
+        return sum(layer.spec.with_(batch=1).macs * layer.count for layer in self.layers)
+
+
+def sweep(sizes: Sequence[tuple[int, ...]], kernels: Sequence[tuple[int, ...]], template: str = PICTURE) -> list[ConvSpec]:
+    """``template`` at every size and kernel; padding that keeps the template's size keeps every size."""
+    base = ConvSpec.parse(template)
+    same = base.padding == base.with_(padding="same").padding
+    specs = []
+    for size in sizes:
+        for kernel in kernels:
+            wide = size * base.ndim if len(size) == 1 else size
+            taps = kernel * base.ndim if len(kernel) == 1 else kernel
+            rank = base.rank if base.rank is None else min(base.rank, *taps)
+            padding = "same" if same else base.padding
+            specs.append(base.with_(size=wide, kernel=taps, padding=padding, rank=rank))
+    return specs
+
+
+def _pictures(sizes: Sequence[int], kernels: Sequence[int]) -> list[Layer]:
+    return [Layer(str(spec), spec) for spec in sweep([(size,) for size in sizes], [(kernel,) for kernel in kernels])]
+
+
+@cache
+def suites() -> dict[str, Suite]:
+    """All suites by name."""
+    found = [
+        Suite(
+            "quick", "a small sweep of pictures, under a minute", "ours",
+            lambda: _pictures((64, 256, 512), (3, 7, 15)),
+            Settings(launches=2, budget=Budget(case_s=0.06, max_samples=20, chunk_s=0.01), slow_s=0.5),
+        ),
+        Suite(
+            "images", "pictures of 256 to 2048 pixels a side, kernels of 3 to 63", "ours",
+            lambda: _pictures((256, 512, 1024, 2048), (3, 5, 7, 9, 15, 31, 63)),
+        ),
+    ]
+    found += [_workload(path) for path in sorted(WORKLOADS.glob("*.csv"))]
+    return {suite.name: suite for suite in found}
+
+
+def _workload(path: Path) -> Suite:
+    """A table of layers, each row with its source; a name that ends in ``*n`` occurs n times."""
+    rows = _rows(path)
+    count = sum(_occurrences(row["layer"])[1] for row in rows)
+    sources = dict.fromkeys(row["source"] for row in rows)
+    return Suite(
+        path.stem, f"{count} convolutions, batch {', '.join(dict.fromkeys(row['N'] for row in rows))}", "; ".join(sources),
+        lambda: [Layer(name, workload_spec(row), n) for row in rows for name, n in [_occurrences(row["layer"])]],
+    )
+
+
+def _occurrences(layer: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.*)\*([0-9]+)", layer)
+    return (match[1], int(match[2])) if match else (layer, 1)
+
+
+def resolve(targets: Sequence[str], batch: int | None = None) -> tuple[list[ConvSpec], Settings]:
+    """The specs that the targets name, in order and once each, at ``batch`` if given, and how to measure them.
+
+    Raises
+    ------
+    ValueError
+        For a target that is no suite, no spec and no CSV file.
+    """
+    specs: list[ConvSpec] = []
+    for target in targets:
+        if target in suites():
+            specs += [layer.spec for layer in suites()[target].layers]
+        elif target.endswith(".csv"):
+            specs += read_csv(Path(target))
+        elif "," in target:
+            specs.append(ConvSpec.parse(target))
+        else:
+            raise ValueError(f"{target!r} is no suite ({', '.join(suites())}), no CSV file and no spec like {PICTURE}")
+    alone = suites()[targets[0]].settings if len(targets) == 1 and targets[0] in suites() else None
+    if batch is not None:
+        specs = [spec.with_(batch=batch) for spec in specs]
+    return list(dict.fromkeys(specs)), alone or Settings()
+
+
+def read_csv(path: Path) -> list[ConvSpec]:
+    """Specs from a file with a column ``spec``, or with the columns of ``bench/workloads/*.csv``.
+
+    Raises
+    ------
+    ValueError
+        With the file and line of what is wrong.
+    """
+    specs = []
+    for number, row in enumerate(_rows(path), start=2):
+        try:
+            specs.append(ConvSpec.parse(row["spec"] or "") if "spec" in row else workload_spec(row))
+        except KeyError as error:
+            raise ValueError(f"{path} has no column {error}: give it a column named spec") from None
+        except (SpecError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} line {number}: {error}") from None
+    return specs
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not rows:
+        raise ValueError(f"{path} holds no specs: give it a column named spec")
+    return rows
+
+
+def workload_spec(row: dict[str, str]) -> ConvSpec:
+    """One row of a workload table: N, Cin, H, W, Cout, KH, KW, strides, pads, dilations, groups; 1-D where H is 1."""
+    flat = row["H"] == "1" != row["W"]
+    n = lambda *names: tuple(int(row[name]) for name in (names[1:] if flat else names))  # noqa: E731
+    padding = tuple((pad, pad) for pad in n("pad_h", "pad_w"))
+    return ConvSpec(
+        int(row["N"]), int(row["Cin"]), n("H", "W"), int(row["Cout"]), n("KH", "KW"),
+        n("stride_h", "stride_w"), padding, n("dil_h", "dil_w"), int(row["groups"]),
+    )

@@ -1,0 +1,61 @@
+"""Figures and tables as text for the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9,
+         "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def seconds(value: float | None) -> str:
+    """Three significant digits with a unit: ``412 us``."""
+    if value is None:
+        return "-"
+    for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= factor * 0.9995:
+            return f"{_three(value / factor)} {unit}"
+    return f"{_three(value / 1e-9)} ns"
+
+
+def size(value: int | None) -> str:
+    """Three significant digits with a binary unit: ``1.50 MiB``."""
+    if value is None:
+        return "-"
+    number, unit = float(value), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        if number < 999.5:
+            break
+        number, unit = number / 1024, larger
+    return f"{value} B" if unit == "B" else f"{_three(number)} {unit}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``64MiB``, ``2 GB`` or ``4096``.
+
+    Raises
+    ------
+    ValueError
+        With what is allowed.
+    """
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{0,3})", text, re.ASCII)
+    if not match or match[2].upper() not in UNITS:
+        raise ValueError(f"{text!r} is not a size: write bytes, or a number with KiB, MiB or GiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def printable(text: str) -> str:
+    """Without control characters, which could drive the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned on the left, separated by two spaces; the last one is as wide as it likes."""
+    lines = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -1,0 +1,109 @@
+"""A thunk and a budget -> raw samples. One sample is the mean of enough back-to-back calls to be read off the clock."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+Thunk = Callable[[], Any]
+LONGEST_WARM_UP_S = 0.05  # a call beyond it gains nothing from a warm-up call before every chunk
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a case has been sampled enough in one launch.
+
+    Attributes
+    ----------
+    case_s : float
+        Seconds of samples.
+    sample_s : float
+        Least duration of one sample; short calls are repeated inside it.
+    noise : float
+        Relative standard error of the median at which to stop early.
+    min_samples, max_samples : int
+    chunk_s : float
+        What a case may take before the next algorithm has its turn.
+    """
+
+    case_s: float = 0.5
+    sample_s: float = 0.002
+    noise: float = 0.01
+    min_samples: int = 5
+    max_samples: int = 60
+    chunk_s: float = 0.02
+
+    def enough(self, samples: Sequence[float], spent_s: float) -> bool:
+        """Whether noise, time or the cap says stop; one sample will do where it exceeds the whole budget."""
+        if spent_s >= self.case_s or len(samples) >= self.max_samples:
+            return True
+        return len(samples) >= self.min_samples and relative_error(samples) <= self.noise
+
+    def chunk(self, call_s: float, loops: int) -> int:
+        """Samples to take in one turn."""
+        return max(1, min(self.min_samples, int(self.chunk_s / max(call_s * loops, 1e-9))))
+
+
+def relative_error(samples: Sequence[float]) -> float:
+    """Standard error of the median over the median, from the median absolute deviation."""
+    middle = statistics.median(samples)
+    spread = 1.4826 * statistics.median(abs(s - middle) for s in samples)
+    return 1.2533 * spread / math.sqrt(len(samples)) / middle if middle > 0 else math.inf
+
+
+def pilot(call: Thunk, synchronize: Thunk, budget: Budget, cold: bool) -> tuple[float, int]:
+    """Seconds of one steady call, and the calls that make one sample; cold samples are single calls."""
+    times: list[float] = []
+    while not times or (sum(times) < budget.sample_s and len(times) < 50):
+        times.append(_timed(call, synchronize, 1))
+    estimate = min(times)
+    if cold:
+        return estimate, 1
+    return estimate, max(1, min(1_000_000, math.ceil(budget.sample_s / max(estimate, 1e-9))))
+
+
+def take(call: Thunk, synchronize: Thunk, loops: int, count: int, flush: Thunk | None = None, warm: bool = True) -> list[float]:
+    """``count`` samples of ``loops`` calls each, seconds per call; ``flush`` empties the caches before every call.
+
+    The device is synchronised before the clock starts and before it stops. Garbage is collected outside the clock.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        if warm and flush is None:
+            call()  # another process ran in between and took the caches
+        samples = []
+        for _ in range(count):
+            if flush is not None:
+                flush()
+            samples.append(_timed(call, synchronize, loops) / loops)
+        return samples
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _timed(call: Thunk, synchronize: Thunk, loops: int) -> float:
+    synchronize()
+    start = perf_counter()
+    for _ in range(loops):
+        call()
+    synchronize()
+    return perf_counter() - start
+
+
+def cache_flusher(cache_bytes: int) -> Thunk:
+    """Something that pushes everything else out of a cache of that many bytes."""
+    buffer = np.zeros(2 * cache_bytes // 8)
+
+    def flush() -> None:
+        np.add(buffer, 1.0, out=buffer)
+
+    return flush

@@ -1,0 +1,233 @@
+"""The process that measures: one per runtime and number of threads; it does one thing at a time, when told to.
+
+Commands come as JSON lines on stdin, answers go as JSON lines to a pipe of their own: libraries print banners on stdout.
+A guardian kills the whole process group when the controller or the worker ends, whatever the worker is doing then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import select
+import signal
+import statistics
+import sys
+import tracemalloc
+from time import perf_counter
+from typing import Any
+
+from bench.text import printable
+
+PR_SET_PDEATHSIG = 1
+PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.05
+MEMORY_SHARE = 0.9  # of what is available when the worker starts
+
+
+def guard(alive: int) -> None:
+    """Fork the guardian, before any thread exists. ``alive`` is a pipe's read end whose writer is the controller."""
+    if not hasattr(os, "pidfd_open"):  # elsewhere the end of stdin ends the worker between two commands
+        return
+    worker = os.getpid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        watched = os.pidfd_open(worker)
+        for fd in (0, 1, 2):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        with contextlib.suppress(OSError):
+            os.closerange(3, min(alive, watched))
+            os.closerange(min(alive, watched) + 1, max(alive, watched))
+            os.closerange(max(alive, watched) + 1, 256)
+        select.select([alive, watched], [], [])
+        os.killpg(0, signal.SIGKILL)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def limit_memory() -> None:
+    """Bound the address space, so that a greedy algorithm gets a MemoryError and not the machine; not for CUDA."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        import psutil
+
+        used = psutil.Process().memory_info().vms
+        limit = used + int(psutil.virtual_memory().available * MEMORY_SHARE)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+class Case:
+    """One opened case: its arrays, its plan, its loops."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        from algos.functional import prepared
+        from algos.machine import caches
+        from algos.registry import get
+        from algos.spec import ConvSpec
+        from bench.timing import Budget, cache_flusher, pilot
+
+        self.spec = ConvSpec.parse(request["spec"])
+        self.algorithm = get(request["algorithm"])
+        self.threads: int = request["threads"]
+        self.budget = Budget(**request["budget"])
+        self.cold: bool = request["cold"]
+        self.flush = cache_flusher(caches()["L3"]) if self.cold else None
+        self.operands, self.weights, self.h2d_s = self._arrays(request["seed"])
+        prepare = lambda: prepared(self.spec, self.weights, self.algorithm, self.threads)  # noqa: E731
+        start = perf_counter()
+        self.plan = prepare()
+        self.algorithm.synchronize()
+        self.prepare_cold_s = perf_counter() - start
+        start = perf_counter()
+        result = self.plan(*self.operands)
+        self.algorithm.synchronize()
+        self.first_run_s = perf_counter() - start
+        self.result_bytes = int(result.nbytes)
+        self.d2h_s = None
+        if self.algorithm.device == "cuda":
+            start = perf_counter()
+            self.algorithm.to_host(result)
+            self.d2h_s = perf_counter() - start
+        del result
+        times: list[float] = []
+        while not times or (len(times) < PREPARE_REPEATS and sum(times) < PREPARE_BUDGET_S):
+            start = perf_counter()
+            prepare()
+            self.algorithm.synchronize()
+            times.append(perf_counter() - start)
+        self.prepare_s = statistics.median(times)
+        self.call_s, self.loops = self.first_run_s, 1
+        if self.first_run_s <= request["slow_s"]:
+            self.call_s, self.loops = pilot(self.call, self.algorithm.synchronize, self.budget, self.cold)
+
+    def _arrays(self, seed: int) -> tuple[list[Any], Any, float | None]:
+        """Operands in the algorithm's memory order and on its device; the conversion is not timed, the transfer apart."""
+        from algos.door import in_layout
+        from bench.data import operands
+
+        made = operands(self.spec, seed)
+        arrays = [in_layout(a, self.algorithm.layout) for a in made.call]
+        weights = made.w if self.spec.direction != "weight_gradient" else None
+        if self.algorithm.device != "cuda":
+            return arrays, weights, None
+        self.algorithm.to_device(arrays[0])  # the first transfer also wakes the driver
+        self.algorithm.synchronize()
+        start = perf_counter()
+        moved = [self.algorithm.to_device(a) for a in arrays]
+        self.algorithm.synchronize()
+        return moved, weights, perf_counter() - start
+
+    def call(self) -> Any:
+        return self.plan(*self.operands)
+
+    def opened(self) -> dict[str, Any]:
+        return {
+            "prepare_cold_s": self.prepare_cold_s,
+            "prepare_s": self.prepare_s,
+            "first_run_s": self.first_run_s,
+            "h2d_s": self.h2d_s,
+            "d2h_s": self.d2h_s,
+            "call_s": self.call_s,
+            "loops": self.loops,
+            "workspace_bytes": self.plan.workspace_bytes,
+        }
+
+    def check(self) -> dict[str, Any]:
+        from bench.check import check
+
+        verdict = check(self.spec, self.algorithm, self.threads)
+        return {
+            "verdict": bool(verdict.ok),
+            "reason": verdict.reason,
+            "max_error": finite(verdict.max_error),
+            "error_ratio": finite(verdict.error_ratio),
+            "workspace_seen_bytes": self.workspace_seen() if verdict.ok else None,
+        }
+
+    def workspace_seen(self) -> int | None:
+        """Peak of prepare and one run as traced, without operands and result; None on a device, which is not traced."""
+        from algos.functional import prepared
+
+        if self.algorithm.device != "cpu":
+            return None
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            prepared(self.spec, self.weights, self.algorithm, self.threads)(*self.operands)
+            return max(0, tracemalloc.get_traced_memory()[1] - before - self.result_bytes)
+        finally:
+            tracemalloc.stop()
+
+    def sample(self) -> dict[str, Any]:
+        from bench.timing import LONGEST_WARM_UP_S, take
+
+        count = 1 if self.cold else self.budget.chunk(self.call_s, self.loops)
+        warm = self.call_s < LONGEST_WARM_UP_S
+        return {"samples_s": take(self.call, self.algorithm.synchronize, self.loops, count, self.flush, warm)}
+
+
+def finite(value: float | None) -> float | None:
+    """JSON knows no NaN and no infinity; the largest number stands for both."""
+    if value is None or abs(value) <= sys.float_info.max:
+        return None if value is None else float(value)
+    return sys.float_info.max
+
+
+def serve(commands: Any, answers: Any) -> None:
+    """Answer commands until there are no more."""
+    cases: dict[int, Case] = {}
+
+    def answer(**fields: Any) -> None:
+        answers.write(json.dumps(fields, allow_nan=False) + "\n")
+        answers.flush()
+
+    answer(hello=True)
+    for line in commands:
+        request = json.loads(line)
+        start = perf_counter()
+        try:
+            match request["do"]:
+                case "open":
+                    cases[request["case"]] = case = Case(request)
+                    reply = case.opened()
+                case "check":
+                    reply = cases[request["case"]].check()
+                case "sample":
+                    reply = cases[request["case"]].sample()
+                case _:  # close
+                    cases.pop(request["case"], None)
+                    reply = {}
+            answer(spent_s=perf_counter() - start, **reply)
+        except MemoryError:
+            cases.pop(request.get("case"), None)
+            answer(spent_s=perf_counter() - start, failure="too_large", reason="out of memory under the worker's limit")
+        except Exception as error:
+            cases.pop(request.get("case"), None)
+            text = printable(" ".join(str(error).split()))[:300]
+            answer(spent_s=perf_counter() - start, failure="error", reason=f"{type(error).__name__}: {text}")
+
+
+def main() -> None:
+    """Started by the controller as ``-c "from bench.worker import main; main()" ANSWERS ALIVE DEVICE PARENT``."""
+    answers_fd, alive, device, parent = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's business
+    guard(alive)
+    if os.getppid() != parent:  # it died before the guardian stood
+        os._exit(1)
+    faulthandler.enable()
+    os.set_inheritable(answers_fd, False)
+    import bench.check  # noqa: F401  # what every case needs is start-up, not the first case's time
+    from algos.registry import registry
+
+    registry()
+    if device == "cpu":
+        limit_memory()
+    with os.fdopen(answers_fd, "w") as answers:
+        serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The shapes of the suites, one CSV file per collection, each row with its source."""

@@ -1,0 +1,156 @@
+"""Records -> a tidy DataFrame, and every statistic that tables and plots show.
+
+The launch is the sampling unit: samples within one process agree far better than two processes do. What launches of
+identical code differ by is measured (A/A noise), and a lead that it could explain is a tie.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from algos.spec import ConvSpec, SpecError
+from bench.record import Record
+
+GROUP = ["machine", "threads", "cold"]  # times from different groups are never compared
+CASE = [*GROUP, "spec"]
+
+FIRST_RUN_RATIO, FIRST_RUN_S = 5.0, 1e-3  # a first run beyond both, and beyond fresh memory, was prepare's work
+FRESH_BYTE_S = 2.5e-9  # the slowest page faults seen: 25 ms for a fresh output of 13 MB
+
+
+def to_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per record: its fields, the spec's figures and the times in seconds.
+
+    Columns beyond the record's and the spec's: ``median_s`` (median of the launches' medians), ``low_s`` and ``high_s``
+    (their range), ``launch_count``, ``sample_count``, ``loops``, ``prepare_cold_s``, ``prepare_s``, ``first_run_s``,
+    ``h2d_s``, ``d2h_s``, ``workspace_seen_bytes``, ``gflops`` (of the definition's operations), ``noise`` (relative
+    standard deviation between launches), ``prepare_cheats``, ``launch_medians_s``, ``started``, ``superseded`` (a later
+    build was measured) and ``competes``.
+    """
+    rows = [_row(record) for record in records]
+    table = pd.DataFrame(rows, columns=None if rows else [*_row(_NOTHING)])
+    if rows:
+        for name in ("max_error", "error_ratio", "workspace_bytes"):
+            table[name] = table[name].astype(float)  # None becomes NaN, also where every one is None
+        newest = ~table.duplicated(["spec", "algorithm", "tunables", *GROUP, "origin"], keep="last")
+        table["superseded"] = ~newest
+        table["competes"] = (
+            newest
+            & (table["status"] == "ok")
+            & (table["launch_count"] > 0)
+            & (table["origin"] == "convbench")
+            & (table["family"] != "auto")
+            & (table["algorithm"] != "auto")
+        )
+    else:
+        table["superseded"] = table["competes"] = pd.Series(dtype=bool)
+    return table
+
+
+_NOTHING = Record("1x1x1x1,1x1x1x1", "", 1, "", "", "error", "placeholder")
+
+
+def _row(record: Record) -> dict[str, Any]:
+    launches = record.launches
+    own = {f.name: getattr(record, f.name) for f in fields(record) if f.name != "launches"}
+    row: dict[str, Any] = {**own, **_spec_columns(record.spec)}
+    medians = [launch.median_s for launch in launches]
+    median = statistics.median(medians) if medians else math.nan
+
+    def middle(name: str) -> float:
+        values = [value for launch in launches if (value := getattr(launch, name)) is not None]
+        return statistics.median(values) if values else math.nan
+
+    row.update(
+        median_s=median,
+        low_s=min(medians, default=math.nan),
+        high_s=max(medians, default=math.nan),
+        launch_count=len(launches),
+        sample_count=sum(len(launch.samples_s) for launch in launches),
+        loops=max((launch.loops for launch in launches), default=0),
+        **{name: middle(name) for name in ("prepare_cold_s", "prepare_s", "first_run_s", "h2d_s", "d2h_s")},
+        workspace_seen_bytes=max((b for x in launches if (b := x.workspace_seen_bytes) is not None), default=math.nan),
+        gflops=row["flops"] / median / 1e9 if median > 0 else math.nan,
+        noise=float(np.std(np.log(medians), ddof=1)) if len(medians) > 1 and min(medians) > 0 else math.nan,
+        prepare_cheats=_cheats(record, row["output_bytes"]),
+        launch_medians_s=" ".join(f"{m:.6g}" for m in medians),
+        started=min((launch.started for launch in launches), default=""),
+    )
+    return row
+
+
+def _cheats(record: Record, output_bytes: float) -> bool:
+    """Whether in every launch the first run did far more than a run: not by page faults, and not once by bad luck."""
+    if not record.launches:
+        return False
+    fresh = np.nan_to_num(output_bytes) + (record.workspace_bytes or 0)
+    allowed_s = FIRST_RUN_S + FRESH_BYTE_S * float(fresh)
+    return all(
+        launch.first_run_s > FIRST_RUN_RATIO * launch.median_s and launch.first_run_s - launch.median_s > allowed_s
+        for launch in record.launches
+    )
+
+
+@cache
+def _spec_columns(text: str) -> dict[str, Any]:
+    """Figures of the spec that ``text`` names; all unknown where an imported name is no spec."""
+    try:
+        spec = ConvSpec.parse(text)
+    except SpecError:
+        return {**dict.fromkeys(_spec_columns(_NOTHING.spec), math.nan), "size": "", "kernel": "", "sweep": "", "valid": False}
+    padding = _padding_name(spec)
+    described = f"batch {spec.batch}, {spec.in_channels} to {spec.out_channels} channels"
+    options = {
+        "groups": (spec.groups, 1),
+        "stride": (_times(spec.stride), _times((1,) * spec.ndim)),
+        "padding": (padding, None),
+        "dilation": (_times(spec.dilation), _times((1,) * spec.ndim)),
+        "rank": (spec.rank, None),
+    }
+    plain = {"dtype": (spec.dtype, None), "mode": (spec.padding_mode, "zeros"), "direction": (spec.direction, "forward")}
+    parts = [f"{spec.ndim}-D", described if (spec.batch, spec.in_channels, spec.out_channels) != (1, 1, 1) else "pictures"]
+    parts += [f"{name} {value}" for name, (value, default) in options.items() if value not in (default, None)]
+    parts += [str(value) for value, default in plain.values() if value != default]
+    parts += ["flip"] * spec.flip
+    return {
+        "batch": spec.batch, "channels": spec.in_channels, "out_channels": spec.out_channels,
+        "size": _times(spec.size), "height": spec.size[-2] if spec.ndim > 1 else 1, "width": spec.size[-1],
+        "side": math.prod(spec.size) ** (1 / spec.ndim), "kernel": _times(spec.kernel),
+        "kernel_side": math.prod(spec.kernel) ** (1 / spec.ndim), "stride": _times(spec.stride), "padding": padding,
+        "dilation": _times(spec.dilation), "groups": spec.groups, "rank": spec.rank or math.nan, "dtype": spec.dtype,
+        "padding_mode": spec.padding_mode, "direction": spec.direction, "flip": spec.flip, "ndim": spec.ndim,
+        "macs": spec.macs, "flops": spec.flops, "min_bytes": spec.min_bytes,
+        "output_bytes": math.prod(spec.result_shape) * spec.out_dtype.itemsize,
+        "sweep": ", ".join(parts[1:] if spec.ndim == 2 else parts), "valid": True,
+    }  # fmt: skip
+
+
+def _padding_name(spec: ConvSpec) -> str:
+    """One word for what grows with the kernel along a sweep: same (also half the kernel on either side), valid, full."""
+    half = tuple(((extent - 1) // 2,) * 2 for extent in spec.kernel_extent)
+    if spec.padding in (half, spec.with_(padding="same", padding_mode="zeros").padding):
+        return "same"
+    if not any(map(any, spec.padding)):
+        return "valid"
+    if spec.padding == tuple((extent - 1,) * 2 for extent in spec.kernel_extent):
+        return "full"
+    return _times(spec.padding)
+
+
+def _times(values: Sequence[Any]) -> str:
+    return "x".join(f"{v[0]}:{v[1]}" if isinstance(v, tuple) else str(v) for v in values)
+
+
+def tuples(table: pd.DataFrame) -> Iterable[Any]:
+    """Rows with the columns as attributes; for many small tables cheaper than ``itertuples`` (a class each)."""
+    values = [table[name].tolist() for name in table.columns]
+    return [SimpleNamespace(**dict(zip(table.columns, row, strict=True))) for row in zip(*values, strict=True)]

@@ -1,0 +1,230 @@
+"""The report: a folder with one self-contained page, the same in Markdown, the records as CSV, the pictures as files.
+
+Nothing that was measured or imported is trusted: every text is escaped for where it stands, and the page's policy forbids
+anything from the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+import tempfile
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from bench.record import Record
+from reports import tables
+from reports.frame import noise_rows, to_frame, winners
+from reports.plots import COLD, WARM, Picture, pictures
+from reports.style import bytes_text, clean, machine_text, time_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAGE, MARKDOWN, CSV = "index.html", "report.md", "records.csv"
+SECTIONS = (("winners", "Winners"), ("plots", "Plots"), ("auto", "auto"), ("regret", "Regret"), ("records", "All records"),
+            ("excluded", "Excluded"), ("machine", "Machine"), ("method", "How times were taken"),
+            ("reproduce", "Reproduce"))  # fmt: skip
+
+
+def write_report(
+    records: Sequence[Record],
+    machines: dict[str, dict[str, Any]],
+    folder: Path,
+    *,
+    baseline: Sequence[str] = (),
+    regret: list[dict[str, Any]] | None = None,
+    command: str = "",
+) -> Path:
+    """Write the whole report into ``folder``, each file complete or not at all.
+
+    Parameters
+    ----------
+    records : sequence of Record
+        From ``Store.records``.
+    machines : dict
+        Descriptions by id, from ``Store.machines``.
+    folder : Path
+        Made when missing; files of an earlier report are replaced.
+    baseline : sequence of str
+        Algorithms whose best is the baseline of the speed-up; see ``reports.frame.speed_ups`` for the default.
+    regret : list of dict, optional
+        Rows with source, specs, geometric_mean, worst, worst_spec.
+    command : str
+        The command line that measured, shown as the way to make the report again.
+
+    Returns
+    -------
+    Path
+        The page, ``index.html``.
+
+    Raises
+    ------
+    ValueError
+        When there is nothing to report, or a baseline was not measured; one line.
+    OSError
+        When a file cannot be written.
+    """
+    if not records:
+        raise ValueError(tables.NOTHING)
+    frame = to_frame(records)
+    shown, left_out = pictures(frame, machines, baseline)
+    context = _context(frame, machines, shown, left_out, regret, command)
+    environment = _environment()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in shown:
+        _write(folder / f"{picture.name}.png", picture.png)
+        _write(folder / f"{picture.name}.svg", picture.svg)
+    _write(folder / CSV, tables.to_csv(frame).encode("utf-8", "replace"))
+    for name in (MARKDOWN, PAGE):  # the page last: where it stands, everything stands
+        text = environment.get_template(f"{name}.j2").render(context)
+        _write(folder / name, text.encode("utf-8", "replace"))
+    return folder / PAGE
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters.update(
+        md=lambda text: Markup(tables.markdown_text(text)),
+        raw=Markup,  # only for text that is ours or escaped already: style, script and Markdown tables
+        code=lambda text: Markup(str(text).replace("\n", "\n    ")),
+        base64=lambda data: base64.b64encode(data).decode("ascii"),
+    )
+    return environment
+
+
+def _context(
+    frame: pd.DataFrame, machines: dict[str, dict[str, Any]], shown: list[Picture], left_out: list[str],
+    regret: list[dict[str, Any]] | None, command: str,
+) -> dict[str, Any]:  # fmt: skip
+    present = [identity for identity in machines if identity in set(frame["machine"])]
+    present += [identity for identity in dict.fromkeys(frame["machine"]) if identity not in machines]
+    return {
+        "summary": _summary(frame, machines, present),
+        "winners": tables.winners_table(frame),
+        "noise": [f"Noise ({_group_text(row, len(present) > 1)}): {row['text']}" for row in noise_rows(frame)],
+        "pictures": shown,
+        "left_out": left_out,
+        "auto": tables.auto_table(frame),
+        "regret": tables.regret_table(regret),
+        "records": tables.records_table(frame),
+        "exclusions": tables.exclusions_table(frame),
+        "machines": [
+            {"title": f"{machine_text(i, machines)} ({clean(i) or 'no id'})", "facts": _facts(machines.get(i, {}))}
+            for i in present
+        ],
+        "method": _method(frame),
+        "reproduce": _reproduce(frame, command),
+        "sections": SECTIONS,
+        "style": (TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        "script": (TEMPLATES / "page.js").read_text(encoding="utf-8"),
+    }
+
+
+def _group_text(row: dict[str, Any], several: bool) -> str:
+    threads = f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
+    return f"{row['machine'] + ', ' if several else ''}{threads}{', cold caches' if row['cold'] else ''}"
+
+
+def _summary(frame: pd.DataFrame, machines: dict[str, dict[str, Any]], present: list[str]) -> list[str]:
+    started = [text for text in frame["started"] if text]
+    measured = frame[frame["launch_count"] > 0]
+    launches = sorted(set(measured["launch_count"]))
+    lines = [
+        "; ".join(machine_text(identity, machines) for identity in present),
+        f"{measured['spec'].nunique()} specs, {measured['algorithm'].nunique()} algorithms with times, {len(frame)} records"
+        + (f", {_range(launches)} launch{'es' if launches[-1] > 1 else ''} each" if launches else "")
+        + f", threads {', '.join(str(t) for t in sorted(set(frame['threads'])))}"
+        + (f", measured {' to '.join(dict.fromkeys([min(started)[:10], max(started)[:10]]))} (UTC)" if started else ""),
+    ]
+    wrong = sorted(set(frame.loc[(frame["status"] == "wrong") & ~frame["superseded"].astype(bool), "algorithm"]))
+    if wrong:
+        lines.append(f"Wrong results, therefore not timed: {', '.join(wrong)}; see what was excluded.")
+    return [clean(line) for line in lines]
+
+
+def _range(values: Collection[int]) -> str:
+    """3, or 2 to 5."""
+    return " to ".join(str(v) for v in dict.fromkeys([min(values), max(values)]))
+
+
+def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the machine's description says, in words."""
+    facts = []
+    for name, value in about.items():
+        if name == "caches_bytes" and isinstance(value, dict):
+            facts.append(("caches", ", ".join(f"{k} {bytes_text(v)}" for k, v in value.items())))
+        elif name.endswith("_bytes") and isinstance(value, int):
+            facts.append((name.removesuffix("_bytes"), bytes_text(value)))
+        elif isinstance(value, dict):
+            facts.append((name, ", ".join(f"{k} {v}" for k, v in value.items())))
+        elif value not in ("", None):
+            facts.append((name, str(value)))
+    return [(clean(name), clean(value)) for name, value in facts] or [("description", "not stored with these records")]
+
+
+def _method(frame: pd.DataFrame) -> list[str]:
+    """What the clock includes, in the reader's words; only what applies to these records."""
+    samples = frame.loc[frame["sample_count"] > 0]
+    lines = ["Every result was checked against the definition in float64 first; a wrong one is never timed."]
+    if (~frame["cold"].astype(bool)).any():
+        lines.append(f"Time: {WARM}.")
+    if frame["cold"].astype(bool).any():
+        lines.append(f"Time with cold caches: {COLD}.")
+    lines.append("A launch is a fresh process; algorithms take turns in random order.")
+    if len(samples):
+        lines.append(
+            "The time shown is the median over launches of each launch's median sample; a sample is the mean of as many calls "
+            f"as its loops say (here {_range(samples['sample_count'])} samples per record)."
+        )
+    lines += [
+        "Prepare is the one-off work for a spec and its weights; first prepare includes compilation, or loading what was "
+        "compiled; first run is the first call. A first run far above the rest, in every launch, is flagged.",
+        "GFLOP/s counts the definition's operations, 2 for each multiply-add, whatever the algorithm really does.",
+        "error/bound is the largest share of the algorithm's error bound that a checked output used up; below 1 is right.",
+        "Records imported from another tool are shown and tagged; they neither win nor tie.",
+    ]
+    return lines
+
+
+def _reproduce(frame: pd.DataFrame, command: str) -> str:
+    best = winners(frame)
+    row = best.iloc[0] if len(best) else frame.iloc[0]
+    name = row["winner"] if len(best) else row["algorithm"]
+    lines = ["# one row: its spec and its algorithm", "convbench run 'SPEC' --algorithms NAME", ""]
+    lines += ["# such as" + (f" ({time_text(row['median_s'])} here)" if len(best) else "")]
+    threads = f" --threads {row['threads']}" if frame["threads"].nunique() > 1 else ""
+    lines += [f"convbench run {_quoted(row['spec'])} --algorithms {_quoted(name)}{threads}"]
+    if command:
+        lines += ["", "# everything", clean(command)]
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """For a shell; specs always in quotes, since some hold > and :."""
+    quoted = shlex.quote(clean(text))
+    return quoted if quoted.startswith("'") or text.isidentifier() else f"'{quoted}'"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Complete or not at all: temporary file beside the target, flushed to the disk, renamed."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise

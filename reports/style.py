@@ -1,0 +1,128 @@
+"""How things look and read everywhere: one colour and marker per algorithm, times and bytes in words, harmless text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+# Okabe and Ito's colours, then Tol's muted ones, light yellows left out; neighbours differ in hue and in lightness.
+COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99",
+    "#AA4499", "#117733", "#CC6677", "#8C510A", "#7A7A7A", "#88AADD", "#B2A07A", "#6A3D9A", "#4D4D4D", "#A6761D",
+)  # fmt: skip
+BLACK = "#000000"  # auto's own
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+# The first names of a figure set in this order keep their colour whatever else was measured.
+KNOWN = (
+    "numba_direct", "im2col_gemm", "fft", "separable", "direct_shift", "direct_loops",
+    "scipy_correlate2d", "scipy_fftconvolve", "scipy_oaconvolve", "scipy_ndimage_correlate",
+    "winograd", "kn2row_gemm", "fft_tiles", "numba_im2col", "toeplitz", "torch", "opencv_filter2d", "cupy_direct",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an algorithm is drawn: solid lines are ours, dashed ones peers, the dotted black one is auto."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+def styles(families: dict[str, str]) -> dict[str, Style]:
+    """A style for every name, given its family; no two alike.
+
+    Known names own a colour. A newcomer's is derived from its name, so it stays the same from run to run unless another
+    name of the set has it already; beyond the palette colours return with another marker.
+    """
+    known = [name for name in KNOWN if name in families]
+    newcomers = sorted(set(families) - set(known) - {"auto"})
+    taken: set[tuple[str, str]] = {(BLACK, "o")}
+    used: set[str] = set()
+    found = {"auto": Style(BLACK, ".", (0, (1, 2.2)))} if "auto" in families else {}
+    for name in [*known, *newcomers]:
+        if name in KNOWN:
+            start = KNOWN.index(name)
+        else:
+            start = int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:4], "big")
+        pairs = [
+            (COLOURS[(start + step) % len(COLOURS)], MARKERS[(start + step + turn) % len(MARKERS)])
+            for turn in range(len(MARKERS))
+            for step in range(len(COLOURS))
+        ]
+        free = [pair for pair in pairs if pair not in taken] or pairs
+        colour, marker = next((pair for pair in free if pair[0] not in used), free[0])
+        taken.add((colour, marker))
+        used.add(colour)
+        found[name] = Style(colour, marker, (0, (4, 1.6)) if families[name] == "peer" else "-")
+    return found
+
+
+def readable_on(colour: str) -> str:
+    """Black or white, whichever reads better on ``colour``."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#FFFFFF"
+
+
+def clean(text: object) -> str:
+    """One line without control, format (direction-changing) or unpaired surrogate characters."""
+    line = " ".join(str(text).split())
+    return "".join(c for c in line if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
+
+
+def short(text: object, width: int) -> str:
+    """``clean`` text of at most ``width`` characters."""
+    line = clean(text)
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def time_text(seconds: float | None) -> str:
+    """Three significant digits with the unit: 1.23 us, 45.6 ms."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    for unit, scale in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3)):
+        if abs(seconds) / scale < 999.5:
+            return f"{_three(seconds / scale)} {unit}"
+    return f"{_three(seconds)} s"
+
+
+def _three(value: float) -> str:
+    """Three significant digits without an exponent."""
+    if value == 0:
+        return "0"
+    digits = max(2 - math.floor(math.log10(abs(float(f"{value:.2e}")))), 0)
+    return f"{value:.{digits}f}"
+
+
+def ratio_text(ratio: float | None) -> str:
+    """1.234 -> 1.23x; - where there is none."""
+    return "-" if ratio is None or not math.isfinite(ratio) else f"{_three(ratio)}x"
+
+
+def bytes_text(count: float | None) -> str:
+    """In binary units."""
+    if count is None or not math.isfinite(count):
+        return "-"
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{_three(count)} {unit}"
+        count /= 1024
+    return f"{_three(count)} GiB"
+
+
+def machine_text(identity: str, machines: dict[str, dict]) -> str:
+    """The machine in a line: CPU, cores, SIMD, GPU."""
+    about = machines.get(identity, {})
+    parts: Iterable[object] = (
+        about.get("cpu") or "unknown machine",
+        f"{about['cores']} cores" if about.get("cores") else "",
+        about.get("simd"),
+        about.get("gpu"),
+    )
+    return clean(", ".join(str(part) for part in parts if part)) or "unknown machine"

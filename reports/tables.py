@@ -1,0 +1,323 @@
+"""The frame's answers as tables: aligned text for a terminal, Markdown, rows for the page, dicts for JSON."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from reports import frame as statistics_of
+from reports.frame import CASE, tuples, winners
+from reports.style import bytes_text, clean, ratio_text, short, time_text
+
+__all__ = [
+    "Cell",
+    "Table",
+    "auto_table",
+    "exclusions_table",
+    "markdown_text",
+    "records_table",
+    "regret_table",
+    "to_csv",
+    "winners",
+    "winners_dicts",
+    "winners_table",
+    "winners_text",
+]  # fmt: skip
+
+NOTHING = "nothing measured yet: run `convbench run quick` first"
+NO_REGRET = "Not computed for this report: it needs measured records of this machine, see `convbench report`."
+
+
+class Cell(NamedTuple):
+    """What is shown, and what it is sorted by."""
+
+    text: str
+    key: float | str
+
+    @classmethod
+    def of(cls, value: Any) -> Cell:
+        """Text as it is, whole numbers with their value as key."""
+        if isinstance(value, Cell):
+            return cls(clean(value.text), math.inf if value.key != value.key else value.key)  # NaN sorts nowhere
+        if isinstance(value, float) and math.isnan(value):
+            return cls("-", math.inf)
+        return cls(clean(value), value if isinstance(value, int | float) else clean(value))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Titles, rows of cells, and which columns are figures (right-aligned).
+
+    Attributes
+    ----------
+    columns : tuple of str
+    rows : tuple of tuples of Cell
+    figures : frozenset of str
+    empty : str
+        What is said when there are no rows.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    figures: frozenset[str] = frozenset()
+    empty: str = "None."
+
+    def text(self, indent: str = "") -> str:
+        """Aligned columns."""
+        if not self.rows:
+            return indent + self.empty
+        cells = [self.columns, *(tuple(cell.text for cell in row) for row in self.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        lines = []
+        for row in cells:
+            parts = [
+                text.rjust(width) if column in self.figures else text.ljust(width)
+                for text, width, column in zip(row, widths, self.columns, strict=True)
+            ]
+            lines.append((indent + "  ".join(parts)).rstrip())
+        lines.insert(1, indent + "  ".join("-" * width for width in widths))
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """A GitHub table; every cell is escaped."""
+        if not self.rows:
+            return markdown_text(self.empty)
+        marks = ["---:" if column in self.figures else "---" for column in self.columns]
+        lines = [self.columns, marks, *([markdown_text(cell.text) for cell in row] for row in self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _table(rows: list[dict[str, Any]], figures: Sequence[str] = (), empty: str = "None.") -> Table:
+    columns = tuple(rows[0]) if rows else ()
+    return Table(columns, tuple(tuple(Cell.of(v) for v in row.values()) for row in rows), frozenset(figures), empty)
+
+
+def _time(seconds: float) -> Cell:
+    return Cell(time_text(seconds), seconds if math.isfinite(seconds) else math.inf)
+
+
+def _ratio(ratio: float) -> Cell:
+    return Cell(ratio_text(ratio), ratio if math.isfinite(ratio) else math.inf)
+
+
+def _group_columns(frame: pd.DataFrame) -> list[str]:
+    """Those of machine, threads and cold that differ within the frame; the others are said once."""
+    return [name for name in statistics_of.GROUP if frame[name].nunique() > 1]
+
+
+def _group_cells(row: Any, names: list[str]) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for name in names:
+        value = getattr(row, name)
+        cells["caches" if name == "cold" else name] = ("cold" if value else "warm") if name == "cold" else value
+    return cells
+
+
+# ---- winners ---------------------------------------------------------------------------------------------------
+
+
+def winners_table(frame: pd.DataFrame) -> Table:
+    """Per spec: the winner or the tied, time, margin over the runner-up, our best over the best peer's, auto's result."""
+    found = winners(frame)
+    varying = _group_columns(frame)
+    autos = {tuple(getattr(a, n) for n in CASE): a for a in tuples(statistics_of.auto_results(frame))}
+    peers = {(r.algorithm) for r in tuples(frame) if r.family == "peer"}
+    mark = lambda name: f"{name} (peer)" if name in peers else name  # noqa: E731
+    rows = []
+    for row in tuples(found):
+        auto = autos.get(tuple(getattr(row, n) for n in CASE))
+        cells = {"spec": row.spec, **_group_cells(row, varying)}
+        cells["winner"] = "tie: " + " = ".join(map(mark, row.tied)) if row.tie else mark(row.winner)
+        cells["time"] = _time(row.median_s)
+        cells["margin"] = _ratio(row.margin) if row.runner_up else Cell("only one", 0.0)
+        cells["runner-up"] = mark(row.runner_up) if row.runner_up else "-"
+        if peers:
+            cells["vs best peer"] = _ratio(row.own_over_peer)
+        if autos:
+            cells["auto chose"] = auto.chosen if auto else "-"
+            cells["auto/best"] = _ratio(auto.ratio) if auto else "-"
+        rows.append(cells)
+    return _table(rows, ("time", "margin", "vs best peer", "auto/best", "threads"), "No algorithm has a time yet.")
+
+
+def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -> str:
+    """The winners for the terminal, with what decides a tie; one clear line when nothing was measured."""
+    if frame.empty:
+        return NOTHING
+    table = winners_table(frame)
+    if not table.rows:
+        return f"No algorithm has a time yet: {_status_counts(frame)}."
+    compact = tuple(
+        tuple(Cell(short(cell.text, 60), cell.key) for cell in row) for row in table.rows
+    )  # a tie of ten names would wrap every line
+    lines = [Table(table.columns, compact, table.figures).text()]
+    groups = statistics_of.noise(frame)
+    for (machine, threads, cold), value in groups.items():
+        where = f"{machine}, " if len({key[0] for key in groups}) > 1 else ""
+        where += f"{threads} thread{'s' if threads != 1 else ''}{', cold caches' if cold else ''}"
+        lines.append(clean(f"Noise ({where}): {value.text()}"))
+    flagged = sorted(set(frame.loc[frame["prepare_cheats"].astype(bool), "algorithm"]))
+    if flagged:
+        lines.append(f"First run far above the steady state, prepare left work undone: {', '.join(map(clean, flagged))}.")
+    return "\n".join(lines)
+
+
+def winners_dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """``winners`` as JSON-ready dicts: plain Python values, None where there is no figure."""
+    return _plain(winners(frame))
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    def value(item: Any) -> Any:
+        item = item.item() if hasattr(item, "item") else item
+        if isinstance(item, tuple):
+            return list(item)
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return [{str(k): value(v) for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _status_counts(frame: pd.DataFrame) -> str:
+    return ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
+
+
+# ---- the other tables ------------------------------------------------------------------------------------------
+
+
+def records_table(frame: pd.DataFrame) -> Table:
+    """Every measured record, newest build of each case first to last as stored; imported and outdated ones tagged."""
+    rows = []
+    varying = _group_columns(frame) or ["threads"]
+    tuned = (frame["tunables"] != "{}").any()
+    fastest = {tuple(getattr(w, n) for n in CASE): w.median_s for w in tuples(winners(frame))}
+    for row in tuples(frame[frame["launch_count"] > 0]):
+        best = fastest.get(tuple(getattr(row, n) for n in CASE), math.nan)
+        notes = [
+            f"chose {row.chosen}" if row.chosen else "",
+            f"imported from {row.origin}" if row.origin != "convbench" else "",
+            "older build" if row.superseded else "",
+            "first run far above the rest" if row.prepare_cheats else "",
+        ]
+        cells = {"spec": row.spec, **_group_cells(row, varying), "algorithm": row.algorithm}
+        if tuned:
+            cells["tunables"] = "" if row.tunables == "{}" else row.tunables
+        cells |= {
+            "family": row.family,
+            "time": _time(row.median_s),
+            "of best": _ratio(row.median_s / best if row.origin == "convbench" else math.nan),
+            "launches": Cell(f"{row.launch_count}: {time_text(row.low_s)} to {time_text(row.high_s)}"
+                             if row.launch_count > 1 else "1", row.noise if row.launch_count > 1 else math.inf),
+            "GFLOP/s": Cell(f"{row.gflops:.3g}" if math.isfinite(row.gflops) else "-", row.gflops),
+            "prepare": _time(row.prepare_s),
+            "first prepare": _time(row.prepare_cold_s),
+            "first run": _time(row.first_run_s),
+            "workspace": Cell(bytes_text(row.workspace_bytes), row.workspace_bytes),
+            "error/bound": Cell("-" if math.isnan(row.error_ratio) else f"{row.error_ratio:.2g}", row.error_ratio),
+            "notes": "; ".join(filter(None, notes)),
+        }  # fmt: skip
+        rows.append({k: Cell.of(v) for k, v in cells.items()})
+    figures = ("threads", "time", "of best", "GFLOP/s", "prepare", "first prepare", "first run", "workspace", "error/bound")
+    return _table(rows, figures, "No algorithm has a time yet.")
+
+
+def exclusions_table(frame: pd.DataFrame) -> Table:
+    """What has no time and why, one row for each algorithm, status and reason; reasons that differ in figures are one."""
+    failed = frame[(frame["status"] != "ok") & ~frame["superseded"].astype(bool)]
+    failed = failed.assign(kind=[re.sub(r"\d[\d.,]*", "#", reason) for reason in failed["reason"]])
+    varying = [name for name in _group_columns(frame) if name != "cold"]
+    rows = []
+    for _, group in failed.groupby([*varying, "status", "algorithm", "kind"], sort=False):
+        first = group.iloc[0]
+        specs = list(dict.fromkeys(group["spec"]))
+        rows.append(
+            {
+                "algorithm": first["algorithm"],
+                **{name: first[name] for name in varying},
+                "status": first["status"],
+                "reason": first["reason"] + (" (figures differ by spec)" if group["reason"].nunique() > 1 else ""),
+                "specs": len(specs),
+                "such as": specs[0],
+            }
+        )
+    severity = {"wrong": 0, "crashed": 1, "error": 2, "timeout": 3}
+    rows.sort(key=lambda row: severity.get(row["status"], 9))
+    return _table(rows, ("specs", "threads"), "Every algorithm was measured on every spec.")
+
+
+def auto_table(frame: pd.DataFrame) -> Table:
+    """What ``auto`` chose, against the fastest of our own algorithms and against its own choice called by name."""
+    rows = []
+    varying = _group_columns(frame)
+    for row in tuples(statistics_of.auto_results(frame)):
+        rows.append(
+            {
+                "spec": row.spec,
+                **_group_cells(row, varying),
+                "auto chose": row.chosen,
+                "auto": _time(row.auto_s),
+                "best of ours": row.best or "-",
+                "best time": _time(row.best_s),
+                "auto/best": _ratio(row.ratio),
+                "verdict": "slower" if row.behind else "as fast" if row.best else "-",
+                "same code again": _ratio(row.chosen_ratio),
+            }
+        )
+    return _table(rows, ("auto", "best time", "auto/best", "same code again", "threads"), "auto was not measured.")
+
+
+def regret_table(regret: Sequence[dict[str, Any]] | None) -> Table:
+    """The picker's regret, time(picked) / time(best), by the source of its answer."""
+    rows: list[dict[str, Any]] = []
+    for entry in regret or ():
+        mean, worst = (float(entry.get(name) or math.nan) for name in ("geometric_mean", "worst"))
+        rows.append(
+            {
+                "source": entry.get("source", "-"),
+                "specs": entry.get("specs", 0),
+                "geometric mean": _ratio(mean),
+                "worst": _ratio(worst),
+                "worst spec": entry.get("worst_spec") or "-",
+            }
+        )
+    return _table(rows, ("specs", "geometric mean", "worst"), NO_REGRET if regret is None else "No spec to judge it on.")
+
+
+# ---- escaping --------------------------------------------------------------------------------------------------
+
+
+def markdown_text(text: object) -> str:
+    """One Markdown cell: pipes, markup, HTML and line ends are shown as text. Underscores inside words are harmless."""
+    line = html.escape(clean(text), quote=False)
+    line = re.sub(r"([\\`*|\[\]~])", r"\\\1", line)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
+
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+
+def csv_cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets a leading apostrophe; numbers stay as they are."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if not isinstance(value, str):
+        return value
+    risky = value[:1] in ("\t", "\r", "\n") or value.lstrip()[:1] in ("=", "+", "-", "@")
+    text = clean(value)
+    return f"'{text}" if risky and not _NUMBER.fullmatch(text) else text
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """All columns of the frame, times in seconds, every text cell harmless."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(frame.columns)
+    writer.writerows([csv_cell(v) for v in row] for row in frame.itertuples(index=False, name=None))
+    return out.getvalue()

@@ -1,0 +1,307 @@
+"""The harness judged by algorithms known to be wrong: each fault must be found, and nothing correct may be refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from algos.contract import Algorithm
+from algos.spec import ConvSpec
+from bench import check as judge
+from bench.bounds import Case, TransformsError, UnjudgedError, amplified, tolerance, winograd_matrices
+from bench.check import Verdict, check
+from bench.data import operands
+from tests import wrong
+from tests.right import Minimal, Transformed, toom_cook
+from tests.wrong import Right
+
+GRID = [
+    "1x1x1,1x1x1",
+    "2x3x11,4x3x3,p1",
+    "1x2x40,3x2x5,s2,p0:3,d2",
+    "1x4x33,8x1x3,p2,circular",
+    "2x3x9x8,4x3x3x3,p1",
+    "1x1x12x12,1x1x5x5,p2",
+    "2x4x9x10,6x2x3x2,s2x1,p1:0x0:2,d1x2",
+    "2x6x8x8,6x1x3x3,p1",
+    "3x6x8x9,12x1x3x3,s2,psame",
+    "1x3x7x7,2x3x7x7,p3",
+    "1x3x7x7,2x3x7x7",
+    "1x8x6x5,5x8x1x1",
+    "1x2x9x9,3x2x3x3,pfull",
+    "1x2x9x9,3x2x3x3,p1,reflect",
+    "1x2x9x9,3x2x3x4,p2x1:2,replicate",
+    "1x2x9x9,3x2x4x3,p3x1,circular",
+    "1x2x9x9,3x2x3x3,p2,symmetric",
+    "1x2x9x9,3x2x3x3,p2,constant:0.7",
+    "1x2x9x9,3x2x3x3,p2,constant:-1000",
+    "2x3x9x9,4x3x3x3,p1,flip",
+    "1x2x9x9,3x2x4x4,p1:2,reflect,flip",
+    "1x2x9x9,3x2x5x5,p2,rank1",
+    "1x2x9x9,3x2x5x4,p2,rank2,flip",
+    "1x2x5x6x7,3x2x3x2x3,p1",
+    "2x4x6x5x7,4x2x2x3x3,s2x1x2,p1,d2x1x1",
+    "1x1x4x4x4,2x1x3x3x3,p1,symmetric",
+    "1x512x6x6,4x512x3x3,p1",
+    "0x3x9x9,4x3x3x3",
+]
+
+MIXED = ["float16", "float16>float32", "float32>float64", "int8", "uint8", "int8>int32", "int16>int64", "int64", "uint64"]
+
+
+def refused(spec: str, algorithm: Algorithm) -> Verdict:
+    verdict = check(spec, algorithm)
+    assert not verdict.ok, f"{type(algorithm).__name__} passed as {algorithm.accuracy} on {spec}: {verdict}"
+    assert verdict.reason
+    return verdict
+
+
+# ---- the right one passes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("text", GRID)
+def test_right_passes(text: str, dtype: str, direction: Any) -> None:
+    spec = ConvSpec.parse(text).with_(dtype=dtype, direction=direction)
+    verdict = check(spec, Right())
+    assert verdict.ok, verdict.reason
+    if spec.batch:
+        assert verdict.gate == "whole numbers exact"
+        assert verdict.compared == math.prod(spec.with_(batch=min(spec.batch, 2)).result_shape)
+        assert 0 <= verdict.error_ratio <= 1 and verdict.spreads <= 4
+    assert check(spec, Right(accuracy="normwise")).ok
+    if spec.ndim == 2 and direction != "weight_gradient":
+        assert check(spec, Right(accuracy="lowrank")).ok
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
+@pytest.mark.parametrize("dtype", MIXED)
+@pytest.mark.parametrize("text", ["2x6x9x8,4x3x3x3,s2,p1", "1x70x9x9,3x70x3x3,p1,symmetric", "1x2x9x9,3x2x4x4,p2,rank1,flip"])
+def test_right_passes_in_every_type(text: str, dtype: str, direction: Any) -> None:
+    verdict = check(ConvSpec.parse(text).with_(dtype=dtype, direction=direction), Right())
+    assert verdict.ok, verdict.reason
+    assert verdict.nonzero > 0.3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_seeds_change_the_data_not_the_verdict(seed: int) -> None:
+    assert check("2x16x12x12,8x16x3x3,p1", Right(), seed=seed).ok
+
+
+def test_constant_data_raise_no_false_alarm() -> None:
+    """Every product has the same sign and rounding errors pile up: rules like sqrt(K) * u fail here, g_K holds."""
+    spec = ConvSpec.parse("1x512x6x6,2x512x3x3")
+    data = operands(spec)
+    assert data.x is not None and data.w is not None
+    data.x[...], data.w[...] = 0.1, 0.3
+    case = Case(spec, data)
+    total = np.zeros((1, 2, 4, 4), np.float32)
+    for product in np.full(512 * 9, np.float32(0.1) * np.float32(0.3)):  # the worst order: one after the other
+        total += product
+    error = np.abs(total - case.exact)
+    assert (error <= tolerance(case, Right())).all()
+    assert (error > 2 * math.sqrt(case.terms) * case.unit * np.abs(case.exact)).all()
+
+
+# ---- the wrong ones are refused ---------------------------------------------------------------------------------
+
+FAULTY = [
+    "2x3x9x8,4x3x3x3,p1",
+    "2x6x9x9,6x2x5x5,s2,p2",
+    "2x8x10x12,8x1x3x3,p1",
+    "1x4x12x11,3x4x3x3,p2,d2",
+    "2x3x30,4x3x5,s2,p1:2",
+    "1x2x6x7x6,3x2x3x3x3,p1,d1x2x1",
+    "1x2x9x9,3x2x3x3,p1,reflect,flip",
+    "1x512x7x7,8x512x3x3,p1",
+]
+
+
+FAULTS = (*wrong.ARITHMETIC, *wrong.WRITING)
+
+
+def shows(fault: type[Right], text: str, dtype: str = "float32", direction: Any = "forward") -> bool:
+    """Whether a caller sees the fault; the door hands on copies of what it pads or reverses."""
+    spec = ConvSpec.parse(text).with_(dtype=dtype, direction=direction)
+    if fault in (wrong.ChangedInput, wrong.ChangedWeights) and spec != spec.received():
+        return False
+    if direction == "weight_gradient" and (fault.kernel is not Right.kernel or fault is wrong.RepeatedImage):
+        return False  # it has no weights, and sums over images
+    if direction != "forward" and fault is wrong.IgnoredStride:
+        return False  # gradients of the wrong shape raise
+    return fault().shows(spec.received())
+
+
+@pytest.mark.parametrize("fault, text, dtype", [
+    case for case in itertools.product(FAULTS, FAULTY, ["float32", "float64"]) if shows(*case)
+])
+def test_fault_is_found(fault: type[Right], text: str, dtype: str) -> None:
+    refused(str(ConvSpec.parse(text).with_(dtype=dtype)), fault())
+
+
+@pytest.mark.parametrize("fault, text", [case for case in itertools.product(FAULTS, FAULTY) if shows(*case)])
+def test_fault_is_found_behind_a_looser_bound(fault: type[Right], text: str) -> None:
+    spec = ConvSpec.parse(text)
+    if fault is wrong.HalfInside and spec.reduction_length > 1000:
+        return  # lost in the bounds of long sums, as the test of its own below says
+    refused(text, fault(accuracy="normwise"))
+    if spec.ndim == 2:
+        refused(text, fault(accuracy="lowrank"))
+
+
+@pytest.mark.parametrize("fault, text, direction", [
+    (fault, text, direction)
+    for fault, text, direction in itertools.product(FAULTS, FAULTY[:3], ["input_gradient", "weight_gradient"])
+    if shows(fault, text, direction=direction)
+])
+def test_fault_is_found_in_gradients(fault: type[Right], text: str, direction: Any) -> None:
+    refused(str(ConvSpec.parse(text).with_(direction=direction)), fault())
+
+
+@pytest.mark.parametrize("fault", [
+    wrong.FlippedKernel, wrong.DroppedChannel, wrong.Zeros, wrong.ZeroedLastRow, wrong.ReusedBuffer, wrong.Remembered,
+])
+def test_fault_is_found_in_whole_types(fault: type[Right]) -> None:
+    refused("2x3x9x8,4x3x3x3,p1,int8>int32", fault())
+    refused("2x3x9x8,4x3x3x3,p1,uint8", fault())
+
+
+def test_half_precision_is_found_where_the_bound_is_loose() -> None:
+    """K = 18432: g_K * B lets half precision through, the spread of seeded normals does not."""
+    spec = "1x2048x4x4,2x2048x3x3,p1"
+    verdict = refused(spec, wrong.HalfInside())
+    assert verdict.error_ratio < 1 < verdict.spreads / judge.MOST_SPREADS
+    assert check(spec, Right()).spreads < 2.5
+
+
+@pytest.mark.parametrize("fault, words", [
+    (wrong.ReusedBuffer, "buffer is reused"), (wrong.ChangedInput, "changed its first operand"),
+    (wrong.ChangedWeights, "changed its weights"), (wrong.NanCorner, "not finite"), (wrong.UnwrittenCorner, "written into out"),
+    (wrong.IgnoredOut, "another array"), (wrong.TransposedResult, "has shape"), (wrong.WrongType, "is float64"),
+])
+def test_reason_names_the_fault(fault: type[Right], words: str) -> None:
+    assert words in refused("1x3x9x9,4x3x3x3,p1", fault()).reason
+
+
+def test_other_memory_orders_are_judged_alike() -> None:
+    assert check("2x3x9x8,4x3x3x3,p1,reflect", Right(layout="nhwc")).ok
+    refused("2x3x9x8,4x3x3x3,p1,reflect", wrong.ZeroedLastRow(layout="nhwc"))
+
+
+def test_exceptions_of_an_algorithm_propagate() -> None:
+    class Raises(Right):
+        def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+            raise MemoryError("as an algorithm would")
+
+    with pytest.raises(MemoryError):
+        check("1x3x9x9,4x3x3x3", Raises())
+
+
+# ---- large problems are judged at chosen elements ---------------------------------------------------------------
+
+
+def test_chosen_elements_judge_like_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "FULL_MACS", 1000)
+    judge._case.cache_clear()
+    try:
+        for text in ("2x6x40x40,4x3x3x3,s2,p1,reflect", "2x6x40x40,4x6x3x3,p1,float64,input_gradient",
+                     "2x6x40x40,20x6x3x3,p1,weight_gradient", "2x6x40x40,20x6x5x5,p1,rank2"):
+            verdict = check(text, Right())
+            assert verdict.ok and verdict.compared <= judge.POINTS + 16, verdict.reason
+            for fault in (wrong.ShiftedPadding, wrong.ZeroedLastRow, wrong.NanCorner, wrong.ReusedBuffer, wrong.Zeros):
+                refused(text, fault())
+                refused(text, fault(accuracy="normwise"))
+            assert check(text, Right(accuracy="normwise")).ok
+    finally:
+        judge._case.cache_clear()
+
+
+def test_sums_too_long_for_a_bound_are_refused_not_guessed() -> None:
+    verdict = check("1x1x16777216,1x1x1,weight_gradient", Right())
+    assert not verdict.ok and "cannot be judged" in verdict.reason
+
+
+# ---- correct algorithms of the other classes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("text", [*GRID[:-1], "1x1x64x64,1x1x63x63", "1x64x20x20,8x64x9x9,p4"])
+def test_fft_passes(text: str, dtype: str) -> None:
+    spec = ConvSpec.parse(text).with_(dtype=dtype)
+    for circular in (False, True):
+        verdict = check(spec, Transformed(circular=circular))
+        assert verdict.ok and verdict.error_ratio < 0.5, verdict
+
+
+def test_fft_is_not_componentwise() -> None:
+    """Small results beside huge ones are noise: the bound that fits a direct sum refuses it."""
+    refused("1x256x16x16,4x256x9x9,p4", Transformed(accuracy="componentwise"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("m", [2, 4, 6])
+@pytest.mark.parametrize("text", [
+    "2x3x9x8,4x3x3x3,p1", "2x6x17x13,6x2x3x3,p1:0x2:1", "1x16x12x12,8x16x3x3,p1,reflect,flip", "1x3x30,4x3x3,p1",
+    "1x2x6x7x8,3x2x3x3x3,p1", "2x8x9x9,8x1x3x3,p1", "1x256x14x14,8x256x3x3,p1", "1x2x9x9,3x2x3x3,p2,constant:-5",
+    "1x2x12x12,3x2x3x1,p1x0",
+])
+def test_winograd_passes(text: str, m: int, dtype: str) -> None:
+    spec = ConvSpec.parse(text).with_(dtype=dtype)
+    verdict = check(spec, Minimal(m=m))
+    assert verdict.ok and verdict.error_ratio < 0.9, verdict
+    exact = m == 2 and set(spec.kernel) == {3}
+    assert verdict.gate.startswith("whole numbers exact" if exact else "whole numbers exact after rounding"), verdict.gate
+    assert ("rounding" in verdict.gate) is not exact
+
+
+def test_winograd_at_chosen_elements() -> None:
+    spec = ConvSpec.parse("2x6x17x13,6x2x3x3,p1:0x2:1,flip")
+    algorithm = Minimal(m=4)
+    whole = Case(spec, operands(spec))
+    points = np.array(list(np.ndindex(*spec.result_shape)))[::7]
+    chosen = Case(spec, whole.data, points)
+    matrices = winograd_matrices(algorithm, spec)
+    np.testing.assert_allclose(amplified(chosen, matrices), whole_at(amplified(whole, matrices), points), rtol=1e-12)
+    np.testing.assert_allclose(tolerance(chosen, algorithm), whole_at(tolerance(whole, algorithm), points), rtol=1e-12)
+
+
+def whole_at(a: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return a[tuple(points.T)]
+
+
+def test_amplification_is_never_below_the_magnitude() -> None:
+    spec = ConvSpec.parse("1x3x9x8,4x3x3x3,p1")
+    case = Case(spec, operands(spec))
+    for m in (2, 4):
+        assert (amplified(case, winograd_matrices(Minimal(m=m), spec)) >= case.magnitude * (1 - 1e-12)).all()
+
+
+def test_wrong_transforms_are_refused() -> None:
+    class Off(Minimal):
+        def transforms(self, spec: ConvSpec) -> tuple[Any, ...]:
+            back, kernel, data = toom_cook(2, 3, [Fraction(0), Fraction(1), Fraction(-1)])
+            return ((back, kernel, (data[0], data[1], data[2], tuple(-v for v in data[3]))),) * spec.ndim
+
+    with pytest.raises(TransformsError, match="do not compute correlation"):
+        winograd_matrices(Off(), ConvSpec.parse("1x3x9x9,4x3x3x3"))
+    assert "do not compute correlation" in refused("1x3x9x9,4x3x3x3", Off()).reason
+    assert "no transforms" in refused("1x3x9x9,4x3x3x3", Right(accuracy="winograd")).reason
+    with pytest.raises(UnjudgedError):
+        winograd_matrices(Minimal(), ConvSpec.parse("1x3x9x9,4x3x3x3,s2"))
+
+
+@pytest.mark.parametrize("fault", [wrong.FlippedKernel, wrong.DroppedChannel, wrong.ShiftedPadding, wrong.ZeroedLastRow,
+                                   wrong.SwappedAxes, wrong.Zeros, wrong.HalfInside])
+@pytest.mark.parametrize("m", [2, 4, 6])
+def test_fault_is_found_behind_the_winograd_bound(fault: type[Right], m: int) -> None:
+    class Claims(fault):  # type: ignore[misc, valid-type]
+        def transforms(self, spec: ConvSpec) -> tuple[Any, ...]:
+            return Minimal(m=m).transforms(spec)
+
+    refused("1x32x14x14,8x32x3x3,p1", Claims(accuracy="winograd"))

@@ -1,0 +1,122 @@
+"""compare judges by launches and the noise it measured; merge keeps machines apart; imports are shown and never used."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from bench.compare import compare
+from bench.exchange import from_pytest_benchmark
+from bench.record import Launch, Record
+from bench.store import Store
+from tests.conftest import Convbench
+
+SPECS = [f"1x1x{n}x{n},1x1x3x3" for n in range(16, 46)]
+
+
+def records(
+    seed: int, factor: float = 1.0, noise: float = 0.01, build: str = "b", drift: float = 1.0, count: int = 3
+) -> list[Record]:
+    """One record per spec; ``factor`` slows the first five down."""
+    source = random.Random(seed)
+    made = []
+    for i, spec in enumerate(SPECS):
+        base = 1e-3 * (1 + i) * drift * (factor if i < 5 else 1.0) * source.lognormvariate(0, noise / 2)
+        launches = tuple(
+            Launch(k, "t", tuple(base * source.lognormvariate(0, noise) * s for s in (0.99, 1.0, 1.01)), 1, 0.1, 0.1, base)
+            for k in range(count)
+        )
+        made.append(Record(spec, "a", 2, "m", build if i < 5 else "same", "ok", launches=launches))
+    return made
+
+
+def verdicts(old: list[Record], new: list[Record]) -> list[str]:
+    return [change.verdict for change in compare(old, new).changes]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_identical_code_is_never_called_faster_or_slower(seed: int) -> None:
+    for noise in (0.01, 0.05, 0.2):
+        assert {"faster", "slower"}.isdisjoint(verdicts(records(seed, noise=noise), records(seed + 100, noise=noise)))
+
+
+def test_a_real_change_is_seen_and_the_rest_is_the_same() -> None:
+    slower = verdicts(records(1), records(2, factor=1.3, build="new"))
+    assert slower[:5] == ["slower"] * 5 and "same" in slower[5:] and "slower" not in slower[5:]
+    assert verdicts(records(1), records(2, factor=0.7, build="new"))[:5] == ["faster"] * 5
+
+
+def test_a_change_inside_the_noise_is_undecided() -> None:
+    assert set(verdicts(records(1, noise=0.2), records(2, factor=1.1, noise=0.2))) == {"undecided"}
+
+
+def test_a_machine_that_slowed_down_as_a_whole_blames_no_algorithm() -> None:
+    comparison = compare(records(1), records(2, drift=1.2))
+    assert comparison.drift == pytest.approx(0.18, abs=0.03)
+    assert "slower" not in [change.verdict for change in comparison.changes]
+
+
+def test_other_machines_and_imports_are_not_compared(tmp_path: Path) -> None:
+    other = [Record(**{**r.__dict__, "machine": "elsewhere"}) for r in records(1)]
+    imported = [Record(**{**r.__dict__, "origin": "pytest-benchmark"}) for r in records(1)]
+    assert compare(records(1), other).changes == compare(records(1), imported).changes == ()
+
+
+def fill(folder: Path, *found: list[Record]) -> str:
+    with Store(folder) as store:
+        store.put_machine({"id": "m", "cpu": "one"})
+        for group in found:
+            for record in group:
+                store.put(record)
+    return str(folder)
+
+
+def test_compare_command(convbench: Convbench, tmp_path: Path) -> None:
+    old, new = fill(tmp_path / "old", records(1)), fill(tmp_path / "new", records(2, factor=1.5, build="new"))
+    done = convbench("compare", old, new)
+    assert done.returncode == 1 and "slower" in done.stdout and "noise" in done.stdout
+    back = convbench("compare", new, old, "--json")
+    assert back.returncode == 0
+    assert [row["verdict"] for row in json.loads(back.stdout)["changes"]].count("faster") == 5
+    assert convbench("compare", old, str(tmp_path / "nothing")).returncode == 2
+
+
+def test_merge_keeps_machines_apart(convbench: Convbench, tmp_path: Path) -> None:
+    other = [Record(**{**r.__dict__, "machine": "n"}) for r in records(3)]
+    one, two = fill(tmp_path / "one", records(1)), fill(tmp_path / "two", other)
+    merged = tmp_path / "both"
+    for _ in range(2):  # merging again adds nothing
+        assert convbench("merge", str(merged), one, two).returncode == 0
+        with Store(merged, create=False) as store:
+            assert len(store.records()) == 2 * len(SPECS)
+            assert {r.machine for r in store.records()} == {"m", "n"}
+            assert sum(len(r.launches) for r in store.records()) == 2 * 3 * len(SPECS)
+    assert convbench("merge", str(merged), str(tmp_path / "missing")).returncode == 2
+
+
+def test_import_is_tagged_shown_and_never_used(convbench: Convbench, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    entry = {"group": "1x1x20x20,1x1x3x3", "name": "test_speed[x]", "param": "x",
+             "extra_info": {"algorithm": "direct_shift", "threads": 2},
+             "stats": {"data": [1e-9, 2e-9, 3e-9], "median": 2e-9, "iterations": 7}}
+    foreign = {**entry, "group": None, "param": "other", "extra_info": {}}
+    file.write_text(json.dumps({"machine_info": {"cpu": {"brand_raw": "<b>cpu</b>"}}, "benchmarks": [entry, foreign]}))
+    _, found, left_out = from_pytest_benchmark(file)
+    assert (found[0].origin, found[0].algorithm, left_out) == ("pytest-benchmark", "direct_shift", 1)
+    out = str(tmp_path / "out")
+    assert convbench("run", "20x20,3x3", "--algorithms", "direct_shift", "--launches", "1", "--out", out).returncode == 0
+    done = convbench("import", str(file), "--out", out)
+    assert done.returncode == 0 and "1 record" in done.stdout
+    assert "pytest-benchmark" in (tmp_path / "out" / "report" / "records.csv").read_text()
+    picked = json.loads(convbench("pick", "20x20,3x3", "--json").stdout)
+    assert all(c["run_s"] is None or c["run_s"] > 1e-8 for c in picked["candidates"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"benchmarks": 3, "machine_info": {}}', '{"benchmarks": []}'])
+def test_what_is_no_such_file_is_one_line(convbench: Convbench, tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    done = convbench("import", str(tmp_path / "bad.json"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -1,0 +1,219 @@
+"""What every algorithm owes: one generic test over a wide grid of problems, for ours, the peers' and any newcomer's alike."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from algos import Algorithm, ConvSpec, algorithms, get
+from algos.contract import ACCURACIES, FAMILIES
+from algos.functional import prepared
+from bench.check import check
+from bench.data import operands
+
+GRID = [
+    "1x1x1x1,1x1x1x1",
+    "1x1x1x40,1x1x1x5,p0x2",  # one row
+    "1x1x40x1,1x1x5x1,p2x0",  # one column
+    "1x1x9x8,1x1x9x8",  # kernel = image
+    "1x1x20x21,1x1x3x3,p1",
+    "1x1x20x21,1x1x4x2",  # even kernels
+    "1x1x33x70,1x1x15x15,p7",
+    "1x1x3x300,1x1x3x9,p1x4",  # wide
+    "1x1x300x3,1x1x9x3,p4x1",  # tall
+    "1x1x40x2500,1x1x3x3,p1",  # wider than a block
+    "1x1x12x12,1x1x5x5,pfull",
+    "1x1x16x16,1x1x3x3,p9:0",  # borders wider than the kernel
+    "1x1x20x20,1x1x9x9,p0:63",
+    "1x1x20x20,1x1x5x5,p4:1x0:2,s3",
+    "1x1x17x19,1x1x2x2,s5x4",  # stride > kernel: some input is never read
+    "1x1x23x23,1x1x3x3,d4,p4",
+    "1x1x23x24,1x1x3x4,s2x3,d3x2,p3",
+    "1x1x64x64,1x1x7x7,p3,rank1",
+    "1x1x30x31,1x1x5x6,p2,rank2",
+    "2x3x15x14,2x3x5x5,p1:2x2:1,s2,rank1",
+    "2x4x12x11,4x1x5x3,p2x1,d2,rank2,float64",
+    "2x3x9x10,4x3x3x3,p1",
+    "2x3x9x10,4x3x3x3,p1,float64",
+    "1x5x8x7,3x5x1x1",
+    "1x5x8x7,3x5x1x1,s2",
+    "2x8x6x6,16x8x1x1,float64",
+    "1x1x10x10,7x1x3x3,p1",  # one input channel
+    "1x7x10x10,1x7x3x3,p1",  # one output channel
+    "2x4x9x10,6x2x3x2,s2x1,p1:0x2:1,d1x2",
+    "1x6x11x9,9x2x3x3,p1",  # three groups
+    "2x8x13x12,8x1x3x3,p1",  # depthwise
+    "1x4x12x12,12x1x3x3,s2,p1",  # depthwise with a multiplier
+    "1x6x10x9,6x1x5x5,p2,float64",
+    "3x16x14x14,16x16x3x3,p1",
+    "1x64x14x14,16x64x3x3,p1",
+    "2x3x31x33,8x3x7x7,s2,p3",
+    "1x2x9x9,3x2x3x3,p1,reflect",
+    "1x2x9x9,3x2x3x3,p1:2,replicate",
+    "1x2x9x9,3x2x4x3,p3x1,circular",
+    "1x2x9x9,3x2x3x3,p2,symmetric",
+    "1x2x9x9,3x2x3x3,p2,constant:0.7",
+    "1x2x9x9,3x2x3x4,p1x2:1,flip",
+    "0x3x9x10,4x3x3x3,p1",
+    "1x1x64,1x1x9,p0:8",
+    "2x4x40,6x2x5,p3,s2,d2",
+    "1x3x50,2x3x50",
+    "1x2x5x6x7,3x2x3x2x3,p1",
+    "2x4x6x7x8,4x1x3x2x3,p1,s1x2x1,d1x1x2",
+    "1x8x3x5x9,8x8x1x3x3,p1,float64",
+    "1x2x9x9,3x2x3x3,int32",
+    "1x2x9x9,3x2x3x3,float16",
+    "1x2x9x9,3x2x3x3,p1,input_gradient",
+    "1x2x9x9,3x2x3x3,p1,weight_gradient",
+]
+
+# Problems of the grid that each of ours solves at least, so that nothing becomes silently unsupported.
+SOLVED = {
+    "direct_loops": 40, "direct_shift": 49, "im2col_gemm": 49, "fft": 49, "separable": 4, "numba_direct": 46,
+    "scipy_correlate2d": 43, "scipy_fftconvolve": 49, "scipy_oaconvolve": 49, "scipy_ndimage_correlate": 49,
+}  # fmt: skip
+SLACK = 64 << 10  # Python objects of a plan and of a call
+NAMES = [a.name for a in algorithms() if a.device == "cpu" and a.unavailable() is None and a.family != "auto"]
+
+
+def solves(algorithm: Algorithm, spec: ConvSpec) -> bool:
+    return algorithm.unsupported(spec.received()) is None
+
+
+def specs() -> list[ConvSpec]:
+    return [ConvSpec.parse(text) for text in GRID]
+
+
+@pytest.mark.parametrize("text", GRID)
+@pytest.mark.parametrize("name", NAMES)
+def test_right_or_says_why_not(name: str, text: str) -> None:
+    algorithm, spec = get(name), ConvSpec.parse(text)
+    reason = algorithm.unsupported(spec.received())
+    if reason is not None:
+        assert isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason
+        return
+    for threads in (1, 2):
+        verdict = check(spec, algorithm, threads)
+        assert verdict.ok, f"{threads} threads: {verdict.reason}"
+
+
+@pytest.mark.parametrize("text", ["2x32x30x30,32x32x3x3,p1", "1x1x300x400,1x1x9x9,p4,rank1", "2x16x200x100,16x1x3x3,p1,s2"])
+@pytest.mark.parametrize("name", NAMES)
+def test_right_when_work_is_shared(name: str, text: str) -> None:
+    """Large enough that every algorithm uses its threads."""
+    algorithm, spec = get(name), ConvSpec.parse(text)
+    if solves(algorithm, spec):
+        for threads in (2, 3):
+            verdict = check(spec, algorithm, threads)
+            assert verdict.ok, f"{threads} threads: {verdict.reason}"
+
+
+@pytest.mark.parametrize("name", sorted(SOLVED))
+def test_support_does_not_shrink(name: str) -> None:
+    solved = sum(solves(get(name), spec) for spec in specs())
+    assert solved >= SOLVED[name], f"{name} solves {solved} of {len(GRID)} problems"
+
+
+@pytest.mark.parametrize("algorithm", algorithms(), ids=lambda a: a.name)
+def test_declares_itself(algorithm: Algorithm) -> None:
+    assert algorithm.name.isidentifier() and algorithm.family in FAMILIES and algorithm.accuracy in ACCURACIES
+    assert algorithm.runtime in ("numpy", "numba", "torch", "opencv", "cupy")
+    assert (algorithm.device, algorithm.layout) in [("cpu", "nchw"), ("cpu", "nhwc"), ("cuda", "nchw"), ("cuda", "nhwc")]
+    assert hash(algorithm) is not None and algorithm.tunables() is not None
+    reason = algorithm.unavailable()
+    assert reason is None or reason
+    if type(algorithm).__module__.startswith("algos"):
+        assert sys.modules[type(algorithm).__module__].__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_are_plain_numbers(name: str) -> None:
+    algorithm = get(name)
+    for spec in specs():
+        if spec.batch and solves(algorithm, spec):
+            for threads in (1, 2, 64):
+                assert type(algorithm.workspace_bytes(spec.received(), threads)) is int
+                cost = algorithm.cost(spec.received(), threads)
+                assert cost.operations > 0 and cost.bytes > 0 and cost.flops_per_s > 0
+                assert 0 < cost.seconds(threads) < 1e4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_are_fresh_and_operands_unchanged(name: str) -> None:
+    """A second call must not touch what the first returned, nor any operand; ``out`` is written and returned."""
+    algorithm = get(name)
+    spec = next(s for s in specs() if s.batch == 2 and solves(algorithm, s))
+    data = operands(spec, 0, "normal")
+    x, w = data.x.copy(), data.w.copy()
+    plan = prepared(spec, w, algorithm, 1)
+    first = plan(x)
+    kept = first.copy()
+    second = plan(x * 2)
+    assert not np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, kept)
+    assert not np.array_equal(second, kept)
+    np.testing.assert_array_equal(x, data.x)
+    np.testing.assert_array_equal(w, data.w)
+    out = np.full(spec.output_shape, np.nan, spec.out_dtype)
+    assert plan(x, out=out) is out
+    np.testing.assert_array_equal(out, kept)
+
+
+LARGER = ["1x1x256x300,1x1x7x7,p3", "2x32x30x30,32x32x3x3,p1", "2x16x60x50,16x1x3x3,p1,s2", "1x1x200x200,1x1x9x9,rank1"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_workspace_is_as_predicted(name: str, threads: int) -> None:
+    """seen <= predicted <= 2 x seen, over the arrays of prepare and of a run, without x, w and y."""
+    algorithm, off = get(name), []
+    for spec in map(ConvSpec.parse, GRID + LARGER):
+        if not spec.batch or spec != spec.received() or not solves(algorithm, spec):
+            continue
+        if algorithm.cost(spec).seconds() > 0.01:  # tracing slows plain Python down tenfold
+            continue
+        data = operands(spec, 0, "normal")
+        out = np.empty(spec.output_shape, spec.out_dtype)
+        algorithm.prepare(spec, data.w, threads)(data.x, out=out)  # imports and compiles
+        tracemalloc.start()
+        try:
+            plan = algorithm.prepare(spec, data.w, threads)
+            plan(data.x, out=out)
+            plan(data.x, out=out)
+            seen = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        predicted = algorithm.workspace_bytes(spec, threads)
+        if not seen - SLACK <= predicted <= 2 * seen + SLACK:
+            off.append(f"{spec}: predicted {predicted}, seen {seen}")
+    assert not off, "\n".join(off)
+
+
+BOUNDSCHECK = """
+import sys
+from algos import ConvSpec, algorithms
+from bench.check import check
+compiled = [a for a in algorithms() if a.runtime == "numba" and a.device == "cpu" and a.unavailable() is None]
+assert compiled
+for text in sys.argv[1:]:
+    for algorithm in compiled:
+        spec = ConvSpec.parse(text)
+        if algorithm.unsupported(spec.received()) is None:
+            verdict = check(spec, algorithm, 2)
+            assert verdict.ok, f"{algorithm.name} {text}: {verdict.reason}"
+"""
+
+
+def test_compiled_code_stays_inside_its_arrays() -> None:
+    """Out-of-bounds reads return garbage silently, so the Numba algorithms run once with every index checked."""
+    remainders = [str(s) for s in specs() if s.dtype == "float32" and s.direction == "forward" and s.ndim < 3 and s.macs < 1e6]
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDSCHECK, *remainders], env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

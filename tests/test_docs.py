@@ -1,0 +1,68 @@
+"""The documented commands run as they stand; pytest itself and the two set-up lines are left to CI."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("CONTRIBUTING.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """Lines that begin with ``$ convbench`` in console blocks, in their order."""
+    lines = [line for block in blocks(page, "console") for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith(("$ convbench ", "$ CONVBENCH_PATH="))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_commands_run(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    """In one folder, in the order of the page, after the files that the page shows were written."""
+    scripts = tmp_path / "bin"
+    scripts.mkdir()
+    tool = scripts / "convbench"
+    tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bench "$@"\n')
+    tool.chmod(0o755)
+    path = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    work = tmp_path / "work"
+    work.mkdir()
+    for source in blocks(page, "python"):
+        if match := re.match(r"# (\S+/\S+\.py)\n", source):
+            file = work / match[1]
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(source)
+    for command in commands(page):
+        done = subprocess.run(command, shell=True, cwd=work, env={**environment, **path}, capture_output=True, text=True,
+                              timeout=300, check=False)  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_python_runs(page: Path) -> None:
+    for source in blocks(page, "python"):
+        if not re.match(r"# \S+/\S+\.py\n", source):
+            exec(compile(source, str(page), "exec"), {"__name__": "documented"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_readme_lists_no_algorithms_by_hand_and_has_both_set_up_lines() -> None:
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^python3 -m venv \.venv && .*$", text, re.MULTILINE)
+    assert len(lines) == 2
+    assert lines[0].endswith("convbench run quick") and lines[1].endswith("pytest")

@@ -1,0 +1,163 @@
+"""The picker: measured, then nearest, then modelled; honest about why; never what was wrong or does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import algos
+from algos import machine, wisdom
+from algos.auto import choose
+from algos.contract import Algorithm, Cost
+from algos.estimate import Knowledge, tunables_text
+from algos.spec import ConvSpec
+
+SPEC = ConvSpec.parse("1x1x128x128,1x1x5x5,p2")
+
+
+@dataclass(frozen=True)
+class Modelled(Algorithm):
+    """Known to the picker by its cost alone."""
+
+    family: str = "direct"
+    rate: float = 1e9
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        return None
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        return 0
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Any:
+        raise AssertionError("the picker runs nothing")
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        return Cost(spec.flops, 0, 0, self.rate)
+
+    def tunables(self) -> dict[str, Any]:
+        return {}
+
+
+FAST, SLOW = Modelled("fast", rate=8e9), Modelled("slow", rate=1e9)
+
+
+def entry(algorithm: Algorithm, spec: ConvSpec, run_s: float, status: str = "ok", **more: Any) -> wisdom.Known:
+    values = {"machine": "m", "build": "b", "tunables": tunables_text(algorithm), "threads": 2, "reason": "" if status == "ok"
+              else "so it was", "prepare_s": 0.0, **more}
+    return wisdom.Known(spec=str(spec), algorithm=algorithm.name, status=status, run_s=run_s, **values)
+
+
+def ask(*entries: wisdom.Known, spec: ConvSpec = SPEC, calls: int | None = None) -> algos.Choice:
+    found = {a.name: a for a in (SLOW, FAST)}
+    return choose(spec, list(found.values()), Knowledge(entries, found, lambda a: "b"), threads=2, calls=calls)
+
+
+def test_without_records_the_model_decides() -> None:
+    choice = ask()
+    assert (choice.algorithm, choice.source) == ("fast", "model")
+    assert [c.algorithm for c in choice.candidates] == ["fast", "slow"]
+
+
+def test_records_of_the_spec_overrule_the_model() -> None:
+    choice = ask(entry(SLOW, SPEC, 1e-4), entry(FAST, SPEC, 2e-4))
+    assert (choice.algorithm, choice.source, choice.expected_s) == ("slow", "measured", 1e-4)
+    assert "2.00 x faster than fast" in choice.reason
+
+
+def test_records_of_a_neighbour_correct_the_model() -> None:
+    near = SPEC.with_(size=(144, 144))
+    choice = ask(entry(SLOW, near, 1e-4), entry(FAST, near, 1e-3))
+    assert (choice.algorithm, choice.source) == ("slow", "nearest")
+    assert str(near) in choice.reason
+
+
+def test_a_far_spec_teaches_nothing_about_the_order() -> None:
+    far = ConvSpec.parse("1x512x7x7,512x512x1x1")
+    assert ask(entry(SLOW, far, 1e-7), entry(FAST, far, 1.0)).source == "model"
+
+
+def test_other_threads_builds_and_tunables_do_not_count() -> None:
+    for change in ({"threads": 1}, {"build": "old"}, {"tunables": '{"block": 8}'}):
+        assert ask(entry(SLOW, SPEC, 1e-9, **change)).algorithm == "fast"
+
+
+def test_an_unmeasured_candidate_needs_more_than_a_hunch() -> None:
+    as_modelled = entry(SLOW, SPEC, SLOW.cost(SPEC).seconds(2))
+    for rate, winner in ((1.5e9, "slow"), (3e9, "other")):
+        found = {a.name: a for a in (SLOW, Modelled("other", rate=rate))}
+        choice = choose(SPEC, list(found.values()), Knowledge([as_modelled], found, lambda a: "b"), threads=2)
+        assert choice.algorithm == winner
+
+
+def test_few_calls_weigh_prepare() -> None:
+    entries = entry(SLOW, SPEC, 2e-4, prepare_s=0.0), entry(FAST, SPEC, 1e-4, prepare_s=1e-2)
+    assert ask(*entries).algorithm == "fast"
+    choice = ask(*entries, calls=1)
+    assert choice.algorithm == "slow"
+    assert choice.candidates[1].expected_s == pytest.approx(1.01e-2)
+
+
+def test_a_ranked_spec_falls_back_on_records_of_the_unranked_one() -> None:
+    choice = ask(entry(SLOW, SPEC, 1e-4), entry(FAST, SPEC, 2e-4), spec=SPEC.with_(rank=1))
+    assert (choice.algorithm, choice.source) == ("slow", "measured")
+
+
+def known_to_this_machine(name: str, text: str, run_s: float, status: str = "ok", threads: int = 1) -> wisdom.Known:
+    algorithm = algos.get(name)
+    return wisdom.Known(
+        machine.fingerprint()["id"], machine.build(algorithm), text, name, tunables_text(algorithm), threads, status,
+        "off by one" if status != "ok" else "", 0.0, run_s,
+    )
+
+
+@pytest.fixture
+def own_wisdom(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("CONVBENCH_DATA", str(tmp_path))
+    wisdom.recall.cache_clear()
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_pick_remembers_and_leaves_out_with_reasons() -> None:
+    text = "1x1x96x96,1x1x3x3,p1"
+    names = [a.name for a in algos.algorithms(text) if a.name != "auto"]
+    wisdom.remember(known_to_this_machine(name, text, 1e-3 * (1 + i)) for i, name in enumerate(names))
+    wisdom.remember([known_to_this_machine("direct_shift", text, 1e-9), known_to_this_machine("fft", text, 0.0, "crashed")])
+    choice = algos.pick(text, threads=1)
+    assert (choice.algorithm, choice.source) == ("direct_shift", "measured")
+    out = {c.algorithm: c.excluded for c in choice.candidates if c.excluded}
+    assert out["fft"] == "crashed when measured: off by one"
+    assert "peer" in out["scipy_correlate2d"] and out["separable"]
+    assert "scipy_correlate2d" in [c.algorithm for c in algos.pick(text, threads=1, peers=True).candidates if not c.excluded]
+    wisdom.remember([known_to_this_machine("direct_shift", "1x1x8x8,1x1x3x3", 0.0, "wrong")])
+    assert algos.pick(text, threads=1).algorithm != "direct_shift"
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_limits_are_kept() -> None:
+    text = "1x64x56x56,64x64x3x3,p1"
+    small = algos.pick(text, max_workspace_bytes=1 << 21)
+    assert all((c.workspace_bytes or 0) <= 1 << 21 for c in small.candidates if not c.excluded)
+    assert any("the limit is" in c.excluded for c in small.candidates)
+    plain = algos.pick("512x512,31x31", accuracy="componentwise")
+    assert "fft" in {c.algorithm for c in plain.candidates if "normwise" in c.excluded}
+    for bad in ({"calls": 0}, {"threads": -1}, {"device": "tpu"}, {"accuracy": "best"}, {"max_workspace_bytes": -1}):
+        with pytest.raises(ValueError):
+            algos.pick(text, **bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_no_candidate_is_one_line() -> None:
+    with pytest.raises(ValueError, match="no algorithm can compute") as caught:
+        algos.pick("8x8,3x3,int8>int32")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("own_wisdom")
+@pytest.mark.parametrize("damage", [b"", b"not a database" * 500])
+def test_damaged_wisdom_is_forgotten_not_fatal(damage: bytes) -> None:
+    wisdom.path().write_bytes(damage)
+    assert algos.pick("64x64,3x3").source == "model"
+    wisdom.remember([known_to_this_machine("fft", "1x1x64x64,1x1x3x3", 1e-9)])
+    assert algos.pick("64x64,3x3", threads=1).algorithm == "fft"

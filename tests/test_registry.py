@@ -1,0 +1,117 @@
+"""One file is all it takes: an algorithm in a folder of CONVBENCH_PATH is listed, checked, measured, plotted and picked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from algos import registry
+from tests.conftest import Convbench
+
+PLUGIN = '''
+from dataclasses import dataclass
+import numpy as np
+from algos import Algorithm
+
+@dataclass(frozen=True)
+class Mine(Algorithm):
+    name: str = "{name}"
+    family: str = "direct"
+
+    def unsupported(self, spec):
+        return None if spec.weight_shape == (1, 1, 1, 1) and str(spec).count(",") == 1 else "only scales pictures"
+
+    def workspace_bytes(self, spec, threads=1):
+        return 0
+
+    def prepare(self, spec, weights, threads=1):
+        factor = weights.item() * {error}
+        return lambda x, out=None: np.multiply(x, np.float32(factor), out=out)
+
+ALGORITHMS = [Mine()]
+'''
+SPEC = "1x1x300x300,1x1x1x1"
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "mine.py").write_text(PLUGIN.format(name="mine", error="1.0"))
+    (folder / "wrong.py").write_text(PLUGIN.format(name="my_wrong", error="1.01"))
+    return folder
+
+
+def test_one_file_makes_an_algorithm_appear_everywhere(convbench: Convbench, plugins: Path, tmp_path: Path) -> None:
+    path = {"CONVBENCH_PATH": str(plugins)}
+    listed = {row["name"]: row for row in json.loads(convbench("list", SPEC, "--json", **path).stdout)}
+    assert listed["mine"]["supported"] and listed["my_wrong"]["supported"]
+    assert json.loads(convbench("list", "9x9,3x3", "--json", **path).stdout)
+    assert json.loads(convbench("pick", SPEC, "--json", **path).stdout)["algorithm"] != "mine"  # nobody has checked it yet
+
+    checked = convbench("check", SPEC, "--algorithms", "mine,my_wrong", "--json", **path)
+    assert checked.returncode == 1
+    assert {row["algorithm"]: row["status"] for row in json.loads(checked.stdout)} == {"mine": "ok", "my_wrong": "wrong"}
+
+    done = convbench("run", SPEC, "--launches", "2", "--out", str(tmp_path / "out"), "--json", **path)
+    assert done.returncode == 1, done.stderr  # a wrong result is an error of the run
+    result = json.loads(done.stdout)
+    assert {"prepared_runs", "checks", "compilation", "start_up", "waiting"} == set(result["shares"])
+    assert sum(result["shares"].values()) == pytest.approx(1.0, abs=0.05)
+    report = tmp_path / "out" / "report"
+    records = (report / "records.csv").read_text()
+    assert "mine" in records
+    (wrong,) = [line for line in records.splitlines() if "my_wrong" in line]
+    assert "wrong" in wrong and "tolerance" in wrong
+    assert ">mine<" in (report / "index.html").read_text()
+    assert any("mine" in picture.read_text() for picture in report.glob("*.svg"))
+
+    picked = json.loads(convbench("pick", SPEC, "--json", **path).stdout)
+    assert (picked["algorithm"], picked["source"]) == ("mine", "measured")
+    excluded = {c["algorithm"]: c["excluded"] for c in picked["candidates"] if c["excluded"]}
+    assert excluded["my_wrong"].startswith("wrong on")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("", "defines no ALGORITHMS"),
+        (PLUGIN.format(name="direct_shift", error="1"), "two algorithms are named"),
+        (PLUGIN.format(name="not a name", error="1"), "must be a Python identifier"),
+        (PLUGIN.format(name="mine", error="1").replace('"direct"', '"magic"'), "is not one of"),
+    ],
+)
+def test_a_file_that_breaks_the_contract_says_how(
+    source: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.setenv("CONVBENCH_PATH", str(tmp_path))
+    registry.registry.cache_clear()
+    with pytest.raises(ValueError, match=says) as caught:
+        registry.registry()
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    registry.registry.cache_clear()
+
+
+def test_a_missing_import_is_unavailable_and_any_other_error_is_a_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVBENCH_PATH", str(tmp_path))
+    (tmp_path / "needs.py").write_text("import not_there_at_all")
+    registry.registry.cache_clear()
+    assert registry.get("needs").unavailable() == "not_there_at_all is not installed"
+    (tmp_path / "needs.py").write_text("import algos.not_there")
+    (tmp_path / "broken.py").write_text("1 / 0")
+    registry.registry.cache_clear()
+    with pytest.raises(ZeroDivisionError):
+        registry.registry()
+    monkeypatch.undo()
+    registry.registry.cache_clear()
+
+
+def test_an_unknown_folder_is_refused(convbench: Convbench) -> None:
+    done = convbench("list", CONVBENCH_PATH="/no/such/folder")
+    assert done.returncode == 2 and "CONVBENCH_PATH" in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,147 @@
+"""ConvSpec: what the text says, what it refuses, what follows from it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from algos.spec import DIRECTIONS, ConvSpec, SpecError
+
+DESIGNED = [
+    "1x64x56x56,128x64x3x3,p1",
+    "1x3x224x224,64x3x7x7,s2,p3",
+    "1x32x112x112,32x1x3x3,p1",
+    "1x1x4096,1x1x64,p0:63",
+    "2x16x8x8x8,4x16x3x3x3,s2x1x1,d1x2x2",
+    "1x1x512x512,1x1x15x15,p7,rank1,float64,reflect,input_gradient,flip",
+    "1x1x9x9,1x1x3x3,int8>int32",
+    "1x1x9x9,1x1x3x3,p1:0x0:1,constant:-0.5,weight_gradient",
+]
+
+
+@pytest.mark.parametrize("text", DESIGNED)
+def test_canonical_text_is_its_own_name(text: str) -> None:
+    assert str(ConvSpec.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("512x512,7x7", "1x1x512x512,1x1x7x7"),
+        ("9x9,3x3,psame", "1x1x9x9,1x1x3x3,p1"),
+        ("8x8,4x4,psame", "1x1x8x8,1x1x4x4,p1:2"),
+        ("9x9,3x3,pfull,d2", "1x1x9x9,1x1x3x3,p4,d2"),
+        ("9x9,3x3,s1,p0,d1,float32,zeros,forward", "1x1x9x9,1x1x3x3"),
+        ("9x9,3x3,flip,p1,s2", "1x1x9x9,1x1x3x3,s2,p1,flip"),
+        ("9x9,3x3,p1x1,s2x2", "1x1x9x9,1x1x3x3,s2,p1"),
+        ("9x9,3x3,p1,constant:0", "1x1x9x9,1x1x3x3,p1"),
+        ("9x9,3x3,float32>float32", "1x1x9x9,1x1x3x3"),
+    ],
+)
+def test_text_is_made_canonical(text: str, canonical: str) -> None:
+    assert str(ConvSpec.parse(text)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "empty"),
+        ("9x9", "no weights"),
+        ("-1x9,3x3", "not a shape"),
+        ("0x9,3x3", "1 or more"),
+        ("9x9,0x3", "1 or more"),
+        ("９x9,3x3", "not a shape"),
+        ("9X9,3x3", "not a shape"),
+        ("9x9, 3x3", "not a shape"),
+        ("9" * 5000 + "x9,3x3", "too long"),
+        ("999999999999999999x999999999999999999,3x3", "too large"),
+        ("9x9,3x3,zz", "unknown option"),
+        ("9x9,3x3,s0", "1 or more"),
+        ("9x9,3x3,d0", "1 or more"),
+        ("9x9,3x3,s1x1x1", "3 entries for 2 axes"),
+        ("9x9,3x3,p-1", "unknown option"),
+        ("9x9,3x3,s2,s2", "repeats stride"),
+        ("9x9,3x3,zeros,reflect", "repeats"),
+        ("5x5,7x7", "exceeds the padded input"),
+        ("5x5,3x3,d3", "exceeds the padded input"),
+        ("1x4x5x5,4x3x3x3", "not divisible"),
+        ("1x4x5x5,3x2x3x3", "not divisible"),
+        ("9x9,3x3,rank4", "outside 1..3"),
+        ("1x1x9,1x1x3,rank1", "2-D"),
+        ("9x9,3x3,float32>int8", "lose"),
+        ("9x9,3x3,complex64", "unknown"),
+        ("9x9,3x3,constant:nan", "finite"),
+        ("9x9,3x3,int8,constant:0.5", "whole number"),
+        ("3x3,1x1,p3,reflect", "reflect padding"),
+        ("9x9x9,3x3", "numbers"),
+    ],
+)
+def test_what_describes_no_convolution_is_refused_in_one_line(text: str, says: str) -> None:
+    with pytest.raises(SpecError, match=says) as caught:
+        ConvSpec.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [1.5, "3", None, True, (3,)])
+def test_a_size_that_is_no_whole_number_is_refused(bad: object) -> None:
+    with pytest.raises(SpecError):
+        ConvSpec(1, bad, (9, 9), 1, (3, 3))  # type: ignore[arg-type]
+
+
+def test_batch_of_zero_is_an_empty_output() -> None:
+    spec = ConvSpec.parse("0x3x9x9,4x3x3x3")
+    assert spec.output_shape == (0, 4, 7, 7) and spec.macs == 0
+
+
+def test_the_door_hands_on_padded_and_reversed_work() -> None:
+    spec = ConvSpec.parse("1x1x9x9,1x1x3x3,p1:2,reflect,flip")
+    assert str(spec.received()) == "1x1x12x12,1x1x3x3"
+
+
+dims = st.integers(1, 12)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ConvSpec:
+    ndim = draw(st.integers(1, 3))
+    axes = lambda low, high: st.tuples(*[st.integers(low, high)] * ndim)  # noqa: E731
+    groups, per_in, per_out = draw(st.integers(1, 4)), draw(dims), draw(dims)
+    kernel, dilation = draw(axes(1, 5)), draw(axes(1, 3))
+    size = tuple((k - 1) * d + 1 + extra for k, d, extra in zip(kernel, dilation, draw(axes(0, 9)), strict=True))
+    padding = tuple(zip(draw(axes(0, 3)), draw(axes(0, 3)), strict=True))
+    return ConvSpec(
+        draw(st.integers(0, 3)), groups * per_in, size, groups * per_out, kernel, draw(axes(1, 4)), padding, dilation, groups,
+        rank=draw(st.one_of(st.none(), st.integers(1, min(kernel)))) if ndim == 2 else None,
+        dtype=draw(st.sampled_from(["float32", "float64", "int8>int32", "float16>float32"])),
+        padding_mode=draw(st.sampled_from(["zeros", "replicate", "constant:3", "constant:-7"])),
+        direction=draw(st.sampled_from(DIRECTIONS)), flip=draw(st.booleans()),
+    )
+
+
+@given(specs())
+def test_parse_is_the_inverse_of_str(spec: ConvSpec) -> None:
+    again = ConvSpec.parse(str(spec))
+    assert again == spec and hash(again) == hash(spec) and str(again) == str(spec)
+
+
+@given(specs())
+def test_derived_figures_follow_from_counting(spec: ConvSpec) -> None:
+    for axis in range(spec.ndim):
+        reads = [
+            o * spec.stride[axis] + k * spec.dilation[axis] - spec.padding[axis][0]
+            for o in range(spec.output_size[axis]) for k in range(spec.kernel[axis])
+        ]
+        assert max(reads) < spec.size[axis] + spec.padding[axis][1]
+        assert set(spec.unread[axis]) == set(range(spec.size[axis])) - set(reads)
+    assert spec.flops == 2 * spec.macs >= spec.operations
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_spec_or_a_spec_error(text: str) -> None:
+    try:
+        spec = ConvSpec.parse(text)
+    except SpecError as error:
+        assert "\n" not in str(error).replace(text, "")
+    else:
+        assert ConvSpec.parse(str(spec)) == spec

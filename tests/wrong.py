@@ -1,0 +1,292 @@
+"""Deliberately wrong algorithms, one per fault that a convolution library really had, and the right one beneath them.
+
+``Right`` is windows and one matrix product, in every direction, written apart from the definition that judges it. A fault
+overrides one of its four steps and says in ``shows`` on which specs it makes a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from algos.contract import Algorithm
+from algos.spec import ConvSpec
+
+
+@dataclass(frozen=True)
+class Right(Algorithm):
+    """Correct in all directions and types; sums in float32 at least, integers in 64 bits."""
+
+    name: str = "right"
+    family: str = "gemm"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        return None
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        return 0
+
+    def shows(self, spec: ConvSpec) -> bool:
+        """Whether the fault changes anything for this spec."""
+        return True
+
+    def geometry(self, spec: ConvSpec) -> ConvSpec:
+        return spec
+
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        return w
+
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        return a
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
+        dtype = spec.out_dtype if spec.direction == "forward" else spec.in_dtype
+        used = self.geometry(spec)
+        w = None if weights is None else self.kernel(spec, weights)
+
+        def run(*operands: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            first, *rest = operands
+            y = convolved(used, self.operand(spec, first), w, *rest).astype(dtype)
+            y = y[tuple(slice(0, n) for n in spec.result_shape)]
+            return self.result(spec, np.ascontiguousarray(y), operands, out)
+
+        return run
+
+
+def convolved(spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndarray | None = None) -> np.ndarray:
+    """The result of ``spec`` with zero padding and no flip; a is x, or grad for input_gradient."""
+    work = np.promote_types(spec.out_dtype, {"f": np.float32, "i": np.int64, "u": np.uint64}[spec.out_dtype.kind])
+    n, g, p, t = spec.batch, spec.groups, math.prod(spec.output_size), math.prod(spec.kernel)
+    i, o = spec.in_channels // g, spec.out_channels // g
+    a = a.astype(work)
+    if w is not None:
+        w = w.astype(work).reshape(g, o, i * t)
+    if spec.direction == "input_gradient":
+        assert w is not None
+        columns = (w.swapaxes(1, 2) @ a.reshape(n, g, o, p)).reshape(n, spec.in_channels, *spec.kernel, *spec.output_size)
+        dx = np.zeros((n, spec.in_channels, *spec.padded_size), work)
+        for tap in np.ndindex(*spec.kernel):
+            place = tuple(
+                slice(k * d, k * d + (m - 1) * s + 1, s)
+                for k, d, m, s in zip(tap, spec.dilation, spec.output_size, spec.stride, strict=True)
+            )
+            dx[(..., *place)] += columns[(slice(None), slice(None), *tap)]
+        return dx[(..., *(slice(b, b + m) for (b, _), m in zip(spec.padding, spec.size, strict=True)))]
+    x = np.pad(a, ((0, 0), (0, 0), *spec.padding))
+    windows = np.lib.stride_tricks.sliding_window_view(x, spec.kernel_extent, tuple(range(2, x.ndim)))
+    steps = (*(slice(None, None, s) for s in spec.stride), *(slice(None, None, d) for d in spec.dilation))
+    columns = windows[(slice(None), slice(None), *steps)].reshape(n, g, i, p, t)
+    if spec.direction == "forward":
+        assert w is not None
+        columns = columns.transpose(0, 1, 2, 4, 3).reshape(n, g, i * t, p)
+        return (w @ columns).reshape(spec.output_shape)
+    assert grad is not None
+    columns = columns.transpose(0, 1, 3, 2, 4).reshape(n, g, p, i * t)
+    return (grad.astype(work).reshape(n, g, o, p) @ columns).sum(0).reshape(spec.weight_shape)
+
+
+# ---- wrong in the arithmetic ------------------------------------------------------------------------------------
+
+
+class FlippedKernel(Right):
+    def shows(self, spec: ConvSpec) -> bool:
+        return math.prod(spec.kernel) > 1
+
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        return np.flip(w, tuple(range(2, w.ndim)))
+
+
+class ShiftedPadding(Right):
+    """One column too many before, one too few after."""
+
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        shifted = np.zeros_like(a)
+        shifted[..., 1:] = a[..., :-1]
+        return shifted
+
+
+class SwappedAxes(Right):
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.ndim > 1 and spec.kernel[-1] == spec.kernel[-2] > 1
+
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        return w.swapaxes(-1, -2)
+
+
+class IgnoredStride(Right):
+    def shows(self, spec: ConvSpec) -> bool:
+        return max(spec.stride) > 1 and math.prod(spec.output_size) > 1
+
+    def geometry(self, spec: ConvSpec) -> ConvSpec:
+        return spec.with_(stride=1)
+
+
+class IgnoredDilation(Right):
+    def shows(self, spec: ConvSpec) -> bool:
+        return any(d > 1 and k > 1 for d, k in zip(spec.dilation, spec.kernel, strict=True))
+
+    def geometry(self, spec: ConvSpec) -> ConvSpec:
+        return spec.with_(dilation=1)
+
+
+class MixedGroups(Right):
+    """Each group reads its neighbour's channels."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.groups > 1
+
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        return np.roll(a, a.shape[1] // spec.groups, axis=1)
+
+
+class DroppedChannel(Right):
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        kept = a.copy()
+        kept[:, -1] = 0
+        return kept
+
+
+class Zeros(Right):
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        return np.zeros_like(a)
+
+
+class HalfInside(Right):
+    """Operands rounded to half precision, sums in full."""
+
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        return a.astype(np.float16).astype(a.dtype)
+
+
+class SingleInside(Right):
+    """float64 by way of float32."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.dtype == "float64"
+
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        return a.astype(np.float32).astype(a.dtype)
+
+
+class RepeatedImage(Right):
+    """Every image of the batch gives the result of the first."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.batch > 1
+
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(a[:1], a.shape)
+
+
+# ---- wrong in what is written -----------------------------------------------------------------------------------
+
+
+class ZeroedLastRow(Right):
+    """The tail tile is forgotten."""
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        last = y if y.ndim == 3 else y.swapaxes(-1, -2)
+        last[..., -1] = 0
+        return super().result(spec, y, operands, out)
+
+
+class NanCorner(Right):
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.in_dtype.kind == "f"
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        y[(-1,) * y.ndim] = np.nan
+        return super().result(spec, y, operands, out)
+
+
+class UnwrittenCorner(Right):
+    """Right by luck in fresh memory, but leaves one element of ``out`` as it was."""
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        if out is None:
+            return y
+        y[(-1,) * y.ndim] = out[(-1,) * y.ndim]
+        return super().result(spec, y, operands, out)
+
+
+class IgnoredOut(Right):
+    """Returns an array of its own."""
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        return y
+
+
+class AddsToOut(Right):
+    """Accumulates into what it never cleared."""
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        if out is None:
+            return y
+        out += y
+        return out
+
+
+class ChangedInput(Right):
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        operands[0][(0,) * operands[0].ndim] += 1
+        return super().result(spec, y, operands, out)
+
+
+class ChangedWeights(Right):
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        right = w.copy()
+        w *= 2
+        return right
+
+
+class TransposedResult(Right):
+    """Batch and channels exchanged in the shape."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.result_shape[0] != spec.result_shape[1]
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        return y.swapaxes(0, 1)
+
+
+class WrongType(Right):
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        return y.astype(np.float32 if y.dtype == np.float64 else np.float64)
+
+
+@dataclass(frozen=True)
+class ReusedBuffer(Right):
+    """Every call returns the same array."""
+
+    buffer: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, compare=False)
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        kept = self.buffer.setdefault(y.shape, np.empty_like(y)) if out is None else out
+        kept[...] = y
+        return kept
+
+
+@dataclass(frozen=True)
+class Remembered(Right):
+    """Answers the second call with the first result."""
+
+    first: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, compare=False)
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        return super().result(spec, self.first.setdefault(y.shape, y).copy(), operands, out)
+
+
+ARITHMETIC = (FlippedKernel, ShiftedPadding, SwappedAxes, IgnoredStride, IgnoredDilation, MixedGroups, DroppedChannel, Zeros,
+              RepeatedImage, HalfInside, SingleInside)
+WRITING = (ZeroedLastRow, NanCorner, UnwrittenCorner, IgnoredOut, AddsToOut, ChangedInput, ChangedWeights, TransposedResult,
+           WrongType, ReusedBuffer, Remembered)
