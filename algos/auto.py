@@ -117,13 +117,16 @@ def pick(
     knowledge = known()
     free = _free_memory(spec)
 
-    def why_not(algorithm: Algorithm) -> str:
+    def unwanted(algorithm: Algorithm) -> str:
         if algorithm.family == "peer" and not peers:
             return "a peer: ranked on request only"
         if device is not None and algorithm.device != device:
             return f"runs on {algorithm.device}, asked for {device}"
         if accuracy is not None and algorithm.accuracy not in ROUNDOFF_CLASSES:
             return f"its error is bounded {algorithm.accuracy}, asked for {accuracy}"
+        return ""
+
+    def why_not(algorithm: Algorithm) -> str:
         needed = algorithm.workspace_bytes(spec.received(), count)
         if max_workspace_bytes is not None and needed > max_workspace_bytes:
             return f"needs {needed:,} bytes of workspace, the limit is {max_workspace_bytes:,}"
@@ -132,7 +135,7 @@ def pick(
         return _distrust(algorithm, spec, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]
-    return choose(spec, found, knowledge, threads=count, calls=calls, why_not=why_not)
+    return choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not)
 
 
 def choose(
@@ -142,15 +145,20 @@ def choose(
     *,
     threads: int,
     calls: int | None = None,
+    unwanted: Callable[[Algorithm], str] = lambda algorithm: "",
     why_not: Callable[[Algorithm], str] = lambda algorithm: "",
 ) -> Choice:
-    """Rank ``found`` on ``spec`` by what ``knowledge`` says of their times; ``why_not`` excludes by wish or distrust."""
+    """Rank ``found`` on ``spec`` by what ``knowledge`` says of their times.
+
+    ``unwanted`` excludes before an algorithm is asked whether it is available, which may start a probe; ``why_not`` after.
+    """
     received = spec.received()
     ranked: list[tuple[Algorithm, Estimate]] = []
     excluded: list[Candidate] = []
     for algorithm in found:
         reason = (
-            algorithm.unavailable()
+            unwanted(algorithm)
+            or algorithm.unavailable()
             or algorithm.unsupported(received)
             or why_not(algorithm)
         )

@@ -82,7 +82,7 @@ class Algorithm:
         raise NotImplementedError(f"{type(self).__name__} must say what it supports")
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        """Bytes held after prepare plus the peak of a run, without x, w and y; nothing is allocated to tell."""
+        """Peak bytes of prepare and of a run with what prepare holds, without x, w and y; nothing is allocated to tell."""
         raise NotImplementedError(f"{type(self).__name__} must predict its workspace")
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from algos.contract import Algorithm
-from algos.engine.threads import blas_limit, blas_threads_set
+from algos.engine.threads import blas_limit, blas_threads_set, warm_up
 from algos.spec import ConvSpec
 
 PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap", "symmetric": "symmetric"}
@@ -59,6 +59,8 @@ class Door:
                 weights = weights[_reversal(self.spec.ndim)].copy()
             if self.algorithm.device == "cuda" and not is_device_array(weights):
                 weights = self.algorithm.to_device(weights)
+        if self.algorithm.device == "cpu":
+            warm_up(self.threads)
         with self._limit():
             return self.algorithm.prepare(self.received, weights, self.threads)
 
@@ -101,9 +103,17 @@ class Door:
                 raise ValueError("out overlaps an operand: pass an array of its own")
 
 
+class DeviceArray:
+    """Base of the wrappers through which another library's GPU arrays pass as CuPy's do.
+
+    They have ``shape``, ``dtype`` (NumPy's), ``nbytes``, ``flags.c_contiguous``, ``copy(order)`` and ``a[...] = b``; their
+    class has ``pad``, ``moveaxis`` and ``ascontiguousarray``, which are called as NumPy's functions.
+    """
+
+
 def is_device_array(array: Any) -> bool:
     """Whether a GPU holds it; asks nothing of CuPy where it isn't loaded."""
-    return type(array).__module__.partition(".")[0] == "cupy"
+    return isinstance(array, DeviceArray) or type(array).__module__.partition(".")[0] == "cupy"
 
 
 def as_array(name: str, array: Any) -> Any:
@@ -132,6 +142,9 @@ def regular(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype, algo
     if is_device_array(array):
         if algorithm is not None and algorithm.device != "cuda":
             raise ValueError(f"{name} lives on the GPU and {algorithm.name} does not: pass a NumPy array")
+        if algorithm is not None and algorithm.layout == "nhwc" and name != "w":
+            xp = _module_of(array)
+            return xp.moveaxis(xp.ascontiguousarray(xp.moveaxis(array, 1, -1)), -1, 1)
         return array if array.flags.c_contiguous else array.copy(order="C")
     if algorithm is not None and algorithm.layout == "nhwc" and name != "w":
         array = in_layout(array, "nhwc")
@@ -167,7 +180,9 @@ def _reversal(ndim: int) -> tuple:
 
 
 def _module_of(array: Any) -> Any:
-    """NumPy, or CuPy for its arrays: the functions of both have the same names."""
+    """NumPy, or for device arrays what has the same functions under the same names: CuPy, or the wrapper's class."""
+    if isinstance(array, DeviceArray):
+        return type(array)
     if is_device_array(array):
         import cupy
 

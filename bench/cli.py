@@ -115,6 +115,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from algos import machine
+    from bench.peaks import peaks
     from bench.runner import Runner, cases_of
     from bench.store import Store
 
@@ -124,7 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
         launches=arguments.launches or settings.launches,
     )
     with Store(arguments.out) as store:
-        store.put_machine(machine.fingerprint())
+        about = machine.fingerprint()
+        store.put_machine({**about, "peaks": peaks(about["id"])})
         cases = cases_of(specs, _algorithms(arguments.algorithms), _threads(arguments.threads), settings)
         with _bar() as progress:
             runner = Runner(settings, store, progress)
@@ -300,13 +302,15 @@ def _threads(values: str | None) -> list[int]:
 def _report(store: Any, out: Path, baseline: Sequence[str]) -> tuple[Path, Any]:
     """Write the report of everything in the store; the page's path and the frame behind it."""
     from bench.regret import regret
+    from bench.suites import networks
     from reports.frame import to_frame
     from reports.page import write_report
 
     records = store.records()
     rows = regret(records)
     command = "convbench " + " ".join(shlex.quote(part) for part in sys.argv[1:])
-    page = write_report(records, store.machines(), out / "report", baseline=baseline, regret=rows, command=command)
+    page = write_report(records, store.machines(), out / "report", baseline=baseline, regret=rows, command=command,
+                        networks=networks())  # fmt: skip
     return page, to_frame(records)
 
 

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any
 
+from algos import machine
 from algos.engine.threads import limit_environment
 from bench.text import printable
 
@@ -176,3 +178,20 @@ class Pool:
 
     def __exit__(self, *ignored: object) -> None:
         self.end()
+
+
+@contextlib.contextmanager
+def measuring() -> Iterator[None]:
+    """One process of this user measures at a time: two busy ones would slow each other. Released on any death."""
+    try:
+        import fcntl
+
+        folder = machine.data_base()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "measuring.lock", "w")  # noqa: SIM115  # closed below, with the lock
+    except (ImportError, OSError):  # no such lock here: measure without it
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

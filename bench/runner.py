@@ -18,7 +18,7 @@ from algos import auto, machine, wisdom
 from algos.contract import Algorithm
 from algos.estimate import tunables_text
 from algos.spec import ConvSpec
-from bench.pool import Pool, Worker, WorkerFailed
+from bench.pool import Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record
 from bench.store import Store
 from bench.timing import Budget
@@ -172,6 +172,7 @@ class Runner:
         self.outcome = Outcome()
         self._records: dict[tuple, Record] = {}
         self._pool = Pool()
+        self._lessons: list[wisdom.Known] = []
         self._random = random.Random(settings.seed)
 
     def run(self, cases: Sequence[Case]) -> Outcome:
@@ -227,7 +228,7 @@ class Runner:
             record = record.with_launches(tuple(merged[i] for i in sorted(merged)))
         self._records[case.record.key] = record
         if self.store and record.status in REMEMBERED and not record.cold and not record.chosen:
-            wisdom.remember([known(record)])
+            self._lessons.append(known(record))
 
     def _fail(self, case: Case, status: str, reason: str) -> None:
         self._keep(case, replace(self._records[case.record.key], status=status, reason=reason, launches=()))
@@ -240,7 +241,7 @@ class Runner:
             return
         self._random.seed(f"{self.settings.seed}|{launch}|{cases[0].spec}")
         self._random.shuffle(cases)
-        with _measuring():
+        with measuring(), self._remembering():
             opened: list[_Open] = []
             for case in cases:
                 state = _Open(case, launch)
@@ -257,6 +258,15 @@ class Runner:
             while active:
                 self._random.shuffle(active)
                 active = [state for state in active if self._sampled(state)]
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """The machine learns from a group at once: its file is written once for all of its cases."""
+        try:
+            yield
+        finally:
+            wisdom.remember(self._lessons)
+            self._lessons.clear()
 
     def _open(self, state: _Open) -> bool:
         """Prepare in a worker; false when the case failed. Also the way back after another case killed the worker."""
@@ -380,20 +390,3 @@ def known(record: Record) -> wisdom.Known:
         record.machine, record.build, record.spec, record.algorithm, record.tunables, record.threads, record.status,
         record.reason, record.prepare_s or 0.0, record.median_s or 0.0,
     )
-
-
-@contextlib.contextmanager
-def _measuring() -> Iterator[None]:
-    """One process of this user measures at a time: two busy ones would slow each other. Released on any death."""
-    try:
-        import fcntl
-
-        folder = machine.data_base()
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "measuring.lock", "w")  # noqa: SIM115  # closed below, with the lock
-    except (ImportError, OSError):  # no such lock here: measure without it
-        yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -82,7 +82,7 @@ def suites() -> dict[str, Suite]:
         Suite(
             "quick", "a small sweep of pictures, under a minute", "ours",
             lambda: _pictures((64, 256, 512), (3, 7, 15)),
-            Settings(launches=2, budget=Budget(case_s=0.06, max_samples=20, chunk_s=0.01), slow_s=0.5),
+            Settings(launches=2, budget=Budget(case_s=0.03, min_samples=3, max_samples=15, chunk_s=0.01), slow_s=0.08),
         ),
         Suite(
             "images", "pictures of 256 to 2048 pixels a side, kernels of 3 to 63", "ours",
@@ -107,6 +107,15 @@ def _workload(path: Path) -> Suite:
 def _occurrences(layer: str) -> tuple[str, int]:
     match = re.fullmatch(r"(.*)\*([0-9]+)", layer)
     return (match[1], int(match[2])) if match else (layer, 1)
+
+
+def networks() -> list[tuple[str, list[tuple[str, str, int]]]]:
+    """The suites that come from tables of layers, as reports want them: name, and layer, spec and count of each row."""
+    return [
+        (name, [(layer.name, str(layer.spec), layer.count) for layer in suite.layers])
+        for name, suite in suites().items()
+        if (WORKLOADS / f"{name}.csv").is_file()
+    ]
 
 
 def resolve(targets: Sequence[str], batch: int | None = None) -> tuple[list[ConvSpec], Settings]:

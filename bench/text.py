@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -10,29 +11,33 @@ UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10
 
 
 def seconds(value: float | None) -> str:
-    """Three significant digits with a unit: ``412 us``."""
-    if value is None:
+    """Three significant digits with a unit: ``412 us``; ``-`` where there is no figure."""
+    if value is None or not math.isfinite(value):
         return "-"
     for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= factor * 0.9995:
-            return f"{_three(value / factor)} {unit}"
-    return f"{_three(value / 1e-9)} ns"
+        if abs(value) >= factor * 0.9995:
+            return f"{three_digits(value / factor)} {unit}"
+    return f"{three_digits(value / 1e-9)} ns"
 
 
-def size(value: int | None) -> str:
-    """Three significant digits with a binary unit: ``1.50 MiB``."""
-    if value is None:
+def size(value: float | None) -> str:
+    """Three significant digits with a binary unit: ``1.50 MiB``; ``-`` where there is no figure."""
+    if value is None or not math.isfinite(value):
         return "-"
     number, unit = float(value), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
         if number < 999.5:
             break
         number, unit = number / 1024, larger
-    return f"{value} B" if unit == "B" else f"{_three(number)} {unit}"
+    return f"{number:.0f} B" if unit == "B" else f"{three_digits(number)} {unit}"
 
 
-def _three(value: float) -> str:
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+def three_digits(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    if value == 0:
+        return "0"
+    digits = max(2 - math.floor(math.log10(abs(float(f"{value:.2e}")))), 0)
+    return f"{value:.{digits}f}"
 
 
 def parse_size(text: str) -> int:

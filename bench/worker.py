@@ -16,13 +16,18 @@ import signal
 import statistics
 import sys
 import tracemalloc
+from functools import lru_cache
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.text import printable
 
+if TYPE_CHECKING:
+    from algos.spec import ConvSpec
+
 PR_SET_PDEATHSIG = 1
-PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.05
+PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.02
+TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
 MEMORY_SHARE = 0.9  # of what is available when the worker starts
 
 
@@ -106,9 +111,8 @@ class Case:
     def _arrays(self, seed: int) -> tuple[list[Any], Any, float | None]:
         """Operands in the algorithm's memory order and on its device; the conversion is not timed, the transfer apart."""
         from algos.door import in_layout
-        from bench.data import operands
 
-        made = operands(self.spec, seed)
+        made = _operands(self.spec, seed)
         arrays = [in_layout(a, self.algorithm.layout) for a in made.call]
         weights = made.w if self.spec.direction != "weight_gradient" else None
         if self.algorithm.device != "cuda":
@@ -148,10 +152,10 @@ class Case:
         }
 
     def workspace_seen(self) -> int | None:
-        """Peak of prepare and one run as traced, without operands and result; None on a device, which is not traced."""
+        """Peak of prepare and one run as traced, without operands and result; None where NumPy does not allocate."""
         from algos.functional import prepared
 
-        if self.algorithm.device != "cpu":
+        if self.algorithm.runtime not in TRACED:
             return None
         tracemalloc.start()
         try:
@@ -167,6 +171,14 @@ class Case:
         count = 1 if self.cold else self.budget.chunk(self.call_s, self.loops)
         warm = self.call_s < LONGEST_WARM_UP_S
         return {"samples_s": take(self.call, self.algorithm.synchronize, self.loops, count, self.flush, warm)}
+
+
+@lru_cache(maxsize=1)
+def _operands(spec: ConvSpec, seed: int) -> Any:
+    """Shared by the algorithms that are measured on one spec; plans leave them unchanged, which the check proves."""
+    from bench.data import operands
+
+    return operands(spec, seed)
 
 
 def finite(value: float | None) -> float | None:

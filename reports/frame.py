@@ -1,15 +1,11 @@
-"""Records -> a tidy DataFrame, and every statistic that tables and plots show.
-
-The launch is the sampling unit: samples within one process agree far better than two processes do. What launches of
-identical code differ by is measured (A/A noise), and a lead that it could explain is a tie.
-"""
+"""Records -> a tidy DataFrame: a row per record, with its times, its spec's figures and what to make of its phases."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +29,8 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     Columns beyond the record's and the spec's: ``median_s`` (median of the launches' medians), ``low_s`` and ``high_s``
     (their range), ``launch_count``, ``sample_count``, ``loops``, ``prepare_cold_s``, ``prepare_s``, ``first_run_s``,
     ``h2d_s``, ``d2h_s``, ``workspace_seen_bytes``, ``gflops`` (of the definition's operations), ``noise`` (relative
-    standard deviation between launches), ``prepare_cheats``, ``launch_medians_s``, ``started``, ``superseded`` (a later
-    build was measured) and ``competes``.
+    standard deviation between launches), ``prepare_cheats``, ``launch_medians_s``, ``launch_starts`` (index@UTC), ``started``,
+    ``superseded`` (a later build was measured) and ``competes``.
     """
     rows = [_row(record) for record in records]
     table = pd.DataFrame(rows, columns=None if rows else [*_row(_NOTHING)])
@@ -83,6 +79,7 @@ def _row(record: Record) -> dict[str, Any]:
         noise=float(np.std(np.log(medians), ddof=1)) if len(medians) > 1 and min(medians) > 0 else math.nan,
         prepare_cheats=_cheats(record, row["output_bytes"]),
         launch_medians_s=" ".join(f"{m:.6g}" for m in medians),
+        launch_starts=" ".join(f"{x.index}@{''.join(x.started.split())}" for x in launches),
         started=min((launch.started for launch in launches), default=""),
     )
     return row
@@ -128,7 +125,7 @@ def _spec_columns(text: str) -> dict[str, Any]:
         "kernel_side": math.prod(spec.kernel) ** (1 / spec.ndim), "stride": _times(spec.stride), "padding": padding,
         "dilation": _times(spec.dilation), "groups": spec.groups, "rank": spec.rank or math.nan, "dtype": spec.dtype,
         "padding_mode": spec.padding_mode, "direction": spec.direction, "flip": spec.flip, "ndim": spec.ndim,
-        "macs": spec.macs, "flops": spec.flops, "min_bytes": spec.min_bytes,
+        "macs": spec.macs, "flops": spec.flops, "min_bytes": spec.min_bytes, "reduction": spec.reduction_length,
         "output_bytes": math.prod(spec.result_shape) * spec.out_dtype.itemsize,
         "sweep": ", ".join(parts[1:] if spec.ndim == 2 else parts), "valid": True,
     }  # fmt: skip

@@ -20,16 +20,20 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.record import Record
+from bench.text import seconds, size
 from reports import tables
-from reports.frame import noise_rows, to_frame, winners
-from reports.plots import COLD, WARM, Picture, pictures
-from reports.style import bytes_text, clean, machine_text, time_text
+from reports.frame import to_frame
+from reports.networks import Networks
+from reports.plots import pictures
+from reports.ranking import noise_rows, winners
+from reports.scene import COLD, WARM, Picture
+from reports.style import clean, machine_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, MARKDOWN, CSV = "index.html", "report.md", "records.csv"
-SECTIONS = (("winners", "Winners"), ("plots", "Plots"), ("auto", "auto"), ("regret", "Regret"), ("records", "All records"),
-            ("excluded", "Excluded"), ("machine", "Machine"), ("method", "How times were taken"),
-            ("reproduce", "Reproduce"))  # fmt: skip
+SECTIONS = (("winners", "Winners"), ("plots", "Plots"), ("calls", "Calls"), ("auto", "auto"), ("regret", "Regret"),
+            ("records", "All records"), ("excluded", "Excluded"), ("machine", "Machine"),
+            ("method", "How times were taken"), ("reproduce", "Reproduce"))  # fmt: skip
 
 
 def write_report(
@@ -40,6 +44,7 @@ def write_report(
     baseline: Sequence[str] = (),
     regret: list[dict[str, Any]] | None = None,
     command: str = "",
+    networks: Networks = (),
 ) -> Path:
     """Write the whole report into ``folder``, each file complete or not at all.
 
@@ -57,6 +62,9 @@ def write_report(
         Rows with source, specs, geometric_mean, worst, worst_spec.
     command : str
         The command line that measured, shown as the way to make the report again.
+    networks : sequence of (name, layers)
+        Each layer is its name, its spec's text at any batch, and how often it occurs; a network is drawn where the
+        records hold most of its layers at one batch.
 
     Returns
     -------
@@ -73,7 +81,7 @@ def write_report(
     if not records:
         raise ValueError(tables.NOTHING)
     frame = to_frame(records)
-    shown, left_out = pictures(frame, machines, baseline)
+    shown, left_out = pictures(frame, machines, baseline, networks)
     context = _context(frame, machines, shown, left_out, regret, command)
     environment = _environment()
     folder = Path(folder)
@@ -113,6 +121,7 @@ def _context(
         "noise": [f"Noise ({_group_text(row, len(present) > 1)}): {row['text']}" for row in noise_rows(frame)],
         "pictures": shown,
         "left_out": left_out,
+        "calls": tables.calls_table(frame),
         "auto": tables.auto_table(frame),
         "regret": tables.regret_table(regret),
         "records": tables.records_table(frame),
@@ -160,15 +169,31 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
     """What the machine's description says, in words."""
     facts = []
     for name, value in about.items():
-        if name == "caches_bytes" and isinstance(value, dict):
-            facts.append(("caches", ", ".join(f"{k} {bytes_text(v)}" for k, v in value.items())))
+        if name == "peaks" and isinstance(value, dict):
+            facts += _peak_facts(value)
+        elif name == "caches_bytes" and isinstance(value, dict):
+            facts.append(("caches", ", ".join(f"{k} {size(v)}" for k, v in value.items())))
         elif name.endswith("_bytes") and isinstance(value, int):
-            facts.append((name.removesuffix("_bytes"), bytes_text(value)))
+            facts.append((name.removesuffix("_bytes"), size(value)))
         elif isinstance(value, dict):
             facts.append((name, ", ".join(f"{k} {v}" for k, v in value.items())))
         elif value not in ("", None):
             facts.append((name, str(value)))
     return [(clean(name), clean(value)) for name, value in facts] or [("description", "not stored with these records")]
+
+
+def _peak_facts(peaks: dict[str, Any]) -> list[tuple[str, str]]:
+    """Measured peaks in words, whatever else the description holds."""
+    kinds = (("flops_per_s", "GFLOP/s"), ("bytes_per_s", "GB/s"))
+    facts = []
+    for kind, unit in kinds:
+        rates = peaks.get(kind)
+        for name, by_threads in rates.items() if isinstance(rates, dict) else ():
+            if isinstance(by_threads, dict):
+                parts = [f"{v / 1e9:.3g} {unit} with {t} thread{'s' if str(t) != '1' else ''}"
+                         for t, v in by_threads.items() if isinstance(v, int | float)]  # fmt: skip
+                facts.append((f"peak {'copy in ' if unit == 'GB/s' else ''}{name}", ", ".join(parts)))
+    return facts
 
 
 def _method(frame: pd.DataFrame) -> list[str]:
@@ -200,7 +225,7 @@ def _reproduce(frame: pd.DataFrame, command: str) -> str:
     row = best.iloc[0] if len(best) else frame.iloc[0]
     name = row["winner"] if len(best) else row["algorithm"]
     lines = ["# one row: its spec and its algorithm", "convbench run 'SPEC' --algorithms NAME", ""]
-    lines += ["# such as" + (f" ({time_text(row['median_s'])} here)" if len(best) else "")]
+    lines += ["# such as" + (f" ({seconds(row['median_s'])} here)" if len(best) else "")]
     threads = f" --threads {row['threads']}" if frame["threads"].nunique() > 1 else ""
     lines += [f"convbench run {_quoted(row['spec'])} --algorithms {_quoted(name)}{threads}"]
     if command:

@@ -1,11 +1,23 @@
-"""Who wins, by how much, and whether the noise could explain it."""
+"""Who wins, by how much, and whether the noise could explain it.
+
+The launch is the sampling unit: samples within one process agree far better than two processes do. What launches of
+identical code differ by is measured (A/A noise), and a lead that it could explain is a tie.
+
+Launches of one spec with the same index took turns in the same minutes. What slowed all of them down alike, a neighbour on
+the machine or a lower clock, says nothing about who is faster; so two algorithms are compared launch by launch, by the
+median of the ratios, under the noise that is left when each launch's common part is taken out. That holds only where every
+launch of both has its partner; otherwise their medians are compared under the whole noise.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from datetime import datetime
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +28,7 @@ STANDARD_ERRORS = 3.0  # a lead beyond this many standard errors is a win
 SMALLEST_LEAD = 0.01  # code alignment alone moves identical loops by this much
 DEFAULT_NOISE = 0.05  # assumed between launches where it cannot be measured: identical code showed 3%
 ENOUGH = 3  # records or pairs that make a measured noise
+PAIRED_S = 900.0  # launches of one index that started further apart did not take turns
 PRIOR_LAUNCHES = 3  # how many launches the pooled noise counts for beside a record's own spread
 
 
@@ -29,6 +42,9 @@ class Noise:
         From records with two launches or more, NaN without one.
     records : int
         How many those were.
+    paired : float
+        The same without what all launches of one spec and index have in common; NaN without three algorithms.
+    paired_records : int
     pairs : float
         From ``auto`` beside the algorithm that it chose, identical code measured twice; NaN without a pair.
     pair_count : int
@@ -38,27 +54,56 @@ class Noise:
 
     launches: float
     records: int
+    paired: float
+    paired_records: int
     pairs: float
     pair_count: int
     measured: bool
 
     @property
     def sigma(self) -> float:
-        """What decides ties."""
+        """What decides ties between records whose launches did not take turns."""
         seen = [self.launches] if self.records >= ENOUGH else []
         seen += [self.pairs] if self.pair_count >= ENOUGH else []
         return max(seen) if self.measured else max([DEFAULT_NOISE, *seen])
+
+    @property
+    def paired_sigma(self) -> float:
+        """What decides ties launch by launch; never above ``sigma``."""
+        if self.paired_records < ENOUGH:
+            return self.sigma
+        return min(self.sigma, max(self.paired, self.pairs if self.pair_count >= ENOUGH else 0.0))
 
     def text(self) -> str:
         """One sentence for the reader."""
         parts = []
         if self.records:
-            parts.append(f"launches of one case differ by {self.launches:.1%} ({self.records} cases with 2 or more launches)")
+            part = f"launches of one case differ by {self.launches:.1%}"
+            if self.paired_records >= ENOUGH:
+                part += f", and by {self.paired:.1%} beyond what slowed all algorithms of a spec alike"
+            parts.append(f"{part} ({self.records} cases with 2 or more launches)")
         if self.pair_count:
             parts.append(f"auto and the algorithm it chose, identical code, by {self.pairs:.1%} ({self.pair_count} specs)")
         if not self.measured:
             parts.append(f"too few launches to measure the noise, so {DEFAULT_NOISE:.0%} is assumed")
         return f"{'; '.join(parts)}. A lead within {STANDARD_ERRORS:g} standard errors of that is a tie."
+
+
+def _once_per_frame(function: Callable[..., Any]) -> Any:
+    """Remember what ``function`` gave for a frame while the frame lives: half a dozen tables and pictures ask for it.
+
+    A frame is not changed after ``to_frame``, and neither is a result.
+    """
+    kept: dict[tuple[Any, ...], tuple[weakref.ref, Any]] = {}
+
+    @wraps(function)
+    def remembered(frame: pd.DataFrame, *arguments: Any, **options: Any) -> Any:
+        key = (id(frame), arguments, tuple(options.items()))
+        if key not in kept or kept[key][0]() is not frame:
+            kept[key] = (weakref.ref(frame, lambda _: kept.pop(key, None)), function(frame, *arguments, **options))
+        return kept[key][1]
+
+    return remembered
 
 
 def _median_variance(launches: float) -> float:
@@ -74,6 +119,53 @@ def _robust_sigma(deviations: Sequence[float]) -> float:
     return float(max(1.4826 * np.median(size), np.quantile(size, 0.9) / 1.6449))
 
 
+Launches = dict[int, tuple[float, float]]  # index -> start in seconds, NaN where unknown, and the logarithm of the median
+
+
+@lru_cache(maxsize=1 << 16)
+def _parsed(medians: str, starts: str) -> Launches:
+    found: Launches = {}
+    for median, entry in zip(medians.split(), starts.split(), strict=False):
+        index, _, started = entry.partition("@")
+        try:
+            when = datetime.fromisoformat(started).timestamp()
+        except (ValueError, OverflowError):
+            when = math.nan
+        if float(median) > 0:
+            found[int(index)] = (when, math.log(float(median)))
+    return found
+
+
+def _launches(row: Any) -> Launches:
+    return _parsed(row.launch_medians_s, row.launch_starts)
+
+
+def _together(one: Launches, other: Launches) -> bool:
+    """Whether every launch of both has a partner that took turns with it."""
+    return one.keys() == other.keys() and all(abs(one[i][0] - other[i][0]) <= PAIRED_S for i in one)
+
+
+def _residuals(group: pd.DataFrame) -> tuple[list[float], int]:
+    """Deviations of the launches of a (machine, threads, cold) from their case, without each launch's common part.
+
+    And of how many records they are.
+    """
+    found: list[float] = []
+    records = 0
+    for _, part in group[group["launch_count"] > 1].groupby("spec", sort=False):
+        cases = [_launches(row) for row in tuples(part)]
+        alike = [case for case in cases if _together(case, cases[0])]
+        count, launches = len(alike), len(cases[0])
+        if count >= ENOUGH and launches > 1:
+            logs = np.array([[case[i][1] for i in sorted(case)] for case in alike])
+            deviations = logs - logs.mean(axis=1, keepdims=True)
+            left = deviations - np.median(deviations, axis=0)
+            found += list((left * math.sqrt(launches / (launches - 1) * count / (count - 1))).ravel())
+            records += count
+    return found, records
+
+
+@_once_per_frame
 def noise(frame: pd.DataFrame) -> dict[tuple[Any, ...], Noise]:
     """The A/A noise of every (machine, threads, cold) in the frame."""
     found = {}
@@ -85,9 +177,11 @@ def noise(frame: pd.DataFrame) -> dict[tuple[Any, ...], Noise]:
             logs = np.log([float(m) for m in text.split()])
             deviations += list((logs - logs.mean()) * math.sqrt(len(logs) / (len(logs) - 1)))
             records += 1
+        left, together = _residuals(group[~group["superseded"]])
         pairs = [math.log(pair.auto_s / pair.chosen_s) / pair.scale for pair in _pairs(group)]
         found[key] = Noise(
-            _robust_sigma(deviations), records, _robust_sigma(pairs), len(pairs), records >= ENOUGH or len(pairs) >= ENOUGH
+            _robust_sigma(deviations), records, _robust_sigma(left), together, _robust_sigma(pairs), len(pairs),
+            records >= ENOUGH or len(pairs) >= ENOUGH,
         )
     return found
 
@@ -112,10 +206,12 @@ def _pairs(group: pd.DataFrame) -> list[_Pair]:
     return found
 
 
+@_once_per_frame
 def ranked(frame: pd.DataFrame, with_auto: bool = False) -> pd.DataFrame:
     """The rows that compete, the best tunables of each algorithm only, with ``error``: the relative standard error.
 
-    A record's own spread counts beside the pooled noise, and never makes it smaller: few launches often agree by luck.
+    ``paired_sigma`` is what ``compare`` assumes between launches that took turns. A record's own spread counts
+    beside the pooled noise, and never makes it smaller: few launches often agree by luck.
     """
     rows = frame[frame["competes"]]
     if with_auto:
@@ -132,6 +228,7 @@ def ranked(frame: pd.DataFrame, with_auto: bool = False) -> pd.DataFrame:
             sigma = max(sigma, math.sqrt(blended))
         errors.append(sigma * math.sqrt(_median_variance(row.launch_count)))
     rows["error"] = errors
+    rows["paired_sigma"] = [pooled[key].paired_sigma for key in rows[GROUP].itertuples(index=False, name=None)]
     return rows
 
 
@@ -140,6 +237,35 @@ def needed_ratio(error: float, other: float) -> float:
     return max(math.exp(STANDARD_ERRORS * math.hypot(error, other)), 1 + SMALLEST_LEAD)
 
 
+class Lead(NamedTuple):
+    """How many times as long the slower takes, how many times the noise asks for, and whether it was told by launch."""
+
+    ratio: float
+    needed: float
+    paired: bool
+
+    @property
+    def won(self) -> bool:
+        return self.ratio > self.needed
+
+
+def compare(first: Any, second: Any) -> Lead:
+    """The lead of the row ``first`` of ``ranked`` over ``second``: launch by launch where every launch has its partner.
+
+    Two ratios in one launch differ by the noise of both; their own spread counts beside it, and never makes it smaller.
+    """
+    one, other = _launches(first), _launches(second)
+    count = len(one)
+    if count < 2 or count != first.launch_count or not _together(one, other):
+        return Lead(second.median_s / first.median_s, needed_ratio(first.error, second.error), False)
+    logs = [other[i][1] - one[i][1] for i in one]
+    pooled = 2 * first.paired_sigma**2
+    blended = (PRIOR_LAUNCHES * pooled + (count - 1) * float(np.var(logs, ddof=1))) / (PRIOR_LAUNCHES + count - 1)
+    error = math.sqrt(max(pooled, blended) * _median_variance(count))
+    return Lead(math.exp(float(np.median(logs))), needed_ratio(error, 0.0), True)
+
+
+@_once_per_frame
 def winners(frame: pd.DataFrame) -> pd.DataFrame:
     """The fastest algorithm on every (machine, threads, cold, spec), in the order of the records.
 
@@ -155,7 +281,7 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
     for _, group in ranked(frame).groupby(CASE, sort=False):
         contenders = list(tuples(group))
         first, second = contenders[0], contenders[1] if len(contenders) > 1 else None
-        tied = [c for c in contenders[1:] if c.median_s / first.median_s <= needed_ratio(first.error, c.error)]
+        tied = [c for c in contenders[1:] if not compare(first, c).won]
         own = next((c for c in contenders if c.family != "peer"), None)
         peer = next((c for c in contenders if c.family == "peer"), None)
         rows.append(
@@ -167,7 +293,7 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
                 "peer": first.family == "peer",
                 "runner_up": second.algorithm if second else "",
                 "margin": second.median_s / first.median_s if second else math.nan,
-                "needed": needed_ratio(first.error, second.error) if second else math.nan,
+                "needed": compare(first, second).needed if second else math.nan,
                 "contenders": len(contenders),
                 "best_own": own.algorithm if own else "",
                 "best_peer": peer.algorithm if peer else "",
@@ -177,6 +303,7 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
     return _as_recorded(pd.DataFrame(rows, columns=columns), frame)
 
 
+@_once_per_frame
 def auto_results(frame: pd.DataFrame) -> pd.DataFrame:
     """What ``auto`` chose on every spec and what that cost.
 
@@ -199,7 +326,7 @@ def auto_results(frame: pd.DataFrame) -> pd.DataFrame:
                     "best": best.algorithm if best else "",
                     "best_s": best.median_s if best else math.nan,
                     "ratio": ratio,
-                    "behind": bool(best and auto.chosen != best.algorithm and ratio > needed_ratio(auto.error, best.error)),
+                    "behind": bool(best and auto.chosen != best.algorithm and compare(best, auto).won),
                     "chosen_ratio": auto.median_s / times.get(auto.chosen, math.nan),
                 }
             )

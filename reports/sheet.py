@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from reports.style import Style, clean
 
@@ -141,3 +141,16 @@ def value_ticks(axis: Axes, low: float, high: float, tick: Callable[[float], str
     axis.xaxis.set_major_locator(FixedLocator([s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.xaxis.set_minor_locator(NullLocator())
+
+
+Words = Callable[[float], str]
+
+
+def log_axes(axis: Axes, words_x: Words = "{:g}".format, words_y: Words = "{:g}".format) -> None:
+    """Powers of ten on both axes; 2 and 5 times them where there is less than two decades."""
+    for side, words, (low, high) in ((axis.xaxis, words_x, axis.get_xlim()), (axis.yaxis, words_y, axis.get_ylim())):
+        steps = (1,) if math.log10(high / low) > 2 else (1, 2, 5)
+        side.set_major_locator(LogLocator(10, subs=steps, numticks=15))
+        side.set_major_formatter(FuncFormatter(lambda value, _, words=words: words(value)))
+        side.set_minor_locator(NullLocator())
+    axis.grid(True)

@@ -1,13 +1,14 @@
-"""How things look and read everywhere: one colour and marker per algorithm, times and bytes in words, harmless text."""
+"""How things look and read everywhere: one colour and marker per algorithm, harmless text."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from bench.text import printable, three_digits
 
 # Okabe and Ito's colours, then Tol's muted ones, light yellows left out; neighbours differ in hue and in lightness.
 COLOURS = (
@@ -20,7 +21,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 KNOWN = (
     "numba_direct", "im2col_gemm", "fft", "separable", "direct_shift", "direct_loops",
     "scipy_correlate2d", "scipy_fftconvolve", "scipy_oaconvolve", "scipy_ndimage_correlate",
-    "winograd", "kn2row_gemm", "fft_tiles", "numba_im2col", "toeplitz", "torch", "opencv_filter2d", "cupy_direct",
+    "winograd_f4", "kn2row_gemm", "fft_tiles", "numba_im2col", "toeplitz", "torch_nchw", "opencv_filter2d", "winograd_f2",
+    "torch_channels_last", "opencv_sepfilter2d",
 )  # fmt: skip
 
 
@@ -71,9 +73,8 @@ def readable_on(colour: str) -> str:
 
 
 def clean(text: object) -> str:
-    """One line without control, format (direction-changing) or unpaired surrogate characters."""
-    line = " ".join(str(text).split())
-    return "".join(c for c in line if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
+    """One line without characters that control, change direction or have no glyph."""
+    return printable(" ".join(str(text).split()))
 
 
 def short(text: object, width: int) -> str:
@@ -82,38 +83,9 @@ def short(text: object, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def time_text(seconds: float | None) -> str:
-    """Three significant digits with the unit: 1.23 us, 45.6 ms."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    for unit, scale in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3)):
-        if abs(seconds) / scale < 999.5:
-            return f"{_three(seconds / scale)} {unit}"
-    return f"{_three(seconds)} s"
-
-
-def _three(value: float) -> str:
-    """Three significant digits without an exponent."""
-    if value == 0:
-        return "0"
-    digits = max(2 - math.floor(math.log10(abs(float(f"{value:.2e}")))), 0)
-    return f"{value:.{digits}f}"
-
-
 def ratio_text(ratio: float | None) -> str:
     """1.234 -> 1.23x; - where there is none."""
-    return "-" if ratio is None or not math.isfinite(ratio) else f"{_three(ratio)}x"
-
-
-def bytes_text(count: float | None) -> str:
-    """In binary units."""
-    if count is None or not math.isfinite(count):
-        return "-"
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{_three(count)} {unit}"
-        count /= 1024
-    return f"{_three(count)} GiB"
+    return "-" if ratio is None or not math.isfinite(ratio) else f"{three_digits(ratio)}x"
 
 
 def machine_text(identity: str, machines: dict[str, dict]) -> str:

@@ -13,14 +13,18 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from reports import frame as statistics_of
-from reports.frame import CASE, tuples, winners
-from reports.style import bytes_text, clean, ratio_text, short, time_text
+from bench.text import seconds, size
+from reports import ranking as statistics_of
+from reports.costs import break_even, stretches_text
+from reports.frame import CASE, GROUP, tuples
+from reports.ranking import winners
+from reports.style import clean, ratio_text, short
 
 __all__ = [
     "Cell",
     "Table",
     "auto_table",
+    "calls_table",
     "exclusions_table",
     "markdown_text",
     "records_table",
@@ -100,8 +104,8 @@ def _table(rows: list[dict[str, Any]], figures: Sequence[str] = (), empty: str =
     return Table(columns, tuple(tuple(Cell.of(v) for v in row.values()) for row in rows), frozenset(figures), empty)
 
 
-def _time(seconds: float) -> Cell:
-    return Cell(time_text(seconds), seconds if math.isfinite(seconds) else math.inf)
+def _time(value: float) -> Cell:
+    return Cell(seconds(value), value if math.isfinite(value) else math.inf)
 
 
 def _ratio(ratio: float) -> Cell:
@@ -110,7 +114,7 @@ def _ratio(ratio: float) -> Cell:
 
 def _group_columns(frame: pd.DataFrame) -> list[str]:
     """Those of machine, threads and cold that differ within the frame; the others are said once."""
-    return [name for name in statistics_of.GROUP if frame[name].nunique() > 1]
+    return [name for name in GROUP if frame[name].nunique() > 1]
 
 
 def _group_cells(row: Any, names: list[str]) -> dict[str, Any]:
@@ -213,13 +217,13 @@ def records_table(frame: pd.DataFrame) -> Table:
             "family": row.family,
             "time": _time(row.median_s),
             "of best": _ratio(row.median_s / best if row.origin == "convbench" else math.nan),
-            "launches": Cell(f"{row.launch_count}: {time_text(row.low_s)} to {time_text(row.high_s)}"
+            "launches": Cell(f"{row.launch_count}: {seconds(row.low_s)} to {seconds(row.high_s)}"
                              if row.launch_count > 1 else "1", row.noise if row.launch_count > 1 else math.inf),
             "GFLOP/s": Cell(f"{row.gflops:.3g}" if math.isfinite(row.gflops) else "-", row.gflops),
             "prepare": _time(row.prepare_s),
             "first prepare": _time(row.prepare_cold_s),
             "first run": _time(row.first_run_s),
-            "workspace": Cell(bytes_text(row.workspace_bytes), row.workspace_bytes),
+            "workspace": Cell(size(row.workspace_bytes), row.workspace_bytes),
             "error/bound": Cell("-" if math.isnan(row.error_ratio) else f"{row.error_ratio:.2g}", row.error_ratio),
             "notes": "; ".join(filter(None, notes)),
         }  # fmt: skip
@@ -271,6 +275,25 @@ def auto_table(frame: pd.DataFrame) -> Table:
             }
         )
     return _table(rows, ("auto", "best time", "auto/best", "same code again", "threads"), "auto was not measured.")
+
+
+def calls_table(frame: pd.DataFrame) -> Table:
+    """Who takes least for one call, prepare included, and from how many calls on somebody else does."""
+    varying = _group_columns(frame)
+    rows = []
+    for row in tuples(break_even(frame)):
+        last = row.stretches[-1]
+        rows.append(
+            {
+                "spec": row.spec,
+                **_group_cells(row, varying),
+                "for one call": row.stretches[0].algorithm,
+                "for many calls": last.algorithm,
+                "from": Cell(f"{last.calls:,}", last.calls),
+                "on the way": stretches_text(row.stretches[:-1]) if len(row.stretches) > 2 else "-",
+            }
+        )
+    return _table(rows, ("from", "threads"), "No algorithm has a time yet.")
 
 
 def regret_table(regret: Sequence[dict[str, Any]] | None) -> Table:

@@ -37,6 +37,7 @@ GRID = [
     "1x1x64x64,1x1x7x7,p3,rank1",
     "1x1x30x31,1x1x5x6,p2,rank2",
     "2x3x15x14,2x3x5x5,p1:2x2:1,s2,rank1",
+    "2x3x20x21,3x1x5x4,p2:1,rank1",
     "2x4x12x11,4x1x5x3,p2x1,d2,rank2,float64",
     "2x3x9x10,4x3x3x3,p1",
     "2x3x9x10,4x3x3x3,p1,float64",
@@ -76,6 +77,8 @@ GRID = [
 SOLVED = {
     "direct_loops": 40, "direct_shift": 49, "im2col_gemm": 49, "fft": 49, "separable": 4, "numba_direct": 46,
     "scipy_correlate2d": 43, "scipy_fftconvolve": 49, "scipy_oaconvolve": 49, "scipy_ndimage_correlate": 49,
+    "opencv_filter2d": 22, "opencv_sepfilter2d": 2, "torch_nchw": 52, "torch_channels_last": 49, "torch_prepacked": 40,
+    "torch_cuda_nchw": 50, "torch_cuda_channels_last": 47,
 }  # fmt: skip
 SLACK = 64 << 10  # Python objects of a plan and of a call
 NAMES = [a.name for a in algorithms() if a.device == "cpu" and a.unavailable() is None and a.family != "auto"]
@@ -172,6 +175,8 @@ LARGER = ["1x1x256x300,1x1x7x7,p3", "2x32x30x30,32x32x3x3,p1", "2x16x60x50,16x1x
 def test_workspace_is_as_predicted(name: str, threads: int) -> None:
     """seen <= predicted <= 2 x seen, over the arrays of prepare and of a run, without x, w and y."""
     algorithm, off = get(name), []
+    if algorithm.runtime in ("torch", "opencv"):
+        pytest.skip("allocates where tracemalloc can't see: test_peers.py measures the peak of its process")
     for spec in map(ConvSpec.parse, GRID + LARGER):
         if not spec.batch or spec != spec.received() or not solves(algorithm, spec):
             continue

@@ -48,7 +48,7 @@ def test_targets_are_suites_specs_and_files(tmp_path: Path) -> None:
     assert [str(s) for s in specs] == ["3x1x9x9,1x1x3x3", "3x1x8x8,1x1x3x3"]
     assert resolve(["quick"])[1].launches == 2
     file.write_text("spec\n\"9x9,3x3\"\n\"8x8,9x9\"\n")
-    with pytest.raises(ValueError, match="two.csv line 3"):
+    with pytest.raises(ValueError, match=r"two\.csv line 3"):
         resolve([str(file)])
     for text, says in (("", "no specs"), ("a\n1\n", "no column")):
         file.write_text(text)

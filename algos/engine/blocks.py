@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
+from numba import uintp
 
 from algos.engine.jit import compiled
 from algos.spec import ConvSpec
@@ -25,6 +26,7 @@ COLUMNS = (2048, 1024, 512, 256, 128)  # widths to choose from, when the whole r
 ROW_COST = 100  # a loop's start and end, in elements of its body
 SPAN = 2048  # outputs accumulated at a time: their sums stay in the first-level cache over all taps
 FLAGS = {"fastmath": {"contract"}, "error_model": "numpy"}  # fused multiply-adds only: NaN and rounding stay as written
+INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # for functions that compiled code alone calls
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Blocks:
     parts: int
 
     @classmethod
+    @lru_cache(maxsize=1024)  # asked by prepare, workspace_bytes and cost alike
     def of(cls, spec: ConvSpec, threads: int, block_bytes: int, patch_cost: float) -> Blocks:
         """Blocks for ``threads`` threads; ``patch_cost``: work on an element of the patch over work on an output."""
         row, col = axes(spec)
@@ -117,7 +120,7 @@ class Blocks:
     @property
     def span(self) -> int:
         """Outputs computed in one block, those between rows included, rounded up to whole vectors."""
-        return -(-self.rows * self.pitch // LANES) * LANES
+        return -(-((self.rows - 1) * self.pitch + self.cols) // LANES) * LANES
 
     @property
     def items(self) -> int:
@@ -131,6 +134,7 @@ class Blocks:
         """Elements of one thread's patch; reads of the rounded span run past its end by less than ``LANES``."""
         return self.spec.in_channels // self.spec.groups * self.channel + LANES
 
+    @cached_property
     def offsets(self) -> np.ndarray:
         """(KH, KW) int64: where each tap of channel 0 reads for output 0."""
         row, col = axes(self.spec)
@@ -142,6 +146,7 @@ class Blocks:
                 table[kh, kw] = (row_phase * len(col.phases) + col_phase) * self.plane + down * self.pitch + right
         return table
 
+    @cached_property
     def table(self) -> np.ndarray:
         """What the compiled functions need to find a block and its patch, as int64; unpacked by ``locate`` and ``pack``."""
         row, col = axes(self.spec)
@@ -162,7 +167,7 @@ def shared_by(threads: int, operations: float, spec: ConvSpec) -> int:
     return threads if seconds > SHARED_S else 1
 
 
-@compiled(**FLAGS)
+@compiled(**INNER)
 def locate(item, table, y):
     """(n, group, first output channel, last, row0, rows, col0, cols) of block ``item``; y: (n, o, oh, ow)."""
     rows, cols, parts, groups = table[0], table[1], table[5], table[6]
@@ -178,7 +183,7 @@ def locate(item, table, y):
     )
 
 
-@compiled(**FLAGS)
+@compiled(**INNER)
 def pack(x, n, c, scratch, base, table, row0, rows, col0, cols):
     """Copy the patch of channel ``c`` of image ``n`` into ``scratch[base:]``, by phases, zero border included."""
     pitch, plane = table[2], table[3]
@@ -196,106 +201,116 @@ def pack(x, n, c, scratch, base, table, row0, rows, col0, cols):
                 at = base + (a * col_phases + b) * plane + r * pitch
                 ih = down + r * row_stride
                 if ih < 0 or ih >= height:
-                    scratch[at : at + cols] = 0
+                    _clear(scratch, at, cols)
                     continue
-                scratch[at : at + first] = 0
-                scratch[at + last : at + cols] = 0
-                if first == last:
-                    continue
+                _clear(scratch, at, first)
+                _clear(scratch, at + last, cols - last)
                 if col_stride == 1:
-                    source = x[n, c, ih, right + first : right + last]
-                    target = scratch[at + first : at + last]
-                    for j in range(len(target)):
-                        target[j] = source[j]
+                    _copy(x[n, c, ih], right + first, scratch, at + first, last - first)
                 else:
                     source = x[n, c, ih]
                     for j in range(first, last):
                         scratch[at + j] = source[right + j * col_stride]
 
 
-@compiled(**FLAGS)
+@compiled(**INNER)
 def crop(sums, pitch, y, n, o, row0, rows, col0, cols):
     """Write the outputs of a block, without those between its rows."""
     for r in range(rows):
-        source = sums[r * pitch : r * pitch + cols]
-        target = y[n, o, row0 + r, col0 : col0 + cols]
-        for j in range(cols):
-            target[j] = source[j]
+        _copy(sums, r * pitch, y[n, o, row0 + r], col0, cols)
 
 
-@compiled(**FLAGS)
+# Indices below are unsigned: a signed one may count from the end, and asking that at every element stops vectorisation.
+# Slices would do as well, at three times the compilation.
+
+
+@compiled(**INNER)
+def _clear(a, at, count):
+    first = uintp(at)
+    for j in range(uintp(max(count, 0))):
+        a[first + j] = 0
+
+
+@compiled(**INNER)
+def _copy(source, at, target, to, count):
+    first, start = uintp(at), uintp(to)
+    for j in range(uintp(max(count, 0))):
+        target[start + j] = source[first + j]
+
+
+@compiled(**INNER)
 def accumulate(sums, span, scratch, base, offsets, weights, set_first):
     """sums[p] += sum over t of weights[t] * scratch[base + offsets[t] + p] for p < span, rounded up to whole vectors.
 
     Nine or eight taps share one read and write of ``sums``: at two reads a cycle the loop runs near one multiply-add each.
+    ``set_first`` forgets what ``sums`` held.
     """
     span = -(-span // LANES) * LANES
-    taps = len(weights)
     for start in range(0, span, SPAN):
-        count = min(SPAN, span - start)
-        part = sums[start : start + count]
+        count, at = min(SPAN, span - start), base + start
         if set_first:
-            part[:] = 0
-        t = 0
-        while t < taps:
-            at = base + start
-            left = taps - t
+            _clear(sums, start, count)
+        left = len(weights)
+        while left > 0:
+            t = len(weights) - left
             if left >= 9 and left % 8 == 1:
-                _add9(part, count, scratch, at, offsets, weights, t)
-                t += 9
+                _add9(sums, start, count, scratch, at, offsets, weights, t)
+                left -= 9
             elif left >= 8:
-                _add8(part, count, scratch, at, offsets, weights, t)
-                t += 8
+                _add8(sums, start, count, scratch, at, offsets, weights, t)
+                left -= 8
             elif left >= 4:
-                _add4(part, count, scratch, at, offsets, weights, t)
-                t += 4
+                _add4(sums, start, count, scratch, at, offsets, weights, t)
+                left -= 4
             elif left >= 2:
-                _add2(part, count, scratch, at, offsets, weights, t)
-                t += 2
+                _add2(sums, start, count, scratch, at, offsets, weights, t)
+                left -= 2
             else:
-                _add1(part, count, scratch, at, offsets, weights, t)
-                t += 1
+                _add1(sums, start, count, scratch, at, offsets, weights, t)
+                left -= 1
 
 
-@compiled(**FLAGS)
-def _add9(y, n, x, at, o, w, t):
+@compiled(**INNER)
+def _add9(y, start, n, x, at, o, w, t):
     w0, w1, w2, w3, w4, w5, w6, w7, w8 = w[t], w[t + 1], w[t + 2], w[t + 3], w[t + 4], w[t + 5], w[t + 6], w[t + 7], w[t + 8]
-    x0, x1, x2 = x[at + o[t] :], x[at + o[t + 1] :], x[at + o[t + 2] :]
-    x3, x4, x5 = x[at + o[t + 3] :], x[at + o[t + 4] :], x[at + o[t + 5] :]
-    x6, x7, x8 = x[at + o[t + 6] :], x[at + o[t + 7] :], x[at + o[t + 8] :]
-    for j in range(n):
-        y[j] += (w0 * x0[j] + w1 * x1[j] + w2 * x2[j] + w3 * x3[j] + w4 * x4[j]
-                 + w5 * x5[j] + w6 * x6[j] + w7 * x7[j] + w8 * x8[j])  # fmt: skip
+    a0, a1, a2 = uintp(at + o[t]), uintp(at + o[t + 1]), uintp(at + o[t + 2])
+    a3, a4, a5 = uintp(at + o[t + 3]), uintp(at + o[t + 4]), uintp(at + o[t + 5])
+    a6, a7, a8 = uintp(at + o[t + 6]), uintp(at + o[t + 7]), uintp(at + o[t + 8])
+    first = uintp(start)
+    for j in range(uintp(n)):
+        y[first + j] += (w0 * x[a0 + j] + w1 * x[a1 + j] + w2 * x[a2 + j] + w3 * x[a3 + j] + w4 * x[a4 + j]
+                         + w5 * x[a5 + j] + w6 * x[a6 + j] + w7 * x[a7 + j] + w8 * x[a8 + j])  # fmt: skip
 
 
-@compiled(**FLAGS)
-def _add8(y, n, x, at, o, w, t):
+@compiled(**INNER)
+def _add8(y, start, n, x, at, o, w, t):
     w0, w1, w2, w3, w4, w5, w6, w7 = w[t], w[t + 1], w[t + 2], w[t + 3], w[t + 4], w[t + 5], w[t + 6], w[t + 7]
-    x0, x1, x2, x3 = x[at + o[t] :], x[at + o[t + 1] :], x[at + o[t + 2] :], x[at + o[t + 3] :]
-    x4, x5, x6, x7 = x[at + o[t + 4] :], x[at + o[t + 5] :], x[at + o[t + 6] :], x[at + o[t + 7] :]
-    for j in range(n):
-        y[j] += (w0 * x0[j] + w1 * x1[j] + w2 * x2[j] + w3 * x3[j]
-                 + w4 * x4[j] + w5 * x5[j] + w6 * x6[j] + w7 * x7[j])  # fmt: skip
+    a0, a1, a2, a3 = uintp(at + o[t]), uintp(at + o[t + 1]), uintp(at + o[t + 2]), uintp(at + o[t + 3])
+    a4, a5, a6, a7 = uintp(at + o[t + 4]), uintp(at + o[t + 5]), uintp(at + o[t + 6]), uintp(at + o[t + 7])
+    first = uintp(start)
+    for j in range(uintp(n)):
+        y[first + j] += (w0 * x[a0 + j] + w1 * x[a1 + j] + w2 * x[a2 + j] + w3 * x[a3 + j]
+                         + w4 * x[a4 + j] + w5 * x[a5 + j] + w6 * x[a6 + j] + w7 * x[a7 + j])  # fmt: skip
 
 
-@compiled(**FLAGS)
-def _add4(y, n, x, at, o, w, t):
+@compiled(**INNER)
+def _add4(y, start, n, x, at, o, w, t):
     w0, w1, w2, w3 = w[t], w[t + 1], w[t + 2], w[t + 3]
-    x0, x1, x2, x3 = x[at + o[t] :], x[at + o[t + 1] :], x[at + o[t + 2] :], x[at + o[t + 3] :]
-    for j in range(n):
-        y[j] += w0 * x0[j] + w1 * x1[j] + w2 * x2[j] + w3 * x3[j]
+    a0, a1, a2, a3 = uintp(at + o[t]), uintp(at + o[t + 1]), uintp(at + o[t + 2]), uintp(at + o[t + 3])
+    first = uintp(start)
+    for j in range(uintp(n)):
+        y[first + j] += w0 * x[a0 + j] + w1 * x[a1 + j] + w2 * x[a2 + j] + w3 * x[a3 + j]
 
 
-@compiled(**FLAGS)
-def _add2(y, n, x, at, o, w, t):
-    w0, w1 = w[t], w[t + 1]
-    x0, x1 = x[at + o[t] :], x[at + o[t + 1] :]
-    for j in range(n):
-        y[j] += w0 * x0[j] + w1 * x1[j]
+@compiled(**INNER)
+def _add2(y, start, n, x, at, o, w, t):
+    w0, w1, a0, a1, first = w[t], w[t + 1], uintp(at + o[t]), uintp(at + o[t + 1]), uintp(start)
+    for j in range(uintp(n)):
+        y[first + j] += w0 * x[a0 + j] + w1 * x[a1 + j]
 
 
-@compiled(**FLAGS)
-def _add1(y, n, x, at, o, w, t):
-    w0, x0 = w[t], x[at + o[t] :]
-    for j in range(n):
-        y[j] += w0 * x0[j]
+@compiled(**INNER)
+def _add1(y, start, n, x, at, o, w, t):
+    w0, a0, first = w[t], uintp(at + o[t]), uintp(start)
+    for j in range(uintp(n)):
+        y[first + j] += w0 * x[a0 + j]

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
 from numba.core import config as numba_config
 
 from algos.machine import cache_base
 
 ROOT = Path(__file__).parents[1]
+KEPT_S = 30 * 86_400
 config: Any = numba_config  # its attributes come from the environment
 
 
@@ -35,11 +38,20 @@ def cache_folder() -> Path | None:
     flags = "boundscheck" if config.BOUNDSCHECK else "plain"
     folder = cache_base() / "numba" / f"{digest.hexdigest()[:16]}-{flags}"
     try:
+        if not folder.exists():
+            _forget_old(folder.parent)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError:
         return None
+
+
+def _forget_old(base: Path) -> None:
+    """Remove the code of sources that nobody has compiled for a month."""
+    for folder in base.glob("*"):
+        if time.time() - folder.stat().st_mtime > KEPT_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def compiled(**flags: Any) -> Callable[[Callable], Any]:
@@ -64,7 +76,13 @@ def compiled(**flags: Any) -> Callable[[Callable], Any]:
 
 
 def compile_for(dispatcher: Any, *arguments: Any) -> None:
-    """Compile (or load) the specialisation for ``arguments`` without running it, surviving a damaged cache."""
+    """Compile (or load) the specialisation for ``arguments`` without running it, surviving a damaged cache.
+
+    Asking again costs microseconds: Numba's own look-up of the arguments' types costs hundreds.
+    """
+    key = (dispatcher, *map(_kind, arguments))
+    if key in _done:
+        return
     signature = tuple(numba.typeof(a) for a in arguments)
     try:
         dispatcher.compile(signature)
@@ -75,3 +93,15 @@ def compile_for(dispatcher: Any, *arguments: Any) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         dispatcher.compile(signature)
+    _done.add(key)
+
+
+_done: set[tuple] = set()
+
+
+def _kind(argument: Any) -> Any:
+    """What Numba specialises on, for the arguments that this project's functions take."""
+    if isinstance(argument, np.ndarray):
+        flags = argument.flags
+        return argument.dtype, argument.ndim, flags.c_contiguous, flags.aligned, flags.writeable
+    return type(argument)

@@ -69,6 +69,13 @@ def blas_threads_set(threads: int) -> bool:
     return threads == usable_cores()
 
 
+def warm_up(threads: int) -> None:
+    """Make what ``share`` and ``blas_limit`` need, so that the first run does not."""
+    if threads > 1:
+        _pool(threads - 1)
+        _blas()
+
+
 @contextlib.contextmanager
 def blas_limit(threads: int) -> Iterator[None]:
     """Hold BLAS to ``threads`` inside the block."""

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
+from algos.cpu.fft import COMPLEX_FACTORS, fast_length
 from algos.engine.windows import stuffed
 from algos.spec import ConvSpec
 
@@ -162,7 +163,7 @@ class NdimageCorrelate(Peer):
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         pairs = spec.batch * spec.out_channels * (spec.in_channels // spec.groups)
         operations = 2.0 * pairs * math.prod(spec.size) * math.prod(spec.kernel)
-        return Cost(operations, 4 * spec.min_bytes, calls=20 * pairs, flops_per_s=9e8, parallel=False)
+        return Cost(operations, 4 * spec.min_bytes, calls=20 * pairs, flops_per_s=1.9e9, parallel=False)
 
 
 @dataclass(frozen=True)
@@ -245,17 +246,16 @@ class OaConvolve(FftConvolve):
 
     def _tiles(self, spec: ConvSpec) -> tuple[int, int]:
         """Points of one tile's transform and number of tiles, by SciPy's rule (it weighs a longer tile against its overlap)."""
-        from scipy.fft import next_fast_len
-        from scipy.special import lambertw
-
         _, over, _ = self._border(spec)
         points, tiles = 1, 1
         for n, extent, (before, after) in zip(spec.size, spec.kernel_extent, over, strict=True):
             long, short = max(n + before + after, extent), min(n + before + after, extent)
             overlap, tile = short - 1, long + short - 1
             if overlap and long != short:
-                best = -overlap * lambertw(-1 / (2 * math.e * overlap), k=-1).real
-                tile = next_fast_len(math.ceil(best)) if best < long else tile
+                best = 0.0  # solves best = overlap * (1 + log(2 * best)), which is Lambert's W of SciPy's text
+                for _ in range(20):
+                    best = overlap * (1 + math.log(2 * max(best, overlap)))
+                tile = fast_length(math.ceil(best), COMPLEX_FACTORS) if best < long else tile
             points *= tile
             tiles *= -(-(long + short - 1) // (tile - overlap)) if tile < long + short - 1 else 1
         return points, tiles

@@ -1,5 +1,5 @@
 "use strict";
-// Sorting by a click on a heading, for every table; filtering for the table of all records. Reads text only, writes no markup.
+// For every table: sorting by a click on a heading, filtering by words. Reads text only, writes no markup.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
   const headings = [...table.tHead.rows[0].cells];
@@ -23,11 +23,10 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
-const filter = document.getElementById("filter");
-if (filter) {
-  const rows = [...document.querySelectorAll("#records-table tbody tr")];
+for (const filter of document.querySelectorAll("input[data-table]")) {
+  const rows = [...document.getElementById(filter.dataset.table).tBodies[0].rows];
   const texts = rows.map((row) => [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase());
-  const count = document.getElementById("count");
+  const count = filter.closest("p").querySelector("span");
   const apply = () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;

@@ -1,0 +1,185 @@
+"""Whole networks: the time of all layers, each as often as it occurs, with one algorithm or with the best of each layer.
+
+Layers at another batch than their suite's count too, as long as all are at the same one. An algorithm that has no time
+for a layer is given the best of the others there, and the bar says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from bench.text import seconds
+from reports.frame import tuples
+from reports.scene import Drawn, Scene, tick
+from reports.sheet import canvas, grid, head_line, label
+from reports.style import readable_on, short
+
+Networks = Sequence[tuple[str, Sequence[tuple[str, str, int]]]]  # name, (layer, spec at any batch, how often it occurs)
+LEAST_SHARE = 0.75  # of the layers, to call it the network
+LEAST_OWN = 0.5  # of the measured layers, for a bar of one's own
+MOST_NETWORKS, MOST_BARS = 4, 10
+LONGEST = 4.0  # times the best; longer bars are cut
+BEST, BEST_OWN = "best per layer", "best of ours per layer"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A network computed in one way.
+
+    Attributes
+    ----------
+    name : str
+        The algorithm, or ``BEST`` or ``BEST_OWN``.
+    parts : tuple of (layer, algorithm, seconds)
+        Of every measured layer all its occurrences.
+    own : int
+        Layers, of all occurrences, that are not borrowed from the best of the others.
+    total : int
+        Layers measured, counting occurrences.
+    """
+
+    name: str
+    parts: tuple[tuple[str, str, float], ...]
+    own: int
+    total: int
+
+    @property
+    def time_s(self) -> float:
+        return sum(part[2] for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network at one batch and what is known of it: its bars, the best first, and how many layers have no time."""
+
+    name: str
+    batch: int
+    bars: tuple[Bar, ...]
+    missing: int
+    layers: int
+
+
+def networks_of(rows: pd.DataFrame, networks: Networks) -> list[Network]:
+    """The networks of which enough layers were measured; ``rows`` as in ``Scene.own_rows``."""
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for row in tuples(rows):
+        batch, _, rest = row.spec.partition("x")
+        times.setdefault((batch, rest), {})[row.algorithm] = row.median_s
+    peers = set(rows.loc[rows["family"] == "peer", "algorithm"])
+    found = []
+    for name, layers in networks:
+        wanted = [(layer, spec.partition("x")[2], count) for layer, spec, count in layers]
+        total = sum(count for _, _, count in wanted)
+        for batch in sorted({batch for batch, _ in times}, key=int):
+            known = [(layer, times[batch, rest], count) for layer, rest, count in wanted if (batch, rest) in times]
+            measured = sum(count for _, _, count in known)
+            if measured and measured >= LEAST_SHARE * total and len({rest for _, rest, _ in wanted}) > 1:
+                found.append(Network(name, int(batch), _bars(known, peers), total - measured, total))
+    return found
+
+
+def _bars(known: list[tuple[str, dict[str, float], int]], peers: set[str]) -> tuple[Bar, ...]:
+    """The best per layer, of ours too where peers would win some; then every algorithm that does enough by itself."""
+    total = sum(count for *_, count in known)
+
+    def bar(name: str, allowed: set[str], fallback: set[str]) -> Bar:
+        parts, own = [], 0
+        for layer, times, count in known:
+            inside = {n: t for n, t in times.items() if n in allowed}
+            own += count if inside else 0
+            inside = inside or {n: t for n, t in times.items() if n in fallback} or times
+            best = min(inside, key=lambda n: inside[n])
+            parts.append((layer, best, inside[best] * count))
+        return Bar(name, tuple(parts), own, total)
+
+    everybody = {name for _, times, _ in known for name in times}
+    ours = everybody - peers
+    singles = [bar(name, {name}, ours) for name in everybody]
+    singles = sorted((b for b in singles if b.own >= LEAST_OWN * total), key=lambda b: (b.time_s, b.name))
+    best = [bar(BEST, everybody, everybody)]
+    if ours and any(part[1] in peers for part in best[0].parts):
+        best.append(bar(BEST_OWN, ours, ours))
+    return (*best, *singles)
+
+
+def network_figures(scene: Scene, networks: Networks) -> Iterator[Drawn]:
+    """One figure with a panel per network."""
+    found = networks_of(scene.own_rows, networks)[:MOST_NETWORKS]
+    for network in found:
+        bars = network.bars[:MOST_BARS]
+        title = f"{network.name}: all convolutions, batch {network.batch}"
+        yield f"network-{network.name}-b{network.batch}{scene.suffix}", title, _reading(network), _figure(scene, bars, title)
+
+
+def _reading(network: Network) -> str:
+    text = (
+        "Shorter is faster; a bar is the sum over the layers, left to right, each as often as it occurs. On top every layer by "
+        "whoever is fastest on it, in that algorithm's colour; hatched parts are layers that an algorithm refuses or fails, "
+        "computed by the best of the others."
+    )
+    if network.missing:
+        text += f" Not measured, and in no bar: {network.missing} of {network.layers} layers."
+    if len(network.bars) > MOST_BARS:
+        text += f" The slowest {len(network.bars) - MOST_BARS} have no bar."
+    return text
+
+
+def _figure(scene: Scene, bars: Sequence[Bar], title: str) -> Figure:
+    used = {part[1] for bar in bars for part in bar.parts}
+    names = [name for name in scene.styles if name in used]
+    figure, area = canvas(scene.caption, scene.styles, 9.0, 0.36 * len(bars) + 0.55, names, "patch")
+    (axis,) = grid(figure, area, 1, 1, left=2.05, bottom=0.35, right=1.75)
+    limit = LONGEST * bars[0].time_s
+    longest = min(max(bar.time_s for bar in bars), limit)
+    inches = axis.get_position().width * figure.get_size_inches()[0]
+    for at, bar in enumerate(bars):
+        _draw_bar(axis, scene, bar, at, longest, inches)
+        note = "" if bar.own == bar.total else f", {bar.own} of {bar.total} layers"
+        axis.annotate(f"{seconds(bar.time_s)}{note}", (min(bar.time_s, longest), at),
+                      xytext=(5 if bar.time_s <= longest else 12, 0), textcoords="offset points", va="center",
+                      fontsize=7.8)  # fmt: skip
+    axis.set_yticks(range(len(bars)), [label(bar.name, 25) for bar in bars], fontsize=8)
+    for text, bar in zip(axis.get_yticklabels(), bars, strict=True):
+        text.set_fontweight("bold" if bar.name in (BEST, BEST_OWN) else "normal")
+    axis.set_ylim(len(bars) - 0.4, -0.6)
+    axis.set_xlim(0, longest * 1.001)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else tick(value)))
+    axis.tick_params(axis="y", length=0)
+    head_line(figure, title)
+    return figure
+
+
+def _draw_bar(axis: Axes, scene: Scene, bar: Bar, at: int, longest: float, inches: float) -> None:
+    start, mixed = 0.0, bar.name in (BEST, BEST_OWN)
+    for index, (layer, algorithm, time_s) in enumerate(bar.parts):
+        if start >= longest:
+            break
+        colour = scene.styles[algorithm].colour
+        borrowed = not mixed and algorithm != bar.name
+        shade = _lighter(colour, 0.6 if borrowed else 0.25 * (index % 2) if not mixed else 0.0)
+        width = min(time_s, longest - start)
+        look: dict[str, Any] = {"hatch": "////", "edgecolor": "white"} if borrowed else {"edgecolor": "white"}
+        axis.barh(at, width, left=start, height=0.74, color=shade, linewidth=0.6, **look)
+        room = int(width / longest * inches / 0.066)
+        if room >= max(len(layer), 3) and not borrowed:
+            axis.text(start + width / 2, at, short(layer, room), ha="center", va="center", fontsize=6.5,
+                      color=readable_on(shade))  # fmt: skip
+        start += time_s
+    if bar.time_s > longest * 1.001:
+        axis.annotate("»", (longest, at), xytext=(2, 0), textcoords="offset points", va="center", fontsize=10)
+
+
+def _lighter(colour: str, share: float) -> str:
+    """``colour`` mixed with white."""
+    mixed = [c + (1 - c) * share for c in to_rgb(colour)]
+    return "#" + "".join(f"{math.floor(c * 255 + 0.5):02X}" for c in mixed)

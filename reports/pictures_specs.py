@@ -1,0 +1,119 @@
+"""Pictures with a row per spec: time, or speed-up over the baseline; and a panel per spec where there are few."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from bench.text import seconds
+from reports.frame import tuples
+from reports.scene import Drawn, Scene, pages, tick
+from reports.sheet import canvas, dot, grid, head_line, label, value_ticks
+from reports.style import ratio_text, short
+
+ROWS = 60  # the most in one figure
+
+def speed_figures(scene: Scene, speed: pd.DataFrame, what: str, number: str, notes: list[str]) -> Iterator[Drawn]:
+    if speed.empty:
+        notes.append("No speed-up was drawn where the baseline has no time.")
+        return
+    title = f"Speed-up over {short(scene.baseline, 60)}{what}"
+    reading = (
+        "Right of the line at 1x is faster than the baseline, by that factor; the scale is logarithmic. On the right the "
+        "fastest algorithm and its factor; a tie if the noise could explain its lead. Rows: image size, kernel size."
+    )
+    yield from _dot_figures(
+        scene, speed, "speed_up", f"speedup{number}", title, reading, lambda v: f"{v:g}x", ratio_text, notes
+    )
+
+
+def layer_figures(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[Drawn]:
+    reading = "One row per spec, further left is faster, the scale is logarithmic. Right: the fastest algorithm, its time."
+    yield from _dot_figures(scene, rows, "median_s", "layers", "Time per spec", reading, tick, seconds, notes)
+
+
+def _dot_figures(
+    scene: Scene, rows: pd.DataFrame, value: str, name: str, title: str, reading: str, tick: Callable[[float], str],
+    words: Callable[[float], str], notes: list[str],
+) -> Iterator[Drawn]:  # fmt: skip
+    """One row per spec, a marker per algorithm, the winner in words on the right."""
+    order = rows.drop_duplicates("spec").copy()
+    if order["sweep"].nunique() == 1 and len(order) > 1:
+        order = order.sort_values(["kernel_side", "side"])
+        labels = {row.spec: f"{row.size}, {row.kernel}" for row in tuples(order)}
+    else:
+        known = {spec: index for index, spec in enumerate(scene.winners["spec"])}
+        order = order.iloc[np.argsort([known.get(spec, len(known)) for spec in order["spec"]], kind="stable")]
+        labels = {row.spec: row.spec for row in tuples(order)}
+    best = {row.spec: row for row in tuples(scene.winners)}
+    values = {(row.spec, row.algorithm): getattr(row, value) for row in tuples(rows)}
+    for page, specs in pages(list(order["spec"]), ROWS, "specs", notes):
+        part = rows[rows["spec"].isin(specs)]
+        wide = min(max(len(labels[s]) for s in specs), 46)
+        figure, area = canvas(scene.caption, scene.styles, 8.6, 0.23 * len(specs) + 0.5, scene.names(part), "dot")
+        (axis,) = grid(figure, area, 1, 1, left=0.35 + 0.073 * wide, bottom=0.33, right=1.95)
+        axis.set_xscale("log")
+        for at, spec in enumerate(specs):
+            inside = part.loc[part["spec"] == spec, value]
+            axis.plot([inside.min(), inside.max()], [at, at], color="#D5D5D5", linewidth=1, zorder=1)
+            winner = best.get(spec)
+            if winner is not None:
+                own = values.get((spec, winner.winner), math.nan)
+                axis.annotate(
+                    f"{label(winner.winner, 20)} {words(own)}{', tie' if winner.tie else ''}",
+                    (1, at), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", va="center",
+                    fontsize=7.2,
+                )  # fmt: skip
+        places = {spec: at for at, spec in enumerate(specs)}
+        for algorithm in scene.names(part):
+            dots = part[part["algorithm"] == algorithm]
+            axis.plot(dots[value], [places[s] for s in dots["spec"]], **dot(algorithm, scene.styles[algorithm]))
+        axis.set_yticks(range(len(specs)), [short(labels[s], 46) for s in specs], fontsize=7.5)
+        axis.set_ylim(len(specs) - 0.4, -0.6)
+        low, high = part[value].min(), part[value].max()
+        axis.set_xlim(low / 1.25, high * 1.25)
+        value_ticks(axis, low / 1.25, high * 1.25, tick)
+        axis.grid(True, axis="x")
+        axis.tick_params(axis="y", length=0)
+        if value == "speed_up":
+            axis.axvline(1, color="#333333", linewidth=1, zorder=2)
+        head_line(figure, title)
+        yield f"{name}{scene.suffix}{page}", title, reading, figure
+
+
+def few_figure(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[Drawn]:
+    """One to four specs: a panel each, an algorithm per row, fastest on top."""
+    specs = list(dict.fromkeys(rows["spec"]))
+    most = max(rows.groupby("spec")["algorithm"].nunique())
+    figure, area = canvas(scene.caption, scene.styles, 7.6, (0.24 * most + 0.85) * len(specs), ())
+    axes = grid(figure, area, len(specs), 1, left=1.85, bottom=0.35, right=0.75, gap=(0, 0.75), head=0.22)
+    low, high = rows["low_s"].min() / 1.4, rows["high_s"].max() * 1.25
+    for axis, spec in zip(axes, specs, strict=True):
+        part = rows[rows["spec"] == spec].sort_values("median_s", ascending=False)
+        winner = next((set(w.tied) for w in tuples(scene.winners) if w.spec == spec), set())
+        axis.set_xscale("log")
+        for at, row in enumerate(tuples(part)):
+            style = scene.styles[row.algorithm]
+            axis.plot([low, row.median_s], [at, at], color=style.colour, linewidth=1.6, linestyle=style.line, alpha=0.8)
+            axis.plot([row.low_s, row.high_s], [at, at], color=style.colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
+            axis.plot([row.median_s], [at], color=style.colour, marker=style.marker, markersize=6.5)
+            axis.annotate(seconds(row.median_s), (1, at), xycoords=("axes fraction", "data"), xytext=(6, 0),
+                          textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+        axis.set_yticks(range(len(part)), [label(n, 24) for n in part["algorithm"]])
+        for text, name in zip(axis.get_yticklabels(), part["algorithm"], strict=True):
+            text.set_fontweight("bold" if name in winner else "normal")
+        axis.set_ylim(-0.6, len(part) - 0.4)
+        axis.set_xlim(low, high)
+        value_ticks(axis, low, high, tick)
+        axis.grid(True, axis="x")
+        axis.tick_params(axis="y", length=0)
+        axis.set_title(short(spec, 70), fontsize=9.5, loc="left", fontweight="bold")
+    head_line(figure, "Time per algorithm")
+    reading = (
+        "Fastest on top, names in bold won or tied; further left is faster; the scale is logarithmic. The wide band spans the "
+        "launches."
+    )
+    yield f"times-few{scene.suffix}", "Time per algorithm", reading, figure

@@ -1,0 +1,199 @@
+"""Pictures of what speed costs: error, one-off work, memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import NullLocator
+
+from bench.text import size
+from reports.costs import Stretch, envelope
+from reports.frame import tuples
+from reports.scene import Drawn, Scene, tick
+from reports.sheet import canvas, dot, grid, head_line, label, log_axes
+from reports.style import short
+
+UNIT_ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+SHOWN_SPECS = 3
+MOST_CALLS = 100_000
+LEAST_WORKSPACE = 4096  # bytes; less is drawn as so much
+SLACK_BYTES = 64 << 10  # Python's own objects, which are seen and not predicted
+
+
+# ---- error against time ----------------------------------------------------------------------------------------
+
+
+def errors(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per algorithm: ``time`` over the fastest's, ``error`` in rounding units of a typical result, ``specs``, ``front``.
+
+    Both are geometric means over the forward, floating-point specs. Operands are standard normals, so that a typical
+    result is the root of the reduction length; on the front nobody is both faster and more accurate.
+    """
+    known = rows[(rows["direction"] == "forward") & rows["dtype"].isin(UNIT_ROUNDOFF) & (rows["max_error"] > 0)]
+    roundoff, typical = known["dtype"].map(UNIT_ROUNDOFF).astype(float), np.sqrt(known["reduction"].astype(float))
+    known = known.assign(
+        error_units=known["max_error"] / (roundoff * typical),
+        time_ratio=known["median_s"] / known["spec"].map(rows.groupby("spec")["median_s"].min()),
+    )  # fmt: skip
+    logs = known[["algorithm"]].assign(time=np.log(known["time_ratio"]), error=np.log(known["error_units"]))
+    table = logs.groupby("algorithm").mean().apply(np.exp)
+    table["specs"] = known.groupby("algorithm").size()
+    table["front"] = [
+        not ((table["time"] <= t) & (table["error"] <= e) & ((table["time"] < t) | (table["error"] < e))).any()
+        for t, e in zip(table["time"], table["error"], strict=True)
+    ]
+    return table.reset_index()
+
+
+def error_figures(scene: Scene) -> Iterator[Drawn]:
+    """Error against time with the Pareto front, where at least two algorithms have both."""
+    table = errors(scene.own_rows)
+    if len(table) < 2:
+        return
+    figure, area = canvas(scene.caption, scene.styles, 7.6, 3.7, scene.names(table), "dot")
+    (axis,) = grid(figure, area, 1, 1, left=0.75, bottom=0.48, right=1.3)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    front = table[table["front"]].sort_values("time")
+    right, top = table["time"].max() * 1.5, table["error"].max() * 1.5
+    steps = [(front["time"].iloc[0], top), *zip(front["time"], front["error"], strict=True), (right, front["error"].iloc[-1])]
+    axis.step([s[0] for s in steps], [s[1] for s in steps], where="post", color="#999999", linewidth=1.2, zorder=1)
+    most = table["specs"].max()
+    for row in tuples(table):
+        look = dot(row.algorithm, scene.styles[row.algorithm])
+        axis.plot([row.time], [row.error], **(look | {"markersize": look["markersize"] * 1.6}))
+        if row.specs < most:
+            axis.annotate(f"{row.specs} of {most} specs", (row.time, row.error), xytext=(10, 6), textcoords="offset points",
+                          va="center", fontsize=6.5, color="#666666")  # fmt: skip
+    axis.plot(front["time"], front["error"], linestyle="none", marker="o", markersize=14, markerfacecolor="none",
+              markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
+    axis.set_xlim(table["time"].min() / 1.3, right)
+    axis.set_ylim(table["error"].min() / 1.5, top)
+    log_axes(axis, "{:g}x".format)
+    axis.set_xlabel("time over the fastest's, mean over specs", labelpad=2)
+    axis.set_ylabel("largest error, in rounding units", labelpad=2)
+    head_line(figure, "Error against time")
+    reading = (
+        "Left is faster, lower is more accurate. Ringed, on the grey line: the Pareto front, where nobody is better in both. "
+        "Both figures are geometric means over the specs that the algorithm supports; the error is the largest of a result, in "
+        "units of the rounding of a typical one."
+    )
+    yield f"error{scene.suffix}", "Error against time", reading, figure
+
+
+# ---- prepare against run ---------------------------------------------------------------------------------------
+
+
+def representative(cases: dict[str, list[Stretch]], work: dict[str, float]) -> list[str]:
+    """Up to ``SHOWN_SPECS``: those with the most changes of winner, one for each sequence of winners; by work."""
+    by_changes = sorted(cases, key=lambda spec: (-len(cases[spec]), -work[spec]))
+    distinct = {tuple(s.algorithm for s in cases[spec]): spec for spec in reversed(by_changes)}
+    first = [spec for spec in by_changes if spec in set(distinct.values())]
+    chosen = (first + [spec for spec in by_changes if spec not in first])[:SHOWN_SPECS]
+    return sorted(chosen, key=lambda spec: work[spec])
+
+
+def calls_figures(scene: Scene) -> Iterator[Drawn]:
+    """Time per call when prepare is shared over so many calls; for a few specs, the table has the others."""
+    rows = scene.own_rows
+    rows = rows[rows["prepare_s"].notna() & (rows["median_s"] > 0)]
+    grouped = {str(spec): part for spec, part in rows.groupby("spec", sort=False) if part["algorithm"].nunique() > 1}
+    cases = {spec: envelope(tuples(part)) for spec, part in grouped.items()}
+    if not any(len(stretches) > 1 for stretches in cases.values()):
+        return  # whoever runs fastest is also prepared fastest: nothing to see
+    shown = representative(cases, {spec: float(part["flops"].iloc[0]) for spec, part in grouped.items()})
+    part = rows[rows["spec"].isin(shown)]
+    figure, area = canvas(scene.caption, scene.styles, max(3.3 * len(shown) + 0.5, 7.0), 3.3, scene.names(part))
+    axes = grid(figure, area, 1, len(shown), gap=(0.55, 0), left=0.75, bottom=0.48, head=0.42)
+    last = max(stretches[-1].calls for stretches in cases.values())
+    most = min(max(1000, 10.0 ** math.ceil(math.log10(last * 3))), MOST_CALLS)
+    calls = np.geomspace(1, most, 60)
+    for axis, spec in zip(axes, shown, strict=True):
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        totals = {row.algorithm: row.prepare_s / calls + row.median_s for row in tuples(grouped[spec])}
+        for name, total in totals.items():
+            style = scene.styles[name]
+            axis.plot(calls, total, color=style.colour, linestyle=style.line, linewidth=1.1, marker=style.marker, markersize=4,
+                      markevery=[0, -1], alpha=0.8)  # fmt: skip
+        stretches = cases[spec]
+        for index, (start, name) in enumerate(stretches):
+            row = next(r for r in tuples(grouped[spec]) if r.algorithm == name)
+            until = stretches[index + 1].calls if index + 1 < len(stretches) else most
+            inside = np.geomspace(start, max(min(until, most), start), 20)
+            axis.plot(inside, row.prepare_s / inside + row.median_s, color=scene.styles[name].colour, linewidth=4, alpha=0.45,
+                      solid_capstyle="butt", zorder=2)  # fmt: skip
+            if index and start <= most:
+                axis.axvline(start, color="#BBBBBB", linewidth=0.8, zorder=1)
+                axis.annotate(f"{start:,}", (start, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+                              textcoords="offset points", ha="center", fontsize=7, color="#444444")  # fmt: skip
+        best = np.min(list(totals.values()), axis=0)
+        axis.set_xlim(0.8, most * 1.25)
+        axis.set_ylim(best.min() / 1.6, max(best.max() * 8, best.min() * 30))
+        log_axes(axis, "{:,.0f}".format, tick)
+        axis.set_xlabel("calls", labelpad=2)
+        text = axis.set_title(short(spec, 44), fontsize=8.2, loc="left", fontweight="bold", pad=15)
+        text.set_in_layout(False)
+    axes[0].set_ylabel("prepare / calls + run", labelpad=2)
+    head_line(figure, "Prepare against run")
+    reading = (
+        "Time per call when the one-off work is shared over so many calls; lower is better. The broad line is whoever takes "
+        "least, the figures on top are the calls from which the next one wins. Slower algorithms run out of the picture."
+    )
+    yield f"calls{scene.suffix}", "Prepare against run", reading, figure
+
+
+# ---- workspace -------------------------------------------------------------------------------------------------
+
+
+def workspace_figures(scene: Scene) -> Iterator[Drawn]:
+    """What was predicted over what was seen, where both are known."""
+    rows = scene.own_rows
+    rows = rows[rows["workspace_seen_bytes"].notna() & rows["workspace_bytes"].notna()]
+    if rows.empty:
+        return
+    seen = rows["workspace_seen_bytes"].clip(lower=LEAST_WORKSPACE).astype(float)
+    predicted = rows["workspace_bytes"].clip(lower=LEAST_WORKSPACE).astype(float)
+    figure, area = canvas(scene.caption, scene.styles, 7.6, 4.2, scene.names(rows), "dot")
+    (axis,) = grid(figure, area, 1, 1, left=0.95, bottom=0.48, right=1.3)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", base=2)
+    low, high = LEAST_WORKSPACE / 2, max(seen.max(), predicted.max(), 16 * LEAST_WORKSPACE) * 2
+    axis.fill_between([low, high], [low, high], [2 * low, 2 * high], color="#DDDDDD", linewidth=0, zorder=0)
+    axis.plot([low, high], [low, high], color="#888888", linewidth=1, zorder=1)
+    for name in scene.names(rows):
+        mine = rows["algorithm"] == name
+        axis.plot(seen[mine], predicted[mine], **dot(name, scene.styles[name]), alpha=0.85)
+    outside = rows[(seen > predicted + SLACK_BYTES) | (predicted > 2 * seen + SLACK_BYTES)]
+    axis.set_xlim(low, high)
+    axis.set_ylim(low, high)
+    every = max(1, round(math.log2(high / low) / 8))
+    places = [2.0**p for p in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1, every)]
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_ticks(places, [_whole(size(place)) for place in places])
+        side.set_minor_locator(NullLocator())
+    axis.grid(True)
+    axis.set_xlabel("seen", labelpad=2)
+    axis.set_ylabel("predicted", labelpad=2)
+    head_line(figure, "Workspace: predicted and seen")
+    tally = f"{len(rows) - len(outside)} of {len(rows)} lie in it"
+    if len(outside):
+        tally += f"; outside are {', '.join(label(n, 30).strip() for n in scene.names(outside))}"
+    reading = (
+        "On the line the prediction is exact; the grey band is one to two times what was seen, where a prediction belongs: "
+        f"{tally}, give or take {_whole(size(SLACK_BYTES))} of Python's own objects. Seen is the peak of prepare and a run as "
+        "Python's allocator counts it, without x, w and y; what a library allocates by itself is not in it. Up to "
+        f"{_whole(size(LEAST_WORKSPACE))} counts as that much."
+    )
+    yield f"workspace{scene.suffix}", "Workspace: predicted and seen", reading, figure
+
+
+def _whole(text: str) -> str:
+    """4 KiB, not 4.00 KiB."""
+    number, _, unit = text.partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
+
+

@@ -1,0 +1,133 @@
+"""What the pictures of one (machine, threads, cold) share: rows, colours, captions, and how they are paged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.text import seconds
+from reports import ranking
+from reports.frame import GROUP
+from reports.style import Style, clean, machine_text, styles
+
+PAGES = 5  # the most figures of one kind
+WARM = "steady state, prepared weights, fresh output array, caches warm, transfers excluded"
+COLD = "single calls after the caches were flushed, prepared weights, fresh output array, transfers excluded"
+Drawn = tuple[str, str, str, Figure]  # name, title, reading, figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished figure.
+
+    Attributes
+    ----------
+    name : str
+        File name without extension: letters, digits, dots and dashes.
+    title, reading : str
+        What it shows, and how to read it.
+    section : str
+        Machine and threads.
+    png, svg : bytes
+    """
+
+    name: str
+    title: str
+    reading: str
+    section: str
+    png: bytes
+    svg: bytes
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the figures of one (machine, threads, cold) share.
+
+    Attributes
+    ----------
+    section, suffix, caption : str
+        Heading, end of file names, small print.
+    machine : str
+    threads : int
+    cold : bool
+    about : dict
+        The machine's description.
+    styles : dict
+        How every algorithm of the report looks.
+    rows, winners, speed : DataFrame
+        ``ranked`` with auto, ``winners`` and ``speed_ups`` of this group.
+    baseline : str
+        Words for what the speed-ups are over.
+    """
+
+    section: str
+    suffix: str
+    caption: str
+    machine: str
+    threads: int
+    cold: bool
+    about: dict[str, Any]
+    styles: dict[str, Style]
+    rows: pd.DataFrame
+    winners: pd.DataFrame
+    speed: pd.DataFrame
+    baseline: str
+
+    @property
+    def own_rows(self) -> pd.DataFrame:
+        """Without auto, which is a choice and no algorithm."""
+        return self.rows[self.rows["competes"].astype(bool)]
+
+    def names(self, rows: pd.DataFrame) -> list[str]:
+        """Algorithms present in ``rows``, in the order of the styles."""
+        present = set(rows["algorithm"])
+        return [name for name in self.styles if name in present]
+
+
+def scenes(frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[str]) -> Iterator[Scene]:
+    """One for every (machine, threads, cold) in which something has a time.
+
+    Raises
+    ------
+    ValueError
+        When a baseline was not measured.
+    """
+    rows = ranking.ranked(frame, with_auto=True)
+    speed, label = ranking.speed_ups(frame, baseline)
+    best = ranking.winners(frame)
+    look = styles(dict(zip(rows["algorithm"], rows["family"], strict=True)))
+    several = {name: rows[name].nunique() > 1 for name in GROUP}
+    for key in dict.fromkeys(best[GROUP].itertuples(index=False, name=None)):
+        machine, threads, cold = key
+        mine = [table[(table[GROUP] == list(key)).all(axis=1)] for table in (rows, best, speed)]
+        about = machine_text(machine, machines)
+        plural = f"{threads} thread{'s' if threads != 1 else ''}"
+        launches = sorted(set(mine[0]["launch_count"]))
+        counted = f"{launches[0]} to {launches[-1]}" if len(launches) > 1 else str(launches[0])
+        suffix = (f"-{machine}" if several["machine"] else "") + f"-t{threads}" + ("-cold" if cold else "")
+        yield Scene(
+            section=f"{about}{f' ({clean(machine)})' if several['machine'] else ''}, {plural}{', cold caches' if cold else ''}",
+            suffix=suffix,
+            caption=f"{about}; {plural}; {counted} launch{'es' if launches[-1] > 1 else ''}; clock: {COLD if cold else WARM}",
+            machine=machine, threads=int(threads), cold=bool(cold), about=machines.get(machine, {}),
+            styles=look, rows=mine[0], winners=mine[1], speed=mine[2], baseline=label,
+        )  # fmt: skip
+
+
+def pages(values: list[str], size: int, what: str, notes: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """``values`` in portions with the end of their file names; what is left out is said in ``notes``."""
+    found = [values[i : i + size] for i in range(0, len(values), size)]
+    if len(found) > PAGES:
+        notes.append(f"Pictures show {size * PAGES} of {len(values)} {what}; the table below has all of them.")
+    for index, page in enumerate(found[:PAGES]):
+        yield (f"-page{index + 1}" if len(found) > 1 else ""), page
+
+
+def tick(value_s: float) -> str:
+    """1 ms, not 1.00 ms."""
+    return re.sub(r"\.0+ ", " ", seconds(value_s))

@@ -1,0 +1,187 @@
+"""What fast algorithms share: threads, compiled code, views of windows, blocks; and that preparing does all one-off work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from algos import ConvSpec, get
+from algos.cpu.fft import cyclic_size
+from algos.cpu.separable import factors
+from algos.engine import jit
+from algos.engine.blocks import Blocks, axes, locate
+from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
+from algos.engine.windows import interior, padded_shape, reach, read_slice, stuffed, windows
+from bench.data import operands
+
+SPECS = [
+    "1x1x20x21,1x1x3x3,p1",
+    "2x4x9x10,6x2x3x2,s2x1,p1:0x2:1,d1x2",
+    "1x1x17x19,1x1x2x2,s5x4,p3",
+    "1x1x12x12,1x1x5x5,p9:0",
+    "1x1x6x5000,1x1x3x9,p1x4",
+    "3x6x40x7,24x3x5x5,p2,s1x3,d3x1",
+    "1x2x64,16x2x9,p0:8,s2",
+]
+
+
+@pytest.fixture(params=SPECS)
+def spec(request: pytest.FixtureRequest) -> ConvSpec:
+    return ConvSpec.parse(request.param)
+
+
+@pytest.mark.parametrize(("total", "parts"), [(0, 3), (1, 3), (7, 3), (3, 7), (100, 1)])
+def test_split_covers_everything_once(total: int, parts: int) -> None:
+    ranges = split(total, parts)
+    assert [i for first, last in ranges for i in range(first, last)] == list(range(total))
+    assert len(ranges) <= parts and all(first < last for first, last in ranges if total)
+
+
+def test_share_uses_threads_and_raises_what_they_raise() -> None:
+    seen: list[tuple[int, int, int]] = []
+    share(lambda first, last: seen.append((first, last, threading.get_ident())), 10, 3)
+    assert sorted(part[:2] for part in seen) == split(10, 3)
+    assert threading.get_ident() in {part[2] for part in seen}
+
+    def fail(first: int, last: int) -> None:
+        if first:
+            raise RuntimeError("in a thread")
+
+    with pytest.raises(RuntimeError, match="in a thread"):
+        share(fail, 10, 2)
+
+
+def test_limits() -> None:
+    assert usable_cores() >= 1
+    assert set(limit_environment(3).values()) == {"3"}
+    with blas_limit(1):
+        np.ones((4, 4)) @ np.ones((4, 4))
+
+
+def test_taps_read_inside_the_image(spec: ConvSpec) -> None:
+    for axis in range(spec.ndim):
+        for tap in range(spec.kernel[axis]):
+            shift = tap * spec.dilation[axis] - spec.padding[axis][0]
+            reads = [o * spec.stride[axis] + shift for o in range(spec.output_size[axis])]
+            inside = [o for o, at in enumerate(reads) if 0 <= at < spec.size[axis]]
+            first, last = reach(spec, axis, tap)
+            assert list(range(first, last)) == inside
+            if inside:
+                read = read_slice(spec, axis, tap, first, last)
+                assert list(range(*read.indices(spec.size[axis]))) == [reads[o] for o in inside]
+
+
+def test_windows_are_what_each_tap_reads(spec: ConvSpec) -> None:
+    padded = np.zeros(padded_shape(spec))
+    padded[interior(spec)] = np.random.default_rng(0).standard_normal(spec.input_shape[1:])
+    last = min(3, spec.output_size[0])
+    view = windows(padded, spec, 1, last)
+    assert view.shape == (spec.in_channels, *spec.kernel, last - 1, *spec.output_size[1:])
+    assert not view.flags.writeable
+    for tap in product(*map(range, spec.kernel)):
+        at = [
+            slice(t * d, t * d + (count - 1) * s + 1, s)
+            for t, d, s, count in zip(tap, spec.dilation, spec.stride, spec.output_size, strict=True)
+        ]
+        np.testing.assert_array_equal(view[(slice(None), *tap)], padded[(slice(None), *at)][:, 1:last])
+
+
+def test_stuffed_weights_keep_their_distance() -> None:
+    assert stuffed(np.arange(1, 4).reshape(1, 1, 3), (2,)).ravel().tolist() == [1, 0, 2, 0, 3]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 4096, 1 << 20])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_blocks_cover_every_output_once(spec: ConvSpec, threads: int, block_bytes: int) -> None:
+    blocks = Blocks.of(spec, threads, block_bytes, 0.5)
+    table, (row, col) = blocks.table, axes(spec)
+    count = np.zeros((spec.batch, spec.out_channels, row.outputs, col.outputs), int)
+    for item in range(blocks.items):
+        n, group, o0, o1, row0, rows, col0, cols = locate.py_func(item, table, count)
+        assert o0 // (spec.out_channels // spec.groups) == (o1 - 1) // (spec.out_channels // spec.groups) == group
+        assert 0 < rows <= blocks.rows and 0 < cols <= blocks.cols
+        count[n, o0:o1, row0 : row0 + rows, col0 : col0 + cols] += 1
+    assert (count == 1).all()
+    reads = blocks.offsets.max() + (spec.in_channels // spec.groups - 1) * blocks.channel + blocks.span
+    assert reads <= blocks.scratch
+
+
+@pytest.mark.parametrize("text", ["1x1x30x31,1x1x5x6,p2,rank2", "2x4x12x11,4x1x5x3,p2x1,rank1,float64"])
+def test_factors_rebuild_the_weights(text: str) -> None:
+    spec = ConvSpec.parse(text)
+    w = operands(spec).w
+    down, along = factors(w, spec.rank)
+    assert down.dtype == along.dtype == w.dtype
+    np.testing.assert_allclose(np.swapaxes(down, -1, -2) @ along, w, atol=8 * np.finfo(w.dtype).eps * np.abs(w).max())
+
+
+def test_cyclic_lengths_hold_the_longer_border(spec: ConvSpec) -> None:
+    for length, size, (before, after), padded in zip(cyclic_size(spec), spec.size, spec.padding, spec.padded_size, strict=True):
+        assert length >= size + before
+        assert length <= 2 * (padded + after) + 8
+
+
+@pytest.mark.parametrize("name", ["numba_direct", "separable"])
+@pytest.mark.parametrize("text", ["1x2x9x8,2x2x3x3,p1,rank1", "1x2x9x8,2x2x3x3,p1,rank1,float64"])
+def test_runs_compile_nothing(name: str, text: str) -> None:
+    spec, algorithm = ConvSpec.parse(text), get(name)
+    data = operands(spec)
+    plan = algorithm.prepare(spec, data.w, 2)
+    module = sys.modules[type(algorithm).__module__]
+    compiled = [f for f in vars(module).values() if hasattr(f, "signatures") and f.__module__ == module.__name__]
+    assert compiled
+    before = [len(f.signatures) for f in compiled]
+    plan(data.x)
+    plan(data.x, out=np.empty(spec.output_shape, spec.out_dtype))
+    assert [len(f.signatures) for f in compiled] == before
+    assert all(before)
+
+
+CACHED = """
+import numpy as np
+from algos import ConvSpec, get
+from algos.engine.jit import cache_folder
+spec = ConvSpec.parse("1x1x9x8,1x1x3x3,p1")
+y = get("numba_direct").prepare(spec, np.ones(spec.weight_shape, np.float32))(np.ones(spec.input_shape, np.float32))
+assert y[0, 0, 4, 4] == 9
+print(cache_folder())
+"""
+
+
+def run(environment: dict[str, str], tmp_path: Path, **extra: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED], env={**environment, "CONVBENCH_CACHE": str(tmp_path), **extra},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_compiled_code_survives_a_damaged_cache(environment: dict[str, str], tmp_path: Path) -> None:
+    folder = Path(run(environment, tmp_path))
+    assert folder.is_relative_to(tmp_path) and folder.stat().st_mode & 0o077 == 0
+    indices = list(folder.rglob("*.nbi"))
+    assert indices
+    for index in indices:
+        index.write_bytes(b"not a cache")
+    assert run(environment, tmp_path) == str(folder)
+
+
+def test_compiled_code_without_a_place_to_cache(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "numba").write_text("a file where the folder would be")
+    assert run(environment, tmp_path) == "None"
+
+
+def test_checked_code_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for value in (None, 1):
+        monkeypatch.setattr(jit.config, "BOUNDSCHECK", value)
+        folder = jit.cache_folder.__wrapped__()
+        names.append(folder.name.rpartition("-")[2])
+    assert names == ["plain", "boundscheck"]

@@ -1,0 +1,185 @@
+"""Pictures: fitting ones for every kind of records, and the figures behind them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from reports.costs import break_even, envelope, stretches_text
+from reports.frame import to_frame
+from reports.networks import BEST, BEST_OWN, networks_of
+from reports.pictures_machine import peak
+from reports.pictures_tradeoffs import errors
+from reports.plots import pictures
+from reports.ranking import ranked
+from tests.record_makers import HOSTILE, MACHINE, PEAKS, layers, record, sweep
+
+ODD = {"flops_per_s": {"float32": {"1": "<b>", "2": -1}}}
+
+
+@pytest.fixture(autouse=True)
+def unrendered(monkeypatch):
+    """Drawn, not rendered: the tests of the whole report render."""
+    monkeypatch.setattr("reports.plots.render", lambda figure: (b"png", b"svg"))
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([record("a"), record("b", 2e-3)], {"times-few-t2"}),
+        ([record("only")], {"times-few-t2"}),
+        (sweep(jitter=(1,)), {"times-t2", "winners-t2", "speedup-t2"}),
+        (sweep(sizes=(64,)), {"times-t2", "winners-t2", "speedup-t2"}),
+        (sweep(kernels=(3,)), {"times-t2", "winners-t2", "speedup-t2"}),
+        (layers(8), {"layers-t2", "speedup-layers-t2"}),
+        ([*sweep(), *layers(8)], {"times-t2", "winners-t2", "speedup-t2", "layers-t2", "speedup-layers-t2"}),
+        ([record(n, t, s) for s in ("1x1x100,1x1x5", "1x1x9x9x9,1x1x3x3x3") for n, t in (("a", 1), ("b", 2))],
+         {"times-few-t2"}),
+        ([*sweep(sizes=(64,)), *sweep(sizes=(64,), threads=1, machine="m2")],
+         {f"{kind}-{m}" for kind in ("times", "winners", "speedup") for m in ("m1-t2", "m2-t1")}),
+    ],
+    ids=["few", "one", "one-launch", "one-size", "one-kernel", "layers", "mixed", "other-dimensions", "two-machines"],
+)  # fmt: skip
+def test_every_kind_of_records_gets_fitting_pictures(records, expected):
+    made, notes = pictures(to_frame(records), {"m1": MACHINE})
+    assert {picture.name for picture in made} == expected and not notes
+    assert all(picture.title and picture.reading.endswith(".") for picture in made)
+
+
+def test_pictures_of_two_machines_name_theirs():
+    other = MACHINE | {"id": "m2", "cpu": "Other CPU"}
+    made, _ = pictures(to_frame([record(), record(machine="m2")]), {"m1": MACHINE, "m2": other})
+    assert {picture.section.split(",")[0] for picture in made} == {"Example CPU", "Other CPU"}
+
+
+def test_too_many_specs_are_paged_and_what_is_left_out_is_said(monkeypatch):
+    monkeypatch.setattr("reports.pictures_specs.ROWS", 8)
+    monkeypatch.setattr("reports.scene.PAGES", 2)
+    records = [record("a", 1e-3, f"1x{i}x8x8,1x{i}x3x3") for i in range(1, 19)]
+    made, notes = pictures(to_frame(records), {})
+    assert [p.name for p in made if p.name.startswith("layers")] == ["layers-t2-page1", "layers-t2-page2"]
+    assert any("16 of 18 specs" in note for note in notes)
+
+
+# ---- the roofline and threads -------------------------------------------------------------------------------------
+
+
+def names_of(records, machine=MACHINE, networks=()):
+    return {picture.name for picture in pictures(to_frame(records), {"m1": machine}, networks=networks)[0]}
+
+
+def test_a_roofline_needs_measured_peaks():
+    assert "roofline-t2" not in names_of(sweep())
+    assert "roofline-t2" in names_of(sweep(), MACHINE | {"peaks": PEAKS})
+
+
+@pytest.mark.parametrize("peaks", [None, [], "x", {"flops_per_s": 3}, ODD, HOSTILE[0]])
+def test_no_description_of_peaks_breaks_the_report(peaks):
+    assert "roofline-t2" not in names_of([record()], MACHINE | {"peaks": peaks})
+
+
+def test_peaks_between_one_thread_and_all_cores_are_bounded_by_both():
+    about = {"peaks": {"flops_per_s": {"float32": {"1": 10.0, "8": 50.0}}}}
+    found = [peak(about, "flops_per_s", "float32", threads) for threads in (1, 3, 6, 8, 9)]
+    assert found == [10, 30, 50, 50, 50]
+    assert peak(about, "flops_per_s", "float64", 1) is None and peak({}, "bytes_per_s", "L2", 1) is None
+
+
+def test_several_numbers_of_threads_show_their_scaling():
+    records = [record(name, time_s / n, threads=n) for n in (1, 2, 4) for name, time_s in (("a", 1), ("b", 2))]
+    assert "scaling" in names_of(records) and "scaling" not in names_of(records[:2])
+    assert "scaling" not in names_of([record("a", threads=1), record("b", threads=2)]), "nobody was measured with both"
+
+
+# ---- what speed costs ---------------------------------------------------------------------------------------------
+
+
+def test_the_front_holds_whoever_is_not_beaten_in_both():
+    table = errors(
+        ranked(
+            to_frame(
+                [
+                    record("fast", 1.0, max_error=1e-4), record("exact", 2.0, max_error=1e-6),
+                    record("both", 1.5, max_error=1e-5), record("worse", 3.0, max_error=1e-4), record("unknown", 0.5),
+                    record("whole", 0.1, max_error=0.0),
+                ]
+            )
+        )
+    ).set_index("algorithm")  # fmt: skip
+    assert set(table.index[table["front"]]) == {"fast", "exact", "both"}
+    assert set(table.index) == {"fast", "exact", "both", "worse"}, "no error, no point"
+    assert table.loc["exact", "time"] == pytest.approx(20), "the fastest of all counts, whatever its error"
+    assert table.loc["exact", "error"] == pytest.approx(1e-6 * 2**24 / 3)
+
+
+def way(name, prepare_s, median_s):
+    return SimpleNamespace(algorithm=name, prepare_s=prepare_s, median_s=median_s)
+
+
+def test_whoever_takes_least_changes_with_the_number_of_calls():
+    ways = [way("lazy", 0, 10), way("middle", 20, 5), way("eager", 100, 1), way("never", 200, 5)]
+    ways.append(way("unknown", float("nan"), 0.1))
+    stretches = envelope(ways)
+    assert [tuple(s) for s in stretches] == [(1, "lazy"), (5, "middle"), (21, "eager")]
+    assert stretches_text(stretches) == "lazy; from 5 calls on middle; from 21 calls on eager"
+    for calls in range(1, 60):
+        least = min(w.prepare_s + calls * w.median_s for w in ways[:4])
+        name = [s.algorithm for s in stretches if s.calls <= calls][-1]
+        assert next(w.prepare_s + calls * w.median_s for w in ways if w.algorithm == name) == least
+
+
+def test_break_even_leaves_out_auto_and_imports():
+    frame = to_frame([record("a"), record("auto", 1e-9, family="auto", chosen="a"), record("b", 1e-9, origin="elsewhere")])
+    (row,) = break_even(frame).to_dict("records")
+    assert [s.algorithm for s in row["stretches"]] == ["a"]
+
+
+def test_prepare_against_run_is_drawn_where_the_winner_changes():
+    quick, slow = record("lazy", 1e-3), record("eager", 1e-6)
+    slow = slow.with_launches(tuple(type(x)(**{**vars(x), "prepare_s": 1.0}) for x in slow.launches))
+    assert "calls-t2" in names_of([quick, slow]) and "calls-t2" not in names_of([quick, record("b", 2.0)])
+
+
+def test_workspace_seen_outside_the_band_is_named():
+    def seen(name, predicted, seen_bytes):
+        made = record(name, workspace_bytes=predicted)
+        return made.with_launches(tuple(type(x)(**{**vars(x), "workspace_seen_bytes": seen_bytes}) for x in made.launches))
+
+    records = [seen("good", 3 << 20, 2 << 20), seen("low", 1 << 20, 2 << 20), seen("high", 9 << 20, 2 << 20)]
+    made, _ = pictures(to_frame(records), {"m1": MACHINE})
+    reading = next(p.reading for p in made if p.name == "workspace-t2")
+    assert "1 of 3 lie in it" in reading and "low" in reading and "high" in reading and "good" not in reading
+
+
+# ---- networks -----------------------------------------------------------------------------------------------------
+
+
+NETWORK = ("net", [("one", "1x8x16x16,8x8x3x3,p1", 1), ("two", "1x8x8x8,8x8x3x3,p1", 3), ("three", "1x8x4x4,8x8x1x1", 1)])
+
+
+def timed(times, batch=4):
+    specs = {layer: f"{batch}{spec[1:]}" for layer, spec, _ in NETWORK[1]}
+    return [record(name, t, specs[layer], family="peer" if name == "peer" else "fft") for (name, layer), t in times.items()]
+
+
+def test_a_network_is_the_sum_of_its_layers_as_often_as_they_occur():
+    times = {("a", "one"): 1.0, ("a", "two"): 2.0, ("a", "three"): 3.0, ("b", "one"): 4.0, ("b", "two"): 1.0,
+             ("peer", "one"): 9.0, ("peer", "two"): 9.0, ("peer", "three"): 0.5}  # fmt: skip
+    (found,) = networks_of(ranked(to_frame(timed(times))), [NETWORK])
+    bars = {bar.name: bar for bar in found.bars}
+    assert (found.batch, found.missing, found.bars[0].name) == (4, 0, BEST)
+    assert bars["a"].time_s == pytest.approx(10) and bars["a"].own == 5
+    assert bars[BEST].time_s == pytest.approx(1 + 3 * 1 + 0.5)
+    assert bars[BEST_OWN].time_s == pytest.approx(1 + 3 * 1 + 3)
+    assert bars["b"].time_s == pytest.approx(4 + 3 * 1 + 3) and bars["b"].own == 4, "one is borrowed from our best"
+    assert "network-net-b4-t2" in names_of(timed(times), networks=[NETWORK])
+
+
+def test_a_network_mostly_measured_says_what_is_missing_and_less_is_none():
+    most = timed({("a", "one"): 1.0, ("a", "two"): 2.0})
+    made, _ = pictures(to_frame(most), {"m1": MACHINE}, networks=[NETWORK])
+    assert "Not measured, and in no bar: 1 of 5 layers" in next(p.reading for p in made if p.name.startswith("network"))
+    assert not networks_of(ranked(to_frame(timed({("a", "one"): 1.0, ("a", "three"): 1.0}))), [NETWORK])
+    mixed = timed({("a", "one"): 1.0}, batch=2) + timed({("a", "two"): 2.0}, batch=4)
+    assert not [n for n in networks_of(ranked(to_frame(mixed)), [NETWORK]) if n.missing == 0], "batches are not mixed"
