@@ -98,11 +98,12 @@ class Knowledge:
         received = spec.received()
         modelled = max(algorithm.cost(received, threads).seconds(threads), 1e-9)
         prepare_s = PREPARE_S + algorithm.workspace_bytes(received, threads) / PREPARE_BYTES_PER_S
-        near = sorted(
-            (distance, other)
+        distances = (
+            (_distance(spec, _parsed(other.spec)), other)
             for other in self._ok.get(algorithm.name, ())
-            if other.threads == threads and (distance := _distance(spec, _parsed(other.spec))) <= FARTHEST
-        )[:NEIGHBOURS]
+            if other.threads == threads
+        )
+        near = sorted((pair for pair in distances if pair[0] <= FARTHEST), key=lambda pair: pair[0])[:NEIGHBOURS]
         if not near:
             return Estimate(modelled * self._correction(threads), prepare_s, "model", "operations, bytes and calls")
         weights = [1.0 / (0.25 + distance) for distance, _ in near]

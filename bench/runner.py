@@ -136,7 +136,7 @@ def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings
         if reason := _too_large(spec, actual, workspace):
             status = "too_large"
         elif (expected_s := actual.cost(spec.received(), threads).seconds(threads)) > HOPELESS * settings.slow_s:
-            status, reason = "too_slow", f"expected to take {expected_s:.0f} s a call, the limit is {settings.slow_s:g} s"
+            status, reason = "too_slow", f"expected to take {expected_s:.2g} s a call, {_limit(settings)}"
     record = Record(
         str(spec), algorithm.name, threads, identity, machine.build(actual), status, reason, tunables=tunables_text(algorithm),
         cold=settings.cold, family=algorithm.family, device=actual.device, runtime=actual.runtime, layout=actual.layout,
@@ -205,7 +205,7 @@ class Runner:
         for case in cases:
             record = stored.get(case.record.key)
             impossible = case.record.status != "ok"
-            outdated = record is not None and record.status in ("unsupported", "unavailable", "too_large")
+            outdated = record is not None and self._outdated(record)
             if record is None or self.settings.fresh or impossible or outdated:
                 if self.store and record is not None and (self.settings.fresh or outdated):
                     self.store.forget(record)
@@ -213,6 +213,12 @@ class Runner:
                 if impossible:
                     self._keep(case, record)
             self._records[case.record.key] = record
+
+    def _outdated(self, record: Record) -> bool:
+        """Whether what stopped it may no longer hold: it is looked at again at every run."""
+        if record.status == "too_slow":
+            return not record.reason.endswith(_limit(self.settings))  # another limit than today's
+        return record.status in ("unsupported", "unavailable", "too_large")
 
     def _lacks(self, case: Case, launch: int) -> bool:
         record = self._records[case.record.key]
@@ -281,7 +287,7 @@ class Runner:
             return False
         self.outcome.spent.compilation += reply["prepare_cold_s"]
         if reply["first_run_s"] > settings.slow_s:
-            self._fail(case, "too_slow", f"one call took {reply['first_run_s']:.1f} s, the limit is {settings.slow_s:g} s")
+            self._fail(case, "too_slow", f"one call took {reply['first_run_s']:.2g} s, {_limit(settings)}")
             return False
         state.phases, state.samples, state.spent_s = reply, [], 0.0
         return True
@@ -374,6 +380,10 @@ class _Open:
             self.launch, self.started, tuple(self.samples), **{name: self.phases[name] for name in names},
             workspace_seen_bytes=self.workspace_seen_bytes,
         )
+
+
+def _limit(settings: Settings) -> str:
+    return f"the limit is {settings.slow_s:g} s"
 
 
 def _groups(cases: Iterable[Case]) -> list[list[Case]]:

@@ -73,6 +73,12 @@ def test_records_of_a_neighbour_correct_the_model() -> None:
     assert str(near) in choice.reason
 
 
+def test_neighbours_at_the_same_distance() -> None:
+    wide, tall = SPEC.with_(size=(64, 256)), SPEC.with_(size=(256, 64))
+    choice = ask(*(entry(a, spec, s) for spec in (wide, tall) for a, s in ((SLOW, 1e-4), (FAST, 1e-3))))
+    assert (choice.algorithm, choice.source) == ("slow", "nearest")
+
+
 def test_a_far_spec_teaches_nothing_about_the_order() -> None:
     far = ConvSpec.parse("1x512x7x7,512x512x1x1")
     assert ask(entry(SLOW, far, 1e-7), entry(FAST, far, 1.0)).source == "model"
