@@ -105,7 +105,7 @@ def pick(
     from algos.functional import checked_threads
     from algos.registry import registry
 
-    spec = ConvSpec.parse(spec) if isinstance(spec, str) else spec
+    spec = ConvSpec.of(spec)
     for name, value in (("calls", calls), ("max_workspace_bytes", max_workspace_bytes)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < (name == "calls")):
             raise ValueError(f"{name} is {value!r}: give a whole number of at least {int(name == 'calls')}")
@@ -219,7 +219,8 @@ def _reason(ranked: list[tuple[Algorithm, Estimate]], calls: int | None) -> str:
         text += f" ({first.detail})"
     if others:
         second, estimate = others[0]
-        text += f", {estimate.expected_s(calls) / first.expected_s(calls):.2f} x faster than {second.name}"
+        ratio = estimate.expected_s(calls) / first.expected_s(calls)
+        text += f", {ratio:.2f} x faster than {second.name}" if ratio >= 1 else f"; {second.name} is only guessed to be faster"
     unmeasured = sum(e.source != "measured" for _, e in ranked)
     if first.source == "measured" and unmeasured:
         text += f"; {unmeasured} candidate{'s' if unmeasured > 1 else ''} not measured on this spec"
@@ -241,7 +242,7 @@ class Auto(Algorithm):
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         try:
-            pick(spec)
+            pick(spec, device="cpu")
         except ValueError as error:
             return str(error)
         return None

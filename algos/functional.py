@@ -67,7 +67,7 @@ def plan(
     ValueError
         For operands that don't fit the spec, weights that break its rank, or an algorithm that cannot solve it.
     """
-    spec = ConvSpec.parse(spec) if isinstance(spec, str) else spec
+    spec = ConvSpec.of(spec)
     threads = checked_threads(threads)
     if spec.direction == "weight_gradient":
         if w is not None:
@@ -166,7 +166,8 @@ _memo: dict[tuple, Door] = {}
 def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str,
           algorithm: str, threads: int | None, out: Any) -> Any:
     x, w = as_array("x", x), as_array("w", w)
-    key = (x.shape, x.dtype, w.shape, w.dtype, stride, padding, dilation, groups, mode, algorithm, threads, type(x), ndim)
+    kinds = (type(x), type(stride), type(padding), type(dilation), type(groups), type(threads))  # True and 1.0 equal 1
+    key = (x.shape, x.dtype, w.shape, w.dtype, stride, padding, dilation, groups, mode, algorithm, threads, ndim, kinds)
     try:
         door = _memo.get(key)
     except TypeError:  # lists are welcome as options
@@ -183,7 +184,7 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
     single = x.ndim == ndim + 1
     if single:
         x = x[None]
-        out = None if out is None else as_array("out", out)[None]
+        out = out[None] if hasattr(out, "dtype") else out  # anything else is refused by the door
     if x.dtype != spec.in_dtype:
         x = x.astype(spec.in_dtype)
     if w.dtype != spec.in_dtype:
@@ -212,6 +213,8 @@ def _spec_of(ndim: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any
 
 
 def _frozen(value: Any) -> Any:
+    if isinstance(value, dict | set):
+        raise SpecError(f"{value!r} is no option of a convolution: give numbers, or a tuple of them")
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple | np.ndarray) else value
 
 

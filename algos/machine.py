@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from algos.contract import Algorithm
 
 ROOT = Path(__file__).parent
-DRIVER = Path("/proc/driver/nvidia/version")
+DRIVER, GPUS = Path("/proc/driver/nvidia/version"), Path("/proc/driver/nvidia/gpus")
 PROBE_DAY_S = 86_400
 # Whose versions belong to the build of an algorithm, by its runtime.
 LIBRARIES = {
@@ -90,13 +90,12 @@ def version(distribution: str) -> str | None:
 @cache
 def build(algorithm: Algorithm) -> str:
     """Hash of the algorithm's module, of the engine and of its libraries' versions: an edit makes records stale."""
-    from algos.registry import module_of
-
     digest = hashlib.sha256(f"{sys.version_info[:2]}".encode())
-    module = module_of(algorithm)
     files = sorted((ROOT / "engine").glob("*.py"))
-    if module is not None and module.__file__:
-        files.append(Path(module.__file__))
+    for kind in type(algorithm).__mro__:  # what it inherits from another file is its own as well
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        if file and kind.__module__ != "algos.contract":
+            files.append(Path(file))
     for path in files:
         digest.update(path.read_bytes())
     for name in LIBRARIES.get(algorithm.runtime, _every_library()):
@@ -172,7 +171,9 @@ def _blas() -> str:
 
 def _gpu_driver() -> str:
     with contextlib.suppress(OSError):
-        return DRIVER.read_text().splitlines()[0]
+        lines = [line for path in sorted(GPUS.glob("*/information")) for line in path.read_text().splitlines()]
+        models = [" ".join(line.split()) for line in lines if "Model:" in line]
+        return " | ".join([DRIVER.read_text().splitlines()[0], *models])
     return ""
 
 

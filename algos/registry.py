@@ -79,13 +79,8 @@ def algorithms(spec: ConvSpec | str | None = None) -> list[Algorithm]:
     """Every algorithm that can be listed, or those available and supporting ``spec``."""
     if spec is None:
         return list(registry().values())
-    inner = (ConvSpec.parse(spec) if isinstance(spec, str) else spec).received()
+    inner = ConvSpec.of(spec).received()
     return [a for a in registry().values() if a.unavailable() is None and a.unsupported(inner) is None]
-
-
-def module_of(algorithm: Algorithm) -> ModuleType | None:
-    """The module that defines ``algorithm``; None for one that could not be imported."""
-    return None if isinstance(algorithm, Missing) else sys.modules[type(algorithm).__module__]
 
 
 def is_external(algorithm: Algorithm) -> bool:

@@ -332,6 +332,15 @@ class ConvSpec:
             given[name] = value
         return cls(x[0], x[1], x[2:], w[0], w[2:], groups=x[1] // w[1], **given)
 
+    @classmethod
+    def of(cls, spec: ConvSpec | str) -> ConvSpec:
+        """``spec`` itself, or the one that its text names."""
+        if isinstance(spec, cls):
+            return spec
+        if not isinstance(spec, str):
+            raise SpecError(f"{spec!r} is no spec: give a ConvSpec, or its text like 1x64x56x56,128x64x3x3,p1")
+        return cls.parse(spec)
+
     @cached_property
     def _text(self) -> str:
         parts = [times(self.input_shape), times(self.weight_shape)]

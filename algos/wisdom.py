@@ -73,7 +73,7 @@ def remember(entries: Iterable[Known]) -> None:
 
 @cache
 def recall(machine: str) -> tuple[Known, ...]:
-    """Everything known of ``machine``, oldest first; read once per process until ``remember`` is called."""
+    """Everything known of ``machine``; read once per process until ``remember`` is called."""
     if not path().is_file():
         return ()
     try:

@@ -23,6 +23,7 @@ from bench import text
 from bench.arguments import parser
 
 FAILED = ("wrong", "crashed", "timeout", "error")
+GO_ON = "run the same command again, without --fresh, to go on"
 READABLE = 10**7  # rows and columns never read are worked out for inputs up to this size
 
 
@@ -93,10 +94,11 @@ def list_suites(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    from bench.runner import Runner, cases_of
+    from bench.cases import cases_of
+    from bench.runner import Runner
 
     specs, settings = _targets(arguments)
-    cases = cases_of(specs, _algorithms(arguments.algorithms), _threads(arguments.threads), settings)
+    cases = cases_of(specs, _wanted(arguments), _threads(arguments.threads), settings)
     with _bar() as progress:
         records = Runner(settings, None, progress).run(cases).records
     failed = [record for record in records if record.status in FAILED]
@@ -115,8 +117,10 @@ def check(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from algos import machine
+    from bench.cases import cases_of
     from bench.peaks import peaks
-    from bench.runner import Runner, cases_of
+    from bench.pool import measuring
+    from bench.runner import Runner
     from bench.store import Store
 
     specs, settings = _targets(arguments)
@@ -124,20 +128,21 @@ def run(arguments: argparse.Namespace) -> int:
         settings, cold=arguments.cold, fresh=arguments.fresh, run_budget_s=arguments.budget,
         launches=arguments.launches or settings.launches,
     )
+    wanted = _wanted(arguments)
     with Store(arguments.out) as store:
         about = machine.fingerprint()
-        store.put_machine({**about, "peaks": peaks(about["id"])})
-        cases = cases_of(specs, _algorithms(arguments.algorithms), _threads(arguments.threads), settings)
+        with measuring():
+            store.put_machine({**about, "peaks": peaks(about["id"])})
+        cases = cases_of(specs, wanted, _threads(arguments.threads), settings)
         with _bar() as progress:
             runner = Runner(settings, store, progress)
             try:
                 outcome = runner.run(cases)
             except KeyboardInterrupt:
                 done = sum(len(record.launches) for record in runner.outcome.records)
-                print(f"interrupted: {done} launches are stored in {store.path}; run the same command again to go on",
-                      file=sys.stderr)
+                print(f"interrupted: {done} launches are stored in {store.path}; {GO_ON}", file=sys.stderr)
                 raise
-        page, frame = _report(store, arguments.out, ())
+        page, frame = _report(store, arguments.out, (), "convbench " + shlex.join(sys.argv[1:]))
     from reports.tables import winners_dicts, winners_text
 
     keys = {(record.spec, record.threads) for record in outcome.records}
@@ -149,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(winners_text(chosen))
         print(f"\nreport: {page}")
         if not outcome.complete:
-            print("the budget ended the run: run the same command again to go on")
+            print(f"the budget ended the run: {GO_ON}")
     return 1 if any(record.status == "wrong" for record in outcome.records) else 0
 
 
@@ -167,6 +172,8 @@ def pick(arguments: argparse.Namespace) -> int:
 
     spec = ConvSpec.parse(arguments.spec)
     threads = _threads(arguments.threads)[0] if arguments.threads else None
+    if len(_threads(arguments.threads)) > 1:
+        raise ValueError(f"--threads {arguments.threads}: pick answers for one number of threads")
     if arguments.measure:
         _measure(spec, arguments)
     choice = algos.pick(spec, threads=threads, max_workspace_bytes=arguments.max_workspace, calls=arguments.calls,
@@ -187,7 +194,8 @@ def pick(arguments: argparse.Namespace) -> int:
 
 def _measure(spec: ConvSpec, arguments: argparse.Namespace) -> None:
     """Measure every candidate now; the machine remembers."""
-    from bench.runner import Runner, Settings, cases_of
+    from bench.cases import Settings, cases_of
+    from bench.runner import Runner
     from bench.store import Store
 
     found = [a for a in _algorithms(None) if a.family != "auto" and (arguments.peers or a.family != "peer")]
@@ -285,7 +293,19 @@ def _names(values: str | None) -> list[str]:
 def _algorithms(names: str | None) -> list[Any]:
     from algos.registry import get, registry
 
-    return [get(name) for name in dict.fromkeys(_names(names))] if names else list(registry().values())
+    if names is None:
+        return list(registry().values())
+    if not _names(names):
+        raise ValueError("--algorithms names none: write --algorithms a,b, with names from convbench list")
+    return [get(name) for name in dict.fromkeys(_names(names))]
+
+
+def _wanted(arguments: argparse.Namespace) -> list[Any]:
+    """The named algorithms, or all that the targets are meant for."""
+    from bench.suites import suited
+
+    found = _algorithms(arguments.algorithms)
+    return found if arguments.algorithms is not None else suited(arguments.targets, found)
 
 
 def _threads(values: str | None) -> list[int]:
@@ -299,7 +319,7 @@ def _threads(values: str | None) -> list[int]:
     return counts
 
 
-def _report(store: Any, out: Path, baseline: Sequence[str]) -> tuple[Path, Any]:
+def _report(store: Any, out: Path, baseline: Sequence[str], command: str = "") -> tuple[Path, Any]:
     """Write the report of everything in the store; the page's path and the frame behind it."""
     from bench.regret import regret
     from bench.suites import networks
@@ -308,7 +328,6 @@ def _report(store: Any, out: Path, baseline: Sequence[str]) -> tuple[Path, Any]:
 
     records = store.records()
     rows = regret(records)
-    command = "convbench " + " ".join(shlex.quote(part) for part in sys.argv[1:])
     page = write_report(records, store.machines(), out / "report", baseline=baseline, regret=rows, command=command,
                         networks=networks())  # fmt: skip
     return page, to_frame(records)
@@ -354,6 +373,3 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "merge": merge,
     "import": import_records,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -39,7 +39,7 @@ def regret(records: Sequence[Record]) -> list[dict[str, Any]]:
     every = [known(record) for group in groups.values() for record in group]
     rows = []
     for source in SOURCES:
-        ratios = {}
+        ratios: dict[tuple[str, int], float] = {}
         for (text, threads), group in groups.items():
             judged = group
             if source == "measured":
@@ -54,13 +54,13 @@ def regret(records: Sequence[Record]) -> list[dict[str, Any]]:
             times = {record.algorithm: record.median_s or math.inf for record in judged}
             if source == "nearest" and choice.source != "nearest":
                 continue
-            ratios[text] = times[choice.algorithm] / min(times.values())
-        worst = max(ratios, key=lambda text: ratios[text], default="")
+            ratios[text, threads] = times[choice.algorithm] / min(times.values())
+        worst = max(ratios, key=lambda key: ratios[key], default=("", 0))
         rows.append({
             "source": source,
             "specs": len(ratios),
             "geometric_mean": math.exp(sum(map(math.log, ratios.values())) / len(ratios)) if ratios else None,
             "worst": ratios.get(worst),
-            "worst_spec": worst,
+            "worst_spec": worst[0],
         })
     return rows

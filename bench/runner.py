@@ -14,59 +14,15 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
-from algos import auto, machine, wisdom
-from algos.contract import Algorithm
-from algos.estimate import tunables_text
-from algos.spec import ConvSpec
+from algos import machine, wisdom
+from algos.registry import registry
+from bench.cases import Case, Settings, limit_text
 from bench.pool import Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record
 from bench.store import Store
-from bench.timing import Budget
 
-LAUNCHES = 3
-ANSWER_S = 60.0  # what any step may take beyond what its calls are known to take
-MEMORY_SHARE = 0.8
-HOPELESS = 5.0  # times over the limit, by the cost model: not even tried
+LEAST_LIMIT_S = 1.0
 REMEMBERED = ("ok", "wrong", "too_slow", "timeout", "crashed", "error")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run measures.
-
-    Attributes
-    ----------
-    launches : int
-    budget : Budget
-        Per case and launch.
-    slow_s : float
-        A case whose first call takes longer is ``too_slow``.
-    answer_s : float
-        Time-out of one step of a worker, beyond what its calls are known to take.
-    run_budget_s : float or None
-        Of the whole run; it ends between two specs.
-    cold, fresh : bool
-        Flush caches between single calls; measure again what stands in the store.
-    seed : int
-    """
-
-    launches: int = LAUNCHES
-    budget: Budget = field(default_factory=Budget)
-    slow_s: float = 10.0
-    answer_s: float = ANSWER_S
-    run_budget_s: float | None = None
-    cold: bool = False
-    fresh: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Case:
-    """One algorithm on one spec with a number of threads; ``record`` is what stands in the store so far."""
-
-    spec: ConvSpec
-    algorithm: Algorithm  # the chosen one where the record is auto's
-    record: Record
 
 
 @dataclass
@@ -103,59 +59,6 @@ class Outcome:
     complete: bool = True
 
 
-def cases_of(
-    specs: Iterable[ConvSpec], algorithms: Sequence[Algorithm], threads: Sequence[int], settings: Settings
-) -> list[Case]:
-    """Every case, those that cannot run among them, with the reason in their record."""
-    identity = machine.fingerprint()["id"]
-    return [
-        _case(spec, algorithm, count, settings, identity)
-        for count in dict.fromkeys(threads)
-        for spec in dict.fromkeys(specs)
-        for algorithm in algorithms
-    ]
-
-
-def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
-    status, reason, chosen, workspace = "ok", "", "", None
-    actual = algorithm
-    if reason := algorithm.unavailable() or "":
-        status = "unavailable"
-    elif algorithm.name == "auto":
-        try:
-            from algos.registry import get
-
-            chosen = auto.pick(spec, threads=threads).algorithm
-            actual = get(chosen)
-        except ValueError as error:
-            status, reason = "unsupported", str(error)
-    elif reason := algorithm.unsupported(spec.received()) or "":
-        status = "unsupported"
-    if status == "ok":
-        workspace = int(actual.workspace_bytes(spec.received(), threads))
-        if reason := _too_large(spec, actual, workspace):
-            status = "too_large"
-        elif (expected_s := actual.cost(spec.received(), threads).seconds(threads)) > HOPELESS * settings.slow_s:
-            status, reason = "too_slow", f"expected to take {expected_s:.2g} s a call, {_limit(settings)}"
-    record = Record(
-        str(spec), algorithm.name, threads, identity, machine.build(actual), status, reason, tunables=tunables_text(algorithm),
-        cold=settings.cold, family=algorithm.family, device=actual.device, runtime=actual.runtime, layout=actual.layout,
-        accuracy=actual.accuracy, chosen=chosen, workspace_bytes=workspace,
-    )
-    return Case(spec, actual, record)
-
-
-def _too_large(spec: ConvSpec, algorithm: Algorithm, workspace: int) -> str:
-    """Why the case doesn't fit in memory, by prediction, before anything is allocated."""
-    if algorithm.device != "cpu":
-        return ""  # the device's own allocator answers in the worker
-    import psutil
-
-    free = int(psutil.virtual_memory().available * MEMORY_SHARE)
-    needed = workspace + spec.min_bytes
-    return f"needs {needed:,} bytes, {workspace:,} of them workspace; {free:,} are free" if needed > free else ""
-
-
 class Runner:
     """Measures cases and keeps their records in a store, or only checks them when there is none.
 
@@ -173,6 +76,7 @@ class Runner:
         self._records: dict[tuple, Record] = {}
         self._pool = Pool()
         self._lessons: list[wisdom.Known] = []
+        self._replaced: set[tuple] = set()
         self._random = random.Random(settings.seed)
 
     def run(self, cases: Sequence[Case]) -> Outcome:
@@ -181,7 +85,7 @@ class Runner:
         spent = self.outcome.spent
         try:
             with self._pool:
-                self._load(cases)
+                cases = self._load(cases)
                 launches = self.settings.launches if self.store else 1
                 missing = [(launch, case) for launch in range(launches) for case in cases if self._lacks(case, launch)]
                 self.progress.total = len(missing)
@@ -199,25 +103,35 @@ class Runner:
             self.outcome.records = [self._records[c.record.key] for c in cases if c.record.key in self._records]
         return self.outcome
 
-    def _load(self, cases: Sequence[Case]) -> None:
+    def _load(self, cases: Sequence[Case]) -> list[Case]:
         """What stands in the store is not measured again, unless asked; what cannot run is stored at once."""
         stored = {record.key: record for record in self.store.records()} if self.store else {}
+        cases = [self._as_before(case, stored.values()) for case in cases]
         for case in cases:
-            record = stored.get(case.record.key)
-            impossible = case.record.status != "ok"
-            outdated = record is not None and self._outdated(record)
-            if record is None or self.settings.fresh or impossible or outdated:
-                if self.store and record is not None and (self.settings.fresh or outdated):
-                    self.store.forget(record)
-                record = case.record
-                if impossible:
-                    self._keep(case, record)
-            self._records[case.record.key] = record
+            key, record = case.record.key, stored.get(case.record.key)
+            self._records[key] = case.record
+            if record is not None and self.settings.fresh:
+                self._replaced.add(key)  # the old one goes when the first new result is stored
+            elif record is not None and (record.launches or not (case.record.status != "ok" or self._outdated(record))):
+                self._records[key] = record
+            elif case.record.status != "ok":
+                self._keep(case, case.record)
+        return cases
+
+    def _as_before(self, case: Case, stored: Iterable[Record]) -> Case:
+        """``auto`` stands for what it chose when the run began, whatever has been learnt since."""
+        mine = case.record
+        for record in () if self.settings.fresh or not mine.chosen else stored:
+            if record.chosen and (record.spec, record.threads, record.cold) == (mine.spec, mine.threads, mine.cold):
+                chosen = registry().get(record.chosen)
+                if chosen and record.machine == mine.machine and record.build == machine.build(chosen):
+                    return Case(case.spec, chosen, replace(record, launches=()))
+        return case
 
     def _outdated(self, record: Record) -> bool:
         """Whether what stopped it may no longer hold: it is looked at again at every run."""
         if record.status == "too_slow":
-            return not record.reason.endswith(_limit(self.settings))  # another limit than today's
+            return not record.reason.endswith(limit_text(self.settings))  # another limit than today's
         return record.status in ("unsupported", "unavailable", "too_large")
 
     def _lacks(self, case: Case, launch: int) -> bool:
@@ -227,13 +141,17 @@ class Runner:
     def _keep(self, case: Case, record: Record) -> None:
         """Acknowledge: in memory, in the store, in the machine's wisdom."""
         before = self._records.get(case.record.key)
+        if self.store and record.key in self._replaced:
+            self._replaced.remove(record.key)
+            self.store.forget(record)
         if self.store:
             self.store.put(record)
         if record.status == "ok" and before is not None:
             merged = {launch.index: launch for launch in (*record.launches, *before.launches)}
             record = record.with_launches(tuple(merged[i] for i in sorted(merged)))
         self._records[case.record.key] = record
-        if self.store and record.status in REMEMBERED and not record.cold and not record.chosen:
+        hasty = record.status == "too_slow" and self.settings.slow_s < LEAST_LIMIT_S  # a short limit proves nothing
+        if self.store and record.status in REMEMBERED and not (record.cold or record.chosen or hasty):
             self._lessons.append(known(record))
 
     def _fail(self, case: Case, status: str, reason: str) -> None:
@@ -286,8 +204,9 @@ class Runner:
         if reply is None:
             return False
         self.outcome.spent.compilation += reply["prepare_cold_s"]
-        if reply["first_run_s"] > settings.slow_s:
-            self._fail(case, "too_slow", f"one call took {reply['first_run_s']:.2g} s, {_limit(settings)}")
+        self.outcome.spent.prepared_runs += reply["spent_s"] - reply["prepare_cold_s"]
+        if reply["call_s"] > settings.slow_s:
+            self._fail(case, "too_slow", f"one call took {reply['call_s']:.2g} s, {limit_text(settings)}")
             return False
         state.phases, state.samples, state.spent_s = reply, [], 0.0
         return True
@@ -380,10 +299,6 @@ class _Open:
             self.launch, self.started, tuple(self.samples), **{name: self.phases[name] for name in names},
             workspace_seen_bytes=self.workspace_seen_bytes,
         )
-
-
-def _limit(settings: Settings) -> str:
-    return f"the limit is {settings.slow_s:g} s"
 
 
 def _groups(cases: Iterable[Case]) -> list[list[Case]]:

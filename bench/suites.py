@@ -7,14 +7,24 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 
+from algos.contract import Algorithm
 from algos.spec import ConvSpec, SpecError
-from bench.runner import Settings
+from bench.cases import Settings
 from bench.timing import Budget
 
 PICTURE = "1x1x64x64,1x1x3x3,p1"
 WORKLOADS = Path(__file__).parent / "workloads"
+
+# One of each kind: large and strided, four depths of 3x3, pointwise, many groups, depthwise, a row of taps, 5x5.
+GPU_LAYERS = (
+    ("resnet50_v1_5", "conv1"), ("vgg16", "conv2_2"), ("resnet50_v1_5", "res2a_branch2b"),
+    ("resnet50_v1_5", "res3b_branch2b"), ("resnet50_v1_5", "res4b_branch2b"), ("resnet50_v1_5", "res5b_branch2b"),
+    ("resnet50_v1_5", "res4b_branch2a"), ("timm_resnext50_32x4d", "layer2.1.conv2"), ("mobilenet_v1_dw", "conv2_1/dw"),
+    ("mobilenet_v1_dw", "conv5_1/dw"), ("timm_inception_v3", "Mixed_6b.branch7x7_2.conv"), ("alexnet_owt", "conv2"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class Suite:
         Returns the layers.
     settings : Settings or None
         How it is measured when it is run alone; None for the default.
+    device : str or None
+        Whose algorithms it is meant for, unless others are named; None for all.
     """
 
     name: str
@@ -45,6 +57,7 @@ class Suite:
     source: str
     make: Callable[[], list[Layer]]
     settings: Settings | None = None
+    device: str | None = None
 
     @property
     def layers(self) -> list[Layer]:
@@ -88,9 +101,26 @@ def suites() -> dict[str, Suite]:
             "images", "pictures of 256 to 2048 pixels a side, kernels of 3 to 63", "ours",
             lambda: _pictures((256, 512, 1024, 2048), (3, 5, 7, 9, 15, 31, 63)),
         ),
+        Suite(
+            "gpu", "for a machine with a GPU: pictures up to 4096 pixels a side, network layers at batch 1 and 32",
+            f"ours; layers of {', '.join(dict.fromkeys(table for table, _ in GPU_LAYERS))}", _gpu,
+            Settings(budget=Budget(case_s=0.1, max_samples=30), slow_s=2.0), "cuda",
+        ),
     ]
     found += [_workload(path) for path in sorted(WORKLOADS.glob("*.csv"))]
     return {suite.name: suite for suite in found}
+
+
+def _gpu() -> list[Layer]:
+    """Pictures, some with the promise of rank 1, and ``GPU_LAYERS``."""
+    found = _pictures((256, 512, 1024, 2048, 4096), (3, 7, 15, 31))
+    for size, kernel in product((1024, 4096), (7, 31)):
+        (spec,) = sweep([(size,)], [(kernel,)])
+        found.append(Layer(str(spec.with_(rank=1)), spec.with_(rank=1)))
+    for batch, (table, name) in product((1, 32), GPU_LAYERS):
+        (layer,) = (layer for layer in suites()[table].layers if layer.name == name)
+        found.append(Layer(f"{table} {name}", layer.spec.with_(batch=batch)))
+    return found
 
 
 def _workload(path: Path) -> Suite:
@@ -98,8 +128,9 @@ def _workload(path: Path) -> Suite:
     rows = _rows(path)
     count = sum(_occurrences(row["layer"])[1] for row in rows)
     sources = dict.fromkeys(row["source"] for row in rows)
+    batches = ", ".join(dict.fromkeys(row["N"] for row in rows))
     return Suite(
-        path.stem, f"{count} convolutions, batch {', '.join(dict.fromkeys(row['N'] for row in rows))}", "; ".join(sources),
+        path.stem, f"{count} convolution{'s' * (count != 1)}, batch {batches}", "; ".join(sources),
         lambda: [Layer(name, workload_spec(row), n) for row in rows for name, n in [_occurrences(row["layer"])]],
     )
 
@@ -140,6 +171,29 @@ def resolve(targets: Sequence[str], batch: int | None = None) -> tuple[list[Conv
     if batch is not None:
         specs = [spec.with_(batch=batch) for spec in specs]
     return list(dict.fromkeys(specs)), alone or Settings()
+
+
+def suited(targets: Sequence[str], algorithms: Sequence[Algorithm]) -> list[Algorithm]:
+    """Those that the targets are meant for: the ones on a device where every target is a suite for it, else all.
+
+    Raises
+    ------
+    ValueError
+        With the reasons, when none of them is available on this machine.
+    """
+    devices = {suites()[target].device if target in suites() else None for target in targets}
+    if len(devices) != 1 or None in devices:
+        return list(algorithms)
+    (device,) = devices
+    found = [algorithm for algorithm in algorithms if algorithm.device == device]
+    missing: dict[str, list[str]] = {}
+    for algorithm in found:
+        if reason := algorithm.unavailable():
+            missing.setdefault(reason, []).append(algorithm.name)
+    if sum(map(len, missing.values())) == len(found):
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in missing.items())
+        raise ValueError(f"{', '.join(targets)} needs an algorithm on {device} and none runs here: {reasons}")
+    return found
 
 
 def read_csv(path: Path) -> list[ConvSpec]:

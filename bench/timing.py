@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 Thunk = Callable[[], Any]
+DEVICE_CACHE_BYTES = 128 << 20  # the largest second-level cache of a GPU so far
 LONGEST_WARM_UP_S = 0.05  # a call beyond it gains nothing from a warm-up call before every chunk
 
 
@@ -105,5 +106,15 @@ def cache_flusher(cache_bytes: int) -> Thunk:
 
     def flush() -> None:
         np.add(buffer, 1.0, out=buffer)
+
+    return flush
+
+
+def device_cache_flusher(to_device: Callable[[np.ndarray], Any]) -> Thunk:
+    """The same for a GPU's cache; the copy is waited for before the clock starts, like everything on the device."""
+    source, target = (to_device(np.zeros(DEVICE_CACHE_BYTES // 4, np.float32)) for _ in range(2))
+
+    def flush() -> None:
+        target[...] = source
 
     return flush

@@ -161,6 +161,9 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
     left.set_xlabel("threads", labelpad=2)
     left.set_title("mean over the specs", fontsize=9.5, loc="left", fontweight="bold")
     right.set_xscale("log")
+    for axis in (left, right):
+        axis.set_yscale("log")
+        axis.set_ylim(low, high)
     right.set_xlabel("operations of the spec", labelpad=2)
     right.set_xlim(table["flops"].min() / 1.6, table["flops"].max() * 1.6)
     log_axes(right, _count)
@@ -169,8 +172,6 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
     for level in (1.0, most / base):
         right.axhline(level, color="#999999", linewidth=1, zorder=1)
     for axis in (left, right):
-        axis.set_yscale("log")
-        axis.set_ylim(low, high)
         axis.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5), numticks=20))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{three_digits(value).rstrip('0').rstrip('.')}x"))
         axis.yaxis.set_minor_locator(NullLocator())

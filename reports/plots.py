@@ -8,7 +8,8 @@ run, workspace, whole networks, and, over several numbers of threads, the scalin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -50,7 +51,7 @@ def _all(shown: list[Scene], networks: Networks, notes: list[str]) -> Iterator[t
     for scene in shown:
         for drawn in _draw(scene, networks, notes):
             yield scene.section, drawn
-    yield from scaling_figures(shown)
+    yield from _safely(notes, scaling_figures, shown)
 
 
 def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]:
@@ -63,20 +64,28 @@ def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]
         rows = scene.rows[scene.rows["sweep"] == sweep]
         loose = loose[loose["sweep"] != sweep]
         number = f"-{index + 1}" if index else ""
-        yield from times_figures(scene, rows, sweep, number, notes)
-        yield from map_figures(scene, scene.winners[scene.winners["sweep"] == sweep], sweep, number, notes)
-        yield from speed_figures(scene, scene.speed[scene.speed["sweep"] == sweep], f": {sweep}", number, notes)
+        yield from _safely(notes, times_figures, scene, rows, sweep, number, notes)
+        yield from _safely(notes, map_figures, scene, scene.winners[scene.winners["sweep"] == sweep], sweep, number, notes)
+        yield from _safely(notes, speed_figures, scene, scene.speed[scene.speed["sweep"] == sweep], f": {sweep}", number, notes)
     if len(loose):
         count = loose["spec"].nunique()
-        yield from (few_figure if count <= 4 else layer_figures)(scene, loose, notes)
+        yield from _safely(notes, few_figure if count <= 4 else layer_figures, scene, loose, notes)
         if count > 4:
             speed = scene.speed[scene.speed["spec"].isin(loose["spec"])]
-            yield from speed_figures(scene, speed, " per spec", "-layers", notes)
-    yield from network_figures(scene, networks)
-    yield from roofline_figures(scene)
-    yield from error_figures(scene)
-    yield from calls_figures(scene)
-    yield from workspace_figures(scene)
+            yield from _safely(notes, speed_figures, scene, speed, " per spec", "-layers", notes)
+    yield from _safely(notes, network_figures, scene, networks)
+    yield from _safely(notes, roofline_figures, scene)
+    yield from _safely(notes, error_figures, scene)
+    yield from _safely(notes, calls_figures, scene)
+    yield from _safely(notes, workspace_figures, scene)
+
+
+def _safely(notes: list[str], draw: Callable[..., Iterable[Any]], *arguments: Any) -> Iterator[Any]:
+    """A picture that cannot be drawn is said to be missing; it costs neither the tables nor the other pictures."""
+    try:
+        yield from draw(*arguments)
+    except Exception as error:
+        notes.append(f"A picture is missing, {draw.__name__} failed: {type(error).__name__}: {error}")
 
 
 def _is_sweep(specs: pd.DataFrame, of: int) -> bool:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from algos import get
+from bench.arguments import parser
+from bench.cli import COMMANDS
+from bench.suites import resolve
+
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("CONTRIBUTING.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -45,6 +51,19 @@ def test_documented_commands_run(page: Path, tmp_path: Path, environment: dict[s
                               timeout=300, check=False)  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_longer_commands_are_well_formed(page: Path) -> None:
+    """Those of shell blocks take minutes: their arguments, targets and algorithms must exist."""
+    for line in (line for block in blocks(page, "sh") for line in block.splitlines()):
+        words = shlex.split(line, comments=True)
+        if words[:1] != ["convbench"]:
+            continue
+        arguments = parser(COMMANDS).parse_args(words[1:])
+        resolve(getattr(arguments, "targets", []))
+        for name in filter(None, (getattr(arguments, "algorithms", None) or "").split(",")):
+            get(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

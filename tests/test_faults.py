@@ -16,7 +16,8 @@ import pytest
 
 from algos.registry import registry
 from algos.spec import ConvSpec
-from bench.runner import Outcome, Runner, Settings, cases_of
+from bench.cases import Settings, cases_of
+from bench.runner import Outcome, Runner
 from bench.store import Store
 from bench.timing import Budget
 

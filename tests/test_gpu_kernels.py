@@ -1,113 +1,164 @@
-"""CUDA kernels without a GPU: NVRTC compiles every source to PTX, and a C++ compiler runs them on threads of the CPU."""
+"""CUDA kernels without a GPU: NVRTC compiles every kernel of every module in algos/gpu, and what emulates them is tried."""
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
+import re
+from typing import Any
 
 import numpy as np
 import pytest
 
-from algos import ConvSpec, get
-from algos.gpu import cupy_direct
+from algos import ConvSpec, algorithms, get
+from algos.gpu import _cupy, cupy_direct, cupy_separable
+from algos.gpu._cupy import CupyAlgorithm, Kernel
+from tests.cuda_on_cpu import emulated
 
 SPECS = (
     "1x1x40x50,1x1x3x3,p1",
+    "1x1x40x50,1x1x15x15,p7,rank1",
     "2x6x11x13,10x3x3x2,p1:0x2:1,s2x1,d1x2",
     "1x3x9x9,6x1x3x3,p2",
     "1x4x7x7,12x4x1x1",
+    "2x16x28x28,32x16x3x3,p1,float64",
+    "1x8x28x28,8x8x5x4,p2",
     "1x1x60,3x1x9,p0:8,s2",
+    "1x2x6x7x8,4x2x3x2x3,p1,s1x2x1",
     "1x1x40x40,1x1x31x31,p15,float64",
-    "1x2x70x33,3x2x2x3,s40x30,p40",
-    "2x2x300x5,2x1x64x3,p63x1",
+    "1x1x400x400,1x1x350x3,rank2,float64",  # more rows than shared memory holds at a time
+    "1x2x70x33,3x2x2x3,s40x30,p40",  # patches too wide for shared memory
+    "1x1x90x33,1x1x3x3,s9x1,d30x2,p30,rank1",  # rows that no tap reads
 )
-
-# What the kernels use of CUDA, for a C++20 compiler: blocks one after the other, the threads of a block at once.
-SHIM = r"""
-#include <barrier>
-#include <thread>
-#include <vector>
-struct Dim { unsigned x, y; };
-static thread_local Dim threadIdx, blockIdx;
-static Dim blockDim, gridDim;
-static std::barrier<>* together;
-#define __global__ static
-#define __shared__ static
-#define __restrict__
-#define __syncthreads() together->arrive_and_wait()
-"""
-DRIVER = r"""
-extern "C" void run(unsigned grid, unsigned bx, unsigned by, const T* x, const T* w, T* y, const Index* s) {
-    std::barrier<> meet(bx * by);
-    together = &meet; blockDim = {bx, by}; gridDim = {grid, 1};
-    std::vector<std::thread> threads;
-    for (unsigned t = 0; t < bx * by; ++t) threads.emplace_back([=, &meet] {
-        threadIdx = {t % bx, t / bx};
-        for (unsigned b = 0; b < grid; ++b) {
-            blockIdx = {b, 0};
-            KERNEL(x, w, y, s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9]);
-            meet.arrive_and_wait();
-        }
-    });
-    for (auto& thread : threads) thread.join();
-}
-"""
+ARCHITECTURE = "--gpu-architecture=compute_75"  # the oldest that CUDA 13 knows
+MACHINE = "--gpu-architecture=sm_75"
+NAMES = [a.name for a in algorithms() if isinstance(a, CupyAlgorithm)]
 
 
 def specs() -> list[ConvSpec]:
     return [ConvSpec.parse(text) for text in SPECS]
 
 
-@pytest.mark.parametrize("spec", specs(), ids=str)
-def test_nvrtc_compiles_to_ptx(spec: ConvSpec) -> None:
-    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy with NVRTC is not installed")
+def test_every_module_here_is_covered() -> None:
+    assert {a.name for a in algorithms() if type(a).__module__.startswith("algos.gpu.")} == set(NAMES)
+    for name in NAMES:
+        assert any(get(name).unsupported(spec) is None for spec in specs()), f"no spec here is solved by {name}"
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> Any:
+    module = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy with NVRTC is not installed")
     try:
-        nvrtc.getVersion()
+        module.getVersion()
     except Exception as error:  # CuPy raises its own kinds when the toolkit's library is absent
         pytest.skip(f"NVRTC does not load: {error}")
-    program = nvrtc.createProgram(cupy_direct.launch(spec).source, "kernel.cu", (), ())
+    return module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nvrtc_compiles_to_ptx(nvrtc: Any, name: str) -> None:
+    algorithm = get(name)
+    assert isinstance(algorithm, CupyAlgorithm)
+    for kernel in dict.fromkeys(k for s in specs() if algorithm.unsupported(s) is None for k in algorithm.kernels(s)):
+        program = nvrtc.createProgram(kernel.code, f"{kernel.name}.cu", (), ())
+        try:
+            nvrtc.compileProgram(program, (ARCHITECTURE, "-std=c++17", *kernel.options))
+            text = nvrtc.getPTX(program)
+            assert f".entry {kernel.name}(" in (text.decode() if isinstance(text, bytes) else text)
+        except nvrtc.NVRTCError:
+            pytest.fail(nvrtc.getProgramLog(program))
+        finally:
+            nvrtc.destroyProgram(program)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_stay_in_registers(nvrtc: Any, name: str) -> None:
+    """One index that the compiler does not know puts a thread's arrays into memory, and the inner loop with them."""
+    algorithm = get(name)
+    assert isinstance(algorithm, CupyAlgorithm)
+    for spec in (s for s in specs()[:7] if algorithm.unsupported(s) is None):
+        for kernel in algorithm.kernels(spec):
+            program = nvrtc.createProgram(kernel.code, f"{kernel.name}.cu", (), ())
+            try:
+                nvrtc.compileProgram(program, (MACHINE, "-std=c++17", "--ptxas-options=-v", *kernel.options))
+                log = nvrtc.getProgramLog(program)
+            finally:
+                nvrtc.destroyProgram(program)
+            (figures,) = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+            assert figures == ("0", "0", "0"), f"{kernel.name} for {spec}: stack frame, spills {figures}"
+            (registers,) = re.findall(r"Used (\d+) registers", log)
+            assert int(registers) * kernel.block[0] * kernel.block[1] <= 1 << 16, f"{kernel.name} for {spec} cannot be launched"
+
+
+def test_large_arrays_have_more_blocks_than_a_grid() -> None:
+    """Kernels loop over blocks beyond the grid, as they do here with three blocks; the number itself stays exact."""
+    spec = ConvSpec.parse("65536x64x4096x4096,64x64x3x3,p1,rank1")
+    for blocks in (cupy_direct.launch(spec).blocks, cupy_separable.launch(spec).blocks):
+        assert type(blocks) is int and blocks > _cupy.LARGEST_GRID
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_absence_is_explained(name: str) -> None:
+    reason = get(name).unavailable()
+    assert reason is None or ("\n" not in reason and ("cupy" in reason.lower() or "cuda" in reason.lower())), reason
+
+
+def test_a_missing_device_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def probe(name: str, code: str, libraries: tuple[str, ...]) -> str:
+        asked.append(name)
+        return "no CUDA device"
+
+    monkeypatch.setattr(_cupy, "probe", probe)
+    monkeypatch.setattr(_cupy.importlib.util, "find_spec", lambda name: name)
+    _cupy.broken.cache_clear()
     try:
-        nvrtc.compileProgram(program, ("--gpu-architecture=compute_75",))
-        assert cupy_direct.launch(spec).kernel in str(nvrtc.getPTX(program))
-    except nvrtc.NVRTCError:
-        pytest.fail(nvrtc.getProgramLog(program))
+        for name in NAMES:
+            assert get(name).unavailable() == "CuPy cannot use a GPU: no CUDA device"
+        assert asked == ["cupy"]
     finally:
-        nvrtc.destroyProgram(program)
+        _cupy.broken.cache_clear()
 
 
-@pytest.mark.parametrize("spec", specs(), ids=str)
-def test_kernels_compute_convolutions(spec: ConvSpec, tmp_path: Path) -> None:
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    shape = cupy_direct.launch(spec)
-    source = tmp_path / "kernel.cpp"
-    source.write_text(SHIM + shape.source.replace('extern "C" ', "") + DRIVER.replace("KERNEL", shape.kernel))
-    library = tmp_path / "kernel.so"
-    made = subprocess.run(
-        [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-w", "-o", str(library), str(source)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    if made.returncode and "barrier" in made.stderr:
-        pytest.skip("the C++ compiler knows no <barrier>")
-    assert made.returncode == 0, made.stderr
-    rng = np.random.default_rng(0)
-    x = rng.integers(-8, 9, spec.input_shape).astype(spec.in_dtype)
-    w = rng.integers(-4, 5, spec.weight_shape).astype(spec.in_dtype)
-    y = np.full(spec.output_shape, np.nan, spec.out_dtype)
-    pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (x, w, y)]
-    grid = min(shape.grid, 3)  # fewer than the blocks, so that their loop is tried
-    ctypes.CDLL(str(library)).run(grid, *shape.block, *pointers, (ctypes.c_longlong * 10)(*shape.sizes))
-    np.testing.assert_array_equal(y, get("direct_shift").prepare(spec, w)(x))
+def test_products_in_tf32_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUPY_TF32", "1")
+    refused = [name for name in NAMES if "CUPY_TF32" in (get(name).unavailable() or "")]
+    assert {"cupy_im2col_gemm", "cupy_winograd_f2", "cupy_fft"} <= set(refused)
+    assert "cupy_direct" not in refused
 
 
-def test_large_arrays_stay_in_the_grid() -> None:
-    shape = cupy_direct.launch(ConvSpec.parse("65536x1x512x512,1x1x3x3,p1"))
-    assert 0 < shape.grid <= cupy_direct.LARGEST_GRID
+# ---- the emulation itself -----------------------------------------------------------------------------------------
+
+HEAD = "#define T float\ntypedef long long Index;\n"
 
 
-def test_absence_is_explained() -> None:
-    reason = get("cupy_direct").unavailable()
-    assert reason is None or ("cupy" in reason.lower() or "cuda" in reason.lower()), reason
+def test_emulated_threads_wait_for_each_other() -> None:
+    kernel = Kernel("turned", HEAD + r"""
+extern "C" __global__ void turned(const T* a, T* b, Index n) {
+    __shared__ T kept[64];
+    for (Index block = blockIdx.x; block < n / 64; block += gridDim.x) {
+        kept[threadIdx.x] = a[block * 64 + threadIdx.x];
+        __syncthreads();
+        b[block * 64 + threadIdx.x] = kept[63 - threadIdx.x];
+        __syncthreads();
+    }
+}""", (64, 1))  # fmt: skip
+    a, b = np.arange(640, dtype=np.float32), np.zeros(640, np.float32)
+    emulated(kernel)(10, a, b, 640)
+    np.testing.assert_array_equal(b, a.reshape(10, 64)[:, ::-1].ravel())
+
+
+@pytest.mark.parametrize(("body", "found"), [
+    ("if (threadIdx.x < n) __syncthreads();", "barrier"),
+    ("if (threadIdx.x >= n) { __syncthreads(); __syncthreads(); }", "barrier"),
+    ("b[n + threadIdx.x] = 1;", "outside"),
+    ("b[threadIdx.x] = a[(Index)threadIdx.x - 1];", "nan"),
+])  # fmt: skip
+def test_emulation_notices(body: str, found: str) -> None:
+    kernel = Kernel("bad", f'{HEAD}extern "C" __global__ void bad(const T* a, T* b, Index n) {{ {body} }}', (16, 1))
+    a, b = np.zeros(16, np.float32), np.zeros(16, np.float32)
+    if found == "nan":
+        emulated(kernel)(1, a, b, 9)
+        assert np.isnan(b).any()
+        return
+    with pytest.raises(AssertionError, match=found):
+        emulated(kernel)(1, a, b, 9)

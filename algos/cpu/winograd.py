@@ -212,7 +212,7 @@ class Winograd(Algorithm):
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(transform_in, image, 0, 0, top, left, m, m, bt_h, bt_w, 0, 1, 1, scratch[0, 0], scratch[0, 0], spectra[0])
         compile_for(transform_out, products[0], image, 0, 0, m, m, at_h, at_w, 0, 1, 1, scratch[0, 0], scratch[0, 0],
-                    scratch[0, :, None, 0])  # fmt: skip
+                    scratch[0, 2][:, None])  # fmt: skip
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out

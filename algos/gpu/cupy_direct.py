@@ -16,29 +16,14 @@ Equivalent: ``torch.nn.functional.conv2d`` on CUDA with TF32 off.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Cost, forward_float
 from algos.engine.blocks import axes
-from algos.machine import probe
+from algos.gpu._cupy import SHARED_BYTES, CupyAlgorithm, Kernel, blocks_for, c_type, defined, device_cost
 from algos.spec import ConvSpec
-
-SHARED_BYTES = 40 << 10  # every CUDA device gives a block 48 KiB
-LARGEST_GRID = (1 << 31) - 1
-
-PROBE = """
-import cupy
-assert cupy.cuda.runtime.getDeviceCount() > 0, "no CUDA device"
-kernel = cupy.RawKernel('extern "C" __global__ void twice(float* a) { a[threadIdx.x] *= 2; }', "twice")
-a = cupy.ones(32, cupy.float32)
-kernel((1,), (32,), (a,))
-assert float(a.sum()) == 64, "a small kernel gave a wrong result"
-"""
 
 # x: (n, groups * inputs, height, width); w: (groups * outputs, inputs, KH, KW); y: (n, groups * outputs, oh, ow)
 SOURCE = r"""
@@ -61,7 +46,9 @@ extern "C" __global__ void tiled(const T* __restrict__ x, const T* __restrict__ 
         const Index group = block / (across * down * parts) % groups, n = block / (across * down * parts * groups);
         const int used = outputs - o0 < CHANNELS ? (int)(outputs - o0) : CHANNELS;
         T sums[PIXELS][CHANNELS];
+        #pragma unroll
         for (int p = 0; p < PIXELS; ++p)
+            #pragma unroll
             for (int c = 0; c < CHANNELS; ++c) sums[p][c] = 0;
         for (Index i = 0; i < inputs; ++i) {
             const T* plane = x + (n * groups * inputs + group * inputs + i) * height * width;
@@ -95,11 +82,13 @@ extern "C" __global__ void tiled(const T* __restrict__ x, const T* __restrict__ 
                 __syncthreads();
             }
         }
+        #pragma unroll
         for (int p = 0; p < PIXELS; ++p) {
             const Index r = oh0 + ty + p * TY, c = ow0 + tx;
             if (r >= oh || c >= ow) continue;
-            for (int k = 0; k < used; ++k)
-                y[((n * groups * outputs + group * outputs + o0 + k) * oh + r) * ow + c] = sums[p][k];
+            #pragma unroll  // an index that is not known when compiled would put the sums into memory
+            for (int k = 0; k < CHANNELS; ++k)
+                if (k < used) y[((n * groups * outputs + group * outputs + o0 + k) * oh + r) * ow + c] = sums[p][k];
         }
     }
 }
@@ -131,12 +120,10 @@ extern "C" __global__ void plain(const T* __restrict__ x, const T* __restrict__ 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel for one spec: its text, name and shape."""
+    """The kernel for one spec, its number of blocks and its numbers."""
 
-    kernel: str
-    source: str
-    grid: int
-    block: tuple[int, int]
+    kernel: Kernel
+    blocks: int
     sizes: tuple[int, ...]
 
 
@@ -157,37 +144,26 @@ def launch(spec: ConvSpec) -> Launch:
         return (height * width + channels * step * col.kernel) * unit
 
     step = next((n for n in range(row.kernel, 0, -1) if staged(n) <= SHARED_BYTES), 0)
-    defines = {
-        "T": "float" if unit == 4 else "double", "KH": row.kernel, "KW": col.kernel, "SH": row.stride, "SW": col.stride,
-        "DH": row.dilation, "DW": col.dilation, "TX": across, "TY": 8, "PIXELS": pixels, "CHANNELS": channels,
-        "STEP": step or 1,
-    }  # fmt: skip
-    text = "".join(f"#define {name} {value}\n" for name, value in defines.items())
-    tiled, plain = SOURCE.split('extern "C"', 2)[1:]
-    head = SOURCE.split('extern "C"', 1)[0]
+    text = defined(
+        T=c_type(spec), KH=row.kernel, KW=col.kernel, SH=row.stride, SW=col.stride, DH=row.dilation, DW=col.dilation,
+        TX=across, TY=8, PIXELS=pixels, CHANNELS=channels, STEP=step or 1,
+    )
+    head, tiled, plain = SOURCE.split('extern "C"', 2)
     sizes = (spec.batch, spec.groups, inputs, outputs, row.size, col.size, row.outputs, col.outputs, row.before, col.before)
     if step:
         tiles = -(-col.outputs // across) * -(-row.outputs // (8 * pixels)) * -(-outputs // channels)
-        count, name, block, body = spec.batch * spec.groups * tiles, "tiled", (across, 8), tiled
-    else:
-        total = spec.batch * spec.out_channels * row.outputs * col.outputs
-        count, name, block, body = -(-total // 256), "plain", (256, 1), plain
-    return Launch(name, f'{text}{head}extern "C"{body}', min(count, LARGEST_GRID), block, sizes)
+        kernel = Kernel("tiled", f'{text}{head}extern "C"{tiled}', (across, 8))
+        return Launch(kernel, spec.batch * spec.groups * tiles, sizes)
+    total = spec.batch * spec.out_channels * row.outputs * col.outputs
+    return Launch(Kernel("plain", f'{text}{head}extern "C"{plain}'), blocks_for(total), sizes)
 
 
 @dataclass(frozen=True)
-class CupyDirect(Algorithm):
+class CupyDirect(CupyAlgorithm):
     """Tiles in shared memory, sums in registers; see the module."""
 
     name: str = "cupy_direct"
     family: str = "direct"
-    device: str = "cuda"
-    runtime: str = "cupy"
-
-    def unavailable(self) -> str | None:
-        if importlib.util.find_spec("cupy") is None:
-            return "cupy is not installed: pip install 'convbench[gpu13]'"
-        return probe("cupy", PROBE, ("cupy", "cupy-cuda12x", "cupy-cuda13x"))
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         return forward_float(spec, ndim=(1, 2))
@@ -195,39 +171,22 @@ class CupyDirect(Algorithm):
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         return 0
 
-    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
-        import cupy
+    def kernels(self, spec: ConvSpec) -> list[Kernel]:
+        return [launch(spec).kernel]
 
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
         shape = launch(spec)
-        kernel = cupy.RawKernel(shape.source, shape.kernel)
-        kernel.compile()
-        sizes = tuple(np.int64(n) for n in shape.sizes)
+        kernel = self.compiled(shape.kernel)
 
         def run(x: Any, out: Any = None) -> Any:
-            y = cupy.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            kernel((shape.grid,), shape.block, (x, weights, y, *sizes))
+            y = self.xp.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            kernel(shape.blocks, x, weights, y, *shape.sizes)
             return y
 
         return run
 
-    def to_device(self, array: np.ndarray) -> Any:
-        import cupy
-
-        return cupy.asarray(array)
-
-    def to_host(self, array: Any) -> np.ndarray:
-        import cupy
-
-        return cupy.asnumpy(array)
-
-    def synchronize(self) -> None:
-        import cupy
-
-        cupy.cuda.runtime.deviceSynchronize()
-
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
-        speed = 3e12 if spec.dtype == "float32" else 3e11
-        return Cost(spec.flops, spec.min_bytes, calls=10, flops_per_s=speed, parallel=False)
+        return device_cost(spec.flops, spec.min_bytes, 1, 3e12 if spec.dtype == "float32" else 3e11)
 
 
 ALGORITHMS = [CupyDirect()]

@@ -1,0 +1,151 @@
+"""What the CuPy algorithms share: one probe, transfers, and CUDA kernels from their text to something to call.
+
+Array code asks ``self.xp`` for its module and ``self.compiled`` for its kernels. The tests put NumPy and a C++ compiler in
+their place, so that all of it also runs, and is judged, without a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from algos.contract import BYTES_PER_S, CALL_S, Algorithm, Cost
+from algos.machine import probe
+from algos.spec import ConvSpec
+
+THREADS = 256  # of a block, where a kernel has no reason for another number
+SHARED_BYTES = 40 << 10  # every CUDA device gives a block 48 KiB
+LARGEST_GRID = (1 << 31) - 1
+MEMORY_BYTES_PER_S, LAUNCH_S = 5e11, 8e-6  # of a middling device, for the picker before anything was measured
+QUALIFIED = r"^(\w+\.)+\w+: "  # the kind of an exception, which says less than its text
+LIBRARIES = ("cupy", "cupy-cuda12x", "cupy-cuda13x")
+
+PROBE = """
+import cupy
+if not cupy.cuda.runtime.getDeviceCount():
+    raise SystemExit("no CUDA device")
+kernel = cupy.RawKernel('extern "C" __global__ void twice(float* a) { a[threadIdx.x] *= 2; }', "twice")
+a = cupy.ones(32, cupy.float32)
+kernel((1,), (32,), (a,))
+if float(a.sum()) != 64:
+    raise SystemExit("a small kernel gave a wrong result")
+"""
+# A wheel of CuPy may stand beside a toolkit that lacks one of the libraries.
+PROBES = {
+    "cublas": """
+import cupy
+if float(cupy.matmul(cupy.ones((2, 4, 4)), cupy.ones((2, 4, 4))).sum()) != 128:
+    raise SystemExit("a small matrix product gave a wrong result")
+""",
+    "cufft": """
+import cupy
+if abs(complex(cupy.fft.rfftn(cupy.ones((2, 4, 4)), axes=(1, 2))[0, 0, 0]) - 16) > 1e-9:
+    raise SystemExit("a small transform gave a wrong result")
+""",
+}
+
+
+@cache
+def broken(library: str) -> str | None:
+    """Why CuPy cannot use a GPU here, or ``library`` on it, or None; asked once per process and remembered for a day."""
+    if importlib.util.find_spec("cupy") is None:
+        return "cupy is not installed: pip install 'convbench[gpu13]', or gpu12 for a driver of CUDA 12"
+    if library and (reason := broken("")):
+        return reason
+    reason = probe(f"cupy_{library}", PROBES[library], LIBRARIES) if library else probe("cupy", PROBE, LIBRARIES)
+    return reason and f"CuPy cannot use {library or 'a GPU'}: {re.sub(QUALIFIED, '', reason)}"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One CUDA kernel, before it meets a compiler.
+
+    Attributes
+    ----------
+    name : str
+        Of the ``extern "C" __global__`` function. Its parameters are pointers to ``T`` first, then numbers of 64 bits, and
+        it computes everything with any number of blocks.
+    code : str
+    block : (int, int)
+        Threads of a block along x and y.
+    options : tuple of str
+        For NVRTC.
+    """
+
+    name: str
+    code: str
+    block: tuple[int, int] = (THREADS, 1)
+    options: tuple[str, ...] = ()
+
+
+def defined(**values: object) -> str:
+    """Lines of ``#define``: what is compiled into a kernel."""
+    return "".join(f"#define {name} {value}\n" for name, value in values.items())
+
+
+def blocks_for(threads: int) -> int:
+    """Blocks of ``THREADS`` for that many threads."""
+    return -(-threads // THREADS)
+
+
+def c_type(spec: ConvSpec) -> str:
+    return "float" if spec.in_dtype.itemsize == 4 else "double"
+
+
+@dataclass(frozen=True)
+class CupyAlgorithm(Algorithm):
+    """Base of the algorithms on CuPy."""
+
+    device: str = "cuda"
+    runtime: str = "cupy"
+
+    library: ClassVar[str] = ""  # cublas or cufft, where it needs more than kernels of its own
+
+    def unavailable(self) -> str | None:
+        if self.library and os.environ.get("CUPY_TF32", "0") not in ("", "0"):
+            return "CUPY_TF32 is set, which rounds operands of products to 11 bits: unset it"
+        return broken(self.library)
+
+    @property
+    def xp(self) -> Any:
+        """The array module."""
+        import cupy
+
+        return cupy
+
+    def kernels(self, spec: ConvSpec) -> list[Kernel]:
+        """Every kernel that ``prepare`` compiles for ``spec``."""
+        return []
+
+    def compiled(self, kernel: Kernel) -> Callable[..., None]:
+        """``launch(blocks, *arguments)`` with arrays and whole numbers in the order of the kernel's parameters."""
+        raw = self.xp.RawKernel(kernel.code, kernel.name, kernel.options)
+        raw.compile()
+
+        def launch(blocks: int, *arguments: Any) -> None:
+            passed = tuple(np.int64(a) if isinstance(a, int) else a for a in arguments)
+            raw((min(blocks, LARGEST_GRID),), kernel.block, passed)
+
+        return launch
+
+    def to_device(self, array: np.ndarray) -> Any:
+        return self.xp.asarray(array)
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return self.xp.asnumpy(array)
+
+    def synchronize(self) -> None:
+        self.xp.cuda.runtime.deviceSynchronize()
+
+
+def device_cost(operations: float, moved_bytes: float, launches: float, flops_per_s: float) -> Cost:
+    """``Cost`` reckons with a CPU core's memory and calls: the device's are expressed in them."""
+    moved = moved_bytes * BYTES_PER_S / MEMORY_BYTES_PER_S
+    return Cost(operations, moved, launches * LAUNCH_S / CALL_S, flops_per_s, parallel=False)

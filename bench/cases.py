@@ -1,0 +1,114 @@
+"""What will be measured: every spec with every algorithm and number of threads, those that cannot run with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from algos import auto, machine
+from algos.contract import Algorithm
+from algos.estimate import tunables_text
+from algos.registry import registry
+from algos.spec import ConvSpec
+from bench.record import Record
+from bench.timing import Budget
+
+LAUNCHES = 3
+ANSWER_S = 60.0  # what any step may take beyond what its calls are known to take
+MEMORY_SHARE = 0.8
+HOPELESS = 5.0  # times over the limit, by the cost model: not even tried
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run measures.
+
+    Attributes
+    ----------
+    launches : int
+    budget : Budget
+        Per case and launch.
+    slow_s : float
+        A case whose first call takes longer is ``too_slow``.
+    answer_s : float
+        Time-out of one step of a worker, beyond what its calls are known to take.
+    run_budget_s : float or None
+        Of the whole run; it ends between two specs.
+    cold, fresh : bool
+        Flush caches between single calls; measure again what stands in the store.
+    seed : int
+    """
+
+    launches: int = LAUNCHES
+    budget: Budget = field(default_factory=Budget)
+    slow_s: float = 10.0
+    answer_s: float = ANSWER_S
+    run_budget_s: float | None = None
+    cold: bool = False
+    fresh: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One algorithm on one spec with a number of threads; ``record`` is what stands in the store so far."""
+
+    spec: ConvSpec
+    algorithm: Algorithm  # the chosen one where the record is auto's
+    record: Record
+
+
+def cases_of(
+    specs: Iterable[ConvSpec], algorithms: Sequence[Algorithm], threads: Sequence[int], settings: Settings
+) -> list[Case]:
+    """Every case, those that cannot run among them, with the reason in their record."""
+    identity = machine.fingerprint()["id"]
+    return [
+        _case(spec, algorithm, count, settings, identity)
+        for count in dict.fromkeys(threads)
+        for spec in dict.fromkeys(specs)
+        for algorithm in algorithms
+    ]
+
+
+def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
+    status, reason, chosen, workspace = "ok", "", "", None
+    actual = algorithm
+    if reason := algorithm.unavailable() or "":
+        status = "unavailable"
+    elif algorithm.name == "auto":
+        try:
+            chosen = auto.pick(spec, threads=threads, device="cpu").algorithm
+            actual = registry()[chosen]
+        except ValueError as error:
+            status, reason = "unsupported", str(error)
+    elif reason := algorithm.unsupported(spec.received()) or "":
+        status = "unsupported"
+    if status == "ok":
+        workspace = int(actual.workspace_bytes(spec.received(), threads))
+        if reason := _too_large(spec, actual, workspace):
+            status = "too_large"
+        elif (expected_s := actual.cost(spec.received(), threads).seconds(threads)) > HOPELESS * settings.slow_s:
+            status, reason = "too_slow", f"expected to take {expected_s:.2g} s a call, {limit_text(settings)}"
+    record = Record(
+        str(spec), algorithm.name, threads, identity, machine.build(actual), status, reason, tunables=tunables_text(algorithm),
+        cold=settings.cold, family=algorithm.family, device=actual.device, runtime=actual.runtime, layout=actual.layout,
+        accuracy=actual.accuracy, chosen=chosen, workspace_bytes=workspace,
+    )
+    return Case(spec, actual, record)
+
+
+def _too_large(spec: ConvSpec, algorithm: Algorithm, workspace: int) -> str:
+    """Why the case doesn't fit in memory, by prediction, before anything is allocated."""
+    if algorithm.device != "cpu":
+        return ""  # the device's own allocator answers in the worker
+    import psutil
+
+    free = int(psutil.virtual_memory().available * MEMORY_SHARE)
+    needed = workspace + spec.min_bytes
+    return f"needs {needed:,} bytes, {workspace:,} of them workspace; {free:,} are free" if needed > free else ""
+
+
+def limit_text(settings: Settings) -> str:
+    """How a reason ends that depends on ``slow_s``."""
+    return f"the limit is {settings.slow_s:g} s"

@@ -1,0 +1,141 @@
+"""The CuPy algorithms judged without a GPU: their array code on NumPy, their kernels emulated, the contract the same."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from algos import ConvSpec, algorithms, get
+from algos.functional import prepared
+from algos.gpu._cupy import CupyAlgorithm, Kernel
+from bench.check import check
+from bench.data import operands
+from tests.cuda_on_cpu import on_numpy
+from tests.test_contract import GRID, LARGER, SLACK
+
+MORE = [
+    "1x1x40x50,1x1x31x31,p15,float64",
+    "1x2x70x33,3x2x2x3,s40x30,p40",  # patches too wide for shared memory
+    "1x1x400x40,1x1x350x3,rank2,float64",  # more rows than shared memory holds at a time
+    "1x1x90x33,1x1x3x3,s9x1,d30x2,p30,rank1",  # rows that no tap reads
+    "3x4x19x18,4x4x5x4,p2:3x1:2,float64",
+    "2x12x9x8,6x6x2x3,p1",
+]
+SPECS = [ConvSpec.parse(text) for text in GRID + MORE]
+
+# Problems that each solves at least, so that nothing becomes silently unsupported.
+SOLVED = {
+    "cupy_direct": 53, "cupy_im2col_gemm": 56, "cupy_fft": 56, "cupy_separable": 7, "cupy_winograd_f2": 26,
+    "cupy_winograd_f4": 24,
+}  # fmt: skip
+# Small enough that every spec with more than a handful of outputs needs several blocks.
+BLOCKED = [("cupy_im2col_gemm", 4096), ("cupy_fft", 4096), ("cupy_winograd_f2", 8192)]
+NAMES = [a.name for a in algorithms() if isinstance(a, CupyAlgorithm)]
+
+
+def twin(name: str, **tunables: Any) -> Any:
+    algorithm = get(name)
+    assert isinstance(algorithm, CupyAlgorithm)
+    return on_numpy(algorithm, **tunables)
+
+
+def solved(algorithm: Any) -> list[ConvSpec]:
+    return [spec for spec in SPECS if algorithm.unsupported(spec.received()) is None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_right_or_says_why_not(name: str) -> None:
+    algorithm = twin(name)
+    for spec in SPECS:
+        reason = algorithm.unsupported(spec.received())
+        if reason is not None:
+            assert isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason
+            continue
+        verdict = check(spec, algorithm)
+        assert verdict.ok, f"{spec}: {verdict.reason}"
+
+
+@pytest.mark.parametrize("name", sorted(SOLVED))
+def test_support_does_not_shrink(name: str) -> None:
+    assert len(solved(get(name))) >= SOLVED[name]
+
+
+@pytest.mark.parametrize(("name", "block_bytes"), BLOCKED)
+def test_right_in_many_blocks(name: str, block_bytes: int) -> None:
+    algorithm = twin(name, block_bytes=block_bytes)
+    for spec in (s for s in solved(algorithm) if s.macs < 1 << 15):
+        verdict = check(spec, algorithm)
+        assert verdict.ok, f"{spec}: {verdict.reason}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_are_declared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``prepare`` compiles is what ``kernels`` tells, so that every kernel meets NVRTC in a test."""
+    algorithm, asked = twin(name), []
+    compiled = type(algorithm).compiled
+
+    def watched(self: Any, kernel: Kernel) -> Any:
+        asked.append(kernel)
+        return compiled(self, kernel)
+
+    monkeypatch.setattr(type(algorithm), "compiled", watched)
+    for spec in solved(algorithm)[::7]:
+        if spec.batch:
+            asked.clear()
+            algorithm.prepare(spec.received(), operands(spec.received(), 0).w)
+            assert asked == algorithm.kernels(spec.received())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_are_plain_numbers(name: str) -> None:
+    algorithm = get(name)
+    for spec in (s.received() for s in solved(algorithm) if s.batch):
+        assert type(algorithm.workspace_bytes(spec)) is int
+        cost = algorithm.cost(spec)
+        assert cost.operations > 0 and cost.bytes > 0 and 0 < cost.seconds() < 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workspace_is_as_predicted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """seen <= predicted <= 2 x seen, with kernels that do nothing; cuFFT's work areas are predicted and don't exist here."""
+    algorithm, off = twin(name), []
+    monkeypatch.setattr(type(algorithm), "compiled", lambda self, kernel: lambda blocks, *arguments: None)
+    allowed = 4 if name == "cupy_fft" else 2
+    for spec in map(ConvSpec.parse, [*GRID, *MORE, *LARGER]):
+        if not spec.batch or spec != spec.received() or algorithm.unsupported(spec) is not None:
+            continue
+        data = operands(spec, 0, "normal")
+        out = np.empty(spec.output_shape, spec.out_dtype)
+        with np.errstate(all="ignore"):  # the numbers are what memory held
+            algorithm.prepare(spec, data.w)(data.x, out=out)
+            tracemalloc.start()
+            try:
+                plan = algorithm.prepare(spec, data.w)
+                plan(data.x, out=out)
+                plan(data.x, out=out)
+                seen = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+        predicted = algorithm.workspace_bytes(spec)
+        if not seen - SLACK <= predicted <= allowed * seen + SLACK:
+            off.append(f"{spec}: predicted {predicted}, seen {seen}")
+    assert not off, "\n".join(off)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_are_fresh_and_kept(name: str) -> None:
+    """Through the door, with ``out`` and with a border that the door adds."""
+    algorithm = twin(name)
+    spec = next(s for s in solved(algorithm) if s.batch == 2)
+    data = operands(spec, 0, "normal")
+    plan = prepared(spec, data.w, algorithm, 1)
+    first = plan(data.x)
+    kept = first.copy()
+    assert not np.shares_memory(first, plan(data.x * 2))
+    np.testing.assert_array_equal(first, kept)
+    out = np.full(spec.output_shape, np.nan, spec.out_dtype)
+    assert plan(data.x, out=out) is out
+    np.testing.assert_array_equal(out, kept)
