@@ -156,16 +156,20 @@ def choose(
     ranked: list[tuple[Algorithm, Estimate]] = []
     excluded: list[Candidate] = []
     for algorithm in found:
-        reason = (
-            unwanted(algorithm)
-            or algorithm.unavailable()
-            or algorithm.unsupported(received)
-            or why_not(algorithm)
-        )
-        if reason:
-            excluded.append(Candidate(algorithm.name, excluded=reason))
+        try:
+            reason = (
+                unwanted(algorithm)
+                or algorithm.unavailable()
+                or algorithm.unsupported(received)
+                or why_not(algorithm)
+            )
+            estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
+        except Exception as error:  # of one algorithm: the others can still be ranked
+            reason, estimate = f"breaks the contract: {type(error).__name__}: {error}", None
+        if estimate is None:
+            excluded.append(Candidate(algorithm.name, excluded=str(reason)))
         else:
-            ranked.append((algorithm, knowledge.estimate(algorithm, spec, threads)))
+            ranked.append((algorithm, estimate))
     if not ranked:
         reasons = "; ".join(f"{c.algorithm}: {c.excluded}" for c in excluded[:3])
         raise SpecError(f"no algorithm can compute {spec}: {reasons}; see convbench list '{spec}'")
@@ -207,7 +211,7 @@ def _distrust(algorithm: Algorithm, spec: ConvSpec, knowledge: Knowledge, thread
     entry = knowledge.measured(algorithm, spec, threads)
     if entry is not None and entry.status not in ("ok", "unsupported", "unavailable", "too_large"):
         return f"{entry.status} when measured: {entry.reason}"
-    if is_external(algorithm) and not knowledge.checked(algorithm):
+    if is_external(algorithm) and not knowledge.checked(algorithm, threads):
         return f"never checked here: convbench run '{spec}' --algorithms {algorithm.name}"
     return ""
 

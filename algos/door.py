@@ -99,7 +99,7 @@ class Door:
         if host:
             if not out.flags.writeable:
                 raise ValueError("out is read-only: pass a writable array")
-            if any(_overlaps(out, operand) for operand in operands):
+            if any(overlaps(out, operand) for operand in operands):
                 raise ValueError("out overlaps an operand: pass an array of its own")
 
 
@@ -227,7 +227,8 @@ def _writable_by(algorithm: Algorithm, out: Any) -> bool:
     return type(out) is np.ndarray and out.flags.c_contiguous and out.flags.aligned
 
 
-def _overlaps(out: np.ndarray, operand: Any) -> bool:
+def overlaps(out: np.ndarray, operand: Any) -> bool:
+    """Whether they share memory; taken for granted where finding out would take long."""
     if not isinstance(operand, np.ndarray):
         return False
     try:
@@ -241,7 +242,7 @@ def _empty_batch(spec: ConvSpec) -> Callable[..., Any]:
 
     def run(*operands: Any, out: Any = None) -> Any:
         if out is None:
-            return np.zeros(spec.result_shape, spec.out_dtype)
+            return np.zeros(spec.result_shape, spec.out_dtype if spec.direction == "forward" else spec.in_dtype)
         out[...] = 0
         return out
 

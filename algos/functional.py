@@ -10,7 +10,7 @@ import numpy as np
 
 from algos import auto, registry
 from algos.contract import Algorithm
-from algos.door import Door, as_array, is_device_array, regular
+from algos.door import Door, as_array, is_device_array, overlaps, regular
 from algos.engine.threads import usable_cores
 from algos.spec import ConvSpec, Padding, SpecError
 
@@ -191,6 +191,8 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
         w = w.astype(spec.in_dtype)
     if bias is not None:
         bias = _bias(bias, spec)
+    if isinstance(out, np.ndarray) and overlaps(out, w):
+        raise ValueError("out overlaps w: pass an array of its own")
     w = regular("w", w, spec.weight_shape, spec.in_dtype, door.algorithm)
     y = door.call(door.prepare(w), (x,), out)
     if bias is not None:
@@ -250,6 +252,8 @@ def numerical_rank(w: np.ndarray, dtype: np.dtype) -> int:
     kernels = np.asarray(w, np.float64).reshape(-1, *w.shape[-2:])
     if not np.isfinite(kernels).all():
         return min(w.shape[-2:])
+    largest = np.abs(kernels).max(axis=(1, 2), keepdims=True, initial=0)  # squares of huge or tiny weights leave the range
+    kernels = kernels / np.where(largest > 0, largest, 1)
     values = np.linalg.svd(kernels, compute_uv=False)  # (kernels, min(KH, KW)), falling
     # Rounding the kernel to its type moves singular values by one unit of its norm; the decomposition adds its own in float64.
     limit = (np.finfo(dtype).eps + 4 * np.finfo(np.float64).eps) * np.sqrt((values**2).sum(1, keepdims=True))

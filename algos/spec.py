@@ -170,6 +170,9 @@ class ConvSpec:
             value = float(text)
             if self.in_dtype.kind in "iu" and not value.is_integer():
                 raise SpecError(f"{mode!r} does not fit {self.dtype}: use a whole number")
+            limits = np.finfo(self.in_dtype) if self.in_dtype.kind == "f" else np.iinfo(self.in_dtype)
+            if not float(limits.min) <= value <= float(limits.max):
+                raise SpecError(f"{text[:20]} in {mode[:30]!r} does not fit {self.dtype}: use a smaller number")
             return "zeros" if value == 0 else f"constant:{int(value) if value.is_integer() else value!r}"
         if mode not in PADDING_MODES:
             raise SpecError(f"unknown padding mode {mode!r}: use {', '.join(PADDING_MODES)} or constant:V")

@@ -11,6 +11,7 @@ from algos.estimate import tunables_text
 from algos.registry import registry
 from algos.spec import ConvSpec
 from bench.record import Record
+from bench.text import printable
 from bench.timing import Budget
 
 LAUNCHES = 3
@@ -72,6 +73,17 @@ def cases_of(
 
 
 def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
+    """What ``algorithm`` says of the case; one that breaks its contract costs its own cases only."""
+    try:
+        return _asked(spec, algorithm, threads, settings, identity)
+    except Exception as error:
+        reason = printable(f"breaks the contract: {type(error).__name__}: {' '.join(str(error).split())}")[:300]
+        build = machine.build(algorithm)
+        record = Record(str(spec), algorithm.name, threads, identity, build, "error", reason, cold=settings.cold)
+        return Case(spec, algorithm, record)
+
+
+def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
     status, reason, chosen, workspace = "ok", "", "", None
     actual = algorithm
     if reason := algorithm.unavailable() or "":
@@ -86,14 +98,16 @@ def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings
         status = "unsupported"
     if status == "ok":
         workspace = int(actual.workspace_bytes(spec.received(), threads))
+        if not 0 <= workspace < 1 << 62:
+            raise ValueError(f"workspace_bytes is {workspace}")
         if reason := _too_large(spec, actual, workspace):
             status = "too_large"
         elif (expected_s := actual.cost(spec.received(), threads).seconds(threads)) > HOPELESS * settings.slow_s:
             status, reason = "too_slow", f"expected to take {expected_s:.2g} s a call, {limit_text(settings)}"
     record = Record(
-        str(spec), algorithm.name, threads, identity, machine.build(actual), status, reason, tunables=tunables_text(algorithm),
-        cold=settings.cold, family=algorithm.family, device=actual.device, runtime=actual.runtime, layout=actual.layout,
-        accuracy=actual.accuracy, chosen=chosen, workspace_bytes=workspace,
+        str(spec), algorithm.name, threads, identity, machine.build(actual), status, printable(str(reason)),
+        tunables=tunables_text(algorithm), cold=settings.cold, family=algorithm.family, device=actual.device,
+        runtime=actual.runtime, layout=actual.layout, accuracy=actual.accuracy, chosen=chosen, workspace_bytes=workspace,
     )
     return Case(spec, actual, record)
 

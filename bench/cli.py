@@ -24,7 +24,7 @@ from bench.arguments import parser
 
 FAILED = ("wrong", "crashed", "timeout", "error")
 GO_ON = "run the same command again, without --fresh, to go on"
-READABLE = 10**7  # rows and columns never read are worked out for inputs up to this size
+READABLE = 10**8  # rows and columns never read are worked out for sizes and taps up to this product
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,7 +187,7 @@ def pick(arguments: argparse.Namespace) -> int:
     print(text.table(("algorithm", "expected per call", "run", "prepare", "source", "workspace"), rows))
     if excluded := [(c.algorithm, c.excluded) for c in choice.candidates if c.excluded]:
         print("\n" + text.table(("excluded", "because"), excluded))
-    if max(spec.size) <= READABLE and (words := spec.unread_text()):
+    if max(spec.padded_size) * max(spec.kernel) <= READABLE and (words := spec.unread_text()):
         print(f"\nnote: the stride does not fit, {words}")
     return 0
 

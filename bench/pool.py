@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from algos import machine
 from algos.engine.threads import limit_environment
+from bench.record import STATUSES
 from bench.text import printable
 
 START_S = 120.0
@@ -62,7 +63,7 @@ class Worker:
         finally:
             os.close(answers_write)
             os.close(alive_read)
-        self._answers, self._buffer = answers, b""
+        self._answers, self._buffer, self._asked = answers, b"", 0
         try:
             self._read(START_S)
         except BaseException:
@@ -84,9 +85,14 @@ class Worker:
         """
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._asked += 1
+            self.process.stdin.write(json.dumps({**request, "number": self._asked}).encode() + b"\n")
             self.process.stdin.flush()
-            return self._read(timeout_s)
+            reply = self._read(timeout_s)
+            answered = isinstance(reply, dict) and reply.get("number") == self._asked
+            if not answered or reply.get("failure", "error") not in STATUSES:
+                raise WorkerFailed("crashed", "the worker wrote something else than an answer")
+            return reply
         except BrokenPipeError:
             raise self._died() from None
         except BaseException:
@@ -116,7 +122,8 @@ class Worker:
         if status is None:
             what = "closed its pipe"
         elif status < 0:
-            what = f"was killed by {signal.Signals(-status).name}"
+            known = -status in set(signal.Signals)
+            what = f"was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
             if -status == signal.SIGKILL:
                 what += ", most likely out of memory"
         else:

@@ -247,6 +247,12 @@ class Runner:
         self.outcome.spent.prepared_runs += reply["spent_s"]
         if not settings.budget.enough(state.samples, state.spent_s):
             return True
+        again = self._ask(state, settings.answer_s + 20 * state.phases["call_s"], do="again")
+        if again is None or not again["same"]:
+            if again is not None:
+                self._fail(state.case, "wrong", "a call after the last sample gave another result than the first call")
+            self._done(state)
+            return False
         self._keep(state.case, replace(state.record, launches=(state.result(),)))
         self.outcome.measured += 1
         self._done(state)

@@ -89,7 +89,7 @@ class Store:
                     self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if self._pragma("application_id") != APPLICATION_ID:
             raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
-        if (version := self._pragma("user_version")) > SCHEMA_VERSION:
+        if not 1 <= (version := self._pragma("user_version")) <= SCHEMA_VERSION:
             raise StoreError(f"{self.path} has schema {version}, this convbench knows {SCHEMA_VERSION}: update convbench")
 
     def _pragma(self, name: str) -> int:
@@ -115,7 +115,7 @@ class Store:
             yield
         except sqlite3.OperationalError as error:
             text = str(error)
-            if "full" in text:
+            if "full" in text or "disk I/O" in text:
                 raise StoreError(f"no space left for {self.path}: free some and run the same command again") from error
             if "readonly" in text or "unable to open" in text:
                 raise StoreError(f"cannot write {self.path}: choose another folder with --out") from error
@@ -123,6 +123,8 @@ class Store:
                 raise StoreError(f"{self.path} is locked by another process: let it end, then run again") from error
             raise StoreError(f"{self.path}: {text}: move the file away, or choose another --out folder") from error
         except sqlite3.DatabaseError as error:
+            raise StoreError(f"{self.path} is damaged ({error}): move the file away, or choose another --out folder") from error
+        except (ValueError, TypeError) as error:
             raise StoreError(f"{self.path} is damaged ({error}): move the file away, or choose another --out folder") from error
         except OSError as error:
             raise StoreError(f"cannot use {self.path}: {error.strerror}: choose another folder with --out") from error
@@ -175,8 +177,12 @@ class Store:
         with self.transaction():
             for identity, description in other.machines().items():
                 self._put_machine(identity, json.dumps(description, sort_keys=True))
+            held = {record.key: record for record in self.records()}
             for record in records:
-                self._put(record)
+                mine = held.get(record.key)
+                # What was once found wrong stays wrong, and no failure elsewhere takes samples away.
+                if mine is None or not (mine.status == "wrong" or (mine.launches and record.status not in ("ok", "wrong"))):
+                    self._put(record)
         return len(records)
 
     # ---- reading -----------------------------------------------------------------------------------------------

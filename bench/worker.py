@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.02
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
+REPEATED = 1e-4  # of the largest result: another order of summation moves it by less
 COLD_FACTOR = 10.0  # a first call takes longer than the steady ones by less than this
 MEMORY_SHARE = 0.9  # of what is available when the worker starts
 
@@ -95,12 +96,12 @@ class Case:
         self.algorithm.synchronize()
         self.first_run_s = perf_counter() - start
         self.result_bytes = int(result.nbytes)
+        self.first_result = result
         self.d2h_s = None
         if self.algorithm.device == "cuda":
             start = perf_counter()
             self.algorithm.to_host(result)
             self.d2h_s = perf_counter() - start
-        del result
         times: list[float] = []
         while not times or (len(times) < PREPARE_REPEATS and sum(times) < PREPARE_BUDGET_S):
             start = perf_counter()
@@ -161,6 +162,14 @@ class Case:
             "workspace_seen_bytes": self.workspace_seen() if verdict.ok else None,
         }
 
+    def again(self) -> dict[str, Any]:
+        """After the last sample: the measured calls were not checked, so one more must give what the first one gave."""
+        import numpy as np
+
+        first, last = (np.asarray(self.algorithm.to_host(y)) for y in (self.first_result, self.call()))
+        scale = float(np.abs(first).max(initial=0)) or 1.0
+        return {"same": bool(np.abs(first - last).max(initial=0) <= REPEATED * scale)}
+
     def workspace_seen(self) -> int | None:
         """Peak of prepare and one run as traced, without operands and result; None where NumPy does not allocate."""
         from algos.functional import prepared
@@ -219,22 +228,25 @@ def serve(commands: Any, answers: Any, device: str) -> None:
                     reply = cases[request["case"]].check()
                 case "sample":
                     reply = cases[request["case"]].sample()
+                case "again":
+                    reply = cases[request["case"]].again()
                 case _:  # close
                     cases.pop(request["case"], None)
                     reply = {}
-            answer(spent_s=perf_counter() - start, **reply)
+            answer(number=request["number"], spent_s=perf_counter() - start, **reply)
         except Exception as error:
             failed = cases.pop(request.get("case"), None)
             text = f"{type(error).__name__}: {printable(' '.join(str(error).split()))[:300]}"
             if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has one of its own
                 where = "under the worker's limit" if device == "cpu" else "on the device"
-                answer(spent_s=perf_counter() - start, failure="too_large", reason=f"out of memory {where}")
+                reply = {"failure": "too_large", "reason": f"out of memory {where}"}
+                answer(number=request["number"], spent_s=perf_counter() - start, **reply)
                 continue
             if device != "cpu" and _is_lost(failed.algorithm.name if failed else request.get("algorithm", "")):
                 # Its neighbours need another process; the controller sees the end of this one, and reads the last line.
                 print(f"the CUDA context is lost: {text}", file=sys.stderr, flush=True)
                 os._exit(1)
-            answer(spent_s=perf_counter() - start, failure="error", reason=text)
+            answer(number=request["number"], spent_s=perf_counter() - start, failure="error", reason=text)
 
 
 def _is_lost(name: str) -> bool:

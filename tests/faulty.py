@@ -124,4 +124,43 @@ class Slow(Good):
         time.sleep(0.7)
 
 
-ALGORITHMS = [Good(), Wrong(), Segfault(), Abort(), Hang(), Greedy(), Raises(), Prints(), TooLarge(), Slow()]
+@dataclass(frozen=True)
+class Forgets(Good):
+    """Right while it is checked, wrong later."""
+
+    name: str = "forgets"
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Any:
+        right, calls = super().prepare(spec, weights, threads), []
+
+        def run(x: Any, out: Any = None) -> Any:
+            calls.append(1)
+            y = right(x, out)
+            if len(calls) > 6:
+                y *= 2
+            return y
+
+        return run
+
+
+@dataclass(frozen=True)
+class Forks(Good):
+    """Returns twice."""
+
+    name: str = "forks"
+
+    def misbehave(self) -> None:
+        os.fork()
+
+
+@dataclass(frozen=True)
+class Breaks(Good):
+    name: str = "breaks_the_contract"
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        raise LookupError("no idea")
+
+
+ALGORITHMS = [
+    Good(), Wrong(), Segfault(), Abort(), Hang(), Greedy(), Raises(), Prints(), TooLarge(), Slow(), Forgets(), Forks(), Breaks()
+]

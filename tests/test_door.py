@@ -133,6 +133,12 @@ def test_an_out_that_overlaps_an_operand_is_refused() -> None:
         algos.conv2d(x, np.ones((1, 1, 3, 3), np.float32), padding=1, out=x)
 
 
+def test_an_out_that_overlaps_the_weights_is_refused() -> None:
+    memory = np.ones(444, np.float32)
+    with pytest.raises(ValueError, match="overlaps w"):
+        algos.conv2d(np.ones((2, 3, 9, 8), np.float32), memory[:108].reshape(4, 3, 3, 3), out=memory[:336].reshape(2, 4, 7, 6))
+
+
 @pytest.mark.parametrize("algorithm", ["direct_shift", "numba_direct", "im2col_gemm", "fft", "auto"])
 def test_out_is_filled_and_returned(algorithm: str) -> None:
     for out in (np.full(Y.shape, np.nan, np.float32), np.full((*Y.shape[:-1], 26), np.nan, np.float32)[..., ::2]):
@@ -223,6 +229,13 @@ def test_a_gaussian_reaches_the_separable_algorithms_untold() -> None:
 def test_a_promised_rank_is_verified() -> None:
     with pytest.raises(ValueError, match="rank"):
         algos.plan("64x64,5x5,rank1", rng.standard_normal((1, 1, 5, 5)).astype(np.float32))
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e-170])
+def test_a_rank_is_found_at_any_scale(scale: float) -> None:
+    full = rng.standard_normal((1, 1, 5, 5))
+    assert numerical_rank(full * scale, np.dtype(np.float64)) == 5
+    assert numerical_rank(np.outer(full[0, 0, 0], full[0, 0, 1])[None, None] * scale, np.dtype(np.float64)) == 1
 
 
 def test_nan_stays_local_where_the_error_is_componentwise() -> None:

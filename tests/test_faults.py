@@ -59,6 +59,9 @@ EXPECTED = {
     "prints": ("ok", ""),
     "predicts_too_much": ("too_large", "bytes"),
     "slow": ("too_slow", "one call took"),
+    "forgets": ("wrong", "after the last sample"),
+    "forks": ("crashed", "something else than an answer"),
+    "breaks_the_contract": ("error", "breaks the contract"),
 }
 
 
@@ -90,6 +93,26 @@ def test_more_launches_are_added_to_those_that_stand(tmp_path: Path) -> None:
     more = measure(tmp_path, "good", settings=Settings(**{**SETTINGS.__dict__, "launches": 3}))
     assert more.measured == 1
     assert more.records[0].launches[:2] == first.records[0].launches
+
+
+@pytest.mark.usefixtures("with_faulty")
+def test_what_cannot_run_now_costs_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a busy moment, nor asking for fresh ones without measuring any, nor what cannot be judged."""
+    import algos
+    from bench import cases
+
+    first = measure(tmp_path, "good")
+    with monkeypatch.context() as busy:
+        busy.setattr(cases, "_too_large", lambda *ignored: "needs 5 bytes; 4 are free")
+        assert measure(tmp_path, "good").records == first.records
+    fresh = Settings(**{**SETTINGS.__dict__, "fresh": True, "run_budget_s": 0.0})
+    measure(tmp_path, "good", settings=fresh)
+    with Store(tmp_path) as store:
+        assert store.records() == first.records
+        unjudged = ConvSpec.parse("1x1x3000x3000,1x1x3000x3000")
+        outcome = Runner(SETTINGS, store).run(cases_of([unjudged], [registry()["im2col_gemm"]], [1], SETTINGS))
+    assert outcome.records[0].status == "unsupported" and "cannot be judged" in outcome.records[0].reason
+    assert "im2col_gemm" not in {c.algorithm for c in algos.pick("64x64,3x3", threads=1).candidates if c.excluded}
 
 
 @pytest.mark.usefixtures("with_faulty")

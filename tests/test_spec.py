@@ -74,6 +74,8 @@ def test_text_is_made_canonical(text: str, canonical: str) -> None:
         ("9x9,3x3,constant:nan", "finite"),
         ("9x9,3x3,int8,constant:0.5", "whole number"),
         ("3x3,1x1,p3,reflect", "reflect padding"),
+        ("9x9,3x3,constant:1e300", "does not fit float32"),
+        ("9x9,3x3,int8,constant:200", "does not fit int8"),
         ("9x9x9,3x3", "numbers"),
     ],
 )

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -37,16 +37,15 @@ FREQUENCIES = 512  # multiplied at a time, so that both layouts of the channels 
 THREADED_POINTS = 250_000  # smaller transforms cost less than waking scipy.fft's threads (0.4 ms, measured)
 
 
+@lru_cache(maxsize=4096)
 def fast_length(least: int, factors: tuple[int, ...]) -> int:
     """The next length whose only prime factors are ``factors``, those that the transform has special code for."""
-    for length in count(max(least, 1)):
-        rest = length
-        for factor in factors:
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-    raise AssertionError("powers of two never end")
+    products = {1}
+    for factor in factors:
+        for product_so_far in list(products):
+            while (product_so_far := product_so_far * factor) < 2 * least:
+                products.add(product_so_far)
+    return min(length for length in (*products, 1 << max(least - 1, 0).bit_length()) if length >= least)
 
 
 @lru_cache(maxsize=1024)

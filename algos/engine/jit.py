@@ -21,6 +21,7 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import config as numba_config
+from numba.core.caching import NullCache
 
 from algos.machine import cache_base
 
@@ -85,6 +86,9 @@ def compile_for(dispatcher: Any, *arguments: Any) -> None:
         return
     signature = tuple(numba.typeof(a) for a in arguments)
     try:
+        dispatcher.compile(signature)
+    except OSError:  # no room for the cache: compile for this process alone
+        dispatcher._cache = NullCache()
         dispatcher.compile(signature)
     except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, IndexError):
         folder = cache_folder()
