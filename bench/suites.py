@@ -94,7 +94,7 @@ def suites() -> dict[str, Suite]:
     found = [
         Suite(
             "quick", "a small sweep of pictures, under a minute", "ours",
-            lambda: _pictures((64, 256, 512), (3, 7, 15)),
+            lambda: _pictures((64, 128, 256), (3, 7, 15)),
             Settings(launches=2, budget=Budget(case_s=0.03, min_samples=3, max_samples=15, chunk_s=0.01), slow_s=0.08),
         ),
         Suite(
