@@ -12,7 +12,9 @@ from typing import Any
 
 from algos import machine, wisdom
 from algos.contract import Algorithm, Cost
+from algos.engine.threads import checked_threads
 from algos.estimate import DOUBT, Estimate, Knowledge
+from algos.grammar import checked_int, shown
 from algos.spec import ConvSpec, SpecError
 
 ROUNDOFF_CLASSES = ("componentwise", "lowrank")  # bounded element by element, and one NaN stays local
@@ -102,17 +104,15 @@ def pick(
     ValueError
         When a parameter is not valid, or when no algorithm is left, with the reasons.
     """
-    from algos.functional import checked_threads
     from algos.registry import registry
 
     spec = ConvSpec.of(spec)
-    for name, value in (("calls", calls), ("max_workspace_bytes", max_workspace_bytes)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < (name == "calls")):
-            raise ValueError(f"{name} is {value!r}: give a whole number of at least {int(name == 'calls')}")
-    if device not in (None, "cpu", "cuda"):
-        raise ValueError(f'device is {device!r}: use "cpu", "cuda" or None')
-    if accuracy not in (None, "componentwise"):
-        raise ValueError(f'accuracy is {accuracy!r}: use "componentwise" or None')
+    calls = None if calls is None else checked_int("calls", calls, least=1)
+    if max_workspace_bytes is not None:
+        max_workspace_bytes = checked_int("max_workspace_bytes", max_workspace_bytes, least=0)
+    for name, value, known_values in (("device", device, ("cpu", "cuda")), ("accuracy", accuracy, ("componentwise",))):
+        if value is not None and (not isinstance(value, str) or value not in known_values):
+            raise SpecError(f"{name} is {shown(value)}: use {', '.join(map(repr, known_values))} or None")
     count = checked_threads(threads)
     knowledge = known()
     free = _free_memory(spec)

@@ -11,7 +11,7 @@ import numpy as np
 from algos import auto, registry
 from algos.contract import Algorithm
 from algos.door import Door, as_array, is_device_array, overlaps, regular
-from algos.engine.threads import usable_cores
+from algos.engine.threads import checked_threads
 from algos.spec import ConvSpec, Padding, SpecError
 
 DETECTED_KERNELS = 4  # a large SVD costs milliseconds, so rank is looked for unasked in so few kernels only
@@ -91,7 +91,7 @@ def prepared(spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked:
 
 def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any, calls: int | None = None) -> Algorithm:
     """The algorithm of that name, or the picked one, sure to run ``spec`` here."""
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         device = "cuda" if is_device_array(operand) else "cpu"
         return registry.get(auto.pick(spec, threads=threads, calls=calls, device=device).algorithm)
     chosen = registry.get(name)
@@ -100,15 +100,6 @@ def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any, calls: int |
     if reason := chosen.unsupported(spec.received()):
         raise SpecError(f"{name} does not support {spec}: {reason}")
     return chosen
-
-
-def checked_threads(threads: int | None) -> int:
-    """A valid number of threads; None means the usable cores."""
-    if threads is None:
-        return usable_cores()
-    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
-        raise ValueError(f"threads is {threads!r}: give a whole number of at least 1")
-    return int(threads)
 
 
 # ---- calls in the style of torch.nn.functional ------------------------------------------------------------------
@@ -166,20 +157,21 @@ _memo: dict[tuple, Door] = {}
 def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str,
           algorithm: str, threads: int | None, out: Any) -> Any:
     x, w = as_array("x", x), as_array("w", w)
-    kinds = (type(x), type(stride), type(padding), type(dilation), type(groups), type(threads))  # True and 1.0 equal 1
-    key = (x.shape, x.dtype, w.shape, w.dtype, stride, padding, dilation, groups, mode, algorithm, threads, ndim, kinds)
+    key: tuple | None
     try:
+        options = _exact((stride, padding, dilation, groups, mode, algorithm, threads))
+        key = (ndim, x.shape, x.dtype, w.shape, w.dtype, options)
         door = _memo.get(key)
-    except TypeError:  # lists are welcome as options
-        key = (*key[:4], *map(_frozen, key[4:8]), *key[8:])
-        door = _memo.get(key)
+    except (TypeError, RecursionError):  # no hash: the option is refused below, or is an odd kind of sequence
+        key = door = None
     if door is None:
         spec = _spec_of(ndim, x, w, stride, padding, dilation, groups, mode)
         count = checked_threads(threads)
         door = Door(spec, spec.received(), _resolve(spec, algorithm, count, x, calls=1), count)
         if len(_memo) >= MEMO_SIZE:
             _memo.clear()
-        _memo[key] = door
+        if key is not None:
+            _memo[key] = door
     spec = door.spec
     single = x.ndim == ndim + 1
     if single:
@@ -214,10 +206,14 @@ def _spec_of(ndim: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any
     return spec
 
 
-def _frozen(value: Any) -> Any:
-    if isinstance(value, dict | set):
-        raise SpecError(f"{value!r} is no option of a convolution: give numbers, or a tuple of them")
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple | np.ndarray) else value
+def _exact(value: Any) -> Any:
+    """What stands for an option in a key: True, 1 and 1.0 are equal and are not the same option; lists have no hash."""
+    kind = type(value)
+    if kind is int or kind is str or value is None:
+        return value
+    if isinstance(value, np.ndarray):
+        return (kind, value.dtype, _exact(value.tolist()))
+    return (kind, *map(_exact, value)) if kind in (list, tuple) else (kind, value)
 
 
 def _bias(bias: Any, spec: ConvSpec) -> Any:

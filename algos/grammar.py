@@ -14,7 +14,9 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 FLOAT_TYPES = ("float16", "float32", "float64")
 INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
-_NUMBER = r"[0-9]{1,18}"
+SHOWN = 60  # characters of a caller's value in a message
+DIGITS = 18  # of the largest number, in text and in fields alike; sums and products of sizes are checked where they are made
+_NUMBER = rf"[0-9]{{1,{DIGITS}}}"
 SHAPE = re.compile(rf"{_NUMBER}(x{_NUMBER})*")
 FLOAT = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?")
 _INTS = re.compile(rf"([sd])({_NUMBER}(?:x{_NUMBER})*)")
@@ -51,44 +53,70 @@ def parse_option(text: str, ndim: int) -> tuple[str, Any]:
     )
 
 
-def checked_dtype(text: str) -> str:
+def shown(value: Any) -> str:
+    """Whatever a caller gave, in one short line."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # digits beyond Python's limit, lists in lists without end, or the caller's own
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def checked_dtype(given: Any) -> str:
     """Canonical dtype text; ``a>a`` becomes ``a``."""
     known = FLOAT_TYPES + INTEGER_TYPES
+    text = given
     if not isinstance(text, str):
-        text = np.dtype(text).name
+        try:
+            text = "" if text is None else np.dtype(text).name
+        except Exception:  # NumPy has many
+            text = ""
     source, mixed, target = text.partition(">")
     target = target if mixed else source
     if source not in known or target not in known:
-        raise SpecError(f"unknown dtype {text!r}: use {', '.join(known)} or in>out such as int8>int32")
+        raise SpecError(f"unknown dtype {shown(given)}: use {', '.join(known)} or in>out such as int8>int32")
     a, b = np.dtype(source), np.dtype(target)
     if (a.kind == "f") != (b.kind == "f") or not np.can_cast(a, b, "safe"):
         raise SpecError(f"dtype {text!r} would lose values: the second type must hold every value of the first")
     return source if a == b else text
 
 
-def checked_int(name: str, value: Any) -> int:
-    """A whole number; booleans and fractions are none."""
-    if isinstance(value, bool | np.bool_):
-        raise SpecError(f"{name} is {value!r}: it must be a whole number")
+def checked_int(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number of at most ``DIGITS`` digits; booleans and fractions are none."""
     try:
-        return operator.index(value)
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
-        raise SpecError(f"{name} is {value!r}: it must be a whole number") from None
+        number = None
+    if number is None:
+        raise SpecError(f"{name} is {shown(value)}: it must be a whole number")
+    if abs(number) >= 10**DIGITS:
+        raise SpecError(f"{name} is {shown(value)}: use at most {DIGITS} digits")
+    if least is not None and number < least:
+        raise SpecError(f"{name} is {number}: give a whole number of at least {least}")
+    return number
+
+
+def is_several(value: Any) -> bool:
+    """Whether it holds one entry per axis; text and arrays without an axis do not."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
 def checked_ints(name: str, values: Any) -> tuple[int, ...]:
     """A tuple of whole numbers."""
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
-        raise SpecError(f"{name} is {values!r}: give a tuple of whole numbers")
+    if not is_several(values):
+        raise SpecError(f"{name} is {shown(values)}: give a tuple of whole numbers")
     return tuple(checked_int(name, v) for v in values)
 
 
 def per_axis(name: str, value: Any, ndim: int) -> tuple[int, ...]:
     """One number for every axis, from one number or one per axis."""
-    values = checked_ints(name, value) if isinstance(value, Sequence | np.ndarray) else (checked_int(name, value),) * ndim
-    if len(values) != ndim:
-        raise SpecError(f"{name} has {len(values)} entries for {ndim} axes: give one number, or one per axis")
-    return values
+    if not is_several(value):
+        return (checked_int(name, value),) * ndim
+    if len(value) != ndim:
+        raise SpecError(f"{name} has {len(value)} entries for {ndim} axes: give one number, or one per axis")
+    return checked_ints(name, value)
 
 
 def broadcast(text: str, values: tuple, ndim: int) -> tuple:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from algos.contract import ACCURACIES, FAMILIES, Algorithm
+from algos.grammar import shown
 from algos.spec import ConvSpec
 
 PACKAGES = ("cpu", "gpu", "peers")
@@ -70,8 +71,8 @@ def get(name: str) -> Algorithm:
         With the names that exist.
     """
     found = registry()
-    if name not in found:
-        raise ValueError(f"no algorithm is named {name!r}: use one of {', '.join(found)}")
+    if not isinstance(name, str) or name not in found:
+        raise ValueError(f"no algorithm is named {shown(name)}: use one of {', '.join(found)}")
     return found[name]
 
 

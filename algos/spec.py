@@ -24,8 +24,10 @@ from algos.grammar import (
     checked_int,
     checked_ints,
     collapse,
+    is_several,
     parse_option,
     per_axis,
+    shown,
     times,
 )
 
@@ -103,8 +105,10 @@ class ConvSpec:
         self._validate_channels()
         put("dtype", checked_dtype(self.dtype))
         put("padding_mode", self._mode(self.padding_mode))
-        if self.direction not in DIRECTIONS:
-            raise SpecError(f"unknown direction {self.direction!r}: use one of {', '.join(DIRECTIONS)}")
+        if not isinstance(self.direction, str) or self.direction not in DIRECTIONS:
+            raise SpecError(f"unknown direction {shown(self.direction)}: use one of {', '.join(DIRECTIONS)}")
+        if not isinstance(self.flip, bool | np.bool_):
+            raise SpecError(f"flip is {shown(self.flip)}: use True or False")
         put("flip", bool(self.flip))
         self._validate_rank()
         for axis, (have, need) in enumerate(zip(self.padded_size, self.kernel_extent, strict=True)):
@@ -113,7 +117,8 @@ class ConvSpec:
                     f"kernel extent {need} exceeds the padded input's {have} on axis {axis}: "
                     "add padding, or use a smaller kernel or dilation"
                 )
-        for shape in (self.input_shape, self.weight_shape, self.output_shape):
+        padded = (self.batch, self.in_channels, *self.padded_size)
+        for shape in (padded, self.weight_shape, self.output_shape):
             if math.prod(shape) * 8 > LARGEST_BYTES:
                 raise SpecError(f"an array of shape {times(shape)} is too large for any machine: use smaller sizes")
 
@@ -134,18 +139,16 @@ class ConvSpec:
     def _pairs(self, padding: Padding) -> tuple[tuple[int, int], ...]:
         if isinstance(padding, str):
             return self._named_padding(padding)
-        if not isinstance(padding, Sequence | np.ndarray):
-            padding = [padding] * self.ndim
-        if len(padding) != self.ndim:
-            raise SpecError(f"padding has {len(padding)} entries for {self.ndim} axes: give one int or pair per axis")
+        entries: Any = padding if is_several(padding) else [padding] * self.ndim
+        if len(entries) != self.ndim:
+            raise SpecError(f"padding has {len(entries)} entries for {self.ndim} axes: give one int or pair per axis")
         pairs = []
-        for entry in padding:
-            several = isinstance(entry, Sequence | np.ndarray)
-            pair = checked_ints("padding", entry) if several else (checked_int("padding", entry),) * 2
+        for entry in entries:
+            pair = checked_ints("padding", entry) if is_several(entry) else (checked_int("padding", entry),) * 2
             if len(pair) != 2:
-                raise SpecError(f"padding entry {entry!r} is not a (before, after) pair")
+                raise SpecError(f"padding entry {shown(entry)} is no pair: give two whole numbers, (before, after)")
             if min(pair) < 0:
-                raise SpecError(f"padding {entry!r} is negative: crop the input instead")
+                raise SpecError(f"padding {shown(entry)} is negative: crop the input instead")
             pairs.append((pair[0], pair[1]))
         return tuple(pairs)
 
@@ -160,22 +163,22 @@ class ConvSpec:
                 total = max((-(-size // stride) - 1) * stride + extent - size, 0)
                 pairs.append((total // 2, total - total // 2))
             return tuple(pairs)
-        raise SpecError(f'unknown padding {name!r}: use "same", "valid", "full" or numbers')
+        raise SpecError(f'unknown padding {shown(name)}: use "same", "valid", "full" or numbers')
 
     def _mode(self, mode: str) -> str:
         if isinstance(mode, str) and mode.startswith("constant:"):
             text = mode.removeprefix("constant:")
             if not FLOAT.fullmatch(text) or not math.isfinite(float(text)):
-                raise SpecError(f"{mode!r} is not constant:V with a finite number V")
+                raise SpecError(f"{shown(mode)} is not constant:V with a finite number V")
             value = float(text)
             if self.in_dtype.kind in "iu" and not value.is_integer():
-                raise SpecError(f"{mode!r} does not fit {self.dtype}: use a whole number")
+                raise SpecError(f"{shown(mode)} does not fit {self.dtype}: use a whole number")
             limits = np.finfo(self.in_dtype) if self.in_dtype.kind == "f" else np.iinfo(self.in_dtype)
             if not float(limits.min) <= value <= float(limits.max):
                 raise SpecError(f"{text[:20]} in {mode[:30]!r} does not fit {self.dtype}: use a smaller number")
             return "zeros" if value == 0 else f"constant:{int(value) if value.is_integer() else value!r}"
-        if mode not in PADDING_MODES:
-            raise SpecError(f"unknown padding mode {mode!r}: use {', '.join(PADDING_MODES)} or constant:V")
+        if not isinstance(mode, str) or mode not in PADDING_MODES:
+            raise SpecError(f"unknown padding mode {shown(mode)}: use {', '.join(PADDING_MODES)} or constant:V")
         for size, pair in zip(self.size, self.padding, strict=True):
             largest = size - 1 if mode == "reflect" else size
             if mode in ("reflect", "symmetric", "circular") and max(pair) > largest:
@@ -341,7 +344,7 @@ class ConvSpec:
         if isinstance(spec, cls):
             return spec
         if not isinstance(spec, str):
-            raise SpecError(f"{spec!r} is no spec: give a ConvSpec, or its text like 1x64x56x56,128x64x3x3,p1")
+            raise SpecError(f"{shown(spec)} is no spec: give a ConvSpec, or its text like 1x64x56x56,128x64x3x3,p1")
         return cls.parse(spec)
 
     @cached_property

@@ -127,6 +127,68 @@ def test_an_out_that_does_not_fit_is_refused(out: Any) -> None:
         algos.conv2d(X, W, padding=1, groups=2, out=out)
 
 
+OUT_OF_ALL = [
+    10**30, -(10**30), 10**5000, 2.0, np.float32(2), np.float64("nan"), "2", "", b"2", None, True, np.True_, {}, {1}, slice(2),
+    [], [[1]], [[[1, 1]]] * 2, [[1, 1, 1]] * 2, [1] * 1000, (2.0, 2.0), (True, 1), (None, None), ("1", "1"), np.array("a"),
+    np.array([2.0, 2]), np.array([[[1]]]), np.array([[1, 1], None], object), np.ma.masked, object(),
+]  # fmt: skip
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("option", ["stride", "padding", "dilation", "groups", "padding_mode", "algorithm", "threads"])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_no_value_of_an_option_breaks_the_door(option: str, ndim: int) -> None:
+    x, w = np.ones((1, 2, *(9,) * ndim), np.float32), np.ones((2, 2, *(3,) * ndim), np.float32)
+    convolve = (algos.conv1d, algos.conv2d, algos.conv3d)[ndim - 1]
+    for value in [*OUT_OF_ALL, nested(20_000)]:
+        if option == "threads" and value is None:
+            continue
+        with pytest.raises(ValueError) as caught:
+            convolve(x, w, **{option: value})
+        message = str(caught.value)
+        assert ":" in message and "\n" not in message and len(message) < 600
+
+
+def test_an_option_is_refused_whatever_was_called_before() -> None:
+    x, w = np.ones((1, 1, 9, 9), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    for right, wrong in (((2, 2), (2.0, 2.0)), ([1, 1], [True, True]), (1, np.True_), (((1, 1), (1, 1)), ((1, 1), (1, 1.0)))):
+        for options in ({"padding": right}, {"stride": right}) if right != ((1, 1), (1, 1)) else ({"padding": right},):
+            algos.conv2d(x, w, **options)
+            with pytest.raises(ValueError, match="whole number"):
+                algos.conv2d(x, w, **dict.fromkeys(options, wrong))
+
+
+def test_whole_numbers_of_every_kind_are_options() -> None:
+    x, w = np.ones((1, 1, 9, 9), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    for two in (2, np.int8(2), np.uint64(2), np.array(2), (2, np.int64(2)), [2, 2], np.array([2, 2])):
+        assert algos.conv2d(x, w, stride=two).shape == (1, 1, 4, 4)
+        assert algos.conv2d(x, w, padding=two).shape == (1, 1, 11, 11)
+
+
+@pytest.mark.parametrize("name", [[], {}, None, 3, np.array([1, 2]), "x" * 5000, "a\nb"])
+def test_a_name_that_is_none_is_refused_in_one_line(name: Any) -> None:
+    with pytest.raises(ValueError, match="no algorithm is named") as caught:
+        algos.get(name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"calls": 0}, {"calls": 10**400}, {"calls": 1.0}, {"max_workspace_bytes": -1}, {"max_workspace_bytes": True},
+     {"device": "gpu"}, {"device": []}, {"accuracy": np.array([1, 2])}, {"threads": 10**30}, {"threads": [1]}],
+)  # fmt: skip
+def test_pick_refuses_what_it_cannot_use(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))) as caught:
+        algos.pick("9x9,3x3", **options)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_out_that_overlaps_an_operand_is_refused() -> None:
     x = np.ones((1, 1, 8, 8), np.float32)
     with pytest.raises(ValueError, match="overlaps"):

@@ -91,6 +91,21 @@ def test_a_size_that_is_no_whole_number_is_refused(bad: object) -> None:
         ConvSpec(1, bad, (9, 9), 1, (3, 3))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"stride": 10**30}, {"padding": 10**18}, {"dilation": (1, 10**30)}, {"dtype": None}, {"dtype": True}, {"dtype": [[1]]},
+     {"direction": []}, {"padding_mode": {}}, {"flip": "no"}, {"flip": 1}, {"rank": 10**30}, {"stride": b"11"},
+     {"padding": 10**17}],
+    ids=str,
+)  # fmt: skip
+def test_every_field_is_checked(change: dict) -> None:
+    """What passes can be written as text and read back; numbers have at most 18 digits there."""
+    (name,) = change
+    with pytest.raises(SpecError, match="array" if change == {"padding": 10**17} else name.replace("_", " ")) as caught:
+        ConvSpec(**{"batch": 1, "in_channels": 2, "size": (9, 9), "out_channels": 2, "kernel": (3, 3), **change})
+    assert "\n" not in str(caught.value)
+
+
 def test_batch_of_zero_is_an_empty_output() -> None:
     spec = ConvSpec.parse("0x3x9x9,4x3x3x3")
     assert spec.output_shape == (0, 4, 7, 7) and spec.macs == 0

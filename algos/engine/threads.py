@@ -1,4 +1,4 @@
-"""Threads: how many cores may be used, one shared pool for nogil functions, and BLAS held to a number of threads."""
+"""Threads: how many may be used, one shared pool for nogil functions, and BLAS held to a number of threads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from algos.grammar import SpecError, checked_int
+
+MOST_THREADS = 4096  # beyond any machine's cores; pools take what they are told
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -22,6 +25,16 @@ def usable_cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     return cores
+
+
+def checked_threads(threads: int | None) -> int:
+    """A valid number of threads; None means the usable cores."""
+    if threads is None:
+        return usable_cores()
+    count = checked_int("threads", threads, least=1)
+    if count > MOST_THREADS:
+        raise SpecError(f"threads is {count}: use at most {MOST_THREADS}")
+    return count
 
 
 def limit_environment(threads: int) -> dict[str, str]:
