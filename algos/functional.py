@@ -75,9 +75,8 @@ def plan(
         return prepared(spec, None, _resolve(spec, algorithm, threads, None), threads)
     if w is None:
         raise ValueError(f"w is missing: pass weights of shape {spec.weight_shape}")
-    given, w = w, regular("w", w, spec.weight_shape, spec.in_dtype, None)
-    if isinstance(given, np.ndarray) and np.may_share_memory(given, w):
-        w = w.copy()  # a plan keeps its weights, whatever becomes of the caller's array
+    # A plan keeps its weights, whatever becomes of the caller's array.
+    w = regular("w", w, spec.weight_shape, spec.in_dtype, None).copy(order="C")
     ranked = _ranked(spec, w)
     return prepared(spec, w, _resolve(ranked, algorithm, threads, w), threads, ranked)
 

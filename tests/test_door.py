@@ -10,6 +10,7 @@ import pytest
 from scipy import signal
 
 import algos
+from algos.door import DeviceArray
 from algos.functional import numerical_rank
 from bench.oracle import oracle
 
@@ -259,6 +260,44 @@ def test_a_plan_says_what_it_is() -> None:
         plan(X, X)
     with pytest.raises(ValueError, match="shape"):
         plan(X[:1])
+
+
+class Elsewhere(DeviceArray):
+    """An array on a device that is a wrapper."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.dtype, self.flags = array, array.shape, array.dtype, array.flags
+
+    def copy(self, order: Any = "C") -> Elsewhere:
+        return Elsewhere(self.array.copy(order=order))
+
+
+class Weights(algos.Algorithm):
+    """Answers with the weights that it was prepared with."""
+
+    def workspace_bytes(self, spec: Any, threads: int = 1) -> int:
+        return 0
+
+    def prepare(self, spec: Any, weights: Any, threads: int = 1) -> Any:
+        return lambda x, out=None: weights
+
+
+class Interfaced:
+    """Another library's array that lends its memory."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.__array_interface__ = array, array.__array_interface__
+
+
+@pytest.mark.parametrize("kind", [lambda a: a, Interfaced, Elsewhere], ids=["numpy", "interface", "device"])
+def test_a_plan_keeps_its_weights(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = "cuda" if kind is Elsewhere else "cpu"
+    monkeypatch.setattr("algos.functional._resolve", lambda *ignored: Weights("weights", "direct", device))
+    w = W.copy()
+    plan = algos.plan("2x4x11x13,6x2x3x3,p1", kind(w))
+    w[...] = 0
+    held = plan(X if device == "cpu" else Elsewhere(X))
+    assert np.array_equal(held.array if kind is Elsewhere else held, W)
 
 
 def test_one_plan_called_from_four_threads_stays_right() -> None:
