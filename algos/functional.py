@@ -172,10 +172,13 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
         if key is not None:
             _memo[key] = door
     spec = door.spec
-    single = x.ndim == ndim + 1
+    single, result = x.ndim == ndim + 1, out
     if single:
         x = x[None]
-        out = out[None] if hasattr(out, "dtype") else out  # anything else is refused by the door
+        if hasattr(out, "dtype"):  # anything else is refused by the door
+            if tuple(out.shape) != spec.output_shape[1:]:
+                raise ValueError(f"out has shape {out.shape}: it must be {spec.output_shape[1:]}, without a batch axis as x is")
+            out = out[None]
     if x.dtype != spec.in_dtype:
         x = x.astype(spec.in_dtype)
     if w.dtype != spec.in_dtype:
@@ -188,6 +191,8 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
     y = door.call(door.prepare(w), (x,), out)
     if bias is not None:
         y += bias
+    if result is not None:
+        return result
     return y[0] if single else y
 
 

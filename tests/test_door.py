@@ -209,6 +209,16 @@ def test_out_is_filled_and_returned(algorithm: str) -> None:
         assert np.allclose(out, Y, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("algorithm", ["direct_shift", "fft"])
+def test_out_without_a_batch_axis_is_the_callers(algorithm: str) -> None:
+    for out in (np.full(Y.shape[1:], np.nan, np.float32), np.full((*Y.shape[1:-1], 26), np.nan, np.float32)[..., ::2]):
+        assert algos.conv2d(X[0], W, np.ones(6), padding=1, groups=2, algorithm=algorithm, out=out) is out
+        assert np.allclose(out, Y[0] + 1, rtol=1e-4, atol=1e-4)
+    for shape in (Y.shape, (1, *Y.shape[1:]), Y.shape[2:]):
+        with pytest.raises(ValueError, match="without a batch axis"):
+            algos.conv2d(X[0], W, padding=1, groups=2, out=np.empty(shape, np.float32))
+
+
 def test_types_are_promoted_and_bias_is_added() -> None:
     bias = np.arange(6)
     y = algos.conv2d(X.astype(np.float64), W, bias, padding=1, groups=2)
