@@ -12,7 +12,8 @@ from bench.suites import resolve, suites, sweep
 
 @pytest.mark.parametrize(
     ("name", "giga", "count"),
-    [("vgg16", 15.35, 13), ("resnet50_v1_5", 4.09, 53), ("xnnpack_mobilenetv2", 0.30, None), ("alexnet_owt", 0.66, 5)],
+    [("vgg16", 15.35, 13), ("resnet50_v1_5", 4.09, 53), ("xnnpack_mobilenetv2", 0.30, None), ("alexnet_owt", 0.66, 5),
+     ("mobilenet_v1_pw", 0.55, 15)],
 )
 def test_totals_are_those_of_the_literature(name: str, giga: float, count: int | None) -> None:
     suite = suites()[name]
