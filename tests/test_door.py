@@ -356,3 +356,15 @@ def test_nan_stays_local_where_the_error_is_componentwise() -> None:
         if algorithm.accuracy == "componentwise" and algorithm.device == "cpu" and algorithm.family != "auto":
             y = algos.conv2d(x, np.ones((1, 1, 3, 3), np.float32), padding=1, algorithm=algorithm.name)
             assert np.isnan(y).sum() == 9, algorithm.name
+
+
+MULTIPLIES = ("im2col_gemm", "numba_direct", "numba_im2col", "scipy_correlate2d", "fft", "fft_tiles", "winograd_f2", "winograd_f4")
+SKIPS = ("direct_loops", "direct_shift", "kn2row_gemm", "toeplitz")
+
+
+@pytest.mark.parametrize("algorithm", MULTIPLIES + SKIPS)
+def test_nan_weights_over_the_border_are_as_the_docs_say(algorithm: str) -> None:
+    w = np.ones((1, 1, 3, 3), np.float32)
+    w[0, 0, 0, 0] = np.nan
+    y = algos.conv2d(np.ones((1, 1, 12, 12), np.float32), w, padding=1, algorithm=algorithm)
+    assert np.isnan(y[0, 0, 1:, 1:]).all() and np.isnan(y[0, 0, 0, 0]) == (algorithm in MULTIPLIES)
