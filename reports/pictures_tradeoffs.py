@@ -53,21 +53,19 @@ def error_figures(scene: Scene) -> Iterator[Drawn]:
     table = errors(scene.own_rows)
     if len(table) < 2:
         return
-    figure, area = canvas(scene.caption, scene.styles, 7.6, 3.7, scene.names(table), "dot")
-    (axis,) = grid(figure, area, 1, 1, left=0.75, bottom=0.48, right=1.3)
+    most = table["specs"].max()
+    fewer = {row.algorithm: f" ({row.specs} of {most})" for row in tuples(table) if row.specs < most}
+    figure, area = canvas(scene.caption, scene.styles, 7.6, 3.7, scene.names(table), "dot", fewer)
+    (axis,) = grid(figure, area, 1, 1, left=0.75, bottom=0.48, right=0.4)
     axis.set_xscale("log")
     axis.set_yscale("log")
     front = table[table["front"]].sort_values("time")
     right, top = table["time"].max() * 1.5, table["error"].max() * 1.5
     steps = [(front["time"].iloc[0], top), *zip(front["time"], front["error"], strict=True), (right, front["error"].iloc[-1])]
     axis.step([s[0] for s in steps], [s[1] for s in steps], where="post", color="#999999", linewidth=1.2, zorder=1)
-    most = table["specs"].max()
     for row in tuples(table):
         look = dot(row.algorithm, scene.styles[row.algorithm])
         axis.plot([row.time], [row.error], **(look | {"markersize": look["markersize"] * 1.6}))
-        if row.specs < most:
-            axis.annotate(f"{row.specs} of {most} specs", (row.time, row.error), xytext=(10, 6), textcoords="offset points",
-                          va="center", fontsize=6.5, color="#666666")  # fmt: skip
     axis.plot(front["time"], front["error"], linestyle="none", marker="o", markersize=14, markerfacecolor="none",
               markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
     axis.set_xlim(table["time"].min() / 1.3, right)
@@ -81,6 +79,8 @@ def error_figures(scene: Scene) -> Iterator[Drawn]:
         "Both figures are geometric means over the specs that the algorithm supports; the error is the largest of a result, in "
         "units of the rounding of a typical one."
     )
+    if fewer:
+        reading += f" Behind a name: of how many specs, where not of all {most}."
     yield f"error{scene.suffix}", "Error against time", reading, figure
 
 
@@ -106,8 +106,8 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
         return  # whoever runs fastest is also prepared fastest: nothing to see
     shown = representative(cases, {spec: float(part["flops"].iloc[0]) for spec, part in grouped.items()})
     part = rows[rows["spec"].isin(shown)]
-    figure, area = canvas(scene.caption, scene.styles, max(3.3 * len(shown) + 0.5, 7.0), 3.3, scene.names(part))
-    axes = grid(figure, area, 1, len(shown), gap=(0.55, 0), left=0.75, bottom=0.48, head=0.42)
+    figure, area = canvas(scene.caption, scene.styles, max(3.4 * len(shown) + 0.5, 7.0), 3.3, scene.names(part))
+    axes = grid(figure, area, 1, len(shown), gap=(0.7, 0), left=0.75, bottom=0.48, head=0.42)
     last = max(stretches[-1].calls for stretches in cases.values())
     most = min(max(1000, 10.0 ** math.ceil(math.log10(last * 3))), MOST_CALLS)
     calls = np.geomspace(1, most, 60)
@@ -119,7 +119,7 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
             style = scene.styles[name]
             axis.plot(calls, total, color=style.colour, linestyle=style.line, linewidth=1.1, marker=style.marker, markersize=4,
                       markevery=[0, -1], alpha=0.8)  # fmt: skip
-        stretches = cases[spec]
+        stretches, free = cases[spec], 1.0
         for index, (start, name) in enumerate(stretches):
             row = next(r for r in tuples(grouped[spec]) if r.algorithm == name)
             until = stretches[index + 1].calls if index + 1 < len(stretches) else most
@@ -128,8 +128,10 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
                       solid_capstyle="butt", zorder=2)  # fmt: skip
             if index and start <= most:
                 axis.axvline(start, color="#BBBBBB", linewidth=0.8, zorder=1)
-                axis.annotate(f"{start:,}", (start, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
-                              textcoords="offset points", ha="center", fontsize=7, color="#444444")  # fmt: skip
+                if start >= free:  # else its figure would stand on the one before
+                    axis.annotate(f"{start:,}", (start, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+                                  textcoords="offset points", ha="center", fontsize=7, color="#444444")  # fmt: skip
+                    free = start * (most * 1.5) ** (0.03 * len(f"{start:,}") + 0.01)
         best = np.min(list(totals.values()), axis=0)
         axis.set_xlim(0.8, most * 1.25)
         axis.set_ylim(best.min() / 1.6, max(best.max() * 8, best.min() * 30))

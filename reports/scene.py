@@ -129,5 +129,5 @@ def pages(values: list[str], size: int, what: str, notes: list[str]) -> Iterator
 
 
 def tick(value_s: float) -> str:
-    """1 ms, not 1.00 ms."""
-    return re.sub(r"\.0+ ", " ", seconds(value_s))
+    """1 ms, not 1.00 ms, and 1.5 s."""
+    return re.sub(r"(\.\d*?)0+ ", r"\1 ", seconds(value_s)).replace(". ", " ")

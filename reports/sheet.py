@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -38,10 +38,15 @@ def label(name: object, width: int) -> str:
 
 
 def canvas(
-    caption: str, look: dict[str, Style], width: float, height: float, names: Sequence[str], legend: str = "line"
-) -> tuple[Figure, Area]:
-    """A figure with room for a title above and, below the axes, a legend and the caption, none of which can overlap."""
-    columns = max(int((width - 0.3) / 1.95), 1)
+    caption: str, look: dict[str, Style], width: float, height: float, names: Sequence[str], legend: str = "line",
+    notes: Mapping[str, str] | None = None,
+) -> tuple[Figure, Area]:  # fmt: skip
+    """A figure with room for a title above and, below the axes, a legend and the caption, none of which can overlap.
+
+    ``notes`` stand behind names in the legend, where there is room for what would overlap beside the points.
+    """
+    notes = notes or {}
+    columns = max(int((width - 0.3) / (1.95 + 0.065 * max(map(len, notes.values()), default=0))), 1)
     lines = math.ceil(len(names) / columns)
     written = textwrap.wrap(label(caption, 500), int(width * 19))
     below = 0.12 + 0.145 * len(written) + (0.12 + 0.19 * lines if names else 0.05)
@@ -61,7 +66,8 @@ def canvas(
                 handles.append(Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.line,
                                       markersize=marker_size(style)))  # fmt: skip
         figure.legend(
-            handles, [label(name, 25) for name in names], loc="lower left", ncol=columns, frameon=False, fontsize=8,
+            handles, [label(name, 25) + notes.get(name, "") for name in names],
+            loc="lower left", ncol=columns, frameon=False, fontsize=8,
             bbox_to_anchor=(0.1 / width, (0.13 + 0.145 * len(written)) / total), borderaxespad=0,
             handlelength=2.6 if legend == "line" else 1.2,
             columnspacing=1.2, labelspacing=0.35, borderpad=0.1,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.text import Text
 
 from reports.costs import break_even, envelope, stretches_text
 from reports.frame import to_frame
@@ -152,6 +154,38 @@ def test_workspace_seen_outside_the_band_is_named():
     made, _ = pictures(to_frame(records), {"m1": MACHINE})
     reading = next(p.reading for p in made if p.name == "workspace-t2")
     assert "1 of 3 lie in it" in reading and "low" in reading and "high" in reading and "good" not in reading
+
+
+def crowd():
+    """Many algorithms with times and errors close together, most of them on some specs only, and quickly changing winners."""
+    made = []
+    for name in range(14):
+        for place, k in enumerate((3, 5, 7, 9)):
+            if (name + place) % 3:
+                one = record(f"algorithm_number_{name}", 1e-4 * 1.01**name, f"1x1x64x64,1x1x{k}x{k},p{k // 2}",
+                             max_error=1e-6 * 1.02**name)  # fmt: skip
+                prepare_s = 1e-6 * (14 - name) ** (1 + place)
+                made.append(one.with_launches(tuple(type(x)(**{**vars(x), "prepare_s": prepare_s}) for x in one.launches)))
+    return made
+
+
+def test_no_text_stands_on_another(monkeypatch):
+    figures = []
+    monkeypatch.setattr("reports.plots.render", lambda figure: figures.append(figure) or (b"png", b"svg"))
+    made, _ = pictures(to_frame(crowd()), {"m1": MACHINE | {"peaks": PEAKS}})
+    assert {"error-t2", "calls-t2", "roofline-t2"} <= {picture.name for picture in made}
+    for picture, figure in zip(made, figures, strict=True):
+        figure.draw_without_rendering()
+        unseen = set()  # labels of ticks that the limits leave out
+        for axis in figure.axes:
+            low, high = axis.bbox.min - 1, axis.bbox.max + 1
+            for side, labels in enumerate((axis.get_xticklabels(), axis.get_yticklabels())):
+                middles = [(text, text.get_window_extent().get_points().mean(axis=0)[side]) for text in labels]
+                unseen |= {text for text, middle in middles if not low[side] <= middle <= high[side]}
+        shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in unseen]
+        boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in shown]
+        for (one, a), (other, b) in combinations(boxes, 2):
+            assert not a.overlaps(b), f"{picture.name}: {one!r} and {other!r}"
 
 
 # ---- networks -----------------------------------------------------------------------------------------------------
