@@ -115,9 +115,12 @@ def _context(
 ) -> dict[str, Any]:  # fmt: skip
     present = [identity for identity in machines if identity in set(frame["machine"])]
     present += [identity for identity in dict.fromkeys(frame["machine"]) if identity not in machines]
+    best = tables.winners_table(frame)
     return {
         "summary": _summary(frame, machines, present),
-        "winners": tables.winners_table(frame),
+        "winners": best,
+        "reading": [text for text, column in ((tables.MARGIN, "margin"), (tables.VS_PEER, "vs peer"), (tables.AUTO, "auto"))
+                    if column in best.columns],
         "noise": [f"Noise ({_group_text(row, len(present) > 1)}): {row['text']}" for row in noise_rows(frame)],
         "pictures": shown,
         "left_out": left_out,

@@ -271,17 +271,20 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns beside the case and its spec: ``winner`` (the fastest measured), ``tie`` and ``tied`` (all that the noise
     cannot tell from it, itself first), ``peer``, ``median_s``, ``launch_count``, ``gflops``, ``runner_up``, ``margin``
-    (runner-up's time over the winner's, NaN when alone), ``needed`` (the margin that the noise asks for),
-    ``contenders``, ``best_own``, ``best_peer`` and ``own_over_peer`` (best peer's time over our best's).
+    (runner-up's time over the winner's, NaN when alone), ``lead`` and ``needed`` (the ratio to the first of the tied, else
+    to the runner-up, as it was judged, and the ratio that the noise asks for), ``contenders``, ``best_own``, ``best_peer``
+    and ``own_over_peer`` (best peer's time over our best's).
     """
     columns = [*CASE, "size", "kernel", "side", "kernel_side", "sweep", "winner", "tie", "tied", "peer", "median_s",
-               "launch_count", "gflops", "runner_up", "margin", "needed", "contenders", "best_own", "best_peer",
+               "launch_count", "gflops", "runner_up", "margin", "lead", "needed", "contenders", "best_own", "best_peer",
                "own_over_peer"]  # fmt: skip
     rows = []
     for _, group in ranked(frame).groupby(CASE, sort=False):
         contenders = list(tuples(group))
         first, second = contenders[0], contenders[1] if len(contenders) > 1 else None
         tied = [c for c in contenders[1:] if not compare(first, c).won]
+        rival = tied[0] if tied else second
+        judged = compare(first, rival) if rival else None
         own = next((c for c in contenders if c.family != "peer"), None)
         peer = next((c for c in contenders if c.family == "peer"), None)
         rows.append(
@@ -293,7 +296,8 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
                 "peer": first.family == "peer",
                 "runner_up": second.algorithm if second else "",
                 "margin": second.median_s / first.median_s if second else math.nan,
-                "needed": compare(first, second).needed if second else math.nan,
+                "lead": judged.ratio if judged else math.nan,
+                "needed": judged.needed if judged else math.nan,
                 "contenders": len(contenders),
                 "best_own": own.algorithm if own else "",
                 "best_peer": peer.algorithm if peer else "",

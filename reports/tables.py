@@ -7,6 +7,7 @@ import html
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ __all__ = [
     "winners_text",
 ]  # fmt: skip
 
+LINE, SHORTEST = 118, 12  # characters of a line on a terminal, and of a column that gives way
 NOTHING = "nothing measured yet: run `convbench run quick` first"
 NO_REGRET = "Not computed for this report: it needs measured records of this machine, see `convbench report`."
 
@@ -74,20 +76,26 @@ class Table:
     figures: frozenset[str] = frozenset()
     empty: str = "None."
 
-    def text(self, indent: str = "") -> str:
-        """Aligned columns."""
+    def text(self, most: int | None = None) -> str:
+        """Aligned columns; in lines of at most ``most`` characters if shorter text can do it, but the first column is whole."""
         if not self.rows:
-            return indent + self.empty
+            return self.empty
         cells = [self.columns, *(tuple(cell.text for cell in row) for row in self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        elastic = [i for i, column in enumerate(self.columns) if i and column not in self.figures]
+        while most and elastic and sum(widths) + 2 * len(widths) - 2 > most:
+            widest = max(elastic, key=lambda i: widths[i])
+            if widths[widest] <= SHORTEST:
+                break
+            widths[widest] -= 1
         lines = []
         for row in cells:
             parts = [
-                text.rjust(width) if column in self.figures else text.ljust(width)
+                text.rjust(width) if column in self.figures else short(text, width).ljust(width)
                 for text, width, column in zip(row, widths, self.columns, strict=True)
             ]
-            lines.append((indent + "  ".join(parts)).rstrip())
-        lines.insert(1, indent + "  ".join("-" * width for width in widths))
+            lines.append("  ".join(parts).rstrip())
+        lines.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join(lines)
 
     def markdown(self) -> str:
@@ -129,7 +137,7 @@ def _group_cells(row: Any, names: list[str]) -> dict[str, Any]:
 
 
 def winners_table(frame: pd.DataFrame) -> Table:
-    """Per spec: the winner or the tied, time, margin over the runner-up, our best over the best peer's, auto's result."""
+    """Per spec: the fastest, its time, who comes next or ties, the margin, our best over the best peer's, auto's result."""
     found = winners(frame)
     varying = _group_columns(frame)
     autos = {tuple(getattr(a, n) for n in CASE): a for a in tuples(statistics_of.auto_results(frame))}
@@ -139,17 +147,29 @@ def winners_table(frame: pd.DataFrame) -> Table:
     for row in tuples(found):
         auto = autos.get(tuple(getattr(row, n) for n in CASE))
         cells = {"spec": row.spec, **_group_cells(row, varying)}
-        cells["winner"] = "tie: " + " = ".join(map(mark, row.tied)) if row.tie else mark(row.winner)
+        cells["fastest"] = f"tie: {mark(row.winner)}" if row.tie else mark(row.winner)
         cells["time"] = _time(row.median_s)
-        cells["margin"] = _ratio(row.margin) if row.runner_up else Cell("only one", 0.0)
-        cells["runner-up"] = mark(row.runner_up) if row.runner_up else "-"
+        cells["next"] = "= " + ", ".join(map(mark, row.tied[1:])) if row.tie else mark(row.runner_up) or "-"
+        cells["margin"] = _margin(row)
         if peers:
-            cells["vs best peer"] = _ratio(row.own_over_peer)
+            cells["vs peer"] = _ratio(row.own_over_peer)
         if autos:
-            cells["auto chose"] = auto.chosen if auto else "-"
-            cells["auto/best"] = _ratio(auto.ratio) if auto else "-"
+            other = f" {auto.chosen}" if auto and auto.chosen not in row.tied else ""
+            cells["auto"] = Cell(f"{ratio_text(auto.ratio)}{other}", auto.ratio) if auto else "-"
         rows.append(cells)
-    return _table(rows, ("time", "margin", "vs best peer", "auto/best", "threads"), "No algorithm has a time yet.")
+    return _table(rows, ("time", "margin", "vs peer", "threads"), "No algorithm has a time yet.")
+
+
+def _margin(row: Any) -> Cell:
+    """The runner-up's time over the winner's; in a tie as it was judged, and the factor that a win would have needed."""
+    if not row.runner_up:
+        return Cell("only one", 0.0)
+    return Cell(f"{ratio_text(row.lead)} < {ratio_text(row.needed)}", row.lead) if row.tie else _ratio(row.margin)
+
+
+MARGIN = "margin: how many times as long the next one takes; a < b is a tie, the noise asks for b."
+VS_PEER = "vs peer: the best peer's time over that of the best of ours."
+AUTO = "auto: its time over that of the best of ours, and what it chose where that neither won nor tied."
 
 
 def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -> str:
@@ -159,15 +179,13 @@ def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -
     table = winners_table(frame)
     if not table.rows:
         return f"No algorithm has a time yet: {_status_counts(frame)}."
-    compact = tuple(
-        tuple(Cell(short(cell.text, 60), cell.key) for cell in row) for row in table.rows
-    )  # a tie of ten names would wrap every line
-    lines = [Table(table.columns, compact, table.figures).text()]
+    lines = [table.text(LINE), "", MARGIN]
+    lines += [text for column, text in (("vs peer", VS_PEER), ("auto", AUTO)) if column in table.columns]
     groups = statistics_of.noise(frame)
     for (machine, threads, cold), value in groups.items():
         where = f"{machine}, " if len({key[0] for key in groups}) > 1 else ""
         where += f"{threads} thread{'s' if threads != 1 else ''}{', cold caches' if cold else ''}"
-        lines.append(clean(f"Noise ({where}): {value.text()}"))
+        lines += textwrap.wrap(clean(f"Noise ({where}): {value.text()}"), LINE)
     flagged = sorted(set(frame.loc[frame["prepare_cheats"].astype(bool), "algorithm"]))
     if flagged:
         lines.append(f"First run far above the steady state, prepare left work undone: {', '.join(map(clean, flagged))}.")
@@ -197,12 +215,14 @@ def _status_counts(frame: pd.DataFrame) -> str:
 
 
 def records_table(frame: pd.DataFrame) -> Table:
-    """Every measured record, newest build of each case first to last as stored; imported and outdated ones tagged."""
+    """Every measured record, the fastest of each spec first; imported and outdated ones tagged."""
     rows = []
     varying = _group_columns(frame) or ["threads"]
     tuned = (frame["tunables"] != "{}").any()
     fastest = {tuple(getattr(w, n) for n in CASE): w.median_s for w in tuples(winners(frame))}
-    for row in tuples(frame[frame["launch_count"] > 0]):
+    places = {spec: at for at, spec in enumerate(dict.fromkeys(frame["spec"]))}
+    measured = tuples(frame[frame["launch_count"] > 0])
+    for row in sorted(measured, key=lambda r: (places[r.spec], *(getattr(r, name) for name in GROUP), r.median_s)):
         best = fastest.get(tuple(getattr(row, n) for n in CASE), math.nan)
         notes = [
             f"chose {row.chosen}" if row.chosen else "",
@@ -233,25 +253,24 @@ def records_table(frame: pd.DataFrame) -> Table:
 
 
 def exclusions_table(frame: pd.DataFrame) -> Table:
-    """What has no time and why, one row for each algorithm, status and reason; reasons that differ in figures are one."""
+    """What has no time and why, one row for each status and reason; reasons that differ in figures only are one."""
     failed = frame[(frame["status"] != "ok") & ~frame["superseded"].astype(bool)]
     failed = failed.assign(kind=[re.sub(r"\d[\d.,]*", "#", reason) for reason in failed["reason"]])
     varying = [name for name in _group_columns(frame) if name != "cold"]
-    rows = []
+    found: dict[tuple[Any, ...], tuple[dict[str, Any], list[str]]] = {}
     for _, group in failed.groupby([*varying, "status", "algorithm", "kind"], sort=False):
         first = group.iloc[0]
         specs = list(dict.fromkeys(group["spec"]))
-        rows.append(
-            {
-                "algorithm": first["algorithm"],
-                **{name: first[name] for name in varying},
-                "status": first["status"],
-                "reason": first["reason"] + (" (figures differ by spec)" if group["reason"].nunique() > 1 else ""),
-                "specs": len(specs),
-                "such as": specs[0],
-            }
-        )
+        cells = {
+            **{name: first[name] for name in varying},
+            "status": first["status"],
+            "reason": first["reason"] + (" (figures differ by spec)" if group["reason"].nunique() > 1 else ""),
+            "specs": len(specs),
+            "such as": specs[0],
+        }
+        found.setdefault((*cells.values(), *specs), (cells, []))[1].append(first["algorithm"])
     severity = {"wrong": 0, "crashed": 1, "error": 2, "timeout": 3}
+    rows = [{"algorithms": ", ".join(names), **cells} for cells, names in found.values()]
     rows.sort(key=lambda row: severity.get(row["status"], 9))
     return _table(rows, ("specs", "threads"), "Every algorithm was measured on every spec.")
 
@@ -270,11 +289,17 @@ def auto_table(frame: pd.DataFrame) -> Table:
                 "best of ours": row.best or "-",
                 "best time": _time(row.best_s),
                 "auto/best": _ratio(row.ratio),
-                "verdict": "slower" if row.behind else "as fast" if row.best else "-",
-                "same code again": _ratio(row.chosen_ratio),
+                "verdict": _auto_verdict(row),
+                "auto/its choice": _ratio(row.chosen_ratio),
             }
         )
-    return _table(rows, ("auto", "best time", "auto/best", "same code again", "threads"), "auto was not measured.")
+    return _table(rows, ("auto", "best time", "auto/best", "auto/its choice", "threads"), "auto was not measured.")
+
+
+def _auto_verdict(row: Any) -> str:
+    if not row.best:
+        return "-"
+    return "chose the best" if row.chosen == row.best else "slower" if row.behind else "as fast, within the noise"
 
 
 def calls_table(frame: pd.DataFrame) -> Table:
@@ -282,14 +307,14 @@ def calls_table(frame: pd.DataFrame) -> Table:
     varying = _group_columns(frame)
     rows = []
     for row in tuples(break_even(frame)):
-        last = row.stretches[-1]
+        last, changes = row.stretches[-1], len(row.stretches) > 1
         rows.append(
             {
                 "spec": row.spec,
                 **_group_cells(row, varying),
                 "for one call": row.stretches[0].algorithm,
-                "for many calls": last.algorithm,
-                "from": Cell(f"{last.calls:,}", last.calls),
+                "for many calls": last.algorithm if changes else "the same",
+                "from": Cell(f"{last.calls:,}" if changes else "-", last.calls),
                 "on the way": stretches_text(row.stretches[:-1]) if len(row.stretches) > 2 else "-",
             }
         )
@@ -307,7 +332,7 @@ def regret_table(regret: Sequence[dict[str, Any]] | None) -> Table:
                 "specs": entry.get("specs", 0),
                 "geometric mean": _ratio(mean),
                 "worst": _ratio(worst),
-                "worst spec": entry.get("worst_spec") or "-",
+                "worst spec": (entry.get("worst_spec") if worst > 1 or math.isnan(worst) else "") or "-",
             }
         )
     return _table(rows, ("specs", "geometric mean", "worst"), NO_REGRET if regret is None else "No spec to judge it on.")

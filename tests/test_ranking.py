@@ -11,6 +11,7 @@ from bench.record import Launch
 from reports import tables
 from reports.frame import to_frame
 from reports.ranking import DEFAULT_NOISE, auto_results, needed_ratio, noise, ranked, speed_ups, winners
+from reports.style import ratio_text
 from tests.record_makers import SPEC, record, sweep
 
 # ---- the frame -------------------------------------------------------------------------------------------------
@@ -74,6 +75,18 @@ def test_a_lead_within_the_noise_is_a_tie_and_beyond_it_a_win():
     far = winners(to_frame([record("a", 1e-3), record("b", 1.5e-3), record("c", 5e-3)])).iloc[0]
     assert not far.tie and (far.winner, far.runner_up, far.tied) == ("a", "b", ("a",))
     assert far.margin == pytest.approx(1.5) and far.needed < 1.5
+
+
+def test_a_tie_says_what_a_win_would_have_needed():
+    """Beside the ratio as it was judged, launch by launch: that of the medians can be larger."""
+    turns = ((1, 1.2, 0.8), (1.2, 0.8, 1), (0.8, 1, 1.2))
+    frame = to_frame([record(n, t, jitter=j) for (n, t), j in zip((("a", 1.0), ("b", 1.3), ("c", 9.0)), turns, strict=True)])
+    row = winners(frame).iloc[0]
+    assert row.tied == ("a", "b") and row.lead <= row.needed
+    table = tables.winners_table(frame)
+    cells = dict(zip(table.columns, (cell.text for cell in table.rows[0]), strict=True))
+    assert (cells["fastest"], cells["next"]) == ("tie: a", "= b")
+    assert cells["margin"] == f"{ratio_text(row.lead)} < {ratio_text(row.needed)}"
 
 
 def test_noisy_records_tie_where_quiet_ones_win():

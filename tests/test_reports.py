@@ -74,6 +74,41 @@ def test_text_tables_are_aligned():
     assert all(line[i - 1] == " " for line in lines for i in starts if len(line) > i)
 
 
+def test_the_winners_fit_a_terminal_and_their_specs_are_whole():
+    names = [f"an_algorithm_with_a_long_name_{i}" for i in range(12)]
+    spec = "1x1024x14x14,2048x1024x3x3,s2,p0:1,float64,reflect"
+    families = {name: "peer" if name.endswith("3") else "fft" for name in names}
+    records = [record(name, 1e-3, text, family=family) for text in (SPEC, spec) for name, family in families.items()]
+    records.append(record("auto", 2e-3, spec, family="auto", chosen=names[5]))
+    text = tables.winners_text(to_frame(records))
+    assert max(map(len, text.splitlines())) < 120 and spec in text and SPEC in text
+    assert all(name in tables.winners_table(to_frame(records)).markdown() for name in names), "the page has all that tie"
+
+
+def test_what_needs_no_second_reading_is_said_once():
+    why = {"status": "unavailable", "reason": "x is not installed"}
+    missing = [record(name, spec=spec, **why) for spec in (SPEC, "9x9,3x3") for name in "ab"]
+    third = record("c", **why)
+    frame = to_frame([*missing, third, record("slow", 2.0), record("fast", 1.0)])
+    table = tables.exclusions_table(frame)
+    assert [row[0].text for row in table.rows] == ["a, b", "c"]
+    assert [row[table.columns.index("specs")].text for row in table.rows] == ["2", "1"]
+    records = tables.records_table(frame)
+    assert [row[records.columns.index("algorithm")].text for row in records.rows] == ["fast", "slow"], "the fastest first"
+    calls = tables.calls_table(frame)
+    assert [cell.text for cell in calls.rows[0]][1:4] == ["fast", "the same", "-"]
+
+
+def test_auto_is_not_blamed_for_noise():
+    def verdict(auto_s, chosen):
+        frame = to_frame([record("auto", auto_s, family="auto", chosen=chosen), record("a", 1.0), record("b", 2.0)])
+        table = tables.auto_table(frame)
+        return table.rows[0][table.columns.index("verdict")].text
+
+    assert (verdict(1.3, "a"), verdict(2.0, "b")) == ("chose the best", "slower")
+    assert verdict(1.001, "b") == "as fast, within the noise"
+
+
 def test_json_holds_no_nan_and_plain_values():
     frame = to_frame([record("a", jitter=(1,))])
     text = json.dumps(tables.winners_dicts(frame), allow_nan=False)
