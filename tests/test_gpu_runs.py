@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from algos import algorithms
-from algos.registry import registry
 from algos.spec import ConvSpec
-from bench.cases import Settings, cases_of
-from bench.runner import Outcome, Runner
-from bench.store import Store
+from bench.cases import Settings
 from bench.suites import resolve, suited, suites
 from bench.timing import Budget
+from tests.runs import algorithms_from, measured
 
 SPECS = [ConvSpec.parse(text) for text in ("1x1x32x32,1x1x3x3", "1x1x24x24,1x1x5x5")]
 SETTINGS = Settings(launches=2, answer_s=20, slow_s=0.5, budget=Budget(case_s=0.02))
@@ -113,21 +113,12 @@ ALGORITHMS = [Steady(), Steady("steady_too"), Lost(), LostLater(), Refused(), Gr
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     folder = tmp_path / "pretended"
     folder.mkdir()
     (folder / "pretended.py").write_text(PRETENDED)
-    monkeypatch.setenv("CONVBENCH_PATH", str(folder))
-    monkeypatch.setenv("CONVBENCH_DATA", str(tmp_path / "data"))
-    registry.cache_clear()
-    yield
-    registry.cache_clear()
-
-
-def measure(folder: Path, *names: str, settings: Settings = SETTINGS) -> Outcome:
-    found = [registry()[name] for name in names]
-    with Store(folder) as store:
-        return Runner(settings, store).run(cases_of(SPECS, found, [1], settings))
+    with algorithms_from(folder, tmp_path / "data", monkeypatch):
+        yield
 
 
 @pytest.mark.usefixtures("pretended")
@@ -140,7 +131,7 @@ def test_an_error_on_the_device_costs_its_worker_and_no_neighbour(tmp_path: Path
         "refused": ("error", "cudaErrorInvalidConfiguration"),
         "greedy_on_the_device": ("too_large", "out of memory on the device"),
     }
-    outcome = measure(tmp_path / "out", *expected)
+    outcome = measured(tmp_path / "out", SPECS, list(expected), SETTINGS)
     assert len(outcome.records) == len(expected) * len(SPECS)
     for record in outcome.records:
         status, reason = expected[record.algorithm]
@@ -152,7 +143,7 @@ def test_an_error_on_the_device_costs_its_worker_and_no_neighbour(tmp_path: Path
 
 @pytest.mark.usefixtures("pretended")
 def test_cold_runs_empty_the_caches_of_the_device(tmp_path: Path) -> None:
-    outcome = measure(tmp_path / "out", "steady", settings=Settings(**{**SETTINGS.__dict__, "cold": True, "launches": 1}))
+    outcome = measured(tmp_path / "out", SPECS, ["steady"], replace(SETTINGS, cold=True, launches=1))
     assert [record.status for record in outcome.records] == ["ok", "ok"]
     assert {launch.loops for record in outcome.records for launch in record.launches} == {1}
 

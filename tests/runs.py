@@ -1,0 +1,32 @@
+"""What the tests of whole runs share: algorithms from a folder of their own, measured into a store of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from algos.registry import registry
+from algos.spec import ConvSpec
+from bench.cases import Settings, cases_of
+from bench.runner import Outcome, Runner
+from bench.store import Store
+
+
+@contextmanager
+def algorithms_from(folder: Path | str, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The registry with the files of ``folder`` in it, and ``data`` for what the machine learns meanwhile."""
+    monkeypatch.setenv("CONVBENCH_PATH", str(folder))
+    monkeypatch.setenv("CONVBENCH_DATA", str(data))
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
+
+
+def measured(folder: Path, specs: Sequence[ConvSpec], names: Sequence[str], settings: Settings) -> Outcome:
+    """The named algorithms on every spec, with one thread, stored in ``folder``."""
+    found = [registry()[name] for name in names]
+    with Store(folder) as store:
+        return Runner(settings, store).run(cases_of(specs, found, [1], settings))
