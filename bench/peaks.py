@@ -98,12 +98,12 @@ def _chains64(typingctx, steps):  # type: ignore[no-untyped-def]
 
 @compiled()
 def multiply_add_float32(steps: int) -> float:
-    return _chains32(steps)  # type: ignore[call-arg]
+    return _chains32(steps)
 
 
 @compiled()
 def multiply_add_float64(steps: int) -> float:
-    return _chains64(steps)  # type: ignore[call-arg]
+    return _chains64(steps)
 
 
 @compiled(fastmath=True)

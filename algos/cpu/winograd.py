@@ -1,15 +1,15 @@
 """Winograd's minimal filtering: a tile of m x m outputs for (m + r - 1)^2 products instead of (m r)^2.
 
 Tiles of the input are transformed (B^T d B), multiplied with the transformed weights, one matrix product over the channels
-for each of the t^2 points, and transformed back (A^T m A). Everything happens block by block of tiles, so that transformed
-data stay in the cache; compiled code transforms all tiles of a block at once, with the tiles as the contiguous axis, and
-BLAS multiplies, held to one thread while our threads work on blocks of their own.
+for each of the t^2 points, and transformed back (A^T m A). All of it happens block by block of tiles, so that transformed
+data stay in the cache (``algos/engine/tiles.py``). Where the weights are few, every thread works on blocks of its own; where
+reading the transformed weights is most of the work, the threads share one block and each reads its part of them once.
 
-Cost: for 3x3 kernels 2.25 (F2) or 4 (F4) times fewer multiplications than the definition, and two transforms per tile and
-channel. Workspace: t^2 / r^2 times the weights, and for each thread a block of transformed tiles of ``block_bytes``.
-Accuracy: winograd: rounding is amplified by the transforms, little by F2, more by F4. One NaN or infinity spoils the whole
-tiles around it: up to 16 (F2) or 36 (F4) outputs instead of 9.
-Forward, 2-D, stride 1, dilation 1, kernels of 2 to 5 on each axis, float32 and float64, every padding and number of groups
+Cost: for 3x3 kernels 2.25 (F2), 4 (F4) or 5.06 (F6) times fewer multiplications than the definition, and two transforms per
+tile and channel. Workspace: t^2 / r^2 times the weights, and blocks of transformed tiles of ``block_bytes``.
+Accuracy: winograd: rounding is amplified by the transforms, little by F2, most by F6. One NaN or infinity spoils the whole
+tiles around it: up to 16 (F2), 36 (F4) or 64 (F6) outputs instead of 9.
+Forward, 2-D, stride 1, dilation 1, kernels of 2 to 9 - m on each axis, float32 and float64, every padding and number of groups
 (with few channels in a group the transforms cost more than they save).
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308.
@@ -21,112 +21,59 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.jit import compile_for, compiled
-from algos.engine.threads import blas_limit, share, split
+from algos.engine.simd import ROWS, VECTORS, lanes
+from algos.engine.threads import share, split
+from algos.engine.tiles import load_tiles, multiply, store_tiles
 from algos.engine.toom_cook import Matrix, toom_cook
 from algos.spec import ConvSpec
 
-FLAGS = {"fastmath": {"contract"}, "error_model": "numpy"}
+FLAGS = {"error_model": "numpy"}
 LARGEST_TILE = 8
 SHARED_FLOPS = 2e7
 
 
 @compiled(**FLAGS)
-def down(matrix, source, target, width, length):
-    """target[i * width + j] = sum over k of matrix[i, k] * source[k * width + j]: the columns of every tile.
+def winograd_tiles(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra, products,
+                   scratch, first, last, phases, part, parts):  # fmt: skip
+    """Items [first, last): image x group x block of ``rows`` tile rows.
 
-    Rows are indexed, not sliced: every slice would count references, which costs more than the arithmetic.
+    kernels: (group, point, block of outputs, channel, outputs of a block); ``phases``: a bit each for the way in, the
+    products and the way back; ``part`` of ``parts`` threads that share an item.
     """
-    for i in range(matrix.shape[0]):
-        for j in range(width):
-            to, first = i * width + j, True
-            for k in range(matrix.shape[1]):
-                factor, row = matrix[i, k], k * width + j
-                if factor == 0:
-                    continue
-                if first:
-                    for x in range(length):
-                        target[to, x] = factor * source[row, x]
-                else:
-                    for x in range(length):
-                        target[to, x] += factor * source[row, x]
-                first = False
+    blocks = -(-tiles_h // rows)
+    channels, filters = x.shape[1] // groups, y.shape[1] // groups
+    for item in range(first, last):
+        n, group, row = item // blocks // groups, item // blocks % groups, item % blocks * rows
+        count = min(rows, tiles_h - row)
+        if phases & 1:
+            load_tiles(x, n, group * channels, channels, top, left, outputs, taps_h, taps_w, row, count, tiles_w, scratch,
+                       spectra, part, parts)  # fmt: skip
+        if phases & 2:
+            multiply(spectra, kernels[group], products, channels, count * tiles_w, part, parts)
+        if phases & 4:
+            store_tiles(products, y, n, group * filters, filters, outputs, taps_h, taps_w, row, count, tiles_w, scratch,
+                        part, parts)  # fmt: skip
 
 
-@compiled(**FLAGS)
-def along(matrix, source, target, c, height, length):
-    """target[i * width + j, c] = sum over k of matrix[j, k] * source[i * points + k]: the rows of every tile."""
-    width, points = matrix.shape
-    for i in range(height):
-        for j in range(width):
-            to, first = i * width + j, True
-            for k in range(points):
-                factor, row = matrix[j, k], i * points + k
-                if factor == 0:
-                    continue
-                if first:
-                    for x in range(length):
-                        target[to, c, x] = factor * source[row, x]
-                else:
-                    for x in range(length):
-                        target[to, c, x] += factor * source[row, x]
-                first = False
+class Tiling(NamedTuple):
+    """How the tiles of a spec are cut into blocks."""
 
+    tiles_h: int
+    tiles_w: int
+    rows: int  # tile rows of a block
+    together: bool  # the threads share each block
+    threads: int
 
-@compiled(**FLAGS)
-def gather(x, n, c, top, left, m_h, m_w, t_h, t_w, first, rows, tiles_w, points):
-    """points[i * t_w + j, tile] = the pixel (i, j) of each tile of the tile rows [first, first + rows), zero outside."""
-    height, width = x.shape[2], x.shape[3]
-    for r in range(rows):
-        at = r * tiles_w
-        for i in range(t_h):
-            ih = (first + r) * m_h + i - top
-            inside = 0 <= ih < height
-            for j in range(t_w):
-                to, shift = i * t_w + j, j - left
-                low = min(tiles_w, max(0, -(shift // m_w))) if inside else tiles_w  # tiles left of it start outside
-                high = max(low, min(tiles_w, (width - 1 - shift) // m_w + 1)) if inside else tiles_w
-                for k in range(low):
-                    points[to, at + k] = 0
-                for k in range(low, high):
-                    points[to, at + k] = x[n, c, ih, k * m_w + shift]
-                for k in range(high, tiles_w):
-                    points[to, at + k] = 0
-
-
-@compiled(**FLAGS)
-def transform_in(x, n, c0, top, left, m_h, m_w, bt_h, bt_w, first, rows, tiles_w, points, half, spectra):
-    """spectra (t_h * t_w, channels, tiles) of the tile rows [first, first + rows) of image n; points and half are scratch."""
-    t_h, t_w, length = bt_h.shape[0], bt_w.shape[0], rows * tiles_w
-    for c in range(spectra.shape[1]):
-        gather(x, n, c0 + c, top, left, m_h, m_w, t_h, t_w, first, rows, tiles_w, points)
-        down(bt_h, points, half, t_w, length)
-        along(bt_w, half, spectra, c, t_h, length)
-
-
-@compiled(**FLAGS)
-def transform_out(products, y, n, o0, m_h, m_w, at_h, at_w, first, rows, tiles_w, points, half, sums):
-    """Write the outputs of the tile rows [first, first + rows) from products (t_h * t_w, channels, tiles)."""
-    t_w, length = at_w.shape[1], rows * tiles_w
-    height, width = y.shape[2], y.shape[3]
-    for o in range(products.shape[1]):
-        for p in range(products.shape[0]):
-            for x in range(length):
-                points[p, x] = products[p, o, x]
-        down(at_h, points, half, t_w, length)
-        along(at_w, half, sums, 0, m_h, length)
-        for r in range(rows):
-            at = r * tiles_w
-            for i in range(min(m_h, height - (first + r) * m_h)):
-                oh = (first + r) * m_h + i
-                for j in range(m_w):
-                    row = i * m_w + j
-                    for k in range((width - j + m_w - 1) // m_w):
-                        y[n, o0 + o, oh, k * m_w + j] = sums[row, 0, at + k]
+    @property
+    def blocks(self) -> int:
+        return -(-self.tiles_h // self.rows)
 
 
 @dataclass(frozen=True)
@@ -139,6 +86,8 @@ class Winograd(Algorithm):
         Outputs of a tile along each axis.
     block_bytes : int
         Transformed input and products of one thread's block.
+    shared_bytes : int
+        With more transformed weights than this the threads share blocks, larger ones.
     """
 
     name: str = "winograd_f2"
@@ -146,7 +95,8 @@ class Winograd(Algorithm):
     runtime: str = "numba"
     accuracy: str = "winograd"
     m: int = 2
-    block_bytes: int = 4 << 20
+    block_bytes: int = 1 << 20
+    shared_bytes: int = 4 << 20
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         if reason := forward_float(spec):
@@ -164,89 +114,108 @@ class Winograd(Algorithm):
     def _tile(self, spec: ConvSpec) -> tuple[int, int]:
         return self.m + spec.kernel[0] - 1, self.m + spec.kernel[1] - 1
 
-    def _block(self, spec: ConvSpec, threads: int) -> tuple[int, int, int]:
-        """Tile rows, tiles in a row, and tile rows of a block: as many as fit, and enough blocks for the threads."""
+    @lru_cache(maxsize=1024)  # noqa: B019 - few instances, which live as long as the process
+    def _tiling(self, spec: ConvSpec, threads: int) -> Tiling:
         tiles_h, tiles_w = (-(-n // self.m) for n in spec.output_size)
-        row = math.prod(self._tile(spec)) * tiles_w * (spec.in_channels + spec.out_channels) // spec.groups
-        rows = max(1, min(tiles_h, self.block_bytes // (row * spec.in_dtype.itemsize)))
-        blocks = -(-tiles_h // rows)
-        wanted = -(-blocks // threads) * threads if spec.batch * spec.groups == 1 else blocks
-        return tiles_h, tiles_w, -(-tiles_h // min(tiles_h, wanted))
-
-    def _threads(self, spec: ConvSpec, threads: int) -> int:
         if spec.flops < SHARED_FLOPS:
-            return 1
-        tiles_h, _, rows = self._block(spec, threads)
-        return min(threads, spec.batch * spec.groups * -(-tiles_h // rows))
+            threads = 1
+        unit, points = spec.in_dtype.itemsize, math.prod(self._tile(spec))
+        inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        row = points * tiles_w * (inputs + outputs) * unit
+        items = spec.batch * spec.groups
+        together = threads > 1 and (points * inputs * outputs * unit > self.shared_bytes or items * tiles_h < threads)
+        rows = max(1, min(tiles_h, self.block_bytes * (4 * threads if together else 1) // row))
+        blocks = -(-tiles_h // rows)
+        if not together:
+            blocks = -(-items * blocks // threads) * threads // items if items * tiles_h >= threads else blocks
+        rows = -(-tiles_h // max(1, min(tiles_h, blocks)))
+        return Tiling(tiles_h, tiles_w, rows, together, min(threads, items * -(-tiles_h // rows)) if not together else threads)
+
+    def _shapes(self, spec: ConvSpec, tiling: Tiling) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Shapes of spectra and products of a block, and the elements of a thread's scratch."""
+        wide, points = lanes(spec.in_dtype), math.prod(self._tile(spec))
+        block = VECTORS * wide
+        inputs = -(-spec.in_channels // spec.groups // wide) * wide
+        outputs = -(-spec.out_channels // spec.groups // block) * block
+        tiles = tiling.rows * tiling.tiles_w + ROWS
+        t_h, t_w = self._tile(spec)
+        pitch = -(-(tiling.tiles_w * self.m + t_w - self.m) // wide) * wide
+        # A power of two between points would map all of them to the same few sets of the first-level cache.
+        return (points, tiles, inputs + wide), (points, tiles, outputs + wide), pitch * (t_h + wide + t_h * wide)
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        threads = self._threads(spec, threads)
-        _, tiles_w, rows = self._block(spec, threads)
-        points = math.prod(self._tile(spec))
-        inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        weights = points * inputs * spec.out_channels
-        building = weights * 24  # the transform in double precision, half done and done, and rounded
-        held = weights * spec.in_dtype.itemsize
-        running = threads * points * rows * tiles_w * (inputs + outputs + 3) * spec.in_dtype.itemsize
-        return max(held + running, building)
+        tiling = self._tiling(spec, threads)
+        spectra, products, scratch = self._shapes(spec, tiling)
+        inputs = spec.in_channels // spec.groups
+        weights = spectra[0] * inputs * products[2] * spec.groups
+        building = spectra[0] * inputs * spec.out_channels * 24  # in double precision, half done and done, and rounded
+        copies = 1 if tiling.together else tiling.threads
+        running = copies * (math.prod(spectra) + math.prod(products)) + tiling.threads * scratch
+        unit = spec.in_dtype.itemsize
+        return weights * unit + max(running * unit, building)
+
+    def _kernels(self, spec: ConvSpec, weights: np.ndarray) -> np.ndarray:
+        """(group, point, block of outputs, channel, outputs of a block), the last block filled with zeros."""
+        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        g_h, g_w = (np.array(g, np.float64) for _, g, _ in self.transforms(spec))
+        block = VECTORS * lanes(spec.in_dtype)
+        blocks, points = -(-outputs // block), math.prod(self._tile(spec))
+        kernels = np.zeros((groups, points, blocks, inputs, block), spec.in_dtype)
+        taps = weights.reshape(groups, outputs, inputs, *spec.kernel)
+        for group in range(groups):
+            half = np.tensordot(g_h, taps[group], ([1], [2]))  # (t_h, o, i, kw)
+            found = np.tensordot(g_w, half, ([1], [3])).swapaxes(0, 1).reshape(points, outputs, inputs)
+            for b in range(blocks):
+                part = found[:, b * block : (b + 1) * block]
+                kernels[group, :, b, :, : part.shape[1]] = part.swapaxes(1, 2)
+        return kernels
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
-        threads = self._threads(spec, threads)
-        groups, inputs, outputs, m = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups, self.m
-        (at_h, g_h, bt_h), (at_w, g_w, bt_w) = (
-            tuple(np.array(matrix, np.float64) for matrix in axis) for axis in self.transforms(spec)
-        )
-        points = math.prod(self._tile(spec))
-        kernels = weights.reshape(groups, outputs, inputs, *spec.kernel)
-        kernels = np.einsum("ik,gockl,jl->gijoc", g_h, kernels, g_w, optimize=True)
-        kernels = kernels.reshape(groups, points, outputs, inputs).astype(spec.in_dtype)
-        at_h, at_w, bt_h, bt_w = (matrix.astype(spec.in_dtype) for matrix in (at_h, at_w, bt_h, bt_w))
-        tiles_h, tiles_w, rows = self._block(spec, threads)
-        blocks, length = -(-tiles_h // rows), rows * tiles_w
-        items = spec.batch * groups * blocks
-        parts = split(items, threads)
-        spectra = np.empty((len(parts), points, inputs, length), spec.in_dtype)
-        products = np.empty((len(parts), points, outputs, length), spec.in_dtype)
-        scratch = np.empty((len(parts), 3, points, length), spec.in_dtype)
+        tiling = self._tiling(spec, threads)
+        tiles_h, tiles_w, rows, together, threads = tiling
+        kernels = self._kernels(spec, weights)
+        spectra_shape, products_shape, length = self._shapes(spec, tiling)
+        copies = 1 if together else threads
+        spectra = np.zeros((copies, *spectra_shape), spec.in_dtype)
+        products = np.empty((copies, *products_shape), spec.in_dtype)
+        scratch = np.empty((threads, length), spec.in_dtype)
         (top, _), (left, _) = spec.padding
+        outputs, taps_h, taps_w = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
+        items = spec.batch * spec.groups * tiling.blocks
+        cuts = split(items, threads)
+        fixed = (spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w)
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
-        compile_for(transform_in, image, 0, 0, top, left, m, m, bt_h, bt_w, 0, 1, 1, scratch[0, 0], scratch[0, 0], spectra[0])
-        compile_for(transform_out, products[0], image, 0, 0, m, m, at_h, at_w, 0, 1, 1, scratch[0, 0], scratch[0, 0],
-                    scratch[0, 2][:, None])  # fmt: skip
+        compile_for(winograd_tiles, image, kernels, image, *fixed, spectra[0], products[0], scratch[0], 0, 1, 7, 0, 1)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
 
-            def job(part: int, _: int) -> None:
-                (pixels, half, sums), into, product = scratch[part], spectra[part], products[part]
-                sums = sums[:, None]  # (m * m, one channel, tiles)
-                for item in range(*parts[part]):
-                    rest, block = divmod(item, blocks)
-                    n, group = divmod(rest, groups)
-                    first = block * rows
-                    count = min(rows, tiles_h - first)
-                    transform_in(x, n, group * inputs, top, left, m, m, bt_h, bt_w, first, count, tiles_w, pixels, half, into)
-                    used = slice(count * tiles_w)
-                    np.matmul(kernels[group], into[..., used], out=product[..., used])
-                    transform_out(product, y, n, group * outputs, m, m, at_h, at_w, first, count, tiles_w, pixels, half,
-                                  sums)  # fmt: skip
+            def alone(part: int, _: int) -> None:
+                winograd_tiles(x, kernels, y, *fixed, spectra[part], products[part], scratch[part], *cuts[part], 7, 0, 1)
 
-            with blas_limit(1):
-                share(job, len(parts), len(parts))
+            if not together:
+                share(alone, len(cuts), len(cuts))
+                return y
+            for item in range(items):
+                for phase in (1, 2, 4):
+                    share(lambda part, _, item=item, phase=phase: winograd_tiles(  # type: ignore[misc]
+                        x, kernels, y, *fixed, spectra[0], products[0], scratch[part], item, item + 1, phase, part, threads),
+                        threads, threads)  # fmt: skip
             return y
 
         return run
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         t_h, t_w = self._tile(spec)
-        tiles = spec.batch * math.prod(-(-n // self.m) for n in spec.output_size)
-        inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        products = 2.0 * t_h * t_w * tiles * inputs * spec.out_channels
-        transforms = 10.0 * t_h * t_w * tiles * (spec.in_channels + spec.out_channels)  # at a quarter of the product's speed
-        few = 4.0 if min(inputs, outputs) < 8 else 1.0
-        speed = 6e10 * 4 / spec.in_dtype.itemsize
-        items = spec.batch * spec.groups * -(-t_h // self._block(spec, threads)[2])
-        return Cost(products * few + 4 * transforms, spec.min_bytes, 20 + 6 * items, speed, self._threads(spec, threads) > 1)
+        tiling = self._tiling(spec, threads)
+        tiles = spec.batch * tiling.tiles_h * tiling.tiles_w
+        inputs, wide = spec.in_channels // spec.groups, lanes(spec.in_dtype)
+        outputs = -(-spec.out_channels // spec.groups // (VECTORS * wide)) * VECTORS * wide * spec.groups
+        products = 2.0 * t_h * t_w * tiles * inputs * outputs
+        transforms = 10.0 * t_h * t_w * tiles * (-(-inputs // wide) * wide * spec.groups + outputs)
+        weights = t_h * t_w * inputs * outputs * spec.in_dtype.itemsize
+        speed = 7e10 * 4 / spec.in_dtype.itemsize
+        return Cost(products + transforms, spec.min_bytes + weights, 20, speed, tiling.threads > 1)
 
 
-ALGORITHMS = [Winograd(), Winograd("winograd_f4", m=4)]
+ALGORITHMS = [Winograd(), Winograd("winograd_f4", m=4), Winograd("winograd_f6", m=6)]

@@ -122,6 +122,31 @@ def advance(typingctx, pointer, offset):
     return signature, codegen
 
 
+@intrinsic
+def copy(typingctx, target, source, count):
+    """``count`` elements from one place to another that doesn't overlap it."""
+    signature = types.void(target, source, types.intp)
+
+    def codegen(context, builder, sig, args):
+        cgutils.raw_memcpy(builder, *args, sig.args[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def clear(typingctx, target, count):
+    """``count`` zeros."""
+    signature = types.void(target, types.intp)
+
+    def codegen(context, builder, sig, args):
+        size = builder.mul(args[1], ir.Constant(I64, sig.args[0].dtype.bitwidth // 8))
+        cgutils.memset(builder, args[0], size, 0)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 @intrinsic(prefer_literal=True)
 def outer_rows(typingctx, a, a_step, b, c, c_step, k, rows, vectors):
     """c[i, :] = sum over k of a[i, k] * b[k, :]: ``rows`` rows of scalars, ``vectors`` packed vectors.

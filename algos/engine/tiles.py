@@ -1,0 +1,241 @@
+"""Tiles: Winograd's transforms and products on vectors, one cache-sized block of tiles at a time.
+
+Input rows are transformed where they lie, vectors along the row; then blocks of pixels are transposed in registers so that
+vectors hold channels, and the columns of every tile are transformed without a gather. Transformed data are (point, tile,
+channel): the products read rows of it as they are, and the way back mirrors the way in.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from algos.engine.jit import compiled
+from algos.engine.simd import I64, VECTOR_BYTES, Emitter, address, advance, clear, copy, outer_rows
+from algos.engine.simd import ROWS as R
+from algos.engine.simd import VECTORS as V
+from algos.engine.toom_cook import Matrix, toom_cook
+
+FLAGS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+TAILS = (R, R * 2 // 3, R // 3)  # rows of the products' blocks: a last block is at most a third empty
+R1, R2 = TAILS[1:]
+
+
+@intrinsic
+def transform(typingctx, outputs, taps, back, source, source_step, target, target_step):
+    """target[i] = sum over k of M[i, k] * source[k], vectors a step apart; M is B^T of F(outputs, taps), or A^T if ``back``.
+
+    The sizes are the lengths of tuples and ``back`` is None or (): types, so that each is compiled for itself.
+    """
+    signature = types.void(outputs, taps, back, source, types.intp, target, types.intp)
+
+    def codegen(context, builder, sig, args):
+        _, _, _, source, source_step, target, target_step = args
+        at, _, bt = toom_cook(len(sig.args[0]), len(sig.args[1]))
+        matrix = bt if sig.args[2] == types.none else at
+        emit = Emitter(builder, sig.args[3].dtype)
+        found = [emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, k)))) for k in range(len(matrix[0]))]
+        for i, value in enumerate(combinations(emit, matrix, found)):
+            emit.store(value, emit.at(target, builder.mul(target_step, ir.Constant(I64, i))))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def combinations(emit: Emitter, matrix: Matrix, vectors: list[Any]) -> list[Any]:
+    """The rows of ``matrix`` times ``vectors``; opposite points share the sums of their even and odd terms.
+
+    B^T has pairs of rows, A^T pairs of columns that differ in the sign of every other term.
+    """
+    columns = list(zip(*matrix, strict=True))
+    terms: list[tuple[tuple[Fraction, ...], Any]] = list(zip(columns, vectors, strict=True))
+    if len(matrix) < len(columns):  # A^T: replace a pair of columns by the sum and the difference of its vectors
+        for a, b in _opposite(columns):
+            x, y = terms[a][1], terms[b][1]
+            even = tuple(v if v == w else Fraction(0) for v, w in zip(columns[a], columns[b], strict=True))
+            odd = tuple(v if v != w else Fraction(0) for v, w in zip(columns[a], columns[b], strict=True))
+            terms[a], terms[b] = (even, emit.builder.fadd(x, y)), (odd, emit.builder.fsub(x, y))
+        return [_sum(emit, [(column[i], vector) for column, vector in terms]) for i in range(len(matrix))]
+    results: dict[int, Any] = {}
+    for a, b in _opposite(list(matrix)):
+        even = _sum(emit, [(v, x) for v, w, x in zip(matrix[a], matrix[b], vectors, strict=True) if v == w])
+        odd = _sum(emit, [(v, x) for v, w, x in zip(matrix[a], matrix[b], vectors, strict=True) if v != w])
+        results[a], results[b] = emit.builder.fadd(even, odd), emit.builder.fsub(even, odd)
+    for i, row in enumerate(matrix):
+        if i not in results:
+            results[i] = _sum(emit, list(zip(row, vectors, strict=True)))
+    return [results[i] for i in range(len(matrix))]
+
+
+def _opposite(rows: list[tuple[Fraction, ...]]) -> list[tuple[int, int]]:
+    """Pairs of rows with equal even terms and opposite odd terms, or the other way round in every term."""
+    pairs: list[tuple[int, int]] = []
+    used: set[int] = set()
+    for a in range(len(rows)):
+        for b in range(a + 1, len(rows)):
+            same = [k for k, (v, w) in enumerate(zip(rows[a], rows[b], strict=True)) if v == w != 0]
+            flipped = [k for k, (v, w) in enumerate(zip(rows[a], rows[b], strict=True)) if v == -w != 0]
+            matched = len(same) + len(flipped) == sum(v != 0 or w != 0 for v, w in zip(rows[a], rows[b], strict=True))
+            if matched and same and flipped and not {a, b} & used:
+                pairs.append((a, b))
+                used |= {a, b}
+    return pairs
+
+
+def _sum(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
+    """Sum of factor * vector; factors of one cost no multiplication."""
+    terms = sorted(((f, x) for f, x in terms if f != 0), key=lambda term: abs(term[0]) != 1)
+    (factor, total), rest = terms[0], terms[1:]
+    if factor == -1 and any(f == 1 for f, _ in rest):
+        first = next(k for k, (f, _) in enumerate(rest) if f == 1)
+        (factor, total), rest[first] = rest[first], (factor, total)
+    if factor != 1:
+        total = emit.builder.fmul(total, emit.constant(factor))
+    for factor, vector in rest:
+        if abs(factor) == 1:
+            total = emit.builder.fadd(total, vector) if factor == 1 else emit.builder.fsub(total, vector)
+        else:
+            total = emit.fma(vector, emit.constant(factor), total)
+    return total
+
+
+@intrinsic
+def transpose(typingctx, source, source_step, target, target_step):
+    """target[j, i] = source[i, j] for one square block as wide as a vector; rows are a step apart."""
+    signature = types.void(source, types.intp, target, types.intp)
+
+    def codegen(context, builder, sig, args):
+        source, source_step, target, target_step = args
+        emit = Emitter(builder, sig.args[0].dtype)
+        n, group = emit.lanes, 16 // emit.bytes
+        rows = [emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, i)))) for i in range(n)]
+        swap = n // 2
+        while swap >= group:  # whole 16-byte groups first: one instruction each
+            for i in range(n):
+                if not i & swap:
+                    a, b = rows[i], rows[i + swap]
+                    rows[i] = emit.shuffle(a, b, [k if not k & swap else n + k - swap for k in range(n)])
+                    rows[i + swap] = emit.shuffle(a, b, [k + swap if not k & swap else n + k for k in range(n)])
+            swap //= 2
+        for first in range(0, n, group):
+            rows[first : first + group] = _in_groups(emit, rows[first : first + group])
+        for j in range(n):
+            emit.store(rows[j], emit.at(target, builder.mul(target_step, ir.Constant(I64, j))))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _in_groups(emit: Emitter, rows: list[Any]) -> list[Any]:
+    """Transpose within 16-byte groups, by the machines' unpack instructions."""
+    n, group = emit.lanes, len(rows)
+    starts = range(0, n, group)
+
+    def unpack(a: Any, b: Any, unit: int, high: int) -> Any:
+        picks = []
+        for start in starts:
+            for at in range(start + high * group // 2, start + (high + 1) * group // 2, unit):
+                picks += [*range(at, at + unit), *range(n + at, n + at + unit)]
+        return emit.shuffle(a, b, picks)
+
+    if group == 2:
+        return [unpack(rows[0], rows[1], 1, high) for high in (0, 1)]
+    halves = [unpack(rows[i], rows[i + 1], 1, high) for i in (0, 2) for high in (0, 1)]
+    return [unpack(halves[half], halves[half + 2], 2, high) for half in (0, 1) for high in (0, 1)]
+
+
+@compiled(**FLAGS)
+def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, rows, tiles_w, scratch, spectra, part, parts):
+    """Transform the tile rows [first, first + rows) of ``channels`` channels from c0 on, every ``parts``-th group of them.
+
+    x: (n, c, h, w); spectra: (point, tile, channel); scratch: this thread's.
+    """
+    all_channels, height, width = x.shape[1:]
+    m = len(outputs)
+    t_h, t_w = m + len(taps_h) - 1, m + len(taps_w) - 1
+    lanes = VECTOR_BYTES // x.itemsize
+    pitch = -(-(tiles_w * m + t_w - m) // lanes) * lanes
+    strip, half, line = 0, t_h * pitch, t_h * pitch * (1 + lanes)
+    point, tile = spectra.shape[1] * spectra.shape[2], spectra.shape[2]
+    before = min(left, pitch)
+    inside = min(width, pitch - before)
+    for group in range(part, -(-channels // lanes), parts):
+        for r in range(rows):
+            ih0 = (first + r) * m - top
+            for lane in range(lanes):
+                c = group * lanes + lane
+                for i in range(t_h):
+                    ih, at = ih0 + i, strip + i * pitch
+                    if c < channels and 0 <= ih < height:
+                        source = ((n * all_channels + c0 + c) * height + ih) * width
+                        clear(address(scratch, at), before)
+                        copy(address(scratch, at + before), address(x, source), inside)
+                        clear(address(scratch, at + before + inside), pitch - before - inside)
+                    else:
+                        clear(address(scratch, at), pitch)
+                for j in range(0, pitch, lanes):
+                    transform(outputs, taps_h, None, address(scratch, strip + j), pitch,
+                              address(scratch, half + lane * pitch + j), lanes * pitch)  # fmt: skip
+            for i in range(t_h):
+                for j in range(0, pitch, lanes):
+                    transpose(address(scratch, half + i * lanes * pitch + j), pitch, address(scratch, line + j * lanes), lanes)
+                to = address(spectra, i * t_w * point + r * tiles_w * tile + group * lanes)
+                for k in range(tiles_w):
+                    transform(outputs, taps_w, None, address(scratch, line + k * m * lanes), lanes,
+                              advance(to, k * tile), point)  # fmt: skip
+
+
+@compiled(**FLAGS)
+def multiply(spectra, kernels, products, channels, tiles, part, parts):
+    """products[p] = spectra[p] @ kernels[p] for every ``parts``-th point; kernels: (point, block, channel, its outputs)."""
+    block = kernels.shape[3]
+    left, right = spectra.shape[2], products.shape[2]
+    for p in range(part, spectra.shape[0], parts):
+        for b in range(kernels.shape[1]):
+            weights = address(kernels, ((p * kernels.shape[1] + b) * channels) * block)
+            at = 0
+            while at < tiles:
+                source = address(spectra, (p * spectra.shape[1] + at) * left)
+                target = address(products, (p * products.shape[1] + at) * right + b * block)
+                if tiles - at > R1:
+                    outer_rows(source, left, weights, target, right, channels, R, V)
+                    at += R
+                elif tiles - at > R2:
+                    outer_rows(source, left, weights, target, right, channels, R1, V)
+                    at += R1
+                else:
+                    outer_rows(source, left, weights, target, right, channels, R2, V)
+                    at += R2
+
+
+@compiled(**FLAGS)
+def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, rows, tiles_w, scratch, part, parts):
+    """Write the outputs of the tile rows [first, first + rows), every ``parts``-th group of channels; y: (n, o, oh, ow)."""
+    all_channels, height, width = y.shape[1:]
+    m = len(outputs)
+    t_h, t_w = m + len(taps_h) - 1, m + len(taps_w) - 1
+    lanes = VECTOR_BYTES // y.itemsize
+    pitch = -(-(tiles_w * m) // lanes) * lanes
+    line, half, strip = 0, lanes * pitch, lanes * pitch * (1 + t_h)
+    point, tile = products.shape[1] * products.shape[2], products.shape[2]
+    for group in range(part, -(-channels // lanes), parts):
+        for r in range(rows):
+            for i in range(t_h):
+                source = address(products, i * t_w * point + r * tiles_w * tile + group * lanes)
+                for k in range(tiles_w):
+                    transform(outputs, taps_w, (), advance(source, k * tile), point,
+                              address(scratch, line + k * m * lanes), lanes)  # fmt: skip
+                for j in range(0, pitch, lanes):
+                    transpose(address(scratch, line + j * lanes), lanes, address(scratch, half + i * lanes * pitch + j), pitch)
+            oh0 = (first + r) * m
+            for lane in range(min(lanes, channels - group * lanes)):
+                for j in range(0, pitch, lanes):
+                    transform(outputs, taps_h, (), address(scratch, half + lane * pitch + j), lanes * pitch,
+                              address(scratch, strip + j), pitch)  # fmt: skip
+                for i in range(min(m, height - oh0)):
+                    to = ((n * all_channels + o0 + group * lanes + lane) * height + oh0 + i) * width
+                    copy(address(y, to), address(scratch, strip + i * pitch), width)
