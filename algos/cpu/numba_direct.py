@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.blocks import FLAGS, Blocks, accumulate, axes, crop, locate, pack, shared_by
+from algos.engine.blocks import FLAGS, Blocks, accumulate, as_2d, axes, crop, locate, pack, shared_by
 from algos.engine.jit import compile_for, compiled
 from algos.engine.threads import share, split
 from algos.machine import caches
@@ -45,11 +45,6 @@ def direct_blocks(x, w, y, offsets, table, scratch, sums, first, last):
         for o in range(o0, o1):
             accumulate(sums, (rows - 1) * pitch + cols, scratch, 0, offsets, w[o], True)
             crop(sums, pitch, y, n, o, row0, rows, col0, cols)
-
-
-def as_2d(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(n, c, size) as (n, c, 1, size)."""
-    return shape if len(shape) == 4 else (*shape[:2], 1, *shape[2:])
 
 
 @dataclass(frozen=True)

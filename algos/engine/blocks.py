@@ -65,6 +65,11 @@ def axes(spec: ConvSpec) -> tuple[Axis, Axis]:
     return (Axis(1, 1, 1, 1, 0, 1), found[0]) if spec.ndim == 1 else (found[0], found[1])
 
 
+def as_2d(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(n, c, size) as (n, c, 1, size)."""
+    return shape if len(shape) == 4 else (*shape[:2], 1, *shape[2:])
+
+
 @dataclass(frozen=True)
 class Blocks:
     """How the outputs of a spec are cut into blocks whose patch fits ``block_bytes`` of cache.

@@ -43,6 +43,7 @@ VECTOR_BYTES = WIDTHS[simd()]
 REGISTERS = 32 if simd() == "avx512" or binding.get_process_triple().startswith("aarch64") else 16
 # A block of sums: rows of scalars times vectors. Both operands of a step and one broadcast must fit beside it.
 ROWS, VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)
+TAILS = ROWS * 2 // 3, ROWS // 3  # rows of a last block: at most a third of it is empty
 
 
 def lanes(dtype: Any) -> int:
@@ -147,6 +148,51 @@ def clear(typingctx, target, count):
     return signature, codegen
 
 
+@intrinsic
+def transpose(typingctx, source, source_step, target, target_step):
+    """target[j, i] = source[i, j] for one square block as wide as a vector; rows are a step apart."""
+    signature = types.void(source, types.intp, target, types.intp)
+
+    def codegen(context, builder, sig, args):
+        source, source_step, target, target_step = args
+        emit = Emitter(builder, sig.args[0].dtype)
+        n, group = emit.lanes, 16 // emit.bytes
+        rows = [emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, i)))) for i in range(n)]
+        swap = n // 2
+        while swap >= group:  # whole 16-byte groups first: one instruction each
+            for i in range(n):
+                if not i & swap:
+                    a, b = rows[i], rows[i + swap]
+                    rows[i] = emit.shuffle(a, b, [k if not k & swap else n + k - swap for k in range(n)])
+                    rows[i + swap] = emit.shuffle(a, b, [k + swap if not k & swap else n + k for k in range(n)])
+            swap //= 2
+        for first in range(0, n, group):
+            rows[first : first + group] = _in_groups(emit, rows[first : first + group])
+        for j in range(n):
+            emit.store(rows[j], emit.at(target, builder.mul(target_step, ir.Constant(I64, j))))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _in_groups(emit: Emitter, rows: list[Any]) -> list[Any]:
+    """Transpose within 16-byte groups, by the machines' unpack instructions."""
+    n, group = emit.lanes, len(rows)
+    starts = range(0, n, group)
+
+    def unpack(a: Any, b: Any, unit: int, high: int) -> Any:
+        picks = []
+        for start in starts:
+            for at in range(start + high * group // 2, start + (high + 1) * group // 2, unit):
+                picks += [*range(at, at + unit), *range(n + at, n + at + unit)]
+        return emit.shuffle(a, b, picks)
+
+    if group == 2:
+        return [unpack(rows[0], rows[1], 1, high) for high in (0, 1)]
+    halves = [unpack(rows[i], rows[i + 1], 1, high) for i in (0, 2) for high in (0, 1)]
+    return [unpack(halves[half], halves[half + 2], 2, high) for half in (0, 1) for high in (0, 1)]
+
+
 @intrinsic(prefer_literal=True)
 def outer_rows(typingctx, a, a_step, b, c, c_step, k, rows, vectors):
     """c[i, :] = sum over k of a[i, k] * b[k, :]: ``rows`` rows of scalars, ``vectors`` packed vectors.
@@ -233,6 +279,49 @@ def outer_offsets(typingctx, x, offsets, w, y, y_step, k, more, rows, vectors):
     return signature, codegen
 
 
+@intrinsic(prefer_literal=True)
+def outer_runs(typingctx, x, pixels, taps, n_taps, run, w, y, y_step, rows, vectors):
+    """y[i, :] = sum over t and k of x[pixels[i] + taps[t] + k] * w[t, k, :] for ``rows`` pixels and k < run.
+
+    w: (taps, run, vectors * lanes) packed; y: rows ``y_step`` apart, overwritten.
+    """
+    if (shape := literal(rows, vectors)) is None:
+        return None
+    n_rows, n_vectors = shape
+    signature = types.void(x, pixels, pixels, types.intp, types.intp, x, x, types.intp, rows, vectors)
+
+    def codegen(context, builder, sig, args):
+        px, p_pixels, p_taps, n_taps, run, pw, py, y_step = args[:8]
+        emit = Emitter(builder, sig.args[0].dtype)
+        starts = [emit.at(px, builder.load(emit.at(p_pixels, i))) for i in range(n_rows)]
+        zero = [[emit.zero] * n_vectors for _ in range(n_rows)]
+
+        def tap(index, sums):
+            moved = builder.load(builder.gep(p_taps, [index]))
+            scalars = [emit.at(start, moved) for start in starts]
+            weights = emit.at(pw, builder.mul(builder.mul(index, run), ir.Constant(I64, n_vectors * emit.lanes)))
+
+            def step(k, sums):
+                right = emit.at(weights, builder.mul(k, ir.Constant(I64, n_vectors * emit.lanes)))
+                w_vectors = [emit.load(emit.at(right, v * emit.lanes)) for v in range(n_vectors)]
+                new = []
+                for i in range(n_rows):
+                    left = emit.splat(builder.load(emit.at(scalars[i], k)))
+                    new.append([emit.fma(left, w_vectors[v], sums[i][v]) for v in range(n_vectors)])
+                return new
+
+            return _loop(builder, emit.vector, run, step, sums)
+
+        sums = _loop(builder, emit.vector, n_taps, tap, zero)
+        for i in range(n_rows):
+            row = emit.at(py, builder.mul(y_step, ir.Constant(I64, i)))
+            for v in range(n_vectors):
+                emit.store(sums[i][v], emit.at(row, v * emit.lanes))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 def _loop(builder: Any, vector: Any, count: Any, step: Any, first: list[list[Any]]) -> list[list[Any]]:
     """``sums = step(index, sums)`` for index < count, at least once; the sums stay in registers."""
     before = builder.block
@@ -246,11 +335,12 @@ def _loop(builder: Any, vector: Any, count: Any, step: Any, first: list[list[Any
         for phi, value in zip(row, values, strict=True):
             phi.add_incoming(value, before)
     new = step(index, sums)
+    end = builder.block  # of a step that holds a loop itself, not where it began
     following = builder.add(index, ir.Constant(I64, 1))
-    index.add_incoming(following, body)
+    index.add_incoming(following, end)
     for row, values in zip(sums, new, strict=True):
         for phi, value in zip(row, values, strict=True):
-            phi.add_incoming(value, body)
+            phi.add_incoming(value, end)
     builder.cbranch(builder.icmp_signed("<", following, count), body, after)
     builder.position_at_end(after)
     return new

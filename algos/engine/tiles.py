@@ -15,14 +15,24 @@ from numba import types
 from numba.extending import intrinsic
 
 from algos.engine.jit import compiled
-from algos.engine.simd import I64, VECTOR_BYTES, Emitter, address, advance, clear, copy, outer_rows
-from algos.engine.simd import ROWS as R
-from algos.engine.simd import VECTORS as V
+from algos.engine.simd import (
+    I64,
+    ROWS,
+    TAILS,
+    VECTOR_BYTES,
+    VECTORS,
+    Emitter,
+    address,
+    advance,
+    clear,
+    copy,
+    outer_rows,
+    transpose,
+)
 from algos.engine.toom_cook import Matrix, toom_cook
 
 FLAGS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-TAILS = (R, R * 2 // 3, R // 3)  # rows of the products' blocks: a last block is at most a third empty
-R1, R2 = TAILS[1:]
+R1, R2 = TAILS
 
 
 @intrinsic
@@ -103,51 +113,6 @@ def _sum(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
     return total
 
 
-@intrinsic
-def transpose(typingctx, source, source_step, target, target_step):
-    """target[j, i] = source[i, j] for one square block as wide as a vector; rows are a step apart."""
-    signature = types.void(source, types.intp, target, types.intp)
-
-    def codegen(context, builder, sig, args):
-        source, source_step, target, target_step = args
-        emit = Emitter(builder, sig.args[0].dtype)
-        n, group = emit.lanes, 16 // emit.bytes
-        rows = [emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, i)))) for i in range(n)]
-        swap = n // 2
-        while swap >= group:  # whole 16-byte groups first: one instruction each
-            for i in range(n):
-                if not i & swap:
-                    a, b = rows[i], rows[i + swap]
-                    rows[i] = emit.shuffle(a, b, [k if not k & swap else n + k - swap for k in range(n)])
-                    rows[i + swap] = emit.shuffle(a, b, [k + swap if not k & swap else n + k for k in range(n)])
-            swap //= 2
-        for first in range(0, n, group):
-            rows[first : first + group] = _in_groups(emit, rows[first : first + group])
-        for j in range(n):
-            emit.store(rows[j], emit.at(target, builder.mul(target_step, ir.Constant(I64, j))))
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-def _in_groups(emit: Emitter, rows: list[Any]) -> list[Any]:
-    """Transpose within 16-byte groups, by the machines' unpack instructions."""
-    n, group = emit.lanes, len(rows)
-    starts = range(0, n, group)
-
-    def unpack(a: Any, b: Any, unit: int, high: int) -> Any:
-        picks = []
-        for start in starts:
-            for at in range(start + high * group // 2, start + (high + 1) * group // 2, unit):
-                picks += [*range(at, at + unit), *range(n + at, n + at + unit)]
-        return emit.shuffle(a, b, picks)
-
-    if group == 2:
-        return [unpack(rows[0], rows[1], 1, high) for high in (0, 1)]
-    halves = [unpack(rows[i], rows[i + 1], 1, high) for i in (0, 2) for high in (0, 1)]
-    return [unpack(halves[half], halves[half + 2], 2, high) for half in (0, 1) for high in (0, 1)]
-
-
 @compiled(**FLAGS)
 def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, rows, tiles_w, scratch, spectra, part, parts):
     """Transform the tile rows [first, first + rows) of ``channels`` channels from c0 on, every ``parts``-th group of them.
@@ -202,13 +167,13 @@ def multiply(spectra, kernels, products, channels, tiles, part, parts):
                 source = address(spectra, (p * spectra.shape[1] + at) * left)
                 target = address(products, (p * products.shape[1] + at) * right + b * block)
                 if tiles - at > R1:
-                    outer_rows(source, left, weights, target, right, channels, R, V)
-                    at += R
+                    outer_rows(source, left, weights, target, right, channels, ROWS, VECTORS)
+                    at += ROWS
                 elif tiles - at > R2:
-                    outer_rows(source, left, weights, target, right, channels, R1, V)
+                    outer_rows(source, left, weights, target, right, channels, R1, VECTORS)
                     at += R1
                 else:
-                    outer_rows(source, left, weights, target, right, channels, R2, V)
+                    outer_rows(source, left, weights, target, right, channels, R2, VECTORS)
                     at += R2
 
 

@@ -1,0 +1,265 @@
+"""The definition with output channels in the vectors: a block of pixels times a vector of channels stays in registers.
+
+Numba. A patch of the input is copied into scratch once for all outputs of a block of rows, zero border included, transposed
+so that the channels of a pixel lie together: then tap (kh, kw) of any output pixel is one run of memory, whatever the stride
+and dilation, and a microkernel (``outer_runs``) takes a few pixels anywhere in the patch against packed weights. No column
+is computed for nothing, so small and strided maps cost what they should. Sums of a block are transposed back on their way out.
+
+Cost: the definition's operations; the patch is packed once per block of rows, halo included. Workspace: the packed weights,
+and for each thread a patch (half of the L2 cache) and the sums of one vector of channels.
+Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
+Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups; with few output channels in a
+group most of each vector is empty.
+
+Source: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", arXiv:1808.05567.
+Equivalent: ``torch.nn.functional.conv2d``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from algos.contract import Algorithm, Cost, forward_float
+from algos.engine.blocks import Axis, as_2d, axes
+from algos.engine.jit import compile_for, compiled
+from algos.engine.simd import ROWS, TAILS, VECTOR_BYTES, VECTORS, address, clear, lanes, outer_runs, transpose
+from algos.engine.threads import share, split
+from algos.machine import caches
+from algos.spec import ConvSpec
+
+FLAGS = {"error_model": "numpy"}
+INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+R1, R2 = TAILS
+SHARED_FLOPS = 1.5e7
+PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
+
+
+@compiled(**INNER)
+def pack_patch(x, n, c0, channels, step, row0, row_step, rows, left, col_step, cols, patch):
+    """patch[r, j, :channels] = x[n, c0:, row0 + r * row_step, j * col_step - left], zero outside; ``step`` elements a pixel."""
+    height, width = x.shape[2:]
+    wide = VECTOR_BYTES // x.itemsize
+    first = min(cols, max(0, -(-left // col_step)))
+    last = max(first, min(cols, (width - 1 + left) // col_step + 1))
+    for r in range(rows):
+        ih, line = row0 + r * row_step, r * cols * step
+        if ih < 0 or ih >= height:
+            clear(address(patch, line), cols * step)
+            continue
+        clear(address(patch, line), first * step)
+        clear(address(patch, line + last * step), (cols - last) * step)
+        for c in range(0, channels, wide):
+            j = first
+            if col_step == 1 and channels - c >= wide:
+                plane = x.shape[1] * n + c0 + c
+                while j + wide <= last:
+                    transpose(address(x, (plane * height + ih) * width + j - left), height * width,
+                              address(patch, line + j * step + c), step)  # fmt: skip
+                    j += wide
+            for i in range(c, min(channels, c + wide)):
+                for k in range(j, last):
+                    patch[line + k * step + i] = x[n, c0 + i, ih, k * col_step - left]
+
+
+@compiled(**INNER)
+def unpack_sums(sums, y, n, o, count, at, pixels):
+    """Write sums (pixel, channel) of ``count`` channels from o on; pixels [at, at + pixels) of the planes of y (n, o, oh, ow)."""
+    wide = VECTOR_BYTES // y.itemsize
+    block, plane = sums.shape[1], y.shape[2] * y.shape[3]
+    width = y.shape[3]
+    for c in range(0, count, wide):
+        j = 0
+        if count - c >= wide:
+            to = (n * y.shape[1] + o + c) * plane + at
+            while j + wide <= pixels:
+                transpose(address(sums, j * block + c), block, address(y, to + j), plane)
+                j += wide
+        for i in range(c, min(count, c + wide)):
+            for k in range(j, pixels):
+                y[n, o + i, (at + k) // width, (at + k) % width] = sums[k, i]
+
+
+@compiled(**FLAGS)
+def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, run, pixels,
+                taps, patch, sums, first, last):  # fmt: skip
+    """Items [first, last): image x group x block of ``rows`` output rows x part of the group's output channels.
+
+    w: (group, block of outputs, tap, run element, outputs of a block); pixels: where each output of a block reads its first
+    tap in the patch; taps: what each run adds to that.
+    """
+    channels, filters = x.shape[1] // groups, y.shape[1] // groups
+    blocks, block, width = w.shape[1], w.shape[4], y.shape[3]
+    row_blocks = -(-y.shape[2] // rows)
+    packed = -1
+    for item in range(first, last):
+        whole, part = item // parts, item % parts
+        n, group, oh0 = whole // row_blocks // groups, whole // row_blocks % groups, whole % row_blocks * rows
+        count = min(rows, y.shape[2] - oh0)
+        if whole != packed:
+            needed = patch_rows - (rows - count) * row_stride // row_step
+            pack_patch(x, n, group * channels, channels, step, oh0 * row_stride - top, row_step, needed, left, col_step, cols,
+                       patch)  # fmt: skip
+            packed = whole
+        outputs = count * width
+        for b in range(blocks * part // parts, blocks * (part + 1) // parts):
+            weights = address(w, (group * blocks + b) * taps.size * run * block)
+            at = 0
+            while at < outputs:
+                source, to = address(pixels, at), address(sums, at * block)
+                if outputs - at > R1:
+                    outer_runs(address(patch, 0), source, address(taps, 0), taps.size, run, weights, to, block, ROWS, VECTORS)
+                    at += ROWS
+                elif outputs - at > R2:
+                    outer_runs(address(patch, 0), source, address(taps, 0), taps.size, run, weights, to, block, R1, VECTORS)
+                    at += R1
+                else:
+                    outer_runs(address(patch, 0), source, address(taps, 0), taps.size, run, weights, to, block, R2, VECTORS)
+                    at += R2
+            unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
+
+
+class Cut(NamedTuple):
+    """How the outputs of a spec are cut into items."""
+
+    rows: int  # output rows of a block
+    patch_rows: int
+    cols: int  # of the patch
+    row_step: int  # input rows from one row of the patch to the next
+    col_step: int
+    step: int  # elements from one pixel of the patch to the next
+    run: int  # contiguous elements of a tap, or of a row of taps
+    parts: int  # of the output channels
+    items: int
+    threads: int
+
+
+def _patch_length(axis: Axis, outputs: int) -> tuple[int, int]:
+    """Input positions that ``outputs`` outputs of an axis read, and the step between those kept."""
+    if axis.kernel == 1:
+        return outputs, axis.stride
+    return (outputs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1, 1
+
+
+@lru_cache(maxsize=1024)
+def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
+    """Blocks whose patch fits ``patch_bytes``, and enough of them for the threads."""
+    row, col = axes(spec)
+    wide = lanes(spec.in_dtype)
+    channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    step = channels if channels < wide else -(-channels // wide) * wide
+    cols, col_step = _patch_length(col, col.outputs)
+    run = channels * (col.kernel if step == channels and col.dilation == 1 else 1)
+    if spec.flops < SHARED_FLOPS:
+        threads = 1
+    line = cols * step * spec.in_dtype.itemsize
+    rows = row.outputs
+    while rows > 1 and _patch_length(row, rows)[0] * line > patch_bytes:
+        rows -= max(1, rows // 16)
+    count, outer = -(-row.outputs // rows), spec.batch * spec.groups
+    blocks = -(-filters // (VECTORS * wide))
+    parts = 1
+    if outer * count % threads and outer * count < 4 * threads:  # the last items would leave threads idle
+        halo = _patch_length(row, 1)[0] / row.stride
+        by_rows = min(row.outputs, -(-outer * count // threads) * threads // math.gcd(outer, threads))
+        if blocks >= threads and blocks % threads == 0 and PACK_COST * halo < filters:
+            parts = threads
+        elif by_rows > count:
+            count = by_rows
+        elif blocks >= threads:
+            parts = threads
+    rows = -(-row.outputs // count)
+    items = outer * -(-row.outputs // rows) * parts
+    patch_rows, row_step = _patch_length(row, rows)
+    return Cut(rows, patch_rows, cols, row_step, col_step, step, run, parts, items, min(threads, items))
+
+
+@dataclass(frozen=True)
+class DirectChannels(Algorithm):
+    """Blocks of pixels times vectors of output channels; see the module.
+
+    Attributes
+    ----------
+    patch_bytes : int
+        Size of one thread's patch of the input; 0 is half of the L2 cache.
+    """
+
+    name: str = "direct_channels"
+    family: str = "direct"
+    runtime: str = "numba"
+    patch_bytes: int = 0
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        return forward_float(spec, ndim=(1, 2))
+
+    def _cut(self, spec: ConvSpec, threads: int) -> Cut:
+        return cut(spec, threads, self.patch_bytes or caches()["L2"] // 2)
+
+    def _sizes(self, spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
+        """Elements of the packed weights, of a patch, and rows of a thread's sums."""
+        _, col = axes(spec)
+        block = VECTORS * lanes(spec.in_dtype)
+        filters = -(-spec.out_channels // spec.groups // block) * block * spec.groups
+        weights = filters * (spec.in_channels // spec.groups) * math.prod(spec.kernel)
+        return weights, found.patch_rows * found.cols * found.step + lanes(spec.in_dtype), found.rows * col.outputs + ROWS
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        found = self._cut(spec, threads)
+        weights, patch, pixels = self._sizes(spec, found)
+        each = patch + pixels * VECTORS * lanes(spec.in_dtype)
+        return (weights + found.threads * each) * spec.in_dtype.itemsize + 8 * (2 * pixels + math.prod(spec.kernel))
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        found = self._cut(spec, threads)
+        row, col = axes(spec)
+        _, patch_length, pixels_length = self._sizes(spec, found)
+        block = VECTORS * lanes(spec.in_dtype)
+        channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        w = np.zeros((spec.groups, -(-filters // block), row.kernel * col.kernel * channels, block), spec.in_dtype)
+        kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1)  # (group, tap, channel, output)
+        kernels = kernels.reshape(spec.groups, -1, filters)
+        for b in range(w.shape[1]):
+            part = kernels[:, :, b * block : (b + 1) * block]
+            w[:, b, :, : part.shape[2]] = part
+        w = w.reshape(*w.shape[:2], -1, found.run, block)
+        pixel_rows = np.arange(found.rows) * (row.stride // found.row_step * found.cols)
+        pixels = np.zeros(pixels_length, np.int64)
+        pixels[:-ROWS] = ((pixel_rows[:, None] + np.arange(col.outputs) * (col.stride // found.col_step)) * found.step).ravel()
+        starts = np.arange(row.kernel)[:, None] * (row.dilation * found.cols) + np.arange(col.kernel) * col.dilation
+        taps = (starts * found.step)[:, : 1 if found.run > channels else None].ravel()
+        patch = np.zeros((found.threads, patch_length), spec.in_dtype)
+        sums = np.empty((found.threads, pixels_length, block), spec.in_dtype)
+        cuts = split(found.items, found.threads)
+        fixed = (spec.groups, found.parts, found.rows, row.stride, row.before, found.row_step, found.patch_rows, col.before,
+                 found.col_step, found.cols, found.step, found.run, pixels, taps)  # fmt: skip
+        image = np.empty((1, 1, 1, 1), spec.in_dtype)
+        compile_for(direct_runs, image, w, image, *fixed, patch[0], sums[0], 0, 1)
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
+
+            def job(part: int, _: int) -> None:
+                direct_runs(image, w, result, *fixed, patch[part], sums[part], *cuts[part])
+
+            share(job, len(cuts), len(cuts))
+            return y
+
+        return run
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        found = self._cut(spec, threads)
+        weights, patch, _ = self._sizes(spec, found)
+        pixels = spec.batch * math.prod(spec.output_size)
+        packing = 2 * PACK_COST * (patch * found.items / found.parts + pixels * spec.out_channels)
+        speed = 8e10 * 4 / spec.in_dtype.itemsize
+        bytes_moved = spec.min_bytes + weights * spec.in_dtype.itemsize
+        return Cost(2.0 * weights * pixels + packing, bytes_moved, 4, speed, found.threads > 1)
+
+
+ALGORITHMS = [DirectChannels()]
