@@ -69,7 +69,7 @@ def pack_patch(x, n, c0, channels, step, row0, row_step, rows, left, col_step, c
 
 @compiled(**INNER)
 def unpack_sums(sums, y, n, o, count, at, pixels):
-    """Write sums (pixel, channel) of ``count`` channels from o on; pixels [at, at + pixels) of the planes of y (n, o, oh, ow)."""
+    """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at + pixels) of y's planes (n, o, oh, ow)."""
     wide = VECTOR_BYTES // y.itemsize
     block, plane = sums.shape[1], y.shape[2] * y.shape[3]
     width = y.shape[3]
@@ -90,11 +90,11 @@ def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_r
                 taps, patch, sums, first, last):  # fmt: skip
     """Items [first, last): image x group x block of ``rows`` output rows x part of the group's output channels.
 
-    w: (group, block of outputs, tap, run element, outputs of a block); pixels: where each output of a block reads its first
-    tap in the patch; taps: what each run adds to that.
+    w: (group, block of outputs, tap and element of its run, outputs of a block); pixels: where each output of a block reads
+    its first tap in the patch; taps: what each run adds to that.
     """
     channels, filters = x.shape[1] // groups, y.shape[1] // groups
-    blocks, block, width = w.shape[1], w.shape[4], y.shape[3]
+    blocks, block, width = w.shape[1], w.shape[3], y.shape[3]
     row_blocks = -(-y.shape[2] // rows)
     packed = -1
     for item in range(first, last):
@@ -222,11 +222,9 @@ class DirectChannels(Algorithm):
         channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         w = np.zeros((spec.groups, -(-filters // block), row.kernel * col.kernel * channels, block), spec.in_dtype)
         kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1)  # (group, tap, channel, output)
-        kernels = kernels.reshape(spec.groups, -1, filters)
         for b in range(w.shape[1]):
-            part = kernels[:, :, b * block : (b + 1) * block]
-            w[:, b, :, : part.shape[2]] = part
-        w = w.reshape(*w.shape[:2], -1, found.run, block)
+            part = kernels[..., b * block : (b + 1) * block]
+            w[:, b, :, : part.shape[3]] = part.reshape(spec.groups, -1, part.shape[3])
         pixel_rows = np.arange(found.rows) * (row.stride // found.row_step * found.cols)
         pixels = np.zeros(pixels_length, np.int64)
         pixels[:-ROWS] = ((pixel_rows[:, None] + np.arange(col.outputs) * (col.stride // found.col_step)) * found.step).ravel()
