@@ -148,6 +148,23 @@ def clear(typingctx, target, count):
     return signature, codegen
 
 
+@intrinsic(prefer_literal=True)
+def move(typingctx, target, source, vectors):
+    """A literal number of vectors from one place to another."""
+    if (count := literal(vectors)) is None:
+        return None
+    signature = types.void(target, source, vectors)
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, sig.args[0].dtype)
+        found = [emit.load(emit.at(args[1], v * emit.lanes)) for v in range(count[0])]
+        for v, value in enumerate(found):
+            emit.store(value, emit.at(args[0], v * emit.lanes))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 @intrinsic
 def transpose(typingctx, source, source_step, target, target_step):
     """target[j, i] = source[i, j] for one square block as wide as a vector; rows are a step apart."""
@@ -219,31 +236,26 @@ def outer_rows(typingctx, a, a_step, b, c, c_step, k, rows, vectors):
             return new
 
         zero = [[emit.zero] * n_vectors for _ in range(n_rows)]
-        sums = _loop(builder, emit.vector, k, step, zero)
-        for i in range(n_rows):
-            row = emit.at(pc, builder.mul(c_step, ir.Constant(I64, i)))
-            for v in range(n_vectors):
-                emit.store(sums[i][v], emit.at(row, v * emit.lanes))
+        _store_rows(emit, _loop(builder, emit.vector, k, step, zero), pc, c_step)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @intrinsic(prefer_literal=True)
-def outer_offsets(typingctx, x, offsets, w, y, y_step, k, more, rows, vectors):
+def outer_offsets(typingctx, x, offsets, w, y, y_step, k, rows, vectors):
     """y[i, :] = sum over k of w[k, i] * x[offsets[k] :]: ``rows`` outputs of ``vectors`` unaligned vectors each.
 
-    w: (k, rows) packed; y: rows ``y_step`` apart; ``more`` adds to what y holds instead of overwriting it.
+    w: (k, rows) packed; y: rows ``y_step`` apart, overwritten.
     """
     if (shape := literal(rows, vectors)) is None:
         return None
     n_rows, n_vectors = shape
-    signature = types.void(x, offsets, x, x, types.intp, types.intp, types.boolean, rows, vectors)
+    signature = types.void(x, offsets, x, x, types.intp, types.intp, rows, vectors)
 
     def codegen(context, builder, sig, args):
-        px, po, pw, py, y_step, k, more = args[:7]
+        px, po, pw, py, y_step, k = args[:6]
         emit = Emitter(builder, sig.args[0].dtype)
-        y_rows = [emit.at(py, builder.mul(y_step, ir.Constant(I64, i))) for i in range(n_rows)]
 
         def step(index, sums):
             source = emit.at(px, builder.load(builder.gep(po, [index])))
@@ -255,25 +267,8 @@ def outer_offsets(typingctx, x, offsets, w, y, y_step, k, more, rows, vectors):
                 new.append([emit.fma(weight, x_vectors[v], sums[i][v]) for v in range(n_vectors)])
             return new
 
-        fresh, held, start = (builder.append_basic_block(name) for name in ("fresh", "held", "start"))
-        builder.cbranch(more, held, fresh)
-        builder.position_at_end(held)
-        found = [[emit.load(emit.at(row, v * emit.lanes)) for v in range(n_vectors)] for row in y_rows]
-        builder.branch(start)
-        builder.position_at_end(fresh)
-        builder.branch(start)
-        builder.position_at_end(start)
-        first = []
-        for i in range(n_rows):
-            phis = [builder.phi(emit.vector) for _ in range(n_vectors)]
-            for v, phi in enumerate(phis):
-                phi.add_incoming(emit.zero, fresh)
-                phi.add_incoming(found[i][v], held)
-            first.append(phis)
-        sums = _loop(builder, emit.vector, k, step, first)
-        for i in range(n_rows):
-            for v in range(n_vectors):
-                emit.store(sums[i][v], emit.at(y_rows[i], v * emit.lanes))
+        zero = [[emit.zero] * n_vectors for _ in range(n_rows)]
+        _store_rows(emit, _loop(builder, emit.vector, k, step, zero), py, y_step)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -312,11 +307,7 @@ def outer_runs(typingctx, x, pixels, taps, n_taps, run, w, y, y_step, rows, vect
 
             return _loop(builder, emit.vector, run, step, sums)
 
-        sums = _loop(builder, emit.vector, n_taps, tap, zero)
-        for i in range(n_rows):
-            row = emit.at(py, builder.mul(y_step, ir.Constant(I64, i)))
-            for v in range(n_vectors):
-                emit.store(sums[i][v], emit.at(row, v * emit.lanes))
+        _store_rows(emit, _loop(builder, emit.vector, n_taps, tap, zero), py, y_step)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -344,3 +335,11 @@ def _loop(builder: Any, vector: Any, count: Any, step: Any, first: list[list[Any
     builder.cbranch(builder.icmp_signed("<", following, count), body, after)
     builder.position_at_end(after)
     return new
+
+
+def _store_rows(emit: Emitter, sums: list[list[Any]], pointer: Any, step: Any) -> None:
+    """Rows of vectors, ``step`` elements from one to the next."""
+    for i, row in enumerate(sums):
+        start = emit.at(pointer, emit.builder.mul(step, ir.Constant(I64, i)))
+        for v, value in enumerate(row):
+            emit.store(value, emit.at(start, v * emit.lanes))

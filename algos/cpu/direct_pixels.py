@@ -1,0 +1,240 @@
+"""The definition with pixels in the vectors: a few output channels times a block of pixels stays in registers.
+
+Numba. Outputs leave the registers as vectors along the rows of y, where they belong, so nothing is transposed: the best form
+where the reduction is short beside the outputs, in 1x1 layers and in first layers of few channels. A 1x1 layer is a matrix
+product over the whole plane: blocks of pixels are copied into panels, one vector block after the other. Other kernels read a
+packed patch through a table of offsets (``algos/engine/blocks.py``), one for each tap, any stride and dilation.
+
+Cost: the definition's operations; a row's last vector is partly empty. Workspace: the packed weights, and for each thread a
+patch or its panels (half of the L2 cache).
+Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
+Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups.
+
+Source: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34, 2008.
+Equivalent: ``torch.nn.functional.conv2d``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from algos.contract import Algorithm, Cost, forward_float
+from algos.engine.blocks import Blocks, as_2d, axes, locate, pack
+from algos.engine.jit import compile_for, compiled
+from algos.engine.simd import ROWS, TAILS, VECTOR_BYTES, VECTORS, address, advance, clear, copy, lanes, move, outer_offsets
+from algos.engine.threads import share, split
+from algos.machine import caches
+from algos.spec import ConvSpec
+
+FLAGS = {"error_model": "numpy"}
+INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+R1, R2 = TAILS
+SHARED_FLOPS = 1.5e7
+
+
+@compiled(**INNER)
+def block_of_outputs(source, offsets, w, y, plane, filters, pixels, spare):
+    """y[i * plane + p] for i < filters <= ROWS and p < pixels, at most a block; ``spare`` takes what would overrun them."""
+    wide = VECTOR_BYTES // spare.itemsize
+    rows = ROWS if filters > R1 else R1 if filters > R2 else R2  # what the panel of weights has room for
+    whole = filters == rows and pixels == (VECTORS if pixels > wide else 1) * wide
+    target, step = (y, plane) if whole else (address(spare, 0), VECTORS * wide)
+    taps, k = address(offsets, 0), offsets.size
+    if pixels > wide:
+        if rows == ROWS:
+            outer_offsets(source, taps, w, target, step, k, ROWS, VECTORS)
+        elif rows == R1:
+            outer_offsets(source, taps, w, target, step, k, R1, VECTORS)
+        else:
+            outer_offsets(source, taps, w, target, step, k, R2, VECTORS)
+    elif rows == ROWS:
+        outer_offsets(source, taps, w, target, step, k, ROWS, 1)
+    elif rows == R1:
+        outer_offsets(source, taps, w, target, step, k, R1, 1)
+    else:
+        outer_offsets(source, taps, w, target, step, k, R2, 1)
+    if not whole:
+        for i in range(filters):
+            copy(advance(y, i * plane), address(spare, i * step), pixels)
+
+
+@compiled(**FLAGS)
+def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, last):
+    """1x1 layers, items [first, last): image x group x panels of ``size`` pixels x part of the group's output channels.
+
+    x: (n, c, pixels); y: (n, o, pixels); w: (o * k), the weights of ROWS outputs after one another, k by k.
+    """
+    channels, filters, plane = x.shape[1] // groups, y.shape[1] // groups, x.shape[2]
+    block = VECTORS * (VECTOR_BYTES // x.itemsize)
+    slabs, blocks = -(-plane // size), -(-filters // ROWS)
+    packed = -1
+    for item in range(first, last):
+        whole, part = item // parts, item % parts
+        n, group, at = whole // slabs // groups, whole // slabs % groups, whole % slabs * size
+        count = min(size, plane - at)
+        if whole != packed:
+            for c in range(channels):
+                source = (n * x.shape[1] + group * channels + c) * plane + at
+                for b in range(count // block):
+                    move(address(panels, (b * channels + c) * block), address(x, source + b * block), VECTORS)
+                b = count // block
+                if b * block < count:
+                    to = (b * channels + c) * block
+                    copy(address(panels, to), address(x, source + b * block), count - b * block)
+                    clear(address(panels, to + count - b * block), block - count + b * block)
+            packed = whole
+        for o in range(blocks * part // parts * ROWS, min(filters, blocks * (part + 1) // parts * ROWS), ROWS):
+            weights = address(w, (group * blocks * ROWS + o) * channels)
+            to = (n * y.shape[1] + group * filters + o) * plane + at
+            for b in range(0, count, block):
+                block_of_outputs(address(panels, b * channels), offsets, weights, address(y, to + b), plane,
+                                 min(ROWS, filters - o), min(block, count - b), spare)  # fmt: skip
+
+
+@compiled(**FLAGS)
+def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
+    """Items [first, last) of the blocks in ``table``; x: (n, c, h, w); y: (n, o, oh, ow); w as in ``direct_panels``."""
+    pitch, channel, channels, filters = table[2], table[4], table[7], table[8]
+    block = VECTORS * (VECTOR_BYTES // x.itemsize)
+    for item in range(first, last):
+        n, group, o0, o1, row0, rows, col0, cols = locate(item, table, y)
+        for c in range(channels):
+            pack(x, n, group * channels + c, patch, c * channel, table, row0, rows, col0, cols)
+        plane = y.shape[2] * y.shape[3]
+        for o in range(o0, o1, ROWS):
+            weights = address(w, (group * -(-filters // ROWS) * ROWS + o - o0) * offsets.size)
+            for r in range(rows):
+                to = (n * y.shape[1] + o) * plane + (row0 + r) * y.shape[3] + col0
+                for j in range(0, cols, block):
+                    block_of_outputs(address(patch, r * pitch + j), offsets, weights, address(y, to + j), plane,
+                                     min(ROWS, o1 - o), min(block, cols - j), spare)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DirectPixels(Algorithm):
+    """A few output channels times vectors of pixels; see the module.
+
+    Attributes
+    ----------
+    patch_bytes : int
+        Size of one thread's patch of the input; 0 is half of the L2 cache.
+    """
+
+    name: str = "direct_pixels"
+    family: str = "direct"
+    runtime: str = "numba"
+    patch_bytes: int = 0
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        return forward_float(spec, ndim=(1, 2))
+
+    def _threads(self, spec: ConvSpec, threads: int) -> int:
+        return threads if spec.flops > SHARED_FLOPS else 1
+
+    def _budget(self) -> int:
+        return self.patch_bytes or caches()["L2"] // 2
+
+    @staticmethod
+    def _flat(spec: ConvSpec) -> bool:
+        """Whether every output reads one pixel, its own."""
+        return math.prod(spec.kernel) == 1 and math.prod(spec.stride) == 1 and not any(map(sum, spec.padding))
+
+    def _panels(self, spec: ConvSpec, threads: int) -> tuple[int, int, int]:
+        """Pixels of an item, parts of the output channels and number of items of a 1x1 layer."""
+        block, channels = VECTORS * lanes(spec.in_dtype), spec.in_channels // spec.groups
+        pixels, outer = -(-math.prod(spec.size) // block), spec.batch * spec.groups
+        most = max(1, self._budget() // (channels * block * spec.in_dtype.itemsize))
+        slabs, parts = -(-pixels // most), 1
+        if outer * slabs % threads:
+            if pixels >= 16 * threads:
+                slabs = -(-slabs // threads) * threads
+            else:
+                parts = min(threads, -(-spec.out_channels // spec.groups // ROWS))
+        size = -(-pixels // slabs)
+        return size * block, parts, outer * -(-pixels // size) * parts
+
+    def _blocks(self, spec: ConvSpec, threads: int) -> Blocks:
+        found = Blocks.of(spec, threads, self._budget(), 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups))
+        return Blocks(spec, found.rows, found.cols, 1)
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        threads = self._threads(spec, threads)
+        block, k = VECTORS * lanes(spec.in_dtype), spec.reduction_length
+        weights = k * -(-spec.out_channels // spec.groups // ROWS) * ROWS * spec.groups
+        if self._flat(spec):
+            size, _, items = self._panels(spec, threads)
+            each = size * k
+        else:
+            blocks = self._blocks(spec, threads)
+            items, each = blocks.items, blocks.scratch + block
+        return (weights + min(threads, items) * (each + ROWS * block)) * spec.in_dtype.itemsize + 8 * k
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        threads, unit = self._threads(spec, threads), spec.in_dtype
+        block, k = VECTORS * lanes(unit), spec.reduction_length
+        w = _packed(weights.reshape(spec.groups, -1, k))
+        flat = self._flat(spec)
+        kernel: Any
+        fixed: tuple[Any, ...]
+        if flat:
+            size, parts, items = self._panels(spec, threads)
+            kernel, fixed, length = direct_panels, (spec.groups, parts, size, np.arange(k) * block), size * k
+            example = np.empty((1, 1, 1), unit)
+        else:
+            blocks = self._blocks(spec, threads)
+            channels = np.arange(spec.in_channels // spec.groups)
+            offsets = (channels[:, None] * blocks.channel + blocks.offsets.ravel()).ravel()
+            items, length = blocks.items, blocks.scratch + block  # reads of a row's last block run past its end
+            kernel, fixed, example = direct_patches, (offsets, blocks.table), np.empty((1, 1, 1, 1), unit)
+        cuts = split(items, threads)
+        patch = np.zeros((len(cuts), length), unit)
+        spare = np.empty((len(cuts), ROWS * block), unit)
+        compile_for(kernel, example, w, example, *fixed, patch[0], spare[0], 0, 1)
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            if flat:
+                image, result = x.reshape(*x.shape[:2], -1), y.reshape(*y.shape[:2], -1)
+            else:
+                image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
+
+            def job(part: int, _: int) -> None:
+                kernel(image, w, result, *fixed, patch[part], spare[part], *cuts[part])
+
+            share(job, len(cuts), len(cuts))
+            return y
+
+        return run
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        threads, block = self._threads(spec, threads), VECTORS * lanes(spec.in_dtype)
+        pixels = math.prod(spec.output_size)
+        if self._flat(spec):
+            waste = -(-pixels // block) * block / pixels
+        else:
+            col = axes(spec)[1]
+            waste = -(-col.outputs // block) * block / col.outputs
+        speed = 8e10 * 4 / spec.in_dtype.itemsize
+        moved = 20.0 * math.prod(spec.input_shape) + 4 * math.prod(spec.output_shape)
+        return Cost(spec.flops * waste + moved, spec.min_bytes, 4, speed, threads > 1)
+
+
+def _packed(weights: np.ndarray) -> np.ndarray:
+    """(group, output, k) as one array: for every ROWS outputs of a group, k by k; the last ones of a group with fewer rows."""
+    groups, outputs, k = weights.shape
+    w = np.zeros(groups * -(-outputs // ROWS) * ROWS * k, weights.dtype)
+    for group in range(groups):
+        for o in range(0, outputs, ROWS):
+            part = weights[group, o : o + ROWS]
+            rows = next(room for room in (R2, R1, ROWS) if len(part) <= room)
+            start = (group * -(-outputs // ROWS) * ROWS + o) * k
+            w[start : start + k * rows].reshape(k, rows)[:, : len(part)] = part.T
+    return w
+
+
+ALGORITHMS = [DirectPixels()]
