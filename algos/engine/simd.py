@@ -148,6 +148,21 @@ def clear(typingctx, target, count):
     return signature, codegen
 
 
+@intrinsic
+def prefetch(typingctx, pointer):
+    """Ask for the cache line at ``pointer``, into the second-level cache; any address will do."""
+    signature = types.void(pointer)
+
+    def codegen(context, builder, sig, args):
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [builder.bitcast(args[0], byte), I32(0), I32(2), I32(1)])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 @intrinsic(prefer_literal=True)
 def move(typingctx, target, source, vectors):
     """A literal number of vectors from one place to another."""
