@@ -152,22 +152,19 @@ def choose(
 
     ``unwanted`` excludes before an algorithm is asked whether it is available, which may start a probe; ``why_not`` after.
     """
+    from algos.registry import refusal
+
     received = spec.received()
     ranked: list[tuple[Algorithm, Estimate]] = []
     excluded: list[Candidate] = []
     for algorithm in found:
         try:
-            reason = (
-                unwanted(algorithm)
-                or algorithm.unavailable()
-                or algorithm.unsupported(received)
-                or why_not(algorithm)
-            )
+            reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, received) or why_not(algorithm)
             estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
-        except Exception as error:  # of one algorithm: the others can still be ranked
+        except (Exception, SystemExit) as error:  # of one algorithm: the others can still be ranked
             reason, estimate = f"breaks the contract: {type(error).__name__}: {error}", None
         if estimate is None:
-            excluded.append(Candidate(algorithm.name, excluded=str(reason)))
+            excluded.append(Candidate(algorithm.name, excluded=reason))
         else:
             ranked.append((algorithm, estimate))
     if not ranked:

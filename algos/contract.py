@@ -75,6 +75,10 @@ class Algorithm:
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine (a real probe, never just an import), or None."""
+        if self.runtime == "numba":
+            from algos.engine.jit import disabled
+
+            return disabled()
         return None
 
     def unsupported(self, spec: ConvSpec) -> str | None:

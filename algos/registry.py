@@ -1,7 +1,7 @@
 """Finds the algorithms: every module in cpu/, gpu/ and peers/, and every file in the folders of CONVBENCH_PATH.
 
 A module ends with ``ALGORITHMS = [...]``; nothing else registers it. A module whose third-party import is missing becomes
-an unavailable entry that says so; any other error in it is a bug and propagates.
+an unavailable entry that says so; any other error in it is a bug and propagates, from a file of CONVBENCH_PATH by its name.
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from algos.contract import ACCURACIES, FAMILIES, Algorithm
 from algos.grammar import shown
+from algos.machine import LIBRARIES
 from algos.spec import ConvSpec
 
 PACKAGES = ("cpu", "gpu", "peers")
 ROOT = Path(__file__).parent
+ALLOWED = {"family": FAMILIES, "accuracy": ACCURACIES, "device": ("cpu", "cuda"), "runtime": tuple(LIBRARIES),
+           "layout": ("nchw", "nhwc")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,19 +53,55 @@ def registry() -> dict[str, Algorithm]:
     Raises
     ------
     ValueError
-        For a duplicate name, an unknown family or accuracy, or a folder of CONVBENCH_PATH that does not exist.
+        For a duplicate name, an unknown family, accuracy, device, runtime or layout, and for a folder of CONVBENCH_PATH
+        that does not exist or a file in it that cannot be imported.
     """
     found: dict[str, Algorithm] = {}
     for algorithm, source in [entry for path in _files() for entry in _load(path)]:
+        _validate(algorithm, source)
         if algorithm.name in found:
             raise ValueError(f"two algorithms are named {algorithm.name!r}: rename the one in {source}")
-        if not algorithm.name.isidentifier():
-            raise ValueError(f"algorithm name {algorithm.name!r} in {source} must be a Python identifier")
-        for field, known in (("family", FAMILIES), ("accuracy", ACCURACIES), ("device", ("cpu", "cuda"))):
-            if getattr(algorithm, field) not in known:
-                raise ValueError(f"{field} {getattr(algorithm, field)!r} of {algorithm.name} is not one of {', '.join(known)}")
         found[algorithm.name] = algorithm
     return found
+
+
+def _validate(algorithm: Any, source: str) -> None:
+    """Raise ValueError for what is no algorithm, with the file that it stands in."""
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(f"ALGORITHMS in {source} holds {algorithm!r}, not an Algorithm: end it with [YourAlgorithm()]")
+    if not (isinstance(algorithm.name, str) and algorithm.name.isidentifier()):
+        raise ValueError(f"algorithm name {algorithm.name!r} in {source} must be a Python identifier")
+    for field, known in ALLOWED.items():
+        if getattr(algorithm, field) not in known:
+            raise ValueError(
+                f"{field} {getattr(algorithm, field)!r} of {algorithm.name} in {source} is not one of {', '.join(known)}"
+            )
+    try:
+        hash(algorithm)
+    except TypeError as error:
+        raise ValueError(f"{algorithm.name} in {source} must be a frozen dataclass with hashable fields: {error}") from None
+
+
+def said(question: Callable[..., object], *arguments: Any) -> str | None:
+    """What ``unavailable`` or ``unsupported`` answers.
+
+    Raises
+    ------
+    TypeError
+        For an answer that is neither words nor None.
+    """
+    answer = question(*arguments)
+    if answer is not None and not (isinstance(answer, str) and answer):
+        raise TypeError(f"{getattr(question, '__name__', question)} returned {answer!r}, neither a reason in words nor None")
+    return answer
+
+
+def refusal(algorithm: Algorithm, spec: ConvSpec | None = None) -> str | None:
+    """Why it is unavailable, or does not support ``spec``; an algorithm that cannot even say that is out of the question."""
+    try:
+        return said(algorithm.unavailable) if spec is None else said(algorithm.unsupported, spec)
+    except (Exception, SystemExit) as error:
+        return f"breaks the contract: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def get(name: str) -> Algorithm:
@@ -81,7 +123,7 @@ def algorithms(spec: ConvSpec | str | None = None) -> list[Algorithm]:
     if spec is None:
         return list(registry().values())
     inner = ConvSpec.of(spec).received()
-    return [a for a in registry().values() if a.unavailable() is None and a.unsupported(inner) is None]
+    return [a for a in registry().values() if refusal(a) is None and refusal(a, inner) is None]
 
 
 def is_external(algorithm: Algorithm) -> bool:
@@ -111,15 +153,20 @@ def _load(path: Path) -> list[tuple[Algorithm, str]]:
         else:
             module = _import_file(path)
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if not missing or missing in ("algos", "bench", "reports"):
+        if _is_ours(error):
             raise
-        reason = f"{missing} is not installed"
+        reason = f"{(error.name or '').partition('.')[0]} is not installed"
         return [(Missing(name=path.stem, family="peer" if path.parent.name == "peers" else "direct", reason=reason), str(path))]
     listed = getattr(module, "ALGORITHMS", None)
     if listed is None:
         raise ValueError(f"{path} defines no ALGORITHMS: end it with ALGORITHMS = [YourAlgorithm()]")
+    if not isinstance(listed, list | tuple):
+        raise ValueError(f"ALGORITHMS in {path} is {listed!r}, not a list: end it with ALGORITHMS = [YourAlgorithm()]")
     return [(algorithm, str(path)) for algorithm in listed]
+
+
+def _is_ours(error: ModuleNotFoundError) -> bool:
+    return (error.name or "").partition(".")[0] in ("", "algos", "bench", "reports")
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -132,8 +179,11 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except BaseException:
+        with redirect_stdout(sys.stderr):  # stdout is for data
+            spec.loader.exec_module(module)
+    except BaseException as error:
         del sys.modules[name]
-        raise
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, ModuleNotFoundError) and not _is_ours(error)):
+            raise
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
     return module

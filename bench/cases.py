@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import index
 
 from algos import auto, machine
 from algos.contract import Algorithm
 from algos.estimate import tunables_text
-from algos.registry import registry
+from algos.registry import registry, said
 from algos.spec import ConvSpec
 from bench.record import Record
 from bench.text import printable
@@ -76,7 +77,7 @@ def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings
     """What ``algorithm`` says of the case; one that breaks its contract costs its own cases only."""
     try:
         return _asked(spec, algorithm, threads, settings, identity)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = printable(f"breaks the contract: {type(error).__name__}: {' '.join(str(error).split())}")[:300]
         build = machine.build(algorithm)
         record = Record(str(spec), algorithm.name, threads, identity, build, "error", reason, cold=settings.cold)
@@ -86,7 +87,7 @@ def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings
 def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
     status, reason, chosen, workspace = "ok", "", "", None
     actual = algorithm
-    if reason := algorithm.unavailable() or "":
+    if reason := said(algorithm.unavailable) or "":
         status = "unavailable"
     elif algorithm.name == "auto":
         try:
@@ -94,10 +95,10 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
             actual = registry()[chosen]
         except ValueError as error:
             status, reason = "unsupported", str(error)
-    elif reason := algorithm.unsupported(spec.received()) or "":
+    elif reason := said(algorithm.unsupported, spec.received()) or "":
         status = "unsupported"
     if status == "ok":
-        workspace = int(actual.workspace_bytes(spec.received(), threads))
+        workspace = index(actual.workspace_bytes(spec.received(), threads))
         if not 0 <= workspace < 1 << 62:
             raise ValueError(f"workspace_bytes is {workspace}")
         if reason := _too_large(spec, actual, workspace):
@@ -105,7 +106,7 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
         elif (expected_s := actual.cost(spec.received(), threads).seconds(threads)) > HOPELESS * settings.slow_s:
             status, reason = "too_slow", f"expected to take {expected_s:.2g} s a call, {limit_text(settings)}"
     record = Record(
-        str(spec), algorithm.name, threads, identity, machine.build(actual), status, printable(str(reason)),
+        str(spec), algorithm.name, threads, identity, machine.build(actual), status, printable(reason),
         tunables=tunables_text(algorithm), cold=settings.cold, family=algorithm.family, device=actual.device,
         runtime=actual.runtime, layout=actual.layout, accuracy=actual.accuracy, chosen=chosen, workspace_bytes=workspace,
     )

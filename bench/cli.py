@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a wrong result or a regression, 2 bad usage, 130 interrupt
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -14,9 +15,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from algos.spec import ConvSpec
 from bench import text
@@ -29,16 +31,23 @@ READABLE = 10**8  # rows and columns never read are worked out for sizes and tap
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    _open_streams()
     arguments = parser(COMMANDS).parse_args(argv)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        return COMMANDS[arguments.command](arguments)
+        code = COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()  # a full disk shows here
+        return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 0
     except Exception as error:
+        with suppress(OSError):
+            sys.stdout.flush()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            _silence(sys.stdout)  # or Python would complain once more at its end
         if os.environ.get("CONVBENCH_DEBUG"):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
@@ -46,6 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"unexpected {type(error).__name__}: {message} (set CONVBENCH_DEBUG=1 for the traceback)"
         print(f"convbench: {text.printable(message)}", file=sys.stderr)
         return 2
+
+
+def _open_streams() -> None:
+    """Give closed standard streams a place: files opened later must not take their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open to the end
+
+
+def _silence(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
@@ -56,16 +77,16 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 def list_algorithms(arguments: argparse.Namespace) -> int:
-    from algos.registry import registry
+    from algos.registry import refusal, registry
 
     spec = ConvSpec.parse(arguments.spec) if arguments.spec else None
     rows = []
     for algorithm in registry().values():
-        missing = algorithm.unavailable()
+        missing = refusal(algorithm)
         row = {name: getattr(algorithm, name) for name in ("name", "family", "device", "runtime", "accuracy")}
         row |= {"available": missing is None, "why": missing or ""}
         if spec:
-            reason = missing or algorithm.unsupported(spec.received())
+            reason = missing or refusal(algorithm, spec.received())
             row |= {"supported": reason is None, "why": reason or ""}
         rows.append(row)
     if arguments.json:
@@ -225,12 +246,14 @@ def compare(arguments: argparse.Namespace) -> int:
 def merge(arguments: argparse.Namespace) -> int:
     from bench.store import Store
 
-    counts = {}
+    with ExitStack() as opened:
+        stores = [opened.enter_context(Store(folder, create=False)) for folder in arguments.folders]
+        read = [(store.machines().values(), store.records()) for store in stores]  # all of them, before anything is written
     with Store(arguments.merged) as merged:
-        for folder in arguments.folders:
-            with Store(folder, create=False) as store:
-                counts[str(folder)] = merged.merge(store)
+        for machines, records in read:
+            merged.merge(machines, records)
         held = len(merged.records())
+    counts = {str(folder): len(records) for folder, (_, records) in zip(arguments.folders, read, strict=True)}
     if arguments.json:
         return _print_json({"read": counts, "held": held, "store": str(merged.path)})
     print("\n".join(f"{count} records from {text.printable(folder)}" for folder, count in counts.items()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,9 @@ def from_pytest_benchmark(path: Path) -> tuple[dict[str, Any], list[Record], int
         records = [record for entry in benchmarks if (record := _record(entry, machine["id"], content)) is not None]
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no pytest-benchmark JSON file ({type(error).__name__}: {error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(f"{path} is no pytest-benchmark JSON file ({why})") from None
     if not records:
         raise ValueError(f"{path} holds no benchmark whose group is a spec like 1x1x64x64,1x1x3x3,p1")
     return machine, records, len(benchmarks) - len(records)
@@ -42,7 +42,9 @@ def from_pytest_benchmark(path: Path) -> tuple[dict[str, Any], list[Record], int
 
 def _machine(info: dict[str, Any]) -> dict[str, Any]:
     cpu = info.get("cpu") or {}
-    described = {"cpu": str(cpu.get("brand_raw", "unknown")), "cores": cpu.get("count"), "arch": str(info.get("machine", "")),
+    cores = cpu.get("count")
+    described = {"cpu": str(cpu.get("brand_raw", "unknown")), "cores": cores if type(cores) is int else None,
+                 "arch": str(info.get("machine", "")),
                  "system": str(info.get("system", "")), "python": str(info.get("python_version", ""))}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
     return {"id": f"imported-{digest}", **described}
@@ -57,13 +59,11 @@ def _record(entry: dict[str, Any], machine: str, content: dict[str, Any]) -> Rec
         except SpecError:
             continue
         stats = entry["stats"]
-        samples = tuple(float(s) for s in stats.get("data") or [stats["median"]])
-        if not samples or not all(math.isfinite(s) and s >= 0 for s in samples):
-            raise ValueError(f"benchmark {entry.get('name')} has samples that are no times")
-        threads = extra.get("threads")
-        launch = Launch(0, printable(str(entry.get("datetime") or content.get("datetime") or "")), samples,
-                        int(stats.get("iterations") or 1), 0.0, 0.0, 0.0)  # fmt: skip
-        name = printable(str(extra.get("algorithm") or last or entry["name"]))
-        return Record(str(spec), name, threads if isinstance(threads, int) else 0, machine, "", "ok", origin=ORIGIN,
-                      launches=(launch,))  # fmt: skip
+        samples = stats.get("data") or [stats["median"]]
+        if not isinstance(samples, list):
+            raise ValueError(f"benchmark {entry.get('name')}: its data are no list of times")
+        started = printable(str(entry.get("datetime") or content.get("datetime") or ""))
+        launch = Launch(0, started, tuple(samples), stats.get("iterations") or 1, 0.0, 0.0, 0.0)
+        name, threads = printable(str(extra.get("algorithm") or last or entry["name"])), extra.get("threads") or 0
+        return Record(str(spec), name, threads, machine, "", "ok", origin=ORIGIN, launches=(launch,))
     return None

@@ -20,7 +20,7 @@ from algos.engine.threads import limit_environment
 from bench.record import STATUSES
 from bench.text import printable
 
-START_S = 120.0
+START_S, END_S = 120.0, 10.0
 ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -142,13 +142,17 @@ class Worker:
         return ""
 
     def end(self) -> None:
-        """End the whole group, children included."""
+        """End the worker and all that it started, in whatever session."""
+        with contextlib.suppress(OSError):
+            os.close(self._alive)  # tells the guardian
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_S)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for fd in (self._alive, self._answers):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        with contextlib.suppress(OSError):
+            os.close(self._answers)
         self._alive = self._answers = -1
         with contextlib.suppress(OSError):
             if self.process.stdin:

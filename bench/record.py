@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow", "timeout", "crashed", "error")
 # What makes two records the same case.
 KEY_FIELDS = ("spec", "algorithm", "tunables", "threads", "machine", "build", "cold", "origin")
+TEXTS = ("spec", "algorithm", "tunables", "machine", "build", "origin", "reason", "family", "device", "runtime", "layout",
+         "accuracy", "chosen")
+LONGEST_S, LARGEST, MOST_THREADS = 1e9, 1 << 62, 1 << 20
+
+
+def _checked(name: str, value: Any, most: float, whole: bool = False, least: int = 0, optional: bool = False) -> None:
+    """Raise unless ``value`` is a number, no boolean, from ``least`` to ``most``, or None where that is allowed."""
+    if optional and value is None:
+        return
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+        what = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} is {str(value)[:40]!r}: it must be {what} from {least:g} to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,11 @@ class Launch:
         Transfers to and from a GPU, apart from the samples.
     workspace_seen_bytes : int or None
         Peak of prepare and run as traced, without x, w and y.
+
+    Raises
+    ------
+    ValueError
+        Without samples, and for what is no time or no number.
     """
 
     index: int
@@ -47,6 +67,21 @@ class Launch:
     h2d_s: float | None = None
     d2h_s: float | None = None
     workspace_seen_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.started, str) or not isinstance(self.samples_s, tuple) or not self.samples_s:
+            raise ValueError("a launch says when it started and holds samples")
+        if not set(map(type, self.samples_s)) <= {float, int} or math.isnan(sum(self.samples_s)):
+            raise ValueError("a launch holds samples that are no numbers")
+        for sample in (min(self.samples_s), max(self.samples_s)):
+            _checked("a sample", sample, LONGEST_S)
+        _checked("index", self.index, LARGEST, whole=True)
+        _checked("loops", self.loops, LARGEST, whole=True, least=1)
+        for name in ("prepare_cold_s", "prepare_s", "first_run_s"):
+            _checked(name, getattr(self, name), LONGEST_S)
+        for name in ("h2d_s", "d2h_s"):
+            _checked(name, getattr(self, name), LONGEST_S, optional=True)
+        _checked("workspace_seen_bytes", self.workspace_seen_bytes, LARGEST, whole=True, optional=True)
 
     @property
     def median_s(self) -> float:
@@ -83,7 +118,7 @@ class Record:
     Raises
     ------
     ValueError
-        For an unknown status, samples without an ok verdict, or a failure without a reason.
+        For an unknown status, samples without an ok verdict, a failure without a reason, or a value of another kind.
     """
 
     spec: str
@@ -114,6 +149,13 @@ class Record:
             raise ValueError(f"a record that is {self.status} holds no samples")
         if self.status != "ok" and not self.reason:
             raise ValueError(f"a record that is {self.status} says why")
+        for name in TEXTS:
+            if not isinstance(value := getattr(self, name), str):
+                raise ValueError(f"{name} is {str(value)[:40]!r}: it must be text")
+        _checked("threads", self.threads, MOST_THREADS, whole=True)
+        _checked("max_error", self.max_error, sys.float_info.max, optional=True)
+        _checked("error_ratio", self.error_ratio, sys.float_info.max, optional=True)
+        _checked("workspace_bytes", self.workspace_bytes, LARGEST, whole=True, optional=True)
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -51,7 +51,7 @@ class Store:
     Parameters
     ----------
     folder : Path
-        Holds ``convbench.sqlite``; made when missing, unless ``create`` is false.
+        Holds ``convbench.sqlite``; made when missing, unless ``create`` is false. Then it may also be read-only.
 
     Raises
     ------
@@ -66,16 +66,31 @@ class Store:
         with self._explained():
             if create:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+            uri = self.path.resolve().as_uri()
             try:
-                self._open(create)
-            except BaseException:
-                self._db.close()
-                raise
+                self._connect(uri, create)
+            except sqlite3.OperationalError as error:
+                log = self.path.with_name(f"{FILE_NAME}-wal")
+                if create or "locked" in str(error):
+                    raise
+                if log.exists() and log.stat().st_size:
+                    raise StoreError(f"{log} holds records that cannot be read here ({error}): make room, or copy the folder "
+                                     "to where there is some") from error  # fmt: skip
+                # A read-only folder or a full disk has no room for the index that readers share; without a log none is needed.
+                self._connect(f"{uri}?immutable=1", create)
+
+    def _connect(self, uri: str, create: bool) -> None:
+        self._db = sqlite3.connect(uri, timeout=BUSY_S, isolation_level=None, uri=True)
+        try:
+            self._open(create)
+        except BaseException:
+            self._db.close()
+            raise
 
     def _open(self, create: bool) -> None:
-        with suppress(sqlite3.OperationalError):  # a read-only folder can still be reported on
-            self._db.execute("PRAGMA journal_mode = WAL")
+        if create:
+            with suppress(sqlite3.OperationalError):  # not on every file system; what else is wrong shows below
+                self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
         if self._pragma("user_version") == 0 and create:
@@ -91,6 +106,9 @@ class Store:
             raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
         if not 1 <= (version := self._pragma("user_version")) <= SCHEMA_VERSION:
             raise StoreError(f"{self.path} has schema {version}, this convbench knows {SCHEMA_VERSION}: update convbench")
+        (found,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # 30 ms for 12 MB
+        if found != "ok":
+            raise self._damaged(" ".join(found.split()))
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -122,24 +140,26 @@ class Store:
             if "locked" in text:
                 raise StoreError(f"{self.path} is locked by another process: let it end, then run again") from error
             raise StoreError(f"{self.path}: {text}: move the file away, or choose another --out folder") from error
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"{self.path} is damaged ({error}): move the file away, or choose another --out folder") from error
-        except (ValueError, TypeError) as error:
-            raise StoreError(f"{self.path} is damaged ({error}): move the file away, or choose another --out folder") from error
+        except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise self._damaged(error) from error
         except OSError as error:
             raise StoreError(f"cannot use {self.path}: {error.strerror}: choose another folder with --out") from error
+
+    def _damaged(self, why: object) -> StoreError:
+        return StoreError(f"{self.path} is damaged ({why}): move the file away, or choose another --out folder")
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
     def put_machine(self, description: dict[str, Any]) -> None:
+        """Store ``description`` under its ``id``; peaks that stand there stay, unless it brings later ones."""
         with self.transaction():
-            self._put_machine(description["id"], json.dumps(description, sort_keys=True))
+            self._put_machine(description)
 
-    def _put_machine(self, identity: str, description: str) -> None:
-        self._db.execute(
-            "INSERT INTO machine VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET description = excluded.description",
-            (identity, description),
-        )
+    def _put_machine(self, description: dict[str, Any]) -> None:
+        mine = self.machines().get(description["id"], {})
+        if _peaks_measured(mine) > _peaks_measured(description):
+            description = {**description, "peaks": mine["peaks"]}
+        self._db.execute("REPLACE INTO machine VALUES (?, ?)", (description["id"], json.dumps(description, sort_keys=True)))
 
     def put(self, record: Record) -> None:
         """Store ``record``: what it says of itself replaces what stood there, its launches are added.
@@ -171,26 +191,28 @@ class Store:
         with self.transaction():
             self._db.execute(f"DELETE FROM record WHERE {condition}", record.key)
 
-    def merge(self, other: Store) -> int:
-        """Add every record of ``other``; returns how many there were. Machines stay apart, since they are in the key."""
-        records = other.records()
+    def merge(self, machines: Iterable[dict[str, Any]], records: Iterable[Record]) -> None:
+        """Add what another store holds. Machines stay apart, since they are in the key of a record."""
         with self.transaction():
-            for identity, description in other.machines().items():
-                self._put_machine(identity, json.dumps(description, sort_keys=True))
+            for description in machines:
+                self._put_machine(description)
             held = {record.key: record for record in self.records()}
             for record in records:
                 mine = held.get(record.key)
                 # What was once found wrong stays wrong, and no failure elsewhere takes samples away.
                 if mine is None or not (mine.status == "wrong" or (mine.launches and record.status not in ("ok", "wrong"))):
                     self._put(record)
-        return len(records)
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
     def machines(self) -> dict[str, dict[str, Any]]:
         """Descriptions by id."""
         with self._explained():
-            return {i: json.loads(d) for i, d in self._db.execute("SELECT id, description FROM machine ORDER BY id")}
+            found = {i: json.loads(d) for i, d in self._db.execute("SELECT id, description FROM machine ORDER BY id")}
+            for identity, description in found.items():
+                if description.get("id") != identity:
+                    raise ValueError(f"the description of machine {identity} is another one's")
+            return found
 
     def records(self) -> list[Record]:
         """All records in the order of their first writing, launches in the order of their index."""
@@ -217,3 +239,9 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _peaks_measured(description: dict[str, Any]) -> str:
+    """When a machine's peaks were measured, in UTC; empty without any."""
+    peaks = description.get("peaks")
+    return str(peaks.get("measured", "")) if isinstance(peaks, dict) else ""

@@ -1,7 +1,7 @@
 """The process that measures: one per runtime and number of threads; it does one thing at a time, when told to.
 
 Commands come as JSON lines on stdin, answers go as JSON lines to a pipe of their own: libraries print banners on stdout.
-A guardian kills the whole process group when the controller or the worker ends, whatever the worker is doing then.
+A guardian, its parent, kills all that it started when the controller or the worker ends, whatever the worker is doing then.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import sys
 import tracemalloc
 from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench.text import printable
 
 if TYPE_CHECKING:
     from algos.spec import ConvSpec
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.02
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
 REPEATED = 1e-4  # of the largest result: another order of summation moves it by less
@@ -34,24 +34,56 @@ MEMORY_SHARE = 0.9  # of what is available when the worker starts
 
 
 def guard(alive: int) -> None:
-    """Fork the guardian, before any thread exists. ``alive`` is a pipe's read end whose writer is the controller."""
+    """Fork, before any thread exists: the child goes on as the worker, the parent is its guardian and ends as it ends.
+
+    ``alive`` is a pipe's read end whose writer is the controller.
+    """
     if not hasattr(os, "pidfd_open"):  # elsewhere the end of stdin ends the worker between two commands
         return
-    worker = os.getpid()
-    if os.fork() == 0:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        watched = os.pidfd_open(worker)
-        for fd in (0, 1, 2):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    guardian = os.getpid()
+    control = getattr(ctypes.CDLL(None), "prctl", lambda *ignored: None)
+    control(PR_SET_CHILD_SUBREAPER, 1)  # what the worker's death orphans comes to the guardian, whatever session it is in
+    if worker := os.fork():
+        _watch(worker, alive)
+    control(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != guardian:  # it died before it could be told
+        os._exit(1)
+
+
+def _watch(worker: int, alive: int) -> NoReturn:
+    """Wait for the end of the controller or of the worker, leave no descendant, and end with the worker's status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watched = os.pidfd_open(worker)
+    for fd in {*range(256)} - {alive, watched}:
         with contextlib.suppress(OSError):
-            os.closerange(3, min(alive, watched))
-            os.closerange(min(alive, watched) + 1, max(alive, watched))
-            os.closerange(max(alive, watched) + 1, 256)
-        select.select([alive, watched], [], [])
-        os.killpg(0, signal.SIGKILL)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.close(fd)
+    select.select([alive, watched], [], [])
+    status = 0
+    with contextlib.suppress(ChildProcessError):  # none is left
+        while True:
+            for child in _children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            ended, code = os.wait()
+            status = code if ended == worker else status
+    if os.WIFSIGNALED(status):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the worker's is the one of interest
+        if os.WTERMSIG(status) != signal.SIGKILL:
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+def _children() -> list[int]:
+    """Children of this process, adopted ones included."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
+            if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
+                found.append(int(entry))
+    return found
 
 
 def limit_memory() -> None:
@@ -264,9 +296,9 @@ def main() -> None:
     """Started by the controller as ``-c "from bench.worker import main; main()" ANSWERS ALIVE DEVICE PARENT``."""
     answers_fd, alive, device, parent = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's business
-    guard(alive)
-    if os.getppid() != parent:  # it died before the guardian stood
+    if os.getppid() != parent:  # it is dead already
         os._exit(1)
+    guard(alive)
     faulthandler.enable()
     os.set_inheritable(answers_fd, False)
     import bench.check  # noqa: F401  # what every case needs is start-up, not the first case's time

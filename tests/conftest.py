@@ -1,4 +1,4 @@
-"""Shared by the tests: the command line as a user runs it, in folders of its own."""
+"""Shared by the tests: the command line as a user runs it, in folders and on file systems of its own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 Convbench = Callable[..., subprocess.CompletedProcess[str]]
+Mount = Callable[..., Path]
 
 
 @pytest.fixture
@@ -43,3 +44,29 @@ def faulty_path(tmp_path: Path) -> str:
     folder.mkdir()
     shutil.copy(Path(__file__).with_name("faulty.py"), folder)
     return str(folder)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """``mount(name, bytes)``: a small file system of its own, and ``mount(folder)`` makes one read-only."""
+    mounted: list[Path] = []
+
+    def do(*arguments: str) -> None:
+        done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+
+    def make(folder: Path, size: int | None = None) -> Path:
+        if size is None:
+            do("-o", "remount,ro", str(folder))
+        else:
+            folder.mkdir()
+            do("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
+            mounted.append(folder)
+        return folder
+
+    if sys.platform != "linux" or not shutil.which("mount"):
+        pytest.skip("mounts need Linux")
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -72,13 +72,36 @@ class Abort(Good):
 
 @dataclass(frozen=True)
 class Hang(Good):
-    """Hangs with a child that would outlive it."""
+    """Hangs with children that would outlive it, one in the group and one in a session of its own."""
 
     name: str = "hang"
 
     def misbehave(self) -> None:
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)  # child_of_hang"])
+        for apart in (False, True):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)  # child_of_hang"], start_new_session=apart)
         time.sleep(600)
+
+
+@dataclass(frozen=True)
+class Daemon(Good):
+    """Dies after it has started a daemon: an orphan from the beginning, in a session of its own."""
+
+    name: str = "daemon"
+
+    def misbehave(self) -> None:
+        child = [sys.executable, "-c", "import time; time.sleep(600)  # child_of_daemon"]
+        subprocess.run(
+            [sys.executable, "-c", f"import subprocess; subprocess.Popen({child}, start_new_session=True)"], check=True
+        )
+        os.abort()
+
+
+@dataclass(frozen=True)
+class Exits(Good):
+    name: str = "exits"
+
+    def misbehave(self) -> None:
+        sys.exit("enough")
 
 
 @dataclass(frozen=True)
@@ -161,6 +184,25 @@ class Breaks(Good):
         raise LookupError("no idea")
 
 
+@dataclass(frozen=True)
+class NoReason(Good):
+    """Says whether, not why."""
+
+    name: str = "gives_no_reason"
+
+    def unsupported(self, spec: ConvSpec) -> Any:
+        return False
+
+
+@dataclass(frozen=True)
+class Leaves(Good):
+    name: str = "leaves"
+
+    def unavailable(self) -> str | None:
+        sys.exit(0)
+
+
 ALGORITHMS = [
-    Good(), Wrong(), Segfault(), Abort(), Hang(), Greedy(), Raises(), Prints(), TooLarge(), Slow(), Forgets(), Forks(), Breaks()
-]
+    Good(), Wrong(), Segfault(), Abort(), Hang(), Daemon(), Exits(), Greedy(), Raises(), Prints(), TooLarge(), Slow(),
+    Forgets(), Forks(), Breaks(), NoReason(), Leaves(),
+]  # fmt: skip

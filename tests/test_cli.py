@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -126,3 +128,78 @@ def test_a_store_that_cannot_be_used_is_one_clear_line(convbench: Convbench, tmp
     done = convbench(*one)
     assert done.returncode == 2, done.stdout
     assert done.stderr.count("\n") == 1 and str(path) in done.stderr and "unexpected" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "2>&-", "0<&- 2>&-", "1>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams(closed: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """Nothing else is written to what takes their numbers."""
+    command = f"{sys.executable} -m bench run 9x9,3x3 --algorithms direct_shift --launches 1 --out out {closed}"
+    environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+    assert ("report:" in done.stdout) == ("1>" not in closed)
+    with closing(sqlite3.connect(tmp_path / "out" / "convbench.sqlite")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("SELECT count(*) FROM launch").fetchone() == (1,)
+
+
+def test_bad_usage_with_closed_streams(environment: dict[str, str], tmp_path: Path) -> None:
+    environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for command in ("check 9x9", "nosuchcommand"):
+        done = subprocess.run(f"{sys.executable} -m bench {command} 2>&-", shell=True, cwd=tmp_path, env=environment,
+                              capture_output=True, text=True, timeout=60)  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_reader_that_has_seen_enough(environment: dict[str, str], tmp_path: Path) -> None:
+    environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = f"{sys.executable} -m bench list | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+HOSTILE = """
+from dataclasses import dataclass
+from tests.record_makers import HOSTILE
+from algos import Algorithm
+
+@dataclass(frozen=True)
+class Hostile(Algorithm):
+    name: str = "hostile"
+    family: str = "direct"
+    text: str = "".join(HOSTILE)
+
+    def unavailable(self):
+        return self.text if self.name == "hostile" else None
+
+    def unsupported(self, spec):
+        return self.text if self.name == "hostile_too" else None
+
+    def workspace_bytes(self, spec, threads=1):
+        return 0
+
+    def prepare(self, spec, weights, threads=1):
+        raise ValueError(self.text)
+
+ALGORITHMS = [Hostile(), Hostile("hostile_too"), Hostile("hostile_three")]
+"""
+
+
+def test_hostile_texts_stay_texts(convbench: Convbench, tmp_path: Path) -> None:
+    """Of an algorithm, in the terminal, the store and the report, in a folder with a hostile name."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "hostile.py").write_text(HOSTILE)
+    environment = {"CONVBENCH_PATH": str(tmp_path / "plugins"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    out = tmp_path / "<b>out & 100% #1?'\""
+    names = "hostile,hostile_too,hostile_three"
+    measured = ("run", "9x9,3x3", "--algorithms", f"{names},direct_shift", "--launches", "1", "--out", str(out))
+    for command in (("list", "9x9,3x3"), ("check", "9x9,3x3", "--algorithms", names), ("pick", "9x9,3x3"), measured):
+        done = convbench(*command, **environment)
+        assert done.returncode == (1 if command[0] == "check" else 0), done.stderr
+        assert done.stderr == "" and all(line.isprintable() for line in done.stdout.splitlines())
+    with closing(sqlite3.connect(out / "convbench.sqlite")) as database:
+        reasons = dict(database.execute("SELECT algorithm, reason FROM record"))
+    assert all(reasons[name].isprintable() and "alert(1)" in reasons[name] for name in names.split(","))
+    page = (out / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page and "<img" not in page.replace('<img src="data:', "")
+    assert all(path.name.isascii() for path in (out / "report").iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli import main
 from bench.compare import compare
 from bench.exchange import from_pytest_benchmark
 from bench.record import Launch, Record
@@ -115,8 +116,64 @@ def test_import_is_tagged_shown_and_never_used(convbench: Convbench, tmp_path: P
     assert all(c["run_s"] is None or c["run_s"] > 1e-8 for c in picked["candidates"])
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"benchmarks": 3, "machine_info": {}}', '{"benchmarks": []}'])
-def test_what_is_no_such_file_is_one_line(convbench: Convbench, tmp_path: Path, text: str) -> None:
-    (tmp_path / "bad.json").write_text(text)
-    done = convbench("import", str(tmp_path / "bad.json"))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+def pytest_benchmark(entry: str = "", stats: str = "") -> str:
+    """The text of a file with one benchmark, in which ``entry`` and ``stats`` replace what stands there."""
+    return (
+        '{"machine_info": {"cpu": {}}, "benchmarks": [{"group": "1x1x20x20,1x1x3x3", "name": "n", '
+        f'"extra_info": {{"threads": 1}}, "stats": {{"data": [1e-6], "median": 1e-6, "iterations": 1{stats}}}{entry}}}]}}'
+    )
+
+
+BAD_FILES = {
+    "nothing": "",
+    "no object": "[]",
+    "an empty object": "{}",
+    "no benchmarks": '{"benchmarks": []}',
+    "benchmarks that are a number": '{"benchmarks": 3, "machine_info": {}}',
+    "benchmarks that are an object": '{"benchmarks": {"a": 1}, "machine_info": {}}',
+    "deeper than anything": '{"machine_info": ' + "[" * 200_000,
+    "a machine of text": pytest_benchmark().replace('{"cpu": {}}', '"mine"'),
+    "data of text": pytest_benchmark(stats=', "data": "123"'),
+    "data of texts": pytest_benchmark(stats=', "data": ["1", "2"]'),
+    "data as an object": pytest_benchmark(stats=', "data": {"1": 2}'),
+    "data of objects": pytest_benchmark(stats=', "data": [[1e-6]]'),
+    "data of truths": pytest_benchmark(stats=', "data": [true]'),
+    "negative data": pytest_benchmark(stats=', "data": [-1e-6]'),
+    "endless data": pytest_benchmark(stats=', "data": [1e999]'),
+    "data of NaN": pytest_benchmark(stats=', "data": [NaN]'),
+    "data of ages": pytest_benchmark(stats=', "data": [1e300, 1e300]'),
+    "no data": pytest_benchmark(stats=', "data": [], "median": null'),
+    "iterations of text": pytest_benchmark(stats=', "iterations": "many"'),
+    "negative iterations": pytest_benchmark(stats=', "iterations": -1'),
+    "more iterations than stars": pytest_benchmark(stats=', "iterations": 1' + "0" * 40),
+    "endless iterations": pytest_benchmark(stats=', "iterations": 1e999'),
+    "a number of too many digits": pytest_benchmark(stats=', "iterations": 1' + "0" * 5000),
+    "threads of text": pytest_benchmark(', "extra_info": {"threads": "all"}'),
+    "threads without end": pytest_benchmark(', "extra_info": {"threads": 1' + "0" * 30 + "}"),
+    "negative threads": pytest_benchmark(', "extra_info": {"threads": -2}'),
+    "further facts of text": pytest_benchmark(', "extra_info": "mine"'),
+    "statistics of text": pytest_benchmark(', "stats": "fast"'),
+    "no statistics": pytest_benchmark(', "stats": null'),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_what_is_no_such_file_is_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(BAD_FILES[kind])
+    assert main(("import", str(file), "--out", str(tmp_path / "out"))) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and str(file) in shown.err and "unexpected" not in shown.err
+    assert len(shown.err) < 500 and not (tmp_path / "out").exists()
+
+
+def test_odd_but_harmless_files_are_imported(tmp_path: Path) -> None:
+    odd = pytest_benchmark(', "name": "\\ud800\\u001b[31m", "param": 3, "extra_info": null, "datetime": ["x"]')
+    odd = odd.replace('{"cpu": {}}', '{"cpu": {"count": [[1]], "brand_raw": {"a": 1}}, "machine": 7}')
+    (tmp_path / "odd.json").write_text(odd)
+    machine, (found,), _ = from_pytest_benchmark(tmp_path / "odd.json")
+    assert found.algorithm.isprintable() and found.threads == 0
+    with Store(tmp_path / "out") as store:
+        store.put_machine(machine)
+        store.put(found)
+        assert store.records() == [found] and store.machines() == {machine["id"]: machine}

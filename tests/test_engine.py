@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from algos.engine.blocks import Blocks, axes, locate
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
 from algos.engine.windows import interior, padded_shape, reach, read_slice, stuffed, windows
 from bench.data import operands
+from tests.conftest import Mount
 
 SPECS = [
     "1x1x20x21,1x1x3x3,p1",
@@ -144,38 +146,88 @@ def test_runs_compile_nothing(name: str, text: str) -> None:
 
 
 CACHED = """
+import sys
 import numpy as np
+from numba.core.registry import CPUDispatcher
 from algos import ConvSpec, get
 from algos.engine.jit import cache_folder
+from bench import peaks
 spec = ConvSpec.parse("1x1x9x8,1x1x3x3,p1")
-y = get("numba_direct").prepare(spec, np.ones(spec.weight_shape, np.float32))(np.ones(spec.input_shape, np.float32))
-assert y[0, 0, 4, 4] == 9
-print(cache_folder())
+algorithm = get("numba_direct")
+assert algorithm.unavailable() is None
+y = algorithm.prepare(spec, np.ones(spec.weight_shape, np.float32))(np.ones(spec.input_shape, np.float32))
+assert y[0, 0, 4, 4] == 9 and peaks.multiply_add_float64(3) > 0
+ours = [m for name, m in sys.modules.items() if name.startswith(("algos", "bench"))]
+functions = [f for m in ours for f in vars(m).values() if isinstance(f, CPUDispatcher)]
+print(cache_folder(), sum(sum(f.stats.cache_misses.values()) for f in functions))
 """
 
 
-def run(environment: dict[str, str], tmp_path: Path, **extra: str) -> str:
+def run(environment: dict[str, str], tmp_path: Path, **extra: str) -> tuple[str, bool]:
+    """The folder of compiled code, and whether everything was found in it."""
     done = subprocess.run(
         [sys.executable, "-c", CACHED], env={**environment, "CONVBENCH_CACHE": str(tmp_path), **extra},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    folder, misses = done.stdout.split()
+    return folder, misses == "0" and folder != "None"
 
 
 def test_compiled_code_survives_a_damaged_cache(environment: dict[str, str], tmp_path: Path) -> None:
-    folder = Path(run(environment, tmp_path))
-    assert folder.is_relative_to(tmp_path) and folder.stat().st_mode & 0o077 == 0
-    indices = list(folder.rglob("*.nbi"))
-    assert indices
-    for index in indices:
-        index.write_bytes(b"not a cache")
-    assert run(environment, tmp_path) == str(folder)
+    name, found = run(environment, tmp_path)
+    folder = Path(name)
+    assert folder.is_relative_to(tmp_path) and folder.stat().st_mode & 0o077 == 0 and not found
+    assert run(environment, tmp_path) == (name, True)
+    damages = (("*.nbi", b"not a cache"), ("*.nbc", b"not a cache"), ("*.nbc", b""), ("*.nb?", b"cbuiltins\nint\n."))
+    for pattern, damage in damages:
+        damaged = list(folder.rglob(pattern))
+        assert damaged
+        for path in damaged:
+            path.write_bytes(damage)
+        run(environment, tmp_path)
+        assert run(environment, tmp_path) == (name, True)
+        assert not [path for path in folder.rglob("*.nb?") if path.read_bytes() == damage]
+
+
+def test_code_of_another_signature_is_not_taken(environment: dict[str, str], tmp_path: Path) -> None:
+    """As two processes leave it that compile one function for two types at once: the index names one file for both."""
+    name, _ = run(environment, tmp_path)
+    double = CACHED.replace("np.float32", "np.float64").replace("p1", "p1,float64")
+    environment = {**environment, "CONVBENCH_CACHE": str(tmp_path)}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", double], env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        for first in Path(name).rglob("*.1.nbc"):
+            if (second := first.with_name(first.name.replace(".1.nbc", ".2.nbc"))).exists():
+                second.write_bytes(first.read_bytes())
+
+
+def test_compiled_code_on_a_full_disk(environment: dict[str, str], tmp_path: Path, mount: Mount) -> None:
+    folder = mount(tmp_path / "small", 256 << 10)
+    (folder / "filler").write_bytes(bytes((256 << 10) - (48 << 10)))
+    for _ in range(2):  # whatever the first one left
+        run(environment, folder)
+
+
+def test_nothing_compiled_is_offered_when_compiling_is_turned_off(environment: dict[str, str], tmp_path: Path) -> None:
+    code = """
+import json, algos
+from bench import peaks
+reasons = {a.name: a.unavailable() for a in algos.algorithms() if a.runtime == "numba"}
+print(json.dumps([reasons, algos.pick("64x64,5x5,rank1").algorithm, peaks._measured_apart()]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**environment, "NUMBA_DISABLE_JIT": "1"}, capture_output=True,
+                          text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    reasons, picked, peaks = json.loads(done.stdout)
+    assert reasons and all(reason.startswith("NUMBA_DISABLE_JIT is set") for reason in reasons.values())
+    assert picked not in reasons and peaks == {}
 
 
 def test_compiled_code_without_a_place_to_cache(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "numba").write_text("a file where the folder would be")
-    assert run(environment, tmp_path) == "None"
+    assert run(environment, tmp_path) == ("None", False)
 
 
 def test_checked_code_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

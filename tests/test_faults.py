@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -20,6 +22,7 @@ from bench.cases import Settings, cases_of
 from bench.runner import Outcome, Runner
 from bench.store import Store
 from bench.timing import Budget
+from tests.conftest import Convbench
 
 SPEC = ConvSpec.parse("1x1x32x32,1x1x3x3")
 SETTINGS = Settings(launches=2, answer_s=8, slow_s=0.5, budget=Budget(case_s=0.02))
@@ -55,6 +58,8 @@ EXPECTED = {
     "abort": ("crashed", "SIGABRT"),
     "hang": ("timeout", "no answer"),
     "greedy": ("too_large", "out of memory"),
+    "daemon": ("crashed", "SIGABRT"),
+    "exits": ("crashed", "ended with status 1: enough"),
     "raises": ("error", "RuntimeError: first line second"),
     "prints": ("ok", ""),
     "predicts_too_much": ("too_large", "bytes"),
@@ -62,6 +67,8 @@ EXPECTED = {
     "forgets": ("wrong", "after the last sample"),
     "forks": ("crashed", "something else than an answer"),
     "breaks_the_contract": ("error", "breaks the contract"),
+    "gives_no_reason": ("error", "breaks the contract: TypeError: unsupported returned False"),
+    "leaves": ("error", "breaks the contract: SystemExit"),
 }
 
 
@@ -73,7 +80,19 @@ def test_every_failure_costs_its_own_case_only(tmp_path: Path) -> None:
         assert EXPECTED[record.algorithm][1] in record.reason
         assert "\x1b" not in record.reason and "\n" not in record.reason
         assert len(record.launches) == (2 if record.status == "ok" else 0)
-    assert not children_named("child_of_hang")
+    assert not children_named("child_of_")
+
+
+@pytest.mark.parametrize("text", ["3000000x3000000,3x3,p1", "1x1x9000000000000,1x1x63,p0:62", "1x1x50000x50000x3000,1x1x3x3x3"])
+def test_what_no_memory_holds_is_refused_before_anything_is_allocated(text: str) -> None:
+    """Sizes beyond 2**31 and 2**32 elements, where indices of 32 bits would come out small."""
+    spec = ConvSpec.parse(text)
+    found = [a for a in registry().values() if a.device == "cpu"]
+    for case in cases_of([spec], found, [1, 2], SETTINGS):
+        record = case.record
+        assert record.status in ("too_large", "unsupported", "unavailable"), (record.algorithm, record.status, record.reason)
+        if record.status == "too_large":
+            assert record.workspace_bytes + spec.min_bytes > 1 << 43
 
 
 @pytest.mark.usefixtures("with_faulty")
@@ -157,26 +176,55 @@ def wait_for_no(mark: str) -> None:
     assert not children_named(mark)
 
 
+KILLS = 20
+
+
 def test_kill_9_loses_nothing_and_leaves_no_process(environment: dict[str, str], faulty_path: str, tmp_path: Path) -> None:
+    """At random moments of its start, of measuring and of storing; each run goes on where the one before was killed."""
     environment = {**environment, "CONVBENCH_PATH": faulty_path}
-    folder = tmp_path / "killed"
-    stored: list[tuple] = []
-    for delay in (0.3, 1.2, 1.9, 2.4):
-        process = start(environment, folder)
-        time.sleep(delay)
-        os.kill(process.pid, signal.SIGKILL)
+    folder, moments = tmp_path / "killed", random.Random(20)
+    more = ("--sizes", "16,24", "--kernels", "3", "--launches", "16")
+    killed, progress, after = 0, set(), []
+    for turn in range(KILLS):
+        process = start(environment, folder, *more)
+        deadline = time.monotonic() + 30
+        while turn % 2 and len(acknowledged(folder)) <= len(after) and time.monotonic() < deadline:
+            time.sleep(0.02)  # every other one after its first new row, however busy the machine is
+        time.sleep(moments.uniform(0, 0.2 if turn % 2 else 0.9))
+        before = acknowledged(folder)
+        killed += process.poll() is None
+        process.kill()
         process.communicate()
         wait_for_no(f" {process.pid}")  # workers carry their controller's number as their last argument
-        now = acknowledged(folder)
-        assert set(stored) <= set(now)
-        stored = now
-    process = start(environment, folder)
+        after = acknowledged(folder)
+        assert set(before) <= set(after)
+        progress.add(len(after))
+        if after:
+            with Store(folder, create=False) as store:
+                assert sum(len(record.launches) for record in store.records()) == len(after)
+    assert killed == KILLS and len(progress) >= KILLS // 2  # the moments were spread over the run
+    process = start(environment, folder, *more)
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     final = acknowledged(folder)
-    assert set(stored) <= set(final)
-    assert len(final) == 3 * 2 * 2 * 3
+    assert set(after) <= set(final)
+    assert len(final) == 2 * 2 * 16
     assert "report:" in out
+
+
+def test_children_in_sessions_of_their_own_die_with_the_controller(
+    environment: dict[str, str], faulty_path: str, tmp_path: Path
+) -> None:
+    environment = {**environment, "CONVBENCH_PATH": faulty_path}
+    process = start(environment, tmp_path / "out", "--algorithms", "hang")
+    deadline = time.monotonic() + 60
+    while len(children_named("child_of_hang")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(children_named("child_of_hang")) == 2
+    process.kill()
+    process.communicate()
+    wait_for_no("child_of_hang")
+    wait_for_no(f" {process.pid}")
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(environment: dict[str, str], faulty_path: str, tmp_path: Path) -> None:
@@ -198,3 +246,30 @@ def test_two_runs_on_one_store_keep_everything(environment: dict[str, str], faul
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert len(acknowledged(tmp_path / "out")) == 3 * 2 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("sources", "says"),
+    [
+        ({"torch": "import ctypes; ctypes.string_at(0)", "cv2": "raise RuntimeError('no <b>display</b>\\x1b[31m')"},
+         {"torch_nchw": "ended with status -11", "opencv_filter2d": "no <b>display</b>"}),
+        ({"cupy": "import os; os.abort()", "torch": "print('banner')"},
+         {"cupy_direct": "ended with status -6", "torch_nchw": "AttributeError"}),
+    ],
+)  # fmt: skip
+def test_libraries_that_break_on_import_cost_their_own_algorithms_only(
+    sources: dict[str, str], says: dict[str, str], convbench: Convbench, tmp_path: Path
+) -> None:
+    for library, source in sources.items():
+        (tmp_path / f"{library}.py").write_text(source)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    environment = {"PYTHONPATH": path, "CONVBENCH_CACHE": str(tmp_path / "cache")}
+    listed = convbench("list", **environment)
+    assert listed.returncode == 0 and listed.stderr == "" and all(line.isprintable() for line in listed.stdout.splitlines())
+    rows = {row["name"]: row for row in json.loads(convbench("list", "--json", **environment).stdout)}
+    for name, reason in says.items():
+        assert reason in rows[name]["why"] and not rows[name]["available"]
+    checked = convbench("check", "9x9,3x3", "--algorithms", ",".join(("direct_shift", *says)), "--json", **environment)
+    assert checked.returncode == 0, checked.stderr
+    statuses = {row["algorithm"]: row["status"] for row in json.loads(checked.stdout)}
+    assert statuses == {"direct_shift": "ok", **dict.fromkeys(says, "unavailable")}

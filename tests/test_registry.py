@@ -80,7 +80,22 @@ def test_one_file_makes_an_algorithm_appear_everywhere(convbench: Convbench, plu
         ("", "defines no ALGORITHMS"),
         (PLUGIN.format(name="direct_shift", error="1"), "two algorithms are named"),
         (PLUGIN.format(name="not a name", error="1"), "must be a Python identifier"),
-        (PLUGIN.format(name="mine", error="1").replace('"direct"', '"magic"'), "is not one of"),
+        (PLUGIN.format(name="mine", error="1").replace('"direct"', '"magic"'), "family 'magic' .* is not one of direct, "),
+        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(runtime='jax')]"), "runtime 'jax' .* not one of"),
+        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(layout='hwc')]"), "layout 'hwc' .* not one of"),
+        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(device='gpu')]"), "device 'gpu' .* not one of"),
+        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(accuracy=['x'])]"), "accuracy .* is not one of"),
+        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(name=3)]"), "name 3 .* must be a Python identifier"),
+        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine]"), "not an Algorithm"),
+        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "Mine()"), "not a list"),
+        (PLUGIN.format(name="mine", error="1").replace("frozen=True", "frozen=False"), "cannot be imported: TypeError"),
+        (PLUGIN.format(name="mine", error="1").replace("    family", "    grid: tuple = ([],)\n    family"), "hashable fields"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("def x(:\n", "cannot be imported: SyntaxError: .*line 1"),
+        ("import sys; sys.exit()", "cannot be imported: SystemExit"),
+        ("import sys; sys.exit(0)", "cannot be imported: SystemExit"),
+        ("import algos.not_there", "cannot be imported: ModuleNotFoundError: No module named 'algos.not_there'"),
+        ("raise ImportError('libgone.so: cannot open\\nshared object')", "ImportError: libgone.so: cannot open shared object"),
     ],
 )
 def test_a_file_that_breaks_the_contract_says_how(
@@ -91,25 +106,34 @@ def test_a_file_that_breaks_the_contract_says_how(
     registry.registry.cache_clear()
     with pytest.raises(ValueError, match=says) as caught:
         registry.registry()
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and str(tmp_path / "mine.py") in str(caught.value)
     monkeypatch.undo()
     registry.registry.cache_clear()
 
 
-def test_a_missing_import_is_unavailable_and_any_other_error_is_a_bug(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_import_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVBENCH_PATH", str(tmp_path))
     (tmp_path / "needs.py").write_text("import not_there_at_all")
     registry.registry.cache_clear()
     assert registry.get("needs").unavailable() == "not_there_at_all is not installed"
-    (tmp_path / "needs.py").write_text("import algos.not_there")
-    (tmp_path / "broken.py").write_text("1 / 0")
-    registry.registry.cache_clear()
-    with pytest.raises(ZeroDivisionError):
-        registry.registry()
     monkeypatch.undo()
     registry.registry.cache_clear()
+
+
+def test_a_broken_file_is_one_line_of_every_command(convbench: Convbench, tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text("import sys; print('banner'); sys.exit(0)")
+    for command in (("list",), ("pick", "9x9,3x3"), ("check", "9x9,3x3"), ("run", "9x9,3x3")):
+        done = convbench(*command, CONVBENCH_PATH=str(tmp_path))
+        assert (done.returncode, done.stdout) == (2, "") and "unexpected" not in done.stderr
+        assert done.stderr.count("\n") == 2 and str(tmp_path / "leaves.py") in done.stderr.splitlines()[1]
+
+
+def test_a_broken_algorithm_stands_beside_the_others(convbench: Convbench, faulty_path: str) -> None:
+    """One that leaves, raises or answers nonsense when it is asked is listed with that; the rest is as it was."""
+    listed = {row["name"]: row for row in json.loads(convbench("list", "9x9,3x3", "--json", CONVBENCH_PATH=faulty_path).stdout)}
+    assert listed["good"]["supported"] and listed["direct_shift"]["supported"]
+    assert not listed["leaves"]["available"] and listed["leaves"]["why"] == "breaks the contract: SystemExit: 0"
+    assert not listed["gives_no_reason"]["supported"] and "returned False" in listed["gives_no_reason"]["why"]
 
 
 def test_an_unknown_folder_is_refused(convbench: Convbench) -> None:

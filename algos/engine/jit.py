@@ -6,8 +6,9 @@ answered with the old machine code. Hence one function per flag set, and one fol
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
-import pickle
 import shutil
 import sys
 import tempfile
@@ -21,7 +22,8 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import config as numba_config
-from numba.core.caching import NullCache
+from numba.core.caching import FunctionCache
+from numba.core.sigutils import normalize_signature
 
 from algos.engine.simd import simd
 from algos.machine import cache_base
@@ -56,20 +58,41 @@ def _forget_old(base: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def compiled(**flags: Any) -> Callable[[Callable], Any]:
-    """``numba.njit(nogil=True, cache=True)`` with this project's cache folder and any further flags.
+def disabled() -> str | None:
+    """Why nothing can be compiled, or None."""
+    return "NUMBA_DISABLE_JIT is set, which turns compiled loops into Python's: unset it" if config.DISABLE_JIT else None
 
-    The cache lives in a private folder; a damaged entry is cleared and compiled anew.
-    """
+
+class _Cache(FunctionCache):
+    """Numba's cache of one function as a help, never a condition: damaged, it is removed; on a full disk, left as it is."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            found = super().load_overload(sig, target_context)
+            # Two processes that save at once may give two signatures one file.
+            return found if found is None or found.signature.args == normalize_signature(sig)[0] else None
+        except Exception:  # damaged pickles raise whatever their bytes ask for
+            for path in Path(self.cache_path).glob(f"{glob.escape(self._impl.filename_base)}.*"):
+                path.unlink(missing_ok=True)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+
+def compiled(**flags: Any) -> Callable[[Callable], Any]:
+    """``numba.njit(nogil=True)`` with any further flags, cached in this project's private folder."""
 
     def decorate(function: Callable) -> Any:
+        dispatcher = numba.njit(nogil=True, **flags)(function)
         folder = cache_folder()
-        if folder is None:
-            return numba.njit(nogil=True, **flags)(function)
+        if folder is None or config.DISABLE_JIT:
+            return dispatcher
         before = config.CACHE_DIR
-        config.CACHE_DIR = str(folder)  # read once, when the dispatcher is made
+        config.CACHE_DIR = str(folder)  # read once, when the cache is made
         try:
-            dispatcher = numba.njit(nogil=True, cache=True, **flags)(function)
+            dispatcher._cache = _Cache(function)
         finally:
             config.CACHE_DIR = before
         return dispatcher
@@ -78,26 +101,14 @@ def compiled(**flags: Any) -> Callable[[Callable], Any]:
 
 
 def compile_for(dispatcher: Any, *arguments: Any) -> None:
-    """Compile (or load) the specialisation for ``arguments`` without running it, surviving a damaged cache.
+    """Compile (or load) the specialisation for ``arguments`` without running it.
 
     Asking again costs microseconds: Numba's own look-up of the arguments' types costs hundreds.
     """
     key = (dispatcher, *map(_kind, arguments))
     if key in _done:
         return
-    signature = tuple(numba.typeof(a) for a in arguments)
-    try:
-        dispatcher.compile(signature)
-    except OSError:  # no room for the cache: compile for this process alone
-        dispatcher._cache = NullCache()
-        dispatcher.compile(signature)
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, IndexError):
-        folder = cache_folder()
-        if folder is None:
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        dispatcher.compile(signature)
+    dispatcher.compile(tuple(numba.typeof(a) for a in arguments))
     _done.add(key)
 
 
