@@ -136,7 +136,7 @@ def drifting(times, specs=12, launches=3, own=0.01, drift=0.2, apart=False):
         common = np.exp(rng.normal(0, drift, launches))
         for place, (name, time_s) in enumerate(times.items()):
             jitter = common * np.exp(rng.normal(0, own, launches))
-            made = record(name, time_s, f"1x1x{16 + number}x16,1x1x3x3", jitter=tuple(jitter))
+            made = record(name, time_s, f"1x1x{16 + number}x16,1x1x3x3", jitter=tuple(jitter.tolist()))
             if apart:  # every algorithm had its launches on another day
                 changed = (Launch(**{**vars(x), "started": f"2025-01-0{place + 1}T10:00:00+00:00"}) for x in made.launches)
                 made = made.with_launches(tuple(changed))

@@ -26,7 +26,20 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Blocks, as_2d, axes, locate, pack
 from algos.engine.jit import compile_for, compiled
-from algos.engine.simd import ROWS, TAILS, VECTOR_BYTES, VECTORS, address, advance, clear, copy, lanes, move, outer_offsets, prefetch
+from algos.engine.simd import (
+    ROWS,
+    TAILS,
+    VECTOR_BYTES,
+    VECTORS,
+    address,
+    advance,
+    clear,
+    copy,
+    lanes,
+    move,
+    outer_offsets,
+    prefetch,
+)
 from algos.engine.threads import share, split
 from algos.machine import caches
 from algos.spec import ConvSpec
@@ -93,15 +106,15 @@ def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, l
         if at + 2 * size <= plane and item + 1 < last:
             lines = channels * (size // line)
         calls = (blocks * (part + 1) // parts - blocks * part // parts) * -(-count // block)
-        share = -(-lines // calls)
+        each = -(-lines // calls)
         for o in range(blocks * part // parts * ROWS, min(filters, blocks * (part + 1) // parts * ROWS), ROWS):
             weights = address(w, (group * blocks * ROWS + o) * channels)
             to = (n * y.shape[1] + group * filters + o) * plane + at
             for b in range(0, count, block):
-                for i in range(ahead, min(lines, ahead + share)):
-                    c, l = i // (size // line), i % (size // line)
-                    prefetch(address(x, (n * x.shape[1] + group * channels + c) * plane + at + size + l * line))
-                ahead += share
+                for i in range(ahead, min(lines, ahead + each)):
+                    c, at_line = i // (size // line), i % (size // line)
+                    prefetch(address(x, (n * x.shape[1] + group * channels + c) * plane + at + size + at_line * line))
+                ahead += each
                 block_of_outputs(address(panels, b * channels), offsets, weights, address(y, to + b), plane,
                                  min(ROWS, filters - o), min(block, count - b), spare)  # fmt: skip
 

@@ -28,38 +28,54 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.jit import compile_for, compiled
-from algos.engine.simd import ROWS, VECTORS, lanes
-from algos.engine.threads import share, split
+from algos.engine.relay import CHUNKS, fork, helpers, new_job
+from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
 from algos.engine.tiles import load_tiles, multiply, store_tiles
 from algos.engine.toom_cook import Matrix, toom_cook
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
+INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 LARGEST_TILE = 8
-SHARED_FLOPS = 2e7
+SHARED_FLOPS = 4e6
+
+
+@compiled(**INNER)
+def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra, products, scratch,
+                item, phase, parts, chunk, slot):  # fmt: skip
+    """All of item number ``chunk`` if ``phase`` is 0, else part ``chunk`` of one phase of ``item``.
+
+    An item is image x group x block of ``rows`` tile rows; kernels: (group, point, block of outputs, channel, its outputs).
+    """
+    blocks = -(-tiles_h // rows)
+    channels, filters = x.shape[1] // groups, y.shape[1] // groups
+    part, own = chunk, 0
+    if phase == 0:
+        item, part, parts, own = chunk, 0, 1, slot
+    n, group, row = item // blocks // groups, item // blocks % groups, item % blocks * rows
+    count = min(rows, tiles_h - row)
+    if phase <= 1:
+        load_tiles(x, n, group * channels, channels, top, left, outputs, taps_h, taps_w, row, count, tiles_w, scratch[slot],
+                   spectra[own], part, parts)  # fmt: skip
+    if phase == 0 or phase == 2:
+        multiply(spectra[own], kernels[group], products[own], channels, count * tiles_w, part, parts)
+    if phase == 0 or phase == 3:
+        store_tiles(products[own], y, n, group * filters, filters, outputs, taps_h, taps_w, row, count, tiles_w,
+                    scratch[slot], part, parts)  # fmt: skip
 
 
 @compiled(**FLAGS)
 def winograd_tiles(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra, products,
-                   scratch, first, last, phases, part, parts):  # fmt: skip
-    """Items [first, last): image x group x block of ``rows`` tile rows.
-
-    kernels: (group, point, block of outputs, channel, outputs of a block); ``phases``: a bit each for the way in, the
-    products and the way back; ``part`` of ``parts`` threads that share an item.
-    """
-    blocks = -(-tiles_h // rows)
-    channels, filters = x.shape[1] // groups, y.shape[1] // groups
-    for item in range(first, last):
-        n, group, row = item // blocks // groups, item // blocks % groups, item % blocks * rows
-        count = min(rows, tiles_h - row)
-        if phases & 1:
-            load_tiles(x, n, group * channels, channels, top, left, outputs, taps_h, taps_w, row, count, tiles_w, scratch,
-                       spectra, part, parts)  # fmt: skip
-        if phases & 2:
-            multiply(spectra, kernels[group], products, channels, count * tiles_w, part, parts)
-        if phases & 4:
-            store_tiles(products, y, n, group * filters, filters, outputs, taps_h, taps_w, row, count, tiles_w, scratch,
-                        part, parts)  # fmt: skip
+                   scratch, together, job, boxes, hands):  # fmt: skip
+    """Every item, each by one thread, or each phase of one item after the other by all threads together."""
+    items = x.shape[0] * groups * -(-tiles_h // rows)
+    lanes = VECTOR_BYTES // x.itemsize
+    shares = (items, -(-x.shape[1] // groups // lanes), spectra.shape[1], -(-y.shape[1] // groups // lanes))
+    for run in range(3 * items if together else 1):
+        phase = 1 + run % 3 if together else 0
+        job[CHUNKS] = parts = shares[phase]
+        fork(tiles_chunk, (x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra,
+                           products, scratch, run // 3, phase, parts), job, boxes, hands)  # fmt: skip
 
 
 class Tiling(NamedTuple):
@@ -181,26 +197,17 @@ class Winograd(Algorithm):
         scratch = np.empty((threads, length), spec.in_dtype)
         (top, _), (left, _) = spec.padding
         outputs, taps_h, taps_w = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
-        items = spec.batch * spec.groups * tiling.blocks
-        cuts = split(items, threads)
-        fixed = (spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w)
+        crew, job = helpers(), new_job()
+        hands = crew.hire(threads - 1)
+        fixed = (spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra, products, scratch, together,
+                 job, crew.boxes, hands)  # fmt: skip
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
-        compile_for(winograd_tiles, image, kernels, image, *fixed, spectra[0], products[0], scratch[0], 0, 1, 7, 0, 1)
+        compile_for(winograd_tiles, image, kernels, image, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-
-            def alone(part: int, _: int) -> None:
-                winograd_tiles(x, kernels, y, *fixed, spectra[part], products[part], scratch[part], *cuts[part], 7, 0, 1)
-
-            if not together:
-                share(alone, len(cuts), len(cuts))
-                return y
-            for item in range(items):
-                for phase in (1, 2, 4):
-                    share(lambda part, _, item=item, phase=phase: winograd_tiles(  # type: ignore[misc]
-                        x, kernels, y, *fixed, spectra[0], products[0], scratch[part], item, item + 1, phase, part, threads),
-                        threads, threads)  # fmt: skip
+            crew.wake(hands)
+            winograd_tiles(x, kernels, y, *fixed)
             return y
 
         return run

@@ -1,0 +1,279 @@
+"""Compiled work handed to other cores in about a microsecond, where waking a thread costs 30 to 130.
+
+``fork(function, arguments, job, boxes, helpers)`` in compiled code runs ``function(*arguments, chunk, slot)`` for every chunk
+of a job, on the caller (slot 0) and on helpers (slot 1 and up). A helper is a thread that, after a job, watches a word of
+memory for ``SPIN_S`` in compiled code that holds no lock, and only then sleeps. Whoever is free takes the next chunk, so a
+helper that comes late, or never, costs nothing but its help.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from algos.engine.jit import compile_for, compiled
+from algos.engine.simd import I64
+from algos.engine.threads import usable_cores
+
+SPIN_S = 2e-4
+WAIT_S = 5.0  # for a helper's end at exit
+CODE, FINISHED, NEXT, CHUNKS, ARGUMENTS, WORDS = range(6)  # the words of a job
+ASLEEP, LISTENING, BUSY = 0, 1, 2  # what a helper's box says; anything else is the address of a job
+BOX = 16  # words from one box to the next: two cache lines
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def _word(builder: Any, address: Any, index: Any) -> Any:
+    return builder.gep(builder.inttoptr(address, I64.as_pointer()), [index])
+
+
+@intrinsic
+def place_of(typingctx, array):
+    """The address of a contiguous array's data."""
+
+    def codegen(context, builder, sig, args):
+        return builder.ptrtoint(context.make_array(sig.args[0])(context, builder, args[0]).data, I64)
+
+    return types.intp(array), codegen
+
+
+@intrinsic
+def peek(typingctx, address, index):
+    """The int64 there, and all that was written before it."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load_atomic(_word(builder, *args), ordering="acquire", align=8)
+
+    return types.intp(types.intp, types.intp), codegen
+
+
+@intrinsic
+def poke(typingctx, address, index, value):
+    """Write an int64 after all that was written before."""
+
+    def codegen(context, builder, sig, args):
+        builder.store_atomic(args[2], _word(builder, *args[:2]), ordering="release", align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def increment(typingctx, address, index):
+    """Add one to an int64, and return what it was."""
+
+    def codegen(context, builder, sig, args):
+        return builder.atomic_rmw("add", _word(builder, *args), I64(1), ordering="acq_rel")
+
+    return types.intp(types.intp, types.intp), codegen
+
+
+@intrinsic
+def swap(typingctx, address, index, old, new):
+    """Write ``new`` if ``old`` is there, and say so."""
+
+    def codegen(context, builder, sig, args):
+        found = builder.cmpxchg(_word(builder, *args[:2]), args[2], args[3], ordering="acq_rel", failordering="acquire")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.intp, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def pause(typingctx):
+    """Tell the core that it is waiting."""
+
+    def codegen(context, builder, sig, args):
+        get, void, module = cgutils.get_or_insert_function, ir.VoidType(), builder.module
+        if module.triple.startswith(("x86_64", "i686")):
+            builder.call(get(module, ir.FunctionType(void, []), "llvm.x86.sse2.pause"), [])
+        elif module.triple.startswith(("aarch64", "arm64")):
+            builder.call(get(module, ir.FunctionType(void, [ir.IntType(32)]), "llvm.aarch64.hint"), [ir.IntType(32)(1)])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def step(typingctx, job, slot):
+    """Do one chunk of ``job``; whether there was one."""
+
+    def codegen(context, builder, sig, args):
+        code = builder.load_atomic(_word(builder, args[0], I64(CODE)), ordering="acquire", align=8)
+        function = ir.FunctionType(ir.IntType(1), [I64, I64]).as_pointer()
+        return builder.call(builder.inttoptr(code, function), args)
+
+    return types.boolean(types.intp, types.intp), codegen
+
+
+@compiled(**INNER)
+def take(job):
+    """The next chunk of ``job``, or -1."""
+    chunk = increment(job, NEXT)
+    return chunk if chunk < peek(job, CHUNKS) else -1
+
+
+@compiled(**INNER)
+def run_job(job, boxes, helpers):
+    """All chunks, with the help of whoever comes before they are done."""
+    poke(job, FINISHED, 0)
+    poke(job, NEXT, 0)
+    asked, slept = 0, 0  # a bit for each helper
+    while True:
+        for k in range(helpers):
+            if not asked >> k & 1:
+                state = peek(boxes, k * BOX)
+                if state <= LISTENING and swap(boxes, k * BOX, state, job):
+                    asked |= 1 << k
+                    slept |= (1 - state) << k
+        if not step(job, 0):
+            break
+    came = 0
+    for k in range(helpers):
+        # One that never looked is left as it was: asleep, it must still be woken.
+        if asked >> k & 1 and not swap(boxes, k * BOX, job, LISTENING - (slept >> k & 1)):
+            came += 1
+    while peek(job, FINISHED) < came:
+        pause()
+
+
+@intrinsic
+def fork(typingctx, function, arguments, job, boxes, helpers):
+    """``function(*arguments, chunk, slot)`` for the chunks that ``job`` says; boxes: the helpers' (``Helpers.boxes``).
+
+    ``function`` is compiled code; arrays among the arguments are borrowed until all chunks are done.
+    """
+    kinds = (*arguments.types, types.intp, types.intp)
+    signature = types.void(function, arguments, job, boxes, types.intp)
+
+    def codegen(context, builder, sig, args):
+        held = cgutils.alloca_once_value(builder, args[1])
+        place = builder.ptrtoint(held, I64)
+        module = builder.module
+        code = ir.Function(module, ir.FunctionType(ir.IntType(1), [I64, I64]), module.get_unique_name("chunk"))
+        code.linkage = "internal"
+        inside = ir.IRBuilder(code.append_basic_block("entry"))
+        own_job, slot = code.args
+        found = inside.load(inside.inttoptr(inside.load(_word(inside, own_job, I64(ARGUMENTS))), held.type))
+        values = [inside.extract_value(found, i) for i in range(len(sig.args[1].types))]
+        next_one = context.compile_subroutine(inside, take.py_func, types.intp(types.intp))
+        work_signature = types.none(*kinds)
+        work = context.compile_subroutine(inside, sig.args[0].dispatcher.py_func, work_signature)
+        _, chunk = context.call_internal_no_propagate(inside, next_one.fndesc, types.intp(types.intp), [own_job])
+        found_one = inside.icmp_signed(">=", chunk, I64(0))
+        with inside.if_then(found_one):
+            context.call_internal_no_propagate(inside, work.fndesc, work_signature, [*values, chunk, slot])
+        inside.ret(found_one)
+
+        job_place = builder.ptrtoint(context.make_array(sig.args[2])(context, builder, args[2]).data, I64)
+        boxes_place = builder.ptrtoint(context.make_array(sig.args[3])(context, builder, args[3]).data, I64)
+        builder.store(builder.ptrtoint(code, I64), _word(builder, job_place, I64(CODE)))
+        builder.store(place, _word(builder, job_place, I64(ARGUMENTS)))
+        kind = types.none(types.intp, types.intp, types.intp)
+        whole = context.compile_subroutine(builder, run_job.py_func, kind)
+        context.call_internal_no_propagate(builder, whole.fndesc, kind, [job_place, boxes_place, args[4]])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@compiled()
+def listen(boxes, index, turns):
+    """Serve one box until nothing came for ``turns`` turns; False if a job came in the last moment."""
+    box = place_of(boxes) + 8 * BOX * index
+    swap(box, 0, ASLEEP, LISTENING)
+    left = turns
+    while left > 0:
+        job = peek(box, 0)
+        if job != LISTENING and swap(box, 0, job, BUSY):
+            while step(job, index + 1):
+                pass
+            # The job's owner may go on, and free it, as soon as it is told; so the box is open before.
+            poke(box, 0, LISTENING)
+            increment(job, FINISHED)
+            left = turns
+        else:
+            pause()
+            left -= 1
+    return swap(box, 0, LISTENING, ASLEEP)
+
+
+def new_job(chunks: int = 0) -> np.ndarray:
+    """What ``fork`` needs to keep of a plan's work; one call at a time may use it."""
+    job = np.zeros(WORDS, np.int64)
+    job[CHUNKS] = chunks
+    return job
+
+
+class Helpers:
+    """Threads that serve jobs: one fewer than the usable cores, each started when first asked for."""
+
+    def __init__(self) -> None:
+        self.limit = min(usable_cores() - 1, 62)  # bits in run_job
+        self.boxes = np.zeros((max(self.limit, 1), BOX), np.int64)
+        self._locks: list[Any] = []
+        self._threads: list[threading.Thread] = []
+        self._growing = threading.Lock()
+        self._ending = False
+        self._turns = 0
+
+    def hire(self, count: int) -> int:
+        """Start helpers up to ``count``; how many there are to use."""
+        count = min(count, self.limit)
+        with self._growing:
+            if count > 0 and not self._turns:
+                compile_for(listen, self.boxes, 0, 1)
+                start = time.perf_counter()
+                listen(np.zeros((1, BOX), np.int64), 0, 1000)
+                self._turns = max(100, int(1000 * SPIN_S / (time.perf_counter() - start)))
+            while len(self._threads) < count:
+                lock = threading.Lock()
+                lock.acquire()
+                thread = threading.Thread(target=self._serve, args=(len(self._threads), lock), name="convbench", daemon=True)
+                self._locks.append(lock)
+                self._threads.append(thread)
+                thread.start()
+        return count
+
+    def wake(self, count: int) -> None:
+        """Have the first ``count`` helpers listen, now or in some 50 us."""
+        for k in range(count):
+            if self.boxes[k, 0] == ASLEEP:
+                with contextlib.suppress(RuntimeError):  # released already: it is on its way
+                    self._locks[k].release()
+
+    def end(self) -> None:
+        """Let every helper return: none may run compiled code while the interpreter goes."""
+        self._ending = True
+        self.wake(len(self._threads))
+        for thread in self._threads:
+            thread.join(WAIT_S)
+
+    def _serve(self, index: int, lock: Any) -> None:
+        while not self._ending:
+            lock.acquire()
+            while not self._ending and not listen(self.boxes, index, self._turns):
+                pass
+
+
+@cache
+def helpers() -> Helpers:
+    """The process's helpers."""
+    made = Helpers()
+    atexit.register(made.end)
+    return made
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=helpers.cache_clear)  # threads stay behind
