@@ -17,6 +17,9 @@ from algos.cpu.fft import cyclic_size
 from algos.cpu.separable import factors
 from algos.engine import jit
 from algos.engine.blocks import Blocks, axes, locate
+from algos.engine.butterflies import lanes
+from algos.engine.fourier import Transform, aligned, fast_lengths
+from algos.engine.overlap_save import rows_in
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
 from algos.engine.windows import interior, padded_shape, reach, read_slice, stuffed, windows
 from bench.data import operands
@@ -237,3 +240,28 @@ def test_checked_code_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         folder = jit.cache_folder.__wrapped__()
         names.append(folder.name.rpartition("-")[2])
     assert names == ["plain", "boundscheck"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("length", [4, 8, 16, 40, 48, 72, 128, 720])
+def test_transforms_are_fourier_transforms_in_some_order(length: int, dtype: str) -> None:
+    """The order is read off the transform of an impulse at 1; every other signal must then come out in that order."""
+    side, transform = lanes(dtype), Transform(length, dtype)
+    rng = np.random.default_rng(0)
+    signals = rng.standard_normal((length, side)) + 1j * rng.standard_normal((length, side))
+    signals[:, 0] = np.eye(length)[1]
+    data = aligned(2 * length * side, dtype)
+    points = data.reshape(length, 2, side)
+    points[:, 0], points[:, 1] = signals.real, signals.imag
+    rows_in(data, 0, side, length, side, transform.stages, transform.factors)
+    found = points[:, 0] + 1j * points[:, 1]
+    order = np.round(-np.angle(found[:, 0]) * length / (2 * np.pi)).astype(int) % length
+    assert sorted(order) == list(range(length))
+    expected = np.fft.fft(signals, axis=0)[order]
+    assert np.abs(found - expected).max() <= 20 * np.finfo(dtype).eps * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("longest", [1, 7, 100, 5000])
+def test_fast_lengths_reach_the_longest(longest: int) -> None:
+    lengths = fast_lengths(8, longest)
+    assert lengths[-1] >= longest and all(n % 8 == 0 and np.prod(Transform(n, "float32").radices) == n for n in lengths)

@@ -1,0 +1,258 @@
+"""Vector code for Fourier transforms, emitted as LLVM IR: stages of butterflies, transpositions and moves.
+
+A vector holds one number of each of L transforms that run side by side (``lanes``), so nothing is shuffled within a
+transform. A complex point is two vectors, real parts and imaginary parts, 2 L elements in a row; "at" and "step" below count
+elements. Every pointer comes from an array whose bounds the caller keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, reduce
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic as typed_intrinsic
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+intrinsic: Any = typed_intrinsic  # compiled callers do not pass the typing context
+RADICES = (4, 2, 3, 5)
+FORWARD, INVERSE, FILTER = 0, 1, 2  # kinds of stages
+Complex = tuple[Any, Any]
+
+
+@cache
+def vector_bytes() -> int:
+    """Of the widest vectors that this machine computes with."""
+    features = llvmlite.binding.get_host_cpu_features()
+    return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
+
+
+def lanes(dtype: Any) -> int:
+    """Transforms side by side in a vector."""
+    return vector_bytes() // np.dtype(dtype).itemsize
+
+
+class Vectors:
+    """Loads, stores and complex arithmetic on vectors of one real type, into one builder."""
+
+    def __init__(self, context: Any, builder: Any, array_type: Any) -> None:
+        self.context, self.builder = context, builder
+        builder.function.attributes.add("noinline")  # much code, called seldom: copies of it would only take long to compile
+        self.real = context.get_data_type(array_type.dtype)
+        self.itemsize = array_type.dtype.bitwidth // 8
+        self.lanes = lanes(np.dtype(f"f{self.itemsize}"))
+        self.type = ir.VectorType(self.real, self.lanes)
+
+    def data(self, array_type: Any, array: Any) -> Any:
+        return self.context.make_array(array_type)(self.context, self.builder, value=array).data
+
+    def load(self, data: Any, at: Any) -> Any:
+        where = self.builder.bitcast(self.builder.gep(data, [at]), self.type.as_pointer())
+        return self.builder.load(where, align=self.itemsize)
+
+    def store(self, value: Any, data: Any, at: Any) -> None:
+        where = self.builder.bitcast(self.builder.gep(data, [at]), self.type.as_pointer())
+        self.builder.store(value, where).align = self.itemsize
+
+    def spread(self, data: Any, at: Any) -> Any:
+        """One number in every lane."""
+        one = self.builder.insert_element(
+            ir.Constant(self.type, ir.Undefined), self.builder.load(self.builder.gep(data, [at])), I32(0)
+        )
+        return self.shuffle(one, one, [0] * self.lanes)
+
+    def shuffle(self, a: Any, b: Any, order: Sequence[int]) -> Any:
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
+
+    def add(self, a: Any, b: Any) -> Any:
+        return self.builder.fadd(a, b, flags=("contract",))
+
+    def sub(self, a: Any, b: Any) -> Any:
+        return self.builder.fsub(a, b, flags=("contract",))
+
+    def mul(self, a: Any, b: Any) -> Any:
+        if isinstance(b, float):
+            b = ir.Constant(self.type, [b] * self.lanes)
+        return self.builder.fmul(a, b, flags=("contract",))
+
+    def offset(self, at: Any, step: Any, count: int) -> Any:
+        return self.builder.add(at, self.builder.mul(step, I64(count))) if count else at
+
+    def plus(self, x: Complex, y: Complex) -> Complex:
+        return self.add(x[0], y[0]), self.add(x[1], y[1])
+
+    def minus(self, x: Complex, y: Complex) -> Complex:
+        return self.sub(x[0], y[0]), self.sub(x[1], y[1])
+
+    def times(self, x: Complex, y: Complex) -> Complex:
+        re = self.sub(self.mul(x[0], y[0]), self.mul(x[1], y[1]))
+        return re, self.add(self.mul(x[0], y[1]), self.mul(x[1], y[0]))
+
+    def scaled(self, x: Complex, factor: float) -> Complex:
+        return self.mul(x[0], factor), self.mul(x[1], factor)
+
+    def plus_i(self, x: Complex, y: Complex) -> Complex:
+        """x + i y"""
+        return self.sub(x[0], y[1]), self.add(x[1], y[0])
+
+    def minus_i(self, x: Complex, y: Complex) -> Complex:
+        """x - i y"""
+        return self.add(x[0], y[1]), self.sub(x[1], y[0])
+
+    def dft(self, x: list[Complex]) -> list[Complex]:
+        """The discrete Fourier transform of 2, 3, 4 or 5 points, in order."""
+        if len(x) == 2:
+            return [self.plus(*x), self.minus(*x)]
+        if len(x) in (3, 5):
+            return self._odd(x)
+        (a, c), (b, d) = self.dft(x[0::2]), self.dft(x[1::2])
+        return [self.plus(a, b), self.minus_i(c, d), self.minus(a, b), self.plus_i(c, d)]
+
+    def _odd(self, x: list[Complex]) -> list[Complex]:
+        """By sums and differences of the points k and n - k: cosines meet the sums, sines the differences."""
+        n, middle = len(x), len(x) // 2
+        sums = [self.plus(x[k], x[n - k]) for k in range(1, middle + 1)]
+        differences = [self.minus(x[k], x[n - k]) for k in range(1, middle + 1)]
+        result = [x[0]] * n
+        for total in sums:
+            result[0] = self.plus(result[0], total)
+        for p in range(1, middle + 1):
+            angles = [2 * math.pi * (k * p % n) / n for k in range(1, middle + 1)]
+            real = reduce(self.plus, [x[0], *(self.scaled(s, math.cos(a)) for s, a in zip(sums, angles, strict=True))])
+            imaginary = reduce(self.plus, [self.scaled(d, math.sin(a)) for d, a in zip(differences, angles, strict=True)])
+            result[p], result[n - p] = self.minus_i(real, imaginary), self.plus_i(real, imaginary)
+        return result
+
+    def transposed(self, rows: list[Any]) -> list[Any]:
+        """L vectors, lane j of vector i becoming lane i of vector j: log2 L rounds, each exchanging halves of blocks."""
+        width, n = 1, self.lanes
+        while width < n:
+            low = [j if j & width == 0 else n + (j ^ width) for j in range(n)]
+            high = [j | width if j & width == 0 else n + j for j in range(n)]
+            after = list(rows)
+            for i in range(n):
+                if i & width == 0:
+                    a, b = rows[i], rows[i | width]
+                    after[i], after[i | width] = self.shuffle(a, b, low), self.shuffle(a, b, high)
+            rows, width = after, 2 * width
+        return rows
+
+
+def _void(*arguments: Any) -> Any:
+    return types.void(*(a if isinstance(a, types.Array | types.IntegerLiteral) else types.intp for a in arguments))
+
+
+def _butterfly(v: Vectors, values: Any, places: list[Any], table: Any, k: Any, kind: int, turned: bool) -> None:
+    """In place, the points at ``places``: see ``stage``."""
+    other = [v.builder.add(place, I64(v.lanes)) for place in places]
+    if kind == INVERSE:  # a forward transform of points whose two parts are exchanged
+        places, other = other, places
+    x = [(v.load(values, a), v.load(values, b)) for a, b in zip(places, other, strict=True)]
+    factors = []
+    if turned:
+        steps = [v.builder.add(k, I64(i)) for i in range(2 * len(x) - 2)]
+        factors = [(v.spread(table, re), v.spread(table, im)) for re, im in zip(steps[::2], steps[1::2], strict=True)]
+    if kind == INVERSE and turned:
+        x[1:] = map(v.times, x[1:], factors)
+    x = v.dft(x)
+    if kind == FORWARD and turned:
+        x[1:] = map(v.times, x[1:], factors)
+    if kind == FILTER:
+        spectrum = [v.load(table, v.builder.add(at, k)) for at in (*places, *other)]
+        x = [(im, re) for re, im in map(v.times, x, zip(spectrum[: len(x)], spectrum[len(x) :], strict=True))]
+        x = [(re, im) for im, re in v.dft(x)]
+    for (re, im), a, b in zip(x, places, other, strict=True):
+        v.store(re, values, a)
+        v.store(im, values, b)
+
+
+@intrinsic(prefer_literal=True)
+def stage(typingctx, data, at, length, radix, span, table, k, kind):
+    """One stage of a transform of ``length`` points at ``data[at:]``: butterflies of ``radix`` points, ``span`` points apart.
+
+    FORWARD: each transforms its points, then multiplies point q of butterfly j by complex number j (radix - 1) + q - 1 of
+    ``table[k:]``, unless span is 1. INVERSE undoes that, without dividing. FILTER, for span 1, transforms, multiplies by the
+    points ``k`` elements further in ``table``, and transforms back.
+    """
+    if not isinstance(kind, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, signature.args[0])
+        values, table = v.data(signature.args[0], args[0]), v.data(signature.args[5], args[5])
+        at, length, chosen, span, k = args[1], args[2], args[3], args[4], args[6]
+        point, kind = I64(2 * v.lanes), signature.args[7].literal_value
+        step, stop = builder.mul(span, point), builder.add(at, builder.mul(length, point))
+        last = builder.icmp_signed("==", span, I64(1))
+        for radix in RADICES:
+            places = lambda first, n=radix: [v.offset(first, step, q) for q in range(n)]  # noqa: E731
+            block = builder.mul(step, I64(radix))
+            with builder.if_then(builder.icmp_signed("==", chosen, I64(radix))), builder.if_else(last) as (plain, turning):
+                with plain, cgutils.for_range_slice(builder, at, stop, block, I64) as (first, _):
+                    _butterfly(v, values, places(first), table, k, kind, False)
+                with turning:
+                    if kind == FILTER:
+                        continue
+                    with (
+                        cgutils.for_range_slice(builder, at, stop, block, I64) as (first, _),
+                        cgutils.for_range(builder, span, intp=I64) as loop,
+                    ):
+                        factors = builder.add(k, builder.mul(loop.index, I64(2 * radix - 2)))
+                        start = builder.add(first, builder.mul(loop.index, point))
+                        _butterfly(v, values, places(start), table, factors, kind, True)
+        return context.get_dummy_value()
+
+    return _void(data, at, length, radix, span, table, k, kind), generate
+
+
+def _copying(work: Callable[[Vectors, list[Any]], list[Any]], count: Callable[[Vectors], int]) -> Callable:
+    """Code that loads vectors ``step`` apart, does ``work`` on them, and stores them ``stride`` apart."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, signature.args[0])
+        source, target = v.data(signature.args[0], args[0]), v.data(signature.args[3], args[3])
+        found = work(v, [v.load(source, v.offset(args[1], args[2], i)) for i in range(count(v))])
+        for i, value in enumerate(found):
+            v.store(value, target, v.offset(args[4], args[5], i))
+        return context.get_dummy_value()
+
+    return generate
+
+
+@intrinsic
+def transpose(typingctx, source, at, step, target, to, stride):
+    """L x L numbers: lane j of vector i, ``source[at + i * step]``, to lane i of vector j, ``target[to + j * stride]``."""
+    return _void(source, at, step, target, to, stride), _copying(Vectors.transposed, lambda v: v.lanes)
+
+
+@intrinsic
+def move(typingctx, source, at, step, target, to, stride):
+    """One vector, from ``source[at]`` to ``target[to]``."""
+    return _void(source, at, step, target, to, stride), _copying(lambda v, rows: rows, lambda v: 1)
+
+
+@intrinsic(prefer_literal=True)
+def multiply(typingctx, target, to, source, at, table, k, adding):
+    """The complex point at ``target[to]`` becomes, or with ``adding`` 1 grows by, the product of those in source and table."""
+    if not isinstance(adding, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, signature.args[0])
+        arrays = [v.data(signature.args[i], args[i]) for i in (0, 2, 4)]
+        places = [(args[i], builder.add(args[i], I64(v.lanes))) for i in (1, 3, 5)]
+        old, x, y = ((v.load(a, re), v.load(a, im)) for a, (re, im) in zip(arrays, places, strict=True))
+        product = v.times(x, y)
+        if signature.args[6].literal_value:
+            product = v.plus(old, product)
+        for value, place in zip(product, places[0], strict=True):
+            v.store(value, arrays[0], place)
+        return context.get_dummy_value()
+
+    return _void(target, to, source, at, table, k, adding), generate
