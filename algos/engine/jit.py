@@ -23,6 +23,7 @@ import numpy as np
 from numba.core import config as numba_config
 from numba.core.caching import NullCache
 
+from algos.engine.simd import simd
 from algos.machine import cache_base
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ config: Any = numba_config  # its attributes come from the environment
 @cache
 def cache_folder() -> Path | None:
     """Where compiled code of these sources and versions lives; None when nothing can be written there."""
-    digest = hashlib.sha256(f"{sys.version}|{numba.__version__}|{llvmlite.__version__}".encode())
+    digest = hashlib.sha256(f"{sys.version}|{numba.__version__}|{llvmlite.__version__}|{simd()}".encode())
     for path in sorted(ROOT.rglob("*.py")):
         digest.update(path.read_bytes())
     flags = "boundscheck" if config.BOUNDSCHECK else "plain"
