@@ -109,4 +109,6 @@ def _kind(argument: Any) -> Any:
     if isinstance(argument, np.ndarray):
         flags = argument.flags
         return argument.dtype, argument.ndim, flags.c_contiguous, flags.aligned, flags.writeable
+    if isinstance(argument, tuple):  # its length is part of its type
+        return tuple(map(_kind, argument))
     return type(argument)
