@@ -28,7 +28,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as typed_intrinsic
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import axes
@@ -37,6 +37,8 @@ from algos.engine.relay import CHUNKS, OWN, SPIN_S, X, Y, entry, helpers, peek, 
 from algos.engine.simd import I32, I64, VECTOR_BYTES, Emitter, simd
 from algos.machine import caches
 from algos.spec import ConvSpec
+
+intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
 
 MOST_TAPS = 256  # of unrolled code: more take seconds to compile, and are faster by other methods
 ROWS, PRODUCTS = 7, 256  # rows of a tile, and products of one lane in it: beyond them sums leave the registers
@@ -83,17 +85,15 @@ class Rows:
     def _splat(self, value: Any) -> Any:
         value = value if self.index == I64 else self.builder.trunc(value, self.index)
         first = self.builder.insert_element(ir.Constant(self.lane, ir.Undefined), value, ir.Constant(I32, 0))
-        return self.builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, self.emit.lanes), [0] * self.emit.lanes))
+        return self.emit.shuffle(first, first, [0] * self.emit.lanes)
 
     def masks(self, at: Any, width: Any) -> dict[int, Any]:
         """By start of a load, when the first tap of the first output is column ``at``: the lanes inside the row."""
         if self.loose:
             return {tap: (self.lane_numbers(self.builder.add(at, I64(tap)), self.stride), width) for tap in self.taps}
         count, first = self._splat(width), self.lane_numbers(at)
-        return {
-            start: self.builder.icmp_unsigned("<", self.builder.add(first, ir.Constant(self.lane, [start] * self.emit.lanes)), count)
-            for start in self.starts
-        }
+        moved = {start: ir.Constant(self.lane, [start] * self.emit.lanes) for start in self.starts}
+        return {start: self.builder.icmp_unsigned("<", self.builder.add(first, by), count) for start, by in moved.items()}
 
     def vectors(self, row: Any, at: Any, masks: dict[int, Any] | None) -> list[Any]:
         """One vector for each tap, by masks at the borders of a row; ``at``: the first tap of the first output."""
@@ -236,9 +236,10 @@ def tile_size(typingctx, shape):
 
 def chunk_of_planes(job, shape):
     """A step of a job: bands of rows of its planes; ``Depthwise.prepare`` fills the words that are read here."""
-    chunk, chunks = take(job), peek(job, CHUNKS)
+    chunk = take(job)
     if chunk < 0:
         return 0
+    chunks = peek(job, CHUNKS)
     x, y, w, zeros, items = peek(job, X), peek(job, Y), peek(job, OWN), peek(job, OWN + 1), peek(job, OWN + 2)
     height, width, out_height, out_width = peek(job, OWN + 3), peek(job, OWN + 4), peek(job, OWN + 5), peek(job, OWN + 6)
     stride, top, left, bands = peek(job, OWN + 7), peek(job, OWN + 8), peek(job, OWN + 9), peek(job, OWN + 10)
@@ -339,8 +340,10 @@ class Depthwise(Algorithm):
         shape = (spec.in_dtype.type(0), *((0,) * n for n in lengths))
         compile_for(planes_code, shape)
         zeros = np.zeros(col.size, spec.in_dtype)
-        own = (weights.ctypes.data, zeros.ctypes.data, items, row.size, col.size, row.outputs, col.outputs, row.stride, row.before,
-               col.before, bands, spec.out_channels, spec.out_channels // spec.groups, math.prod(spec.kernel))  # fmt: skip
+        own = (
+            weights.ctypes.data, zeros.ctypes.data, items, row.size, col.size, row.outputs, col.outputs, row.stride,
+            row.before, col.before, bands, spec.out_channels, spec.out_channels // spec.groups, math.prod(spec.kernel),
+        )  # fmt: skip
         job = np.array([planes_code(shape), 0, 0, min(items, SHARES * (hands + 1) if hands else 1), 0, 0, *own], np.int64)
         image, kept = np.empty((1,) * (spec.ndim + 2), spec.in_dtype), (weights, zeros)  # the job knows only their addresses
         compile_for(relay, image, image, job, crew.boxes, hands)

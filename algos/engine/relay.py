@@ -1,8 +1,9 @@
 """Compiled work handed to other cores in under a microsecond, where waking a thread costs 30 to 50.
 
 A helper is a thread that, after a job, watches a word of memory for ``SPIN_S`` in compiled code that holds no lock, and only
-then sleeps. A job is an array of int64 that begins with the address of a function ``step(job)``, which does one
-of the job's chunks and says whether there was one, and with counters of helpers that finished and of chunks begun. Whoever is free takes the next chunk, so a helper that comes late, or never, costs nothing but its help.
+then sleeps. A job is an array of int64: the address of a function ``step(job)``, which does one of its chunks and says whether
+there was one, counters of the helpers that finished and of the chunks begun, and what the algorithm adds. Whoever is free
+takes the next chunk, so that a helper that comes late, or never, costs nothing but its help.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as typed_intrinsic
 
 from algos.engine.jit import compile_for, compiled
 from algos.engine.simd import I64
 from algos.engine.threads import usable_cores
+
+intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
 
 SPIN_S = 1e-4
 WAIT_S = 5.0  # for a helper's end at exit
