@@ -51,6 +51,15 @@ GRID = [
     "2x8x13x12,8x1x3x3,p1",  # depthwise
     "1x4x12x12,12x1x3x3,s2,p1",  # depthwise with a multiplier
     "1x6x10x9,6x1x5x5,p2,float64",
+    "1x4x1x37,8x1x3x3,p1",  # depthwise: one row, one column, wide and tall, with remainders of any vector
+    "1x4x37x1,4x1x3x3,p1,s2",
+    "1x3x5x112,3x1x3x3,p1",
+    "2x3x61x6,3x1x5x3,p2x1,s2",
+    "2x3x19x35,6x1x3x3,p0:1,s2,float64",
+    "3x5x7x7,5x1x3x3,p1",
+    "1x3x15x14,3x1x7x7,p3",
+    "1x3x21x40,3x1x3x3,p2,d2,s2",
+    "1x2x13x20,4x1x3x3,p1,s1x3",
     "3x16x14x14,16x16x3x3,p1",
     "1x64x14x14,16x64x3x3,p1",
     "2x3x31x33,8x3x7x7,s2,p3",
@@ -76,6 +85,7 @@ GRID = [
 # Problems of the grid that each of ours solves at least, so that nothing becomes silently unsupported.
 SOLVED = {
     "direct_loops": 40, "direct_shift": 49, "im2col_gemm": 49, "fft": 49, "fft_fused": 46, "separable": 4, "numba_direct": 46,
+    "depthwise": 35, "direct_channels": 46, "direct_pixels": 46,
     "scipy_correlate2d": 43, "scipy_fftconvolve": 49, "scipy_oaconvolve": 49, "scipy_ndimage_correlate": 49,
     "opencv_filter2d": 22, "opencv_sepfilter2d": 2, "torch_nchw": 52, "torch_channels_last": 49, "torch_prepacked": 40,
     "torch_cuda_nchw": 50, "torch_cuda_channels_last": 47,

@@ -1,0 +1,84 @@
+"""Helpers that listen: jobs are done once and in full, with help or without, from several threads, after sleep and at exit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from algos import ConvSpec, get
+from algos.engine import relay
+from algos.engine.relay import ASLEEP, Helpers, helpers
+
+SPEC = ConvSpec.parse("1x64x60x60,64x1x3x3,p1")
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A helper, even where one core is all there is."""
+    monkeypatch.setattr(relay, "usable_cores", lambda: 2)
+    made = Helpers()
+    monkeypatch.setattr("algos.cpu.depthwise.helpers", lambda: made)
+
+
+def operands(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.random(SPEC.input_shape, np.float32), rng.random(SPEC.weight_shape, np.float32)
+
+
+def test_plans_called_from_several_threads_at_once(two_cores: None) -> None:
+    wrong: list[int] = []
+
+    def call(seed: int) -> None:
+        x, w = operands(seed)
+        right = get("depthwise").prepare(SPEC, w, 1)(x)
+        plan = get("depthwise").prepare(SPEC, w, 2)
+        wrong.extend(seed for _ in range(50) if not np.array_equal(plan(x), right))
+
+    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong and not any(thread.is_alive() for thread in threads)
+
+
+def test_helpers_sleep_when_nothing_comes_and_wake_again(two_cores: None) -> None:
+    x, w = operands(0)
+    plan = get("depthwise").prepare(SPEC, w, 2)
+    right = plan(x)
+    crew = sys.modules["algos.cpu.depthwise"].helpers()
+    end = time.monotonic() + 30
+    while crew.boxes[0, 0] != ASLEEP and time.monotonic() < end:
+        time.sleep(0.01)
+    assert crew.boxes[0, 0] == ASLEEP
+    np.testing.assert_array_equal(plan(x), right)
+    crew.end()
+    assert not any(thread.is_alive() for thread in crew._threads)
+    np.testing.assert_array_equal(plan(x), right)  # without any helper
+
+
+def test_one_set_of_helpers_for_the_process() -> None:
+    assert helpers() is helpers()
+    assert helpers().hire(1000) == helpers().limit < 63
+
+
+EXIT = """
+import numpy as np
+from algos import ConvSpec, get
+spec = ConvSpec.parse("1x64x60x60,64x1x3x3,p1")
+plan = get("depthwise").prepare(spec, np.ones(spec.weight_shape, np.float32), 2)
+for _ in range(20):
+    y = plan(np.ones(spec.input_shape, np.float32))
+print(y[0, 0, 30, 30])
+"""
+
+
+def test_exit_while_helpers_listen() -> None:
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "9.0\n", "")
