@@ -109,4 +109,6 @@ def _kind(argument: Any) -> Any:
     if isinstance(argument, np.ndarray):
         flags = argument.flags
         return argument.dtype, argument.ndim, flags.c_contiguous, flags.aligned, flags.writeable
+    if isinstance(argument, tuple):
+        return len(argument)
     return type(argument)

@@ -222,10 +222,11 @@ def _loop(builder: Any, vector: Any, count: Any, step: Any, first: list[list[Any
             phi.add_incoming(value, before)
     new = step(index, sums)
     following = builder.add(index, ir.Constant(I64, 1))
-    index.add_incoming(following, body)
+    end = builder.block  # of the body, which may have loops of its own
+    index.add_incoming(following, end)
     for row, values in zip(sums, new, strict=True):
         for phi, value in zip(row, values, strict=True):
-            phi.add_incoming(value, body)
+            phi.add_incoming(value, end)
     builder.cbranch(builder.icmp_signed("<", following, count), body, after)
     builder.position_at_end(after)
     return new
