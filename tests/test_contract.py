@@ -27,6 +27,10 @@ GRID = [
     "1x1x3x300,1x1x3x9,p1x4",  # wide
     "1x1x300x3,1x1x9x3,p4x1",  # tall
     "1x1x40x2500,1x1x3x3,p1",  # wider than a block
+    "2x3x23x101,2x3x4x5,p2:1x3:2",  # sums over channels in blocks that end inside a vector
+    "1x2x37x150,2x2x7x19,p3x9,rank2",
+    "1x1x41x130,1x1x1x31,p0x15,rank1",
+    "1x1x70x67,1x1x21x70,p10x40,rank1,float64",
     "1x1x12x12,1x1x5x5,pfull",
     "1x1x16x16,1x1x3x3,p9:0",  # borders wider than the kernel
     "1x1x20x20,1x1x9x9,p0:63",

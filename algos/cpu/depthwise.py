@@ -33,7 +33,7 @@ from numba.extending import intrinsic as typed_intrinsic
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import axes
 from algos.engine.jit import compile_for, compiled
-from algos.engine.relay import CHUNKS, SPIN_S, fork, helpers, new_job, peek, place_of
+from algos.engine.relay import CHUNKS, SHARES, SPIN_S, fork, helpers, new_job, part_of, peek, place_of
 from algos.engine.simd import I32, I64, VECTOR_BYTES, Emitter, simd
 from algos.machine import caches
 from algos.spec import ConvSpec
@@ -44,7 +44,6 @@ MOST_TAPS = 256  # of unrolled code: more take seconds to compile, and are faste
 ROWS, PRODUCTS = 7, 256  # rows of a tile, and products of one lane in it: beyond them sums leave the registers
 SHARED_S = 1e-5  # less work than this stays on one thread
 FLOPS_PER_S = 5e10  # of one thread, float32, measured on AVX2
-SHARES = 4  # chunks for each thread, so that nobody waits long for the last
 LINE = 64
 
 
@@ -241,7 +240,7 @@ def chunk_of_planes(x, y, w, zeros, table, chunks, shape, chunk, slot):
     out_width, stride, top, left, bands = peek(table, 4), peek(table, 5), peek(table, 6), peek(table, 7), peek(table, 8)
     channels, multiplier, taps = peek(table, 9), peek(table, 10), peek(table, 11)
     rows, size = tile_size(shape)
-    first, last = items * chunk // chunks, items * (chunk + 1) // chunks
+    first, last = part_of(items, chunks, chunk)
     end = y + (last // bands * out_height + last % bands * out_height // bands) * out_width * size
     plane, band = first // bands, first % bands
     channel, copy = plane % channels, plane % multiplier
@@ -327,7 +326,7 @@ class Depthwise(Algorithm):
         zeros = np.zeros(col.size, spec.in_dtype)
         table = np.array([items, row.size, col.size, row.outputs, col.outputs, row.stride, row.before, col.before, bands,
                           spec.out_channels, spec.out_channels // spec.groups, math.prod(spec.kernel)], np.int64)  # fmt: skip
-        job = new_job(min(items, SHARES * (hands + 1) if hands else 1))
+        job = new_job(items, hands + 1)
         image = np.empty((1,) * (spec.ndim + 2), spec.in_dtype)
         compile_for(depthwise_planes, image, image, weights, zeros, table, shape, job, crew.boxes, hands)
         boxes, long, last = crew.boxes, self._seconds(spec) > SPIN_S, 0.0

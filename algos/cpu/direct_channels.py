@@ -28,15 +28,15 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Axis, as_2d, axes
 from algos.engine.jit import compile_for, compiled
+from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import ROWS, TAILS, VECTOR_BYTES, VECTORS, address, clear, lanes, outer_runs, transpose
-from algos.engine.threads import share, split
 from algos.machine import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
 INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 R1, R2 = TAILS
-SHARED_FLOPS = 1.5e7
+SHARED_FLOPS = 2e6
 PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
 
 
@@ -85,7 +85,7 @@ def unpack_sums(sums, y, n, o, count, at, pixels):
                 y[n, o + i, (at + k) // width, (at + k) % width] = sums[k, i]
 
 
-@compiled(**FLAGS)
+@compiled(**INNER)
 def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, run, pixels,
                 taps, patch, sums, first, last):  # fmt: skip
     """Items [first, last): image x group x block of ``rows`` output rows x part of the group's output channels.
@@ -122,6 +122,21 @@ def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_r
                     outer_runs(address(patch, 0), source, address(taps, 0), taps.size, run, weights, to, block, R2, VECTORS)
                     at += R2
             unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
+
+
+@compiled(**INNER)
+def runs_chunk(arguments, patch, sums, items, chunks, chunk, slot):
+    first, last = part_of(items, chunks, chunk)
+    direct_runs(*arguments, patch[slot], sums[slot], first, last)
+
+
+@compiled(**FLAGS)
+def direct_all(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, run, pixels,
+               taps, patch, sums, items, job, boxes, hands):  # fmt: skip
+    """Every item, shared with the helpers; patch and sums have one row for each thread."""
+    arguments = (x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, run, pixels,
+                 taps)  # fmt: skip
+    fork(runs_chunk, (arguments, patch, sums, items, job[CHUNKS]), job, boxes, hands)
 
 
 class Cut(NamedTuple):
@@ -232,20 +247,19 @@ class DirectChannels(Algorithm):
         taps = (starts * found.step)[:, : 1 if found.run > channels else None].ravel()
         patch = np.zeros((found.threads, patch_length), spec.in_dtype)
         sums = np.empty((found.threads, pixels_length, block), spec.in_dtype)
-        cuts = split(found.items, found.threads)
+        crew, job = helpers(), new_job(found.items, found.threads)
+        hands = crew.hire(found.threads - 1)
         fixed = (spec.groups, found.parts, found.rows, row.stride, row.before, found.row_step, found.patch_rows, col.before,
-                 found.col_step, found.cols, found.step, found.run, pixels, taps)  # fmt: skip
+                 found.col_step, found.cols, found.step, found.run, pixels, taps, patch, sums, found.items, job, crew.boxes,
+                 hands)  # fmt: skip
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
-        compile_for(direct_runs, image, w, image, *fixed, patch[0], sums[0], 0, 1)
+        compile_for(direct_all, image, w, image, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
             image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
-
-            def job(part: int, _: int) -> None:
-                direct_runs(image, w, result, *fixed, patch[part], sums[part], *cuts[part])
-
-            share(job, len(cuts), len(cuts))
+            crew.wake(hands)
+            direct_all(image, w, result, *fixed)
             return y
 
         return run

@@ -26,6 +26,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Blocks, as_2d, axes, locate, pack
 from algos.engine.jit import compile_for, compiled
+from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import (
     ROWS,
     TAILS,
@@ -40,14 +41,13 @@ from algos.engine.simd import (
     outer_offsets,
     prefetch,
 )
-from algos.engine.threads import share, split
 from algos.machine import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
 INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 R1, R2 = TAILS
-SHARED_FLOPS = 1.5e7
+SHARED_FLOPS = 2e6
 
 
 @compiled(**INNER)
@@ -76,7 +76,7 @@ def block_of_outputs(source, offsets, w, y, plane, filters, pixels, spare):
             copy(advance(y, i * plane), address(spare, i * step), pixels)
 
 
-@compiled(**FLAGS)
+@compiled(**INNER)
 def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, last):
     """1x1 layers, items [first, last): image x group x panels of ``size`` pixels x part of the group's output channels.
 
@@ -119,7 +119,7 @@ def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, l
                                  min(ROWS, filters - o), min(block, count - b), spare)  # fmt: skip
 
 
-@compiled(**FLAGS)
+@compiled(**INNER)
 def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
     """Items [first, last) of the blocks in ``table``; x: (n, c, h, w); y: (n, o, oh, ow); w as in ``direct_panels``."""
     pitch, channel, channels, filters = table[2], table[4], table[7], table[8]
@@ -136,6 +136,30 @@ def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
                 for j in range(0, cols, block):
                     block_of_outputs(address(patch, r * pitch + j), offsets, weights, address(y, to + j), plane,
                                      min(ROWS, o1 - o), min(block, cols - j), spare)  # fmt: skip
+
+
+@compiled(**INNER)
+def panels_chunk(x, w, y, groups, parts, size, offsets, panels, spare, items, chunks, chunk, slot):
+    first, last = part_of(items, chunks, chunk)
+    direct_panels(x, w, y, groups, parts, size, offsets, panels[slot], spare[slot], first, last)
+
+
+@compiled(**INNER)
+def patches_chunk(x, w, y, offsets, table, patch, spare, items, chunks, chunk, slot):
+    first, last = part_of(items, chunks, chunk)
+    direct_patches(x, w, y, offsets, table, patch[slot], spare[slot], first, last)
+
+
+@compiled(**FLAGS)
+def all_panels(x, w, y, groups, parts, size, offsets, panels, spare, items, job, boxes, hands):
+    """Every item of ``direct_panels``, shared with the helpers."""
+    fork(panels_chunk, (x, w, y, groups, parts, size, offsets, panels, spare, items, job[CHUNKS]), job, boxes, hands)
+
+
+@compiled(**FLAGS)
+def all_patches(x, w, y, offsets, table, patch, spare, items, job, boxes, hands):
+    """Every item of ``direct_patches``, shared with the helpers."""
+    fork(patches_chunk, (x, w, y, offsets, table, patch, spare, items, job[CHUNKS]), job, boxes, hands)
 
 
 @dataclass(frozen=True)
@@ -206,18 +230,21 @@ class DirectPixels(Algorithm):
         fixed: tuple[Any, ...]
         if flat:
             size, parts, items = self._panels(spec, threads)
-            kernel, fixed, length = direct_panels, (spec.groups, parts, size, np.arange(k) * block), size * k
+            kernel, fixed, length = all_panels, (spec.groups, parts, size, np.arange(k) * block), size * k
             example = np.empty((1, 1, 1), unit)
         else:
             blocks = self._blocks(spec, threads)
             channels = np.arange(spec.in_channels // spec.groups)
             offsets = (channels[:, None] * blocks.channel + blocks.offsets.ravel()).ravel()
             items, length = blocks.items, blocks.scratch + block  # reads of a row's last block run past its end
-            kernel, fixed, example = direct_patches, (offsets, blocks.table), np.empty((1, 1, 1, 1), unit)
-        cuts = split(items, threads)
-        patch = np.zeros((len(cuts), length), unit)
-        spare = np.empty((len(cuts), ROWS * block), unit)
-        compile_for(kernel, example, w, example, *fixed, patch[0], spare[0], 0, 1)
+            kernel, fixed, example = all_patches, (offsets, blocks.table), np.empty((1, 1, 1, 1), unit)
+        threads = min(threads, items)
+        crew, job = helpers(), new_job(items, threads)
+        hands = crew.hire(threads - 1)
+        patch = np.zeros((threads, length), unit)
+        spare = np.empty((threads, ROWS * block), unit)
+        fixed = (*fixed, patch, spare, items, job, crew.boxes, hands)
+        compile_for(kernel, example, w, example, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
@@ -225,11 +252,8 @@ class DirectPixels(Algorithm):
                 image, result = x.reshape(*x.shape[:2], -1), y.reshape(*y.shape[:2], -1)
             else:
                 image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
-
-            def job(part: int, _: int) -> None:
-                kernel(image, w, result, *fixed, patch[part], spare[part], *cuts[part])
-
-            share(job, len(cuts), len(cuts))
+            crew.wake(hands)
+            kernel(image, w, result, *fixed)
             return y
 
         return run

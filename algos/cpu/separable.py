@@ -1,11 +1,15 @@
 """A kernel that is a sum of few outer products: one pass along the rows and one down the columns for each product.
 
-Numba. The factors come from a singular value decomposition in double precision, in ``prepare``. Both passes run over one
-block of rows while it is in the cache; the pass along the rows is never written to memory (fused against two passes over
-the whole picture: 9.5 ms for 13.3 on 2048x2048 with 15x15, one thread).
+Numba. The factors come from a singular value decomposition in double precision, in ``prepare``. A strip of four rows at a time:
+down the columns from the image itself into four padded rows, then along those while they are in the first-level cache, so
+that nothing is computed twice and no image is padded. Both passes keep their sums in registers (``algos/engine/strips.py``):
+down, a vector of the input serves four rows; along, it serves every output vector whose tap it meets. Strides, dilation,
+pictures narrower than a block and more than 64 taps in a row take the general way, blocks of outputs with one pass after the
+other, at about half the speed.
 
 Cost: 2 * rank * (KH + KW) operations for each output pixel and pair of channels, and rows of halo for each block.
-Workspace: the factors, and for each thread a patch of the input, one pass of it and the sums, about half of the L2 cache each.
+Workspace: the factors, and for each thread about six rows; in the general way a patch of the input, one pass of it and the
+sums, about half of the L2 cache each.
 Accuracy: lowrank: rounding of both passes, and what the factors leave over. One NaN or infinity spoils the outputs
 whose window holds it.
 Forward, 1 to min(KH, KW) ranks that the spec promises (``plan()`` looks for a rank in up to 4 kernels), float32 and float64,
@@ -26,9 +30,15 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import FLAGS, LANES, Blocks, accumulate, axes, crop, locate, pack, shared_by
 from algos.engine.jit import compile_for, compiled
+from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
+from algos.engine.simd import lanes
+from algos.engine.strips import copy_bytes, correlate_block, place, slide, slide_rows, strip_rows, strip_vectors
 from algos.engine.threads import share, split
 from algos.machine import caches
 from algos.spec import ConvSpec
+
+SHARED_S = 3e-5  # less work than this in strips stays on one thread
+SLID = 64  # taps of a row that are unrolled at most
 
 
 def factors(weights: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +71,93 @@ def separable_blocks(x, down, along, y, down_offsets, along_offsets, table, scra
             crop(sums, pitch, y, n, o, row0, rows, col0, cols)
 
 
+@compiled(**FLAGS)
+def separable_strips(x, down, along, y, scratch, pointers, layout, taps, strip, part, first, last):
+    """x: (n, c, h, w); down: (o, i, rank, kh); along: (o, i, rank, kw); y: (n, o, oh, ow); strips [first, last) of rows.
+
+    Down the columns first, from the image into a few padded rows, then along those while they are in the cache: nothing is
+    computed twice. Columns after the last whole vector go through scratch.
+    """
+    block, vector, before, pitch, zeros, unwanted, rest, top, strips = layout
+    size, channels, height, width = x.itemsize, x.shape[1], x.shape[2], x.shape[3]
+    inputs, rank, kh, kw = down.shape[1], down.shape[2], down.shape[3], along.shape[3]
+    outputs, oh, ow = y.shape[1] * inputs // channels, y.shape[2], y.shape[3]
+    rows_out = len(strip)
+    rows_in = rows_out + kh - 1
+    passed, result, remainder = rows_in, rows_in + rows_out, rows_in + 2 * rows_out
+    whole = ow // vector
+    for r in range(rows_out):
+        pointers[passed + r] = place(scratch, r * pitch + before)
+        pointers[remainder + r] = place(scratch, rest + r * vector)
+    for item in range(first, last):
+        plane, row0 = item // strips, item % strips * rows_out
+        n, group = plane * inputs // channels, plane * inputs % channels // inputs
+        for o in range(group * outputs, (group + 1) * outputs):
+            for r in range(rows_out):
+                at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow)
+                pointers[result + r] = at if row0 + r < oh else place(scratch, unwanted)
+            for i in range(inputs):
+                for a in range(rows_in):
+                    ih = row0 + a - top
+                    at = place(x, ((n * channels + group * inputs + i) * height + ih) * width)
+                    pointers[a] = at if 0 <= ih < height else place(scratch, zeros)
+                for r in range(rank):
+                    pair, more = (o * inputs + i) * rank + r, i + r > 0
+                    for b in range(-(-width // block)):
+                        col = min(b * block, width - block)
+                        correlate_block(pointers, 0, passed, down, pair * kh, col, col, kh, 1, False, (0,), strip)
+                    for h in range(0, rows_out, len(part)):
+                        if whole:
+                            slide(scratch, h * pitch, pitch, along, pair * kw, pointers, result + h, 0, whole, more, taps, part)
+                        if ow % vector:
+                            start = h * pitch + whole * vector
+                            slide(scratch, start, pitch, along, pair * kw, pointers, remainder + h, 0, 1, more, taps, part)
+            for r in range(min(rows_out, oh - row0)):
+                at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow + whole * vector)
+                copy_bytes(at, place(scratch, rest + r * vector), ow % vector * size)
+
+
+@compiled(**FLAGS)
+def strips_chunk(x, down, along, y, scratch, pointers, layout, taps, strip, part, items, chunks, chunk, slot):
+    first, last = part_of(items, chunks, chunk)
+    separable_strips(x, down, along, y, scratch[slot], pointers[slot], layout, taps, strip, part, first, last)
+
+
+@compiled(**FLAGS)
+def all_strips(x, down, along, y, scratch, pointers, layout, taps, strip, part, items, job, boxes, hands):
+    """Every strip, shared with the helpers; scratch and pointers have one row for each thread."""
+    arguments = (x, down, along, y, scratch, pointers, layout, taps, strip, part, items, job[CHUNKS])
+    fork(strips_chunk, arguments, job, boxes, hands)
+
+
+@dataclass(frozen=True)
+class Strips:
+    """How ``separable_strips`` works on a spec: rows of a strip, those of one slide, its numbers and what scratch holds."""
+
+    rows: int
+    part: int
+    items: int
+    numbers: tuple[int, ...]
+    scratch: int
+    pointers: int
+
+    @classmethod
+    def of(cls, spec: ConvSpec) -> Strips | None:
+        """None where the general way is taken: strides, dilation, pictures narrower than a block and very wide kernels."""
+        row, col = axes(spec)
+        rows, vector = strip_rows(row.kernel), lanes(spec.in_dtype)
+        block, reach = strip_vectors(rows) * vector, -(-col.kernel // vector)
+        if {*spec.stride, *spec.dilation} != {1} or col.size < block or col.kernel > SLID:
+            return None
+        pitch = vector * (reach + 1 + -(-max(col.outputs + col.kernel, col.before + col.size) // vector))
+        strips, zeros = -(-row.outputs // rows), rows * pitch
+        unwanted = zeros + col.size
+        rest = unwanted + col.outputs
+        numbers = (block, vector, col.before, pitch, zeros, unwanted, rest, row.before, strips)
+        items = spec.batch * spec.groups * strips
+        return cls(rows, slide_rows(rows, reach), items, numbers, rest + rows * vector, row.kernel - 1 + 4 * rows)
+
+
 @dataclass(frozen=True)
 class Separable(Algorithm):
     """Two 1-D passes for each rank; see the module.
@@ -87,28 +184,41 @@ class Separable(Algorithm):
         return Blocks.of(spec, threads, self.block_bytes or caches()["L2"] // 2, patch_cost)
 
     def _operations(self, spec: ConvSpec) -> float:
-        """Both passes, the halo of the first included."""
+        """Both passes, the halo of blocks included."""
         row, _ = axes(spec)
-        halo = len(row.phases) * (1 + row.reach / self._blocks(spec, 1).rows)
+        halo = 1.0 if Strips.of(spec) else len(row.phases) * (1 + row.reach / self._blocks(spec, 1).rows)
         pairs = spec.batch * spec.out_channels * spec.in_channels // spec.groups * (spec.rank or 0)
         return 2.0 * pairs * math.prod(spec.output_size) * (spec.kernel[0] + spec.kernel[1] * halo)
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
+        if Strips.of(spec):
+            return threads if self._operations(spec) / self._speed(spec) > SHARED_S else 1
         return shared_by(threads, self._operations(spec), spec)
+
+    def _speed(self, spec: ConvSpec) -> float:
+        return 3.2e10 * 4 / spec.in_dtype.itemsize
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         threads = self._threads(spec, threads)
+        if strips := Strips.of(spec):
+            each = strips.scratch * spec.in_dtype.itemsize + 8 * strips.pointers
+            return min(threads, strips.items) * each + self._kept(spec) * spec.in_dtype.itemsize
         blocks = self._blocks(spec, threads)
         row, _ = axes(spec)
         each = blocks.scratch + len(row.phases) * blocks.plane + LANES + blocks.span
-        kept = spec.out_channels * spec.in_channels // spec.groups * (spec.rank or 0) * sum(spec.kernel)
-        return (min(threads, blocks.items) * each + kept) * spec.in_dtype.itemsize
+        return (min(threads, blocks.items) * each + self._kept(spec)) * spec.in_dtype.itemsize
+
+    def _kept(self, spec: ConvSpec) -> int:
+        """Elements of the factors."""
+        return spec.out_channels * spec.in_channels // spec.groups * (spec.rank or 0) * sum(spec.kernel)
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         assert spec.rank is not None
         threads = self._threads(spec, threads)
-        blocks = self._blocks(spec, threads)
         down, along = factors(weights, spec.rank)
+        if strips := Strips.of(spec):
+            return self._in_strips(spec, strips, down, along, threads)
+        blocks = self._blocks(spec, threads)
         row, _ = axes(spec)
         cuts, table = split(blocks.items, threads), blocks.table
         scratch = np.zeros((len(cuts), blocks.scratch), spec.in_dtype)
@@ -133,10 +243,28 @@ class Separable(Algorithm):
 
         return run
 
+    def _in_strips(self, spec: ConvSpec, strips: Strips, down: np.ndarray, along: np.ndarray, threads: int) -> Callable:
+        threads = min(threads, strips.items)
+        crew, job = helpers(), new_job(strips.items, threads)
+        hands = crew.hire(threads - 1)
+        scratch = np.zeros((threads, strips.scratch), spec.in_dtype)
+        pointers = np.zeros((threads, strips.pointers), np.int64)
+        taps, strip, part = ((0,) * count for count in (spec.kernel[1], strips.rows, strips.part))
+        fixed = (scratch, pointers, strips.numbers, taps, strip, part, strips.items, job, crew.boxes, hands)
+        image = np.empty((1, 1, 1, 1), spec.in_dtype)
+        compile_for(all_strips, image, down, along, image, *fixed)
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            crew.wake(hands)
+            all_strips(x, down, along, y, *fixed)
+            return y
+
+        return run
+
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         threads = self._threads(spec, threads)
-        speed = 3.2e10 * 4 / spec.in_dtype.itemsize
-        return Cost(self._operations(spec), spec.min_bytes, calls=4, flops_per_s=speed, parallel=threads > 1)
+        return Cost(self._operations(spec), spec.min_bytes, calls=4, flops_per_s=self._speed(spec), parallel=threads > 1)
 
 
 ALGORITHMS = [Separable()]

@@ -27,6 +27,7 @@ from algos.engine.simd import I64
 from algos.engine.threads import usable_cores
 
 SPIN_S = 2e-4
+SHARES = 4  # chunks for each thread, so that nobody waits long for the last
 WAIT_S = 5.0  # for a helper's end at exit
 CODE, FINISHED, NEXT, CHUNKS, ARGUMENTS, WORDS = range(6)  # the words of a job
 ASLEEP, LISTENING, BUSY = 0, 1, 2  # what a helper's box says; anything else is the address of a job
@@ -209,11 +210,17 @@ def listen(boxes, index, turns):
     return swap(box, 0, LISTENING, ASLEEP)
 
 
-def new_job(chunks: int = 0) -> np.ndarray:
-    """What ``fork`` needs to keep of a plan's work; one call at a time may use it."""
+def new_job(items: int = 0, threads: int = 1) -> np.ndarray:
+    """What ``fork`` needs to keep of a plan's work, cut into a few chunks for each thread; one call at a time may use it."""
     job = np.zeros(WORDS, np.int64)
-    job[CHUNKS] = chunks
+    job[CHUNKS] = min(items, SHARES * threads) if threads > 1 else 1
     return job
+
+
+@compiled(**INNER)
+def part_of(items, chunks, chunk):
+    """(first, last) of the items of a chunk."""
+    return items * chunk // chunks, items * (chunk + 1) // chunks
 
 
 class Helpers:

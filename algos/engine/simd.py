@@ -251,7 +251,7 @@ def outer_rows(typingctx, a, a_step, b, c, c_step, k, rows, vectors):
             return new
 
         zero = [[emit.zero] * n_vectors for _ in range(n_rows)]
-        _store_rows(emit, _loop(builder, emit.vector, k, step, zero), pc, c_step)
+        _store_rows(emit, loop(builder, emit.vector, k, step, zero), pc, c_step)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -283,7 +283,7 @@ def outer_offsets(typingctx, x, offsets, w, y, y_step, k, rows, vectors):
             return new
 
         zero = [[emit.zero] * n_vectors for _ in range(n_rows)]
-        _store_rows(emit, _loop(builder, emit.vector, k, step, zero), py, y_step)
+        _store_rows(emit, loop(builder, emit.vector, k, step, zero), py, y_step)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -320,15 +320,15 @@ def outer_runs(typingctx, x, pixels, taps, n_taps, run, w, y, y_step, rows, vect
                     new.append([emit.fma(left, w_vectors[v], sums[i][v]) for v in range(n_vectors)])
                 return new
 
-            return _loop(builder, emit.vector, run, step, sums)
+            return loop(builder, emit.vector, run, step, sums)
 
-        _store_rows(emit, _loop(builder, emit.vector, n_taps, tap, zero), py, y_step)
+        _store_rows(emit, loop(builder, emit.vector, n_taps, tap, zero), py, y_step)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def _loop(builder: Any, vector: Any, count: Any, step: Any, first: list[list[Any]]) -> list[list[Any]]:
+def loop(builder: Any, vector: Any, count: Any, step: Any, first: list[list[Any]]) -> list[list[Any]]:
     """``sums = step(index, sums)`` for index < count, at least once; the sums stay in registers."""
     before = builder.block
     body, after = builder.append_basic_block("body"), builder.append_basic_block("after")

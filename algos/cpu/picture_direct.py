@@ -1,0 +1,207 @@
+"""Pictures: a strip of four rows at a time, its sums in registers, read from the image itself.
+
+Numba, with blocks of sums written as LLVM IR (``algos/engine/strips.py``): 4 rows by 3 vectors stay in registers over all taps,
+so a vector of the input is loaded once for up to four output rows, and a weight once for three vectors. At two loads and two
+multiply-adds a cycle that leaves arithmetic as the limit from 5x5 on; 3x3 is bound by its loads. The image is not padded: only
+the ends of rows whose windows hang over are copied, with zeros, into a ring that moves down with the strip, and rows above and
+below the image are one row of zeros. Against the same blocks left to LLVM's scheduling, which spills sums: 9x9 by 1.5 times.
+
+Cost: 2 * O * C/groups * taps operations for each output pixel; columns are rounded up to whole blocks.
+Workspace: for each thread the ends of KH + 3 rows of each input channel of a group, and two rows.
+Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
+Forward, 1-D and 2-D, float32 and float64, every padding and number of groups; no stride, no dilation. Made for few channels:
+with many a matrix product reuses more.
+
+Equivalent: ``cv2.filter2D`` with a constant border, ``scipy.ndimage.correlate`` with mode "constant".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from algos.contract import Algorithm, Cost, forward_float
+from algos.cpu.numba_direct import as_2d
+from algos.engine.blocks import FLAGS, axes
+from algos.engine.jit import compile_for, compiled
+from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
+from algos.engine.simd import lanes
+from algos.engine.strips import UNROLLED, copy_bytes, correlate_block, place, strip_rows, strip_vectors
+from algos.spec import ConvSpec
+
+FLOPS_PER_S = 7e10  # of one thread, float32
+SHARED_S = 3e-5  # less work than this stays on one thread
+
+
+@compiled(**FLAGS)
+def correlate_strips(x, w, y, scratch, pointers, layout, taps, strip, first, last):
+    """x: (n, c, h, w); w: (o, c / groups, kh, kw); y: (n, o, oh, ow); scratch, pointers: this thread's; items [first, last).
+
+    pointers: addresses of a strip's input rows in the image, of the same rows' ends in scratch, of its output rows, and of
+    where their last blocks go when they end inside one.
+    """
+    block, blocks, parts, strips, top, before = layout[0], layout[1], layout[2], layout[3], layout[4], layout[5]
+    left, right, head, tail, tail_at, skipped = layout[6], layout[7], layout[8], layout[9], layout[10], layout[11]
+    pitch, zeros, unwanted, rest = layout[12], layout[13], layout[14], layout[15]
+    size, channels, height, width = x.itemsize, x.shape[1], x.shape[2], x.shape[3]
+    inputs, kh, kw = w.shape[1], w.shape[2], w.shape[3]
+    outputs, oh, ow = y.shape[1] * inputs // channels, y.shape[2], y.shape[3]
+    rows_out = len(strip)
+    rows_in = rows_out + kh - 1
+    for item in range(first, last):
+        part, above = item % parts, item // parts
+        plane, row0 = above // strips, above % strips * rows_out
+        n, group = plane * inputs // channels, plane * inputs % channels // inputs
+        b0, b1 = blocks * part // parts, blocks * (part + 1) // parts
+        kept = kh - 1 if item > first and row0 > 0 and parts == 1 else 0  # input rows whose ends the strip above copied
+        for o in range(group * outputs, (group + 1) * outputs):
+            for r in range(rows_out):
+                at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow)
+                pointers[2 * rows_in + r] = at if row0 + r < oh else place(scratch, unwanted)
+                pointers[2 * rows_in + rows_out + r] = place(scratch, rest + r * block - (blocks - 1) * block)
+            for c in range(inputs):
+                for i in range(rows_in):
+                    ih = row0 + i - top
+                    if ih < 0 or ih >= height:
+                        pointers[i] = pointers[rows_in + i] = place(scratch, zeros)
+                        continue
+                    at = place(x, ((n * channels + group * inputs + c) * height + ih) * width)
+                    ring = place(scratch, (c * rows_in + (row0 + i) % rows_in) * pitch)
+                    pointers[i], pointers[rows_in + i] = at - before * size, ring
+                    if i >= kept and o == group * outputs:
+                        if b0 < left:
+                            copy_bytes(ring + before * size, at, head * size)
+                        if b1 > right:
+                            copy_bytes(ring + tail_at * size, at + (width - tail) * size, tail * size)
+                weights = (o * inputs + c) * kh * kw
+                for b in range(b0, b1):
+                    col = b * block
+                    outs = 2 * rows_in + (rows_out if col + block > ow else 0)
+                    rows = 0 if left <= b < right else rows_in
+                    shift = skipped if b >= right else 0
+                    correlate_block(pointers, rows, outs, w, weights, col - shift, col, kh, kw, c > 0, taps, strip)
+            if b1 == blocks and ow % block:
+                for r in range(min(rows_out, oh - row0)):
+                    at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow + (blocks - 1) * block)
+                    copy_bytes(at, place(scratch, rest + r * block), (ow - (blocks - 1) * block) * size)
+
+
+@compiled(**FLAGS)
+def strips_chunk(x, w, y, scratch, pointers, numbers, taps, strip, items, chunks, chunk, slot):
+    first, last = part_of(items, chunks, chunk)
+    correlate_strips(x, w, y, scratch[slot], pointers[slot], numbers, taps, strip, first, last)
+
+
+@compiled(**FLAGS)
+def correlate_all(x, w, y, scratch, pointers, numbers, taps, strip, items, job, boxes, hands):
+    """Every strip, shared with the helpers; scratch and pointers have one row for each thread."""
+    fork(strips_chunk, (x, w, y, scratch, pointers, numbers, taps, strip, items, job[CHUNKS]), job, boxes, hands)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the outputs are cut into strips of ``rows`` rows and those into blocks of columns, and what scratch holds for them.
+
+    Blocks before ``left`` and from ``right`` on reach beyond the image: they read copies of the rows' ends. A row's copy is
+    the padding, its first ``head`` elements, then from ``tail_at`` on its last ``tail`` and zeros: columns ``skipped`` to the
+    left of where the whole row has them. The last block goes through scratch unless it ends with the row.
+    """
+
+    rows: int
+    items: int
+    numbers: tuple[int, ...]
+    scratch: int
+    pointers: int
+
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def of(cls, spec: ConvSpec, threads: int) -> Layout:
+        row, col = axes(spec)
+        rows, vector = strip_rows(row.kernel), lanes(spec.in_dtype)
+        block = strip_vectors(rows) * vector
+        reach = block + col.kernel - 1
+        starts = range(0, col.outputs, block)
+        left = sum(start < col.before for start in starts)
+        right = max(left, sum(start + reach <= col.before + col.size for start in starts))
+        pitch = tail_at = starts[left - 1] + reach if left else 0
+        head = max(0, min(col.size, pitch - col.before))
+        skipped = tail = 0
+        if right < len(starts):
+            skipped, tail = starts[right] - tail_at, max(0, col.before + col.size - starts[right])
+            pitch += starts[-1] + reach - starts[right]
+        pitch = -(-pitch // vector) * vector
+        rows_in = rows + row.kernel - 1
+        strips, planes = -(-row.outputs // rows), spec.batch * spec.groups
+        parts = min(len(starts), -(-4 * threads // (planes * strips))) if threads > 1 else 1  # of a strip: a signal is one
+        zeros = spec.in_channels // spec.groups * rows_in * pitch
+        unwanted = zeros + max(starts[-1] + reach, pitch)
+        rest = unwanted + col.outputs
+        numbers = (block, len(starts), parts, strips, row.before, col.before, left, right, head, tail, tail_at, skipped,
+                   pitch, zeros, unwanted, rest)  # fmt: skip
+        return cls(rows, planes * strips * parts, numbers, rest + rows * block, 2 * (rows_in + rows))
+
+
+@dataclass(frozen=True)
+class NumbaPicture(Algorithm):
+    """Strips of rows with their sums in registers; see the module."""
+
+    name: str = "numba_picture"
+    family: str = "direct"
+    runtime: str = "numba"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        if reason := forward_float(spec, ndim=(1, 2)):
+            return reason
+        return "computes every output of an undilated kernel" if {*spec.stride, *spec.dilation} != {1} else None
+
+    def _threads(self, spec: ConvSpec, threads: int) -> int:
+        return threads if self._operations(spec) / self._speed(spec) > SHARED_S else 1
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        threads = self._threads(spec, threads)
+        layout = Layout.of(spec, threads)
+        return min(threads, layout.items) * (layout.scratch * spec.in_dtype.itemsize + 8 * layout.pointers)
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        threads = self._threads(spec, threads)
+        layout = Layout.of(spec, threads)
+        threads, numbers = min(threads, layout.items), np.array(layout.numbers, np.int64)
+        crew, work = helpers(), new_job(layout.items, threads)
+        hands = crew.hire(threads - 1)
+        w = weights.reshape(as_2d(spec.weight_shape))
+        scratch = np.zeros((threads, layout.scratch), spec.in_dtype)
+        pointers = np.zeros((threads, layout.pointers), np.int64)
+        taps = (0,) * w.shape[3] if w.shape[3] <= UNROLLED else ()
+        strip = (0,) * layout.rows
+        image = np.empty((1, 1, 1, 1), spec.in_dtype)
+        fixed = (scratch, pointers, numbers, taps, strip, layout.items, work, crew.boxes, hands)
+        compile_for(correlate_all, image, w, image, *fixed)
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
+            crew.wake(hands)
+            correlate_all(image, w, result, *fixed)
+            return y
+
+        return run
+
+    def _operations(self, spec: ConvSpec) -> float:
+        """Of whole blocks; an output costs about ten operations' time beside its taps, a strip's row about 2000."""
+        block, blocks = Layout.of(spec, 1).numbers[:2]
+        rows = math.prod(spec.output_shape[:-1]) * spec.in_channels // spec.groups
+        return rows * (block * blocks * (2.0 * math.prod(spec.kernel) + 10) + 2000)
+
+    def _speed(self, spec: ConvSpec) -> float:
+        return FLOPS_PER_S * 4 / spec.in_dtype.itemsize
+
+    def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        shared = self._threads(spec, threads) > 1
+        return Cost(self._operations(spec), spec.min_bytes, calls=4, flops_per_s=self._speed(spec), parallel=shared)
+
+
+ALGORITHMS = [NumbaPicture()]
