@@ -27,7 +27,7 @@ MORE_DENSE = (
     ("timm_resnext50_32x4d", "layer3.1.conv2"),
 )  # fmt: skip
 MANY_CHANNELS = 64
-HOPELESS = 10.0  # times the best by the cost model: such an algorithm of ours is not measured
+HOPELESS = 10.0  # times the best of its side by the cost model, which is right within a factor of 3: not measured
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,18 @@ def works() -> tuple[Work, ...]:
 
 
 def concerned(spec: ConvSpec, algorithm: Algorithm) -> bool:
-    """Whether ``algorithm`` is measured on ``spec``: a peer where it is a rival, ours where it is not hopeless."""
-    if algorithm.family == "peer":
-        return algorithm.name.startswith(_rivals().get(spec, ()))
-    times = _modelled(spec)
+    """Whether ``algorithm`` is measured on ``spec``: ours and the rivals, except those that have no hope there."""
+    if algorithm.family == "auto":
+        return True
+    rival = algorithm.family == "peer"
+    if rival and not algorithm.name.startswith(_rivals_of(spec)):
+        return False
+    times = _modelled(spec, rival)
     return times.get(algorithm.name, 0.0) <= HOPELESS * min(times.values(), default=0.0)
+
+
+def _rivals_of(spec: ConvSpec) -> tuple[str, ...]:
+    return _rivals().get(spec, ("",))  # every peer on what is not in the table, like another batch
 
 
 @cache
@@ -123,11 +130,12 @@ def _rivals() -> dict[ConvSpec, tuple[str, ...]]:
 
 
 @cache
-def _modelled(spec: ConvSpec) -> dict[str, float]:
-    """Expected seconds with one thread of those of ours that can compute it; one that cannot say is left to its own case."""
+def _modelled(spec: ConvSpec, rival: bool) -> dict[str, float]:
+    """Expected seconds with one thread of the rivals, or of ours; one that cannot say is left to its own case."""
     times: dict[str, float] = {}
     for algorithm in algorithms(spec):
-        if algorithm.family not in ("peer", "auto") and algorithm.device == "cpu":
+        peer = algorithm.family == "peer" and algorithm.name.startswith(_rivals_of(spec))
+        if algorithm.device == "cpu" and (peer if rival else algorithm.family not in ("peer", "auto")):
             with suppress(Exception):
                 times[algorithm.name] = algorithm.cost(spec.received(), 1).seconds(1)
     return times
