@@ -54,6 +54,7 @@ class Choice:
     Attributes
     ----------
     algorithm : str
+        Its name, with the tunables that differ from its own where ``convbench run --tune`` found better ones.
     source : str
         Where the winner's time comes from: "measured", "nearest" or "model".
     expected_s : float
@@ -152,19 +153,23 @@ def choose(
 
     ``unwanted`` excludes before an algorithm is asked whether it is available, which may start a probe; ``why_not`` after.
     """
-    from algos.registry import refusal
+    from algos.registry import refusal, variant_name
 
     received = spec.received()
     ranked: list[tuple[Algorithm, Estimate]] = []
     excluded: list[Candidate] = []
-    for algorithm in found:
+    names: dict[Algorithm, str] = {}
+    for base in found:
+        algorithm = base
         try:
+            algorithm = knowledge.tuned(base, spec, threads)
+            names[algorithm] = variant_name(algorithm, base)
             reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, received) or why_not(algorithm)
             estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
         except (Exception, SystemExit) as error:  # of one algorithm: the others can still be ranked
             reason, estimate = f"breaks the contract: {type(error).__name__}: {error}", None
         if estimate is None:
-            excluded.append(Candidate(algorithm.name, excluded=reason))
+            excluded.append(Candidate(names.get(algorithm, base.name), excluded=reason))
         else:
             ranked.append((algorithm, estimate))
     if not ranked:
@@ -172,12 +177,13 @@ def choose(
         raise SpecError(f"no algorithm can compute {spec}: {reasons}; see convbench list '{spec}'")
     ranked.sort(key=lambda pair: pair[1].expected_s(calls) * DOUBT[pair[1].source])
     candidates = tuple(
-        Candidate(a.name, e.expected_s(calls), e.run_s, e.prepare_s, e.source, a.workspace_bytes(received, threads))
+        Candidate(names[a], e.expected_s(calls), e.run_s, e.prepare_s, e.source, a.workspace_bytes(received, threads))
         for a, e in ranked
     )
     best, estimate = ranked[0]
     return Choice(
-        best.name, estimate.source, estimate.expected_s(calls), _reason(ranked, calls), candidates + tuple(excluded)
+        names[best], estimate.source, estimate.expected_s(calls),
+        ("tuned, " if names[best] != best.name else "") + _reason(ranked, calls), candidates + tuple(excluded),
     )
 
 

@@ -102,6 +102,10 @@ class Algorithm:
         """The default counts the definition's operations and the bytes of workspace, written and read once."""
         return Cost(spec.flops, spec.min_bytes + 2 * self.workspace_bytes(spec, threads))
 
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+        """Itself with other tunables that are worth a try on ``spec``; ``convbench run --tune`` measures them."""
+        return []
+
     def to_device(self, array: np.ndarray) -> Any:
         return array
 

@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -59,15 +59,19 @@ class Knowledge:
     """
 
     def __init__(self, entries: Iterable[Known], found: dict[str, Algorithm], build: Callable[[Algorithm], str]) -> None:
-        self._at: dict[tuple[str, str, int], Known] = {}
+        self._at: dict[tuple[str, str, str, int], Known] = {}
+        self._tuned: dict[tuple[str, str, int], Algorithm] = {}
         self._ok: dict[str, list[Known]] = {}
         self.wrong: dict[str, Known] = {}
         for entry in entries:
             algorithm = found.get(entry.algorithm)
-            if algorithm is None or entry.build != build(algorithm) or entry.tunables != tunables_text(algorithm):
+            if algorithm is None or entry.build != build(algorithm):
                 continue
-            self._at[entry.algorithm, entry.spec, entry.threads] = entry
-            if entry.status == "ok":
+            self._at[entry.algorithm, entry.tunables, entry.spec, entry.threads] = entry
+            if entry.tunables != tunables_text(algorithm):
+                if entry.status == "ok" and (variant := _variant(algorithm, entry.tunables)):
+                    self._tuned[entry.algorithm, entry.spec, entry.threads] = variant
+            elif entry.status == "ok":
                 self._ok.setdefault(entry.algorithm, []).append(entry)
             elif entry.status == "wrong":
                 self.wrong[entry.algorithm] = entry
@@ -76,11 +80,17 @@ class Knowledge:
 
     def measured(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Known | None:
         """What is known of this very spec, or of the same work under another name: unranked, or as the door hands it on."""
-        unranked = spec.with_(rank=None) if spec.rank is not None else spec
-        for same in dict.fromkeys((spec, unranked, unranked.received())):
-            if entry := self._at.get((algorithm.name, str(same), threads)):
+        for same in _same_work(spec):
+            if entry := self._at.get((algorithm.name, tunables_text(algorithm), same, threads)):
                 return entry
         return None
+
+    def tuned(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Algorithm:
+        """``algorithm`` with the tunables that proved faster on ``spec``, or as it is."""
+        for same in _same_work(spec) if self._tuned else ():
+            if variant := self._tuned.get((algorithm.name, same, threads)):
+                return variant
+        return algorithm
 
     def checked(self, algorithm: Algorithm, threads: int) -> bool:
         """Whether anything was ever found right with this build here, on so many threads."""
@@ -127,6 +137,21 @@ class Knowledge:
             trust = len(shifts) / (len(shifts) + 4)  # a record or two say little about the machine
             self._corrections[threads] = math.exp(statistics.median(shifts) * trust) if shifts else 1.0
         return self._corrections[threads]
+
+
+def _variant(algorithm: Algorithm, text: str) -> Algorithm | None:
+    """``algorithm`` with the tunables of a record, or None where it has no such tunables."""
+    try:
+        values = json.loads(text)
+        return replace(algorithm, **values) if values.keys() == algorithm.tunables().keys() else None
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _same_work(spec: ConvSpec) -> tuple[str, ...]:
+    unranked = spec.with_(rank=None) if spec.rank is not None else spec
+    return tuple(dict.fromkeys(map(str, (spec, unranked, unranked.received()))))
 
 
 @lru_cache(maxsize=65536)

@@ -37,7 +37,7 @@ class Plan:
     """
 
     def __init__(self, door: Door, weights: Any) -> None:
-        self.spec, self.algorithm, self.threads = door.spec, door.algorithm.name, door.threads
+        self.spec, self.algorithm, self.threads = door.spec, registry.variant_name(door.algorithm), door.threads
         self.workspace_bytes = int(door.algorithm.workspace_bytes(door.received, door.threads)) if door.spec.batch else 0
         self._door, self._lock = door, threading.Lock()
         self._run = door.prepare(weights)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -105,17 +106,45 @@ def refusal(algorithm: Algorithm, spec: ConvSpec | None = None) -> str | None:
 
 
 def get(name: str) -> Algorithm:
-    """The algorithm of that name.
+    """The algorithm of that name; ``winograd_f4:block_bytes=524288`` is one with other tunables than its own.
 
     Raises
     ------
     ValueError
-        With the names that exist.
+        With the names that exist, of algorithms or of tunables.
     """
     found = registry()
+    if isinstance(name, str) and ":" in name:
+        base, _, tunables = name.partition(":")
+        return _variant(get(base), tunables)
     if not isinstance(name, str) or name not in found:
         raise ValueError(f"no algorithm is named {shown(name)}: use one of {', '.join(found)}")
     return found[name]
+
+
+@cache
+def _variant(base: Algorithm, text: str) -> Algorithm:
+    own, values = base.tunables(), {}
+    for part in text.split(":"):
+        key, _, value = part.partition("=")
+        if key not in own:
+            raise ValueError(f"{base.name} has no tunable {key!r}: it has {', '.join(own) or 'none'}")
+        try:
+            values[key] = value if isinstance(own[key], str) else json.loads(value)
+        except ValueError:
+            raise ValueError(f"tunable {key} of {base.name} is {value!r}: write it like {own[key]!r}") from None
+        if type(values[key]) is not type(own[key]):
+            raise ValueError(f"tunable {key} of {base.name} is {value!r}: write it like {own[key]!r}")
+    return replace(base, **values)
+
+
+def variant_name(algorithm: Algorithm, base: Algorithm | None = None) -> str:
+    """What ``get`` knows it by: its name, and each tunable that differs from those of ``base``, the registered one."""
+    base = base or registry().get(algorithm.name, algorithm)
+    own = base.tunables()
+    differing = {key: value for key, value in algorithm.tunables().items() if value != own.get(key)}
+    text = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in differing.items())
+    return ":".join((algorithm.name, *text))
 
 
 def algorithms(spec: ConvSpec | str | None = None) -> list[Algorithm]:

@@ -1,7 +1,8 @@
 """Wisdom: what this machine's measurements taught, kept in the user's data folder from one run to the next.
 
-A small SQLite file, written by ``convbench run`` and read by the picker. Only what the same build measured counts. A file
-that cannot be read is set aside, one that cannot be written costs a warning: forgetting is never an error.
+A small SQLite file, written by ``convbench run`` and read by the picker. Only what the same build measured counts. An entry
+with other tunables than the algorithm's own is a decision of ``--tune``: on that spec it runs with these. A file that cannot be
+read is set aside, one that cannot be written costs a warning: forgetting is never an error.
 """
 
 from __future__ import annotations
@@ -68,6 +69,21 @@ def remember(entries: Iterable[Known]) -> None:
             database.executemany(f"INSERT OR REPLACE INTO known VALUES ({', '.join('?' * len(_FIELDS))})", rows)
     except (sqlite3.Error, OSError) as error:
         print(f"convbench: cannot remember measurements in {path()}: {error}", file=sys.stderr)
+    recall.cache_clear()
+
+
+def forget_tuned(like: Known, own: str) -> None:
+    """Forget what other tunables than its ``own`` did for the algorithm of ``like``, on its spec."""
+    if not path().is_file():
+        return
+    try:
+        with closing(_connect()) as database, database:
+            database.execute(
+                "DELETE FROM known WHERE machine = ? AND spec = ? AND algorithm = ? AND threads = ? AND tunables != ?",
+                (like.machine, like.spec, like.algorithm, like.threads, own),
+            )
+    except sqlite3.Error as error:
+        print(f"convbench: cannot forget measurements in {path()}: {error}", file=sys.stderr)
     recall.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""The arguments of the command line, and their errors in one line."""
+"""The arguments of the command line, what they name, and their errors in one line."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from algos.spec import ConvSpec
 from bench import text
 
 
@@ -40,17 +41,18 @@ def parser(known: Iterable[str]) -> Usage:
         command.add_argument("--kernels", metavar="3,7", help="sweep: sizes of the kernel")
         command.add_argument("--spec", dest="template", metavar="TEMPLATE", help="sweep: everything else, as a spec")
         command.add_argument("--batch", type=_count, metavar="N", help="every suite, spec and row at this batch")
-        command.add_argument("--algorithms", metavar="a,b", help="only these")
+        command.add_argument("--algorithms", metavar="a,b", help="only these; own: all of ours, peers: all others")
         command.add_argument("--threads", metavar="1,2", help="numbers of threads; the usable cores by default")
     command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
     command.add_argument("--budget", type=_seconds, metavar="SECONDS", help="stop after so long; resume later")
     command.add_argument("--launches", type=_count, metavar="N", help="fresh processes per case")
     command.add_argument("--cold", action="store_true", help="flush the caches before every single call")
     command.add_argument("--fresh", action="store_true", help="measure again what stands in the store")
+    command.add_argument("--tune", action="store_true", help="try other tunables too, and remember those that are faster")
 
     command = add("report", "HTML, Markdown, CSV and plots from what is stored")
     command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
-    command.add_argument("--baseline", metavar="a,b", help="speed-ups are over the best of these on each spec")
+    command.add_argument("--baseline", metavar="a,b", help="speed-ups are over the best of these on each spec; peers: all")
 
     command = add("pick", "the fastest correct algorithm for a spec, and why")
     command.add_argument("spec", metavar="SPEC")
@@ -96,3 +98,66 @@ def _bytes(value: str) -> int:
         return text.parse_size(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# ---- what they name ---------------------------------------------------------------------------------------------
+
+
+def specs_of(arguments: argparse.Namespace) -> tuple[list[ConvSpec], Any]:
+    """The specs that the targets and the sweep name, and how to measure them."""
+    from bench.suites import resolve, sweep
+
+    specs, settings = resolve(arguments.targets, arguments.batch)
+    if arguments.sizes or arguments.kernels:
+        if not (arguments.sizes and arguments.kernels):
+            raise ValueError("a sweep needs both --sizes and --kernels, like --sizes 64,256 --kernels 3,7")
+        template = (arguments.template,) if arguments.template else ()
+        specs += sweep(shapes_of(arguments.sizes), shapes_of(arguments.kernels), *template)
+    elif arguments.template:
+        raise ValueError("--spec is the template of a sweep: give --sizes and --kernels too, or the spec by itself")
+    if not specs:
+        raise ValueError("nothing to do: name a suite (convbench suites), a spec or a CSV file, or use --sizes and --kernels")
+    return list(dict.fromkeys(specs)), settings
+
+
+def shapes_of(values: str) -> list[tuple[int, ...]]:
+    """``64,256,640x480`` -> tuples of one number, or one per axis."""
+    shapes = []
+    for entry in values.split(","):
+        parts = entry.split("x")
+        if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
+            raise ValueError(f"{entry!r} is not a size: write whole numbers like 64,256 or 640x480")
+        shapes.append(tuple(map(int, parts)))
+    return shapes
+
+
+def names_of(values: str | None) -> list[str]:
+    return [name for name in (values or "").split(",") if name]
+
+
+def algorithms_of(arguments: argparse.Namespace) -> list[Any]:
+    """The named algorithms; all, or all of a kind, that the targets are meant for."""
+    from algos.registry import get, registry
+    from bench.suites import suited
+
+    every = list(registry().values())
+    if arguments.algorithms is None:
+        return suited(arguments.targets, every)
+    kinds = {"own": [a for a in every if a.family not in ("peer", "auto")], "peers": [a for a in every if a.family == "peer"]}
+    found: list[Any] = []
+    for name in names_of(arguments.algorithms):
+        found += suited(arguments.targets, kinds[name]) if name in kinds else [get(name)]
+    if not found:
+        raise ValueError("--algorithms names none: write --algorithms a,b, with names from convbench list")
+    return list(dict.fromkeys(found))
+
+
+def threads_of(values: str | None) -> list[int]:
+    from algos.functional import checked_threads
+
+    counts = []
+    for entry in values.split(",") if values else [None]:
+        if entry is not None and not (entry.isascii() and entry.isdigit() and len(entry) < 6):
+            raise ValueError(f"threads {entry!r} is not a whole number: write --threads 1,2")
+        counts.append(checked_threads(None if entry is None else int(entry)))
+    return counts

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import index
 
 from algos import auto, machine
 from algos.contract import Algorithm
 from algos.estimate import tunables_text
-from algos.registry import registry, said
+from algos.registry import get, said
 from algos.spec import ConvSpec
 from bench.record import Record
 from bench.text import printable
@@ -38,6 +38,10 @@ class Settings:
         Of the whole run; it ends between two specs.
     cold, fresh : bool
         Flush caches between single calls; measure again what stands in the store.
+    tune : bool
+        Measure the alternatives of each algorithm too.
+    concerns : callable or None
+        Whether an algorithm is measured on a spec; None for all on all.
     seed : int
     """
 
@@ -48,6 +52,8 @@ class Settings:
     run_budget_s: float | None = None
     cold: bool = False
     fresh: bool = False
+    tune: bool = False
+    concerns: Callable[[ConvSpec, Algorithm], bool] | None = None
     seed: int = 0
 
 
@@ -66,11 +72,24 @@ def cases_of(
     """Every case, those that cannot run among them, with the reason in their record."""
     identity = machine.fingerprint()["id"]
     return [
-        _case(spec, algorithm, count, settings, identity)
+        _case(spec, variant, count, settings, identity)
         for count in dict.fromkeys(threads)
         for spec in dict.fromkeys(specs)
         for algorithm in algorithms
+        if settings.concerns is None or settings.concerns(spec, algorithm)
+        for variant in (algorithm, *(_alternatives(algorithm, spec, count) if settings.tune else ()))
     ]
+
+
+def _alternatives(algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[Algorithm]:
+    """Those that differ in tunables only; none where the algorithm cannot be asked, which its own case reports."""
+    try:
+        if algorithm.unavailable() or algorithm.unsupported(spec.received()):
+            return []
+        found = algorithm.alternatives(spec.received(), threads)
+    except Exception:
+        return []
+    return [other for other in dict.fromkeys(found) if type(other) is type(algorithm) and other.name == algorithm.name]
 
 
 def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
@@ -92,7 +111,7 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
     elif algorithm.name == "auto":
         try:
             chosen = auto.pick(spec, threads=threads, device="cpu").algorithm
-            actual = registry()[chosen]
+            actual = get(chosen)
         except ValueError as error:
             status, reason = "unsupported", str(error)
     elif reason := said(algorithm.unsupported, spec.received()) or "":

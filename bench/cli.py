@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TextIO
 
 from algos.spec import ConvSpec
 from bench import text
-from bench.arguments import parser
+from bench.arguments import algorithms_of, names_of, parser, specs_of, threads_of
 
 FAILED = ("wrong", "crashed", "timeout", "error")
 GO_ON = "run the same command again, without --fresh, to go on"
@@ -118,8 +118,8 @@ def check(arguments: argparse.Namespace) -> int:
     from bench.cases import cases_of
     from bench.runner import Runner
 
-    specs, settings = _targets(arguments)
-    cases = cases_of(specs, _wanted(arguments), _threads(arguments.threads), settings)
+    specs, settings = specs_of(arguments)
+    cases = cases_of(specs, algorithms_of(arguments), threads_of(arguments.threads), settings)
     with _bar() as progress:
         records = Runner(settings, None, progress).run(cases).records
     failed = [record for record in records if record.status in FAILED]
@@ -143,18 +143,19 @@ def run(arguments: argparse.Namespace) -> int:
     from bench.pool import measuring
     from bench.runner import Runner
     from bench.store import Store
+    from bench.tuning import own_tunables, remember
 
-    specs, settings = _targets(arguments)
+    specs, settings = specs_of(arguments)
     settings = replace(
         settings, cold=arguments.cold, fresh=arguments.fresh, run_budget_s=arguments.budget,
-        launches=arguments.launches or settings.launches,
+        launches=arguments.launches or settings.launches, tune=arguments.tune,
     )
-    wanted = _wanted(arguments)
+    wanted = algorithms_of(arguments)
     with Store(arguments.out) as store:
         about = machine.fingerprint()
         with measuring():
             store.put_machine({**about, "peaks": peaks(about["id"])})
-        cases = cases_of(specs, wanted, _threads(arguments.threads), settings)
+        cases = cases_of(specs, wanted, threads_of(arguments.threads), settings)
         with _bar() as progress:
             runner = Runner(settings, store, progress)
             try:
@@ -163,16 +164,25 @@ def run(arguments: argparse.Namespace) -> int:
                 done = sum(len(record.launches) for record in runner.outcome.records)
                 print(f"interrupted: {done} launches are stored in {store.path}; {GO_ON}", file=sys.stderr)
                 raise
-        page, frame = _report(store, arguments.out, (), "convbench " + shlex.join(sys.argv[1:]))
-    from reports.tables import winners_dicts, winners_text
+        page, frame, against = _report(store, arguments.out, (), "convbench " + shlex.join(sys.argv[1:]))
+    from reports.tables import to_dicts, winners_dicts, winners_text
+    from reports.tuning import tunings, tunings_table
+    from reports.versus import versus_text
 
     keys = {(record.spec, record.threads) for record in outcome.records}
     chosen = frame[[(s, t) in keys for s, t in zip(frame["spec"], frame["threads"], strict=True)]]
+    tuned = tunings(chosen, own_tunables()) if arguments.tune else []
+    remember(tuned, outcome.records)
     if arguments.json:
-        _print_json({"winners": winners_dicts(chosen), "shares": outcome.spent.shares(), "wall_s": outcome.spent.total,
-                     "measured": outcome.measured, "complete": outcome.complete, "report": str(page)})
+        _print_json({"winners": winners_dicts(chosen), "versus": to_dicts(against), "tuned": [t._asdict() for t in tuned],
+                     "shares": outcome.spent.shares(), "wall_s": outcome.spent.total, "measured": outcome.measured,
+                     "complete": outcome.complete, "report": str(page)})
     else:
         print(winners_text(chosen))
+        if arguments.tune:
+            print(f"\n{tunings_table(tuned).text()}")
+        if "versus" in arguments.targets:
+            print(f"\n{versus_text(against)}")
         print(f"\nreport: {page}")
         if not outcome.complete:
             print(f"the budget ended the run: {GO_ON}")
@@ -183,8 +193,15 @@ def report(arguments: argparse.Namespace) -> int:
     from bench.store import Store
 
     with Store(arguments.out, create=False) as store:
-        page, _ = _report(store, arguments.out, _names(arguments.baseline))
-    _print_json({"report": str(page)}) if arguments.json else print(page)
+        page, _, against = _report(store, arguments.out, names_of(arguments.baseline))
+    from reports.tables import to_dicts
+    from reports.versus import versus_text
+
+    if arguments.json:
+        return _print_json({"report": str(page), "versus": to_dicts(against)})
+    if len(against):
+        print(f"{versus_text(against)}\n")
+    print(page)
     return 0
 
 
@@ -192,8 +209,8 @@ def pick(arguments: argparse.Namespace) -> int:
     import algos
 
     spec = ConvSpec.parse(arguments.spec)
-    threads = _threads(arguments.threads)[0] if arguments.threads else None
-    if len(_threads(arguments.threads)) > 1:
+    threads = threads_of(arguments.threads)[0] if arguments.threads else None
+    if len(threads_of(arguments.threads)) > 1:
         raise ValueError(f"--threads {arguments.threads}: pick answers for one number of threads")
     if arguments.measure:
         _measure(spec, arguments)
@@ -215,13 +232,14 @@ def pick(arguments: argparse.Namespace) -> int:
 
 def _measure(spec: ConvSpec, arguments: argparse.Namespace) -> None:
     """Measure every candidate now; the machine remembers."""
+    from algos.registry import registry
     from bench.cases import Settings, cases_of
     from bench.runner import Runner
     from bench.store import Store
 
-    found = [a for a in _algorithms(None) if a.family != "auto" and (arguments.peers or a.family != "peer")]
+    found = [a for a in registry().values() if a.family != "auto" and (arguments.peers or a.family != "peer")]
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store, _bar() as progress:
-        Runner(Settings(), store, progress).run(cases_of([spec], found, _threads(arguments.threads), Settings()))
+        Runner(Settings(), store, progress).run(cases_of([spec], found, threads_of(arguments.threads), Settings()))
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -270,7 +288,7 @@ def import_records(arguments: argparse.Namespace) -> int:
         store.put_machine(machine)
         for record in records:
             store.put(record)
-        page, _ = _report(store, arguments.out, ())
+        page, *_ = _report(store, arguments.out, ())
     if arguments.json:
         return _print_json({"imported": len(records), "left_out": left_out, "origin": ORIGIN, "report": str(page)})
     words = f"{len(records)} record{'s' * (len(records) != 1)} imported, tagged {ORIGIN}"
@@ -282,78 +300,26 @@ def import_records(arguments: argparse.Namespace) -> int:
 # ---- shared by commands -----------------------------------------------------------------------------------------
 
 
-def _targets(arguments: argparse.Namespace) -> tuple[list[ConvSpec], Any]:
-    from bench.suites import resolve, sweep
-
-    specs, settings = resolve(arguments.targets, arguments.batch)
-    if arguments.sizes or arguments.kernels:
-        if not (arguments.sizes and arguments.kernels):
-            raise ValueError("a sweep needs both --sizes and --kernels, like --sizes 64,256 --kernels 3,7")
-        template = (arguments.template,) if arguments.template else ()
-        specs += sweep(_shapes(arguments.sizes), _shapes(arguments.kernels), *template)
-    elif arguments.template:
-        raise ValueError("--spec is the template of a sweep: give --sizes and --kernels too, or the spec by itself")
-    if not specs:
-        raise ValueError("nothing to do: name a suite (convbench suites), a spec or a CSV file, or use --sizes and --kernels")
-    return list(dict.fromkeys(specs)), settings
-
-
-def _shapes(values: str) -> list[tuple[int, ...]]:
-    """``64,256,640x480`` -> tuples of one number, or one per axis."""
-    shapes = []
-    for entry in values.split(","):
-        parts = entry.split("x")
-        if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
-            raise ValueError(f"{entry!r} is not a size: write whole numbers like 64,256 or 640x480")
-        shapes.append(tuple(map(int, parts)))
-    return shapes
-
-
-def _names(values: str | None) -> list[str]:
-    return [name for name in (values or "").split(",") if name]
-
-
-def _algorithms(names: str | None) -> list[Any]:
-    from algos.registry import get, registry
-
-    if names is None:
-        return list(registry().values())
-    if not _names(names):
-        raise ValueError("--algorithms names none: write --algorithms a,b, with names from convbench list")
-    return [get(name) for name in dict.fromkeys(_names(names))]
-
-
-def _wanted(arguments: argparse.Namespace) -> list[Any]:
-    """The named algorithms, or all that the targets are meant for."""
-    from bench.suites import suited
-
-    found = _algorithms(arguments.algorithms)
-    return found if arguments.algorithms is not None else suited(arguments.targets, found)
-
-
-def _threads(values: str | None) -> list[int]:
-    from algos.functional import checked_threads
-
-    counts = []
-    for entry in values.split(",") if values else [None]:
-        if entry is not None and not (entry.isascii() and entry.isdigit() and len(entry) < 6):
-            raise ValueError(f"threads {entry!r} is not a whole number: write --threads 1,2")
-        counts.append(checked_threads(None if entry is None else int(entry)))
-    return counts
-
-
-def _report(store: Any, out: Path, baseline: Sequence[str], command: str = "") -> tuple[Path, Any]:
-    """Write the report of everything in the store; the page's path and the frame behind it."""
+def _report(store: Any, out: Path, baseline: Sequence[str], command: str = "") -> tuple[Path, Any, Any]:
+    """Write the report of everything in the store; the page's path, the frame behind it, and its rows of ``versus``."""
     from bench.regret import regret
     from bench.suites import networks
+    from bench.versus import works
     from reports.frame import to_frame
     from reports.page import write_report
+    from reports.versus import versus
 
     records = store.records()
     rows = regret(records)
+    if "peers" in baseline:
+        peers = sorted({record.algorithm for record in records if record.family == "peer" and record.launches})
+        if not peers:
+            raise ValueError("--baseline peers: no peer was measured, see convbench list")
+        baseline = [*(name for name in baseline if name != "peers"), *peers]
     page = write_report(records, store.machines(), out / "report", baseline=baseline, regret=rows, command=command,
-                        networks=networks())  # fmt: skip
-    return page, to_frame(records)
+                        networks=networks(), works=works())  # fmt: skip
+    frame = to_frame(records)
+    return page, frame, versus(frame, works(), store.machines())
 
 
 class _bar:

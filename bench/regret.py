@@ -9,7 +9,7 @@ from typing import Any
 
 from algos import machine
 from algos.auto import choose
-from algos.estimate import Knowledge
+from algos.estimate import Knowledge, tunables_text
 from algos.registry import registry
 from algos.spec import ConvSpec
 from bench.record import Record
@@ -33,6 +33,7 @@ def regret(records: Sequence[Record]) -> list[dict[str, Any]]:
             record.launches and record.machine == identity and not record.cold and record.origin == "convbench"
             and algorithm is not None and algorithm.family not in ("peer", "auto")
             and algorithm.unavailable() is None and record.build == machine.build(algorithm)
+            and record.tunables == tunables_text(algorithm)
         ):
             groups.setdefault((record.spec, record.threads), []).append(record)
     groups = {key: group for key, group in groups.items() if len(group) > 1}

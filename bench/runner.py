@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from algos import machine, wisdom
-from algos.registry import registry
+from algos.registry import get, registry, variant_name
 from bench.cases import Case, Settings, limit_text
 from bench.pool import Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record
@@ -123,7 +123,7 @@ class Runner:
         mine = case.record
         for record in () if self.settings.fresh or not mine.chosen else stored:
             if record.chosen and (record.spec, record.threads, record.cold) == (mine.spec, mine.threads, mine.cold):
-                chosen = registry().get(record.chosen)
+                chosen = get(record.chosen) if record.chosen.partition(":")[0] in registry() else None
                 if chosen and record.machine == mine.machine and record.build == machine.build(chosen):
                     return Case(case.spec, chosen, replace(record, launches=()))
         return case
@@ -151,7 +151,8 @@ class Runner:
             record = record.with_launches(tuple(merged[i] for i in sorted(merged)))
         self._records[case.record.key] = record
         hasty = record.status == "too_slow" and self.settings.slow_s < LEAST_LIMIT_S  # a short limit proves nothing
-        if self.store and record.status in REMEMBERED and not (record.cold or record.chosen or hasty):
+        tuned = variant_name(case.algorithm) != case.algorithm.name  # remembered once it is known to be faster
+        if self.store and record.status in REMEMBERED and not (record.cold or record.chosen or hasty or tuned):
             self._lessons.append(known(record))
 
     def _fail(self, case: Case, status: str, reason: str) -> None:
@@ -197,9 +198,9 @@ class Runner:
         case, settings = state.case, self.settings
         record = self._records[case.record.key]
         reply = self._ask(
-            state, settings.answer_s + 3 * settings.slow_s, do="open", spec=str(case.spec), algorithm=case.algorithm.name,
-            threads=record.threads, budget=asdict(settings.budget), cold=settings.cold, seed=settings.seed,
-            slow_s=settings.slow_s,
+            state, settings.answer_s + 3 * settings.slow_s, do="open", spec=str(case.spec),
+            algorithm=variant_name(case.algorithm), threads=record.threads, budget=asdict(settings.budget),
+            cold=settings.cold, seed=settings.seed, slow_s=settings.slow_s,
         )
         if reply is None:
             return False

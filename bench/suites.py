@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from algos.contract import Algorithm
 from algos.spec import ConvSpec, SpecError
 from bench.cases import Settings
 from bench.timing import Budget
+
+if TYPE_CHECKING:
+    from bench.versus import Work
 
 PICTURE = "1x1x64x64,1x1x3x3,p1"
 WORKLOADS = Path(__file__).parent / "workloads"
@@ -84,8 +88,10 @@ def sweep(sizes: Sequence[tuple[int, ...]], kernels: Sequence[tuple[int, ...]], 
     return specs
 
 
-def _pictures(sizes: Sequence[int], kernels: Sequence[int]) -> list[Layer]:
-    return [Layer(str(spec), spec) for spec in sweep([(size,) for size in sizes], [(kernel,) for kernel in kernels])]
+def pictures(sizes: Sequence[int], kernels: Sequence[int], template: str = PICTURE) -> list[Layer]:
+    """A ``sweep`` over squares, as layers named by their specs."""
+    specs = sweep([(size,) for size in sizes], [(kernel,) for kernel in kernels], template)
+    return [Layer(str(spec), spec) for spec in specs]
 
 
 @cache
@@ -94,12 +100,12 @@ def suites() -> dict[str, Suite]:
     found = [
         Suite(
             "quick", "a small sweep of pictures, under a minute", "ours",
-            lambda: _pictures((64, 128, 256), (3, 7, 15)),
+            lambda: pictures((64, 128, 256), (3, 7, 15)),
             Settings(launches=2, budget=Budget(case_s=0.03, min_samples=3, max_samples=15, chunk_s=0.01), slow_s=0.08),
         ),
         Suite(
             "images", "pictures of 256 to 2048 pixels a side, kernels of 3 to 63", "ours",
-            lambda: _pictures((256, 512, 1024, 2048), (3, 5, 7, 9, 15, 31, 63)),
+            lambda: pictures((256, 512, 1024, 2048), (3, 5, 7, 9, 15, 31, 63)),
         ),
         Suite(
             "gpu", "for a machine with a GPU: pictures up to 4096 pixels a side, network layers at batch 1 and 32",
@@ -107,13 +113,32 @@ def suites() -> dict[str, Suite]:
             Settings(budget=Budget(case_s=0.1, max_samples=30), slow_s=2.0), "cuda",
         ),
     ]
+    found.append(
+        Suite(
+            "versus", "against PyTorch, OpenCV and SciPy: a sample of every kind of work, see docs/speed.md",
+            "layers of the other suites, pictures ours", lambda: [layer for work in _versus() for layer in work.layers],
+            Settings(budget=Budget(case_s=0.2, max_samples=25, chunk_s=0.04), slow_s=1.0, concerns=_concerned), "cpu",
+        )
+    )
     found += [_workload(path) for path in sorted(WORKLOADS.glob("*.csv"))]
     return {suite.name: suite for suite in found}
 
 
+def _versus() -> Sequence[Work]:
+    from bench.versus import works
+
+    return works()
+
+
+def _concerned(spec: ConvSpec, algorithm: Algorithm) -> bool:
+    from bench.versus import concerned
+
+    return concerned(spec, algorithm)
+
+
 def _gpu() -> list[Layer]:
     """Pictures, some with the promise of rank 1, and ``GPU_LAYERS``."""
-    found = _pictures((256, 512, 1024, 2048, 4096), (3, 7, 15, 31))
+    found = pictures((256, 512, 1024, 2048, 4096), (3, 7, 15, 31))
     for size, kernel in product((1024, 4096), (7, 31)):
         (spec,) = sweep([(size,)], [(kernel,)])
         found.append(Layer(str(spec.with_(rank=1)), spec.with_(rank=1)))

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
@@ -28,11 +28,15 @@ from reports.plots import pictures
 from reports.ranking import noise_rows, winners
 from reports.scene import COLD, WARM, Picture
 from reports.style import clean, machine_text
+from reports.versus import versus, versus_table
+
+if TYPE_CHECKING:
+    from bench.versus import Work
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAGE, MARKDOWN, CSV = "index.html", "report.md", "records.csv"
-SECTIONS = (("winners", "Winners"), ("plots", "Plots"), ("calls", "Calls"), ("auto", "auto"), ("regret", "Regret"),
-            ("records", "All records"), ("excluded", "Excluded"), ("machine", "Machine"),
+PAGE, MARKDOWN, CSV, VERSUS_CSV = "index.html", "report.md", "records.csv", "versus.csv"
+SECTIONS = (("winners", "Winners"), ("versus", "Versus"), ("plots", "Plots"), ("calls", "Calls"), ("auto", "auto"),
+            ("regret", "Regret"), ("records", "All records"), ("excluded", "Excluded"), ("machine", "Machine"),
             ("method", "How times were taken"), ("reproduce", "Reproduce"))  # fmt: skip
 
 
@@ -45,6 +49,7 @@ def write_report(
     regret: list[dict[str, Any]] | None = None,
     command: str = "",
     networks: Networks = (),
+    works: Sequence[Work] = (),
 ) -> Path:
     """Write the whole report into ``folder``, each file complete or not at all.
 
@@ -65,6 +70,8 @@ def write_report(
     networks : sequence of (name, layers)
         Each layer is its name, its spec's text at any batch, and how often it occurs; a network is drawn where the
         records hold most of its layers at one batch.
+    works : sequence of bench.versus.Work
+        What our algorithms are set against others on.
 
     Returns
     -------
@@ -82,7 +89,8 @@ def write_report(
         raise ValueError(tables.NOTHING)
     frame = to_frame(records)
     shown, left_out = pictures(frame, machines, baseline, networks)
-    context = _context(frame, machines, shown, left_out, regret, command)
+    against = versus(frame, works, machines)
+    context = {**_context(frame, machines, shown, left_out, regret, command), "versus": versus_table(against)}
     environment = _environment()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +98,7 @@ def write_report(
         _write(folder / f"{picture.name}.png", picture.png)
         _write(folder / f"{picture.name}.svg", picture.svg)
     _write(folder / CSV, tables.to_csv(frame).encode("utf-8", "replace"))
+    _write(folder / VERSUS_CSV, tables.to_csv(against).encode("utf-8", "replace"))
     for name in (MARKDOWN, PAGE):  # the page last: where it stands, everything stands
         text = environment.get_template(f"{name}.j2").render(context)
         _write(folder / name, text.encode("utf-8", "replace"))

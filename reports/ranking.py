@@ -197,7 +197,8 @@ class _Pair:
 def _pairs(group: pd.DataFrame) -> list[_Pair]:
     """``auto`` and the algorithm that it chose, where both were measured."""
     current = group[~group["superseded"]]
-    chosen = {(r.spec, r.algorithm): r for r in tuples(current[current["competes"]])}
+    competing = current[current["competes"]].drop_duplicates(["spec", "algorithm"], keep=False)  # which tunables auto ran is
+    chosen = {(r.spec, r.algorithm): r for r in tuples(competing)}  # certain where there is one set of them
     found = []
     for auto in tuples(current[current["chosen"] != ""]):
         if other := chosen.get((auto.spec, auto.chosen)):
@@ -207,8 +208,8 @@ def _pairs(group: pd.DataFrame) -> list[_Pair]:
 
 
 @_once_per_frame
-def ranked(frame: pd.DataFrame, with_auto: bool = False) -> pd.DataFrame:
-    """The rows that compete, the best tunables of each algorithm only, with ``error``: the relative standard error.
+def ranked(frame: pd.DataFrame, with_auto: bool = False, every: bool = False) -> pd.DataFrame:
+    """The rows that compete, of each algorithm the best tunables or ``every``, with ``error``: the relative standard error.
 
     ``paired_sigma`` is what ``compare`` assumes between launches that took turns. A record's own spread counts
     beside the pooled noise, and never makes it smaller: few launches often agree by luck.
@@ -217,7 +218,8 @@ def ranked(frame: pd.DataFrame, with_auto: bool = False) -> pd.DataFrame:
     if with_auto:
         auto = (frame["chosen"] != "") & (frame["status"] == "ok") & ~frame["superseded"] & (frame["launch_count"] > 0)
         rows = frame[frame["competes"] | (auto & (frame["origin"] == "convbench"))]
-    rows = rows.sort_values(["median_s", "algorithm"]).drop_duplicates([*CASE, "algorithm"]).copy()
+    alike = [*CASE, "algorithm", *(["tunables"] if every else [])]
+    rows = rows.sort_values(["median_s", "algorithm"]).drop_duplicates(alike).copy()
     pooled = noise(frame)
     errors = []
     for row in tuples(rows):

@@ -31,6 +31,7 @@ __all__ = [
     "records_table",
     "regret_table",
     "to_csv",
+    "to_dicts",
     "winners",
     "winners_dicts",
     "winners_table",
@@ -194,10 +195,12 @@ def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -
 
 def winners_dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """``winners`` as JSON-ready dicts: plain Python values, None where there is no figure."""
-    return _plain(winners(frame))
+    return to_dicts(winners(frame))
 
 
-def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+def to_dicts(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON-ready dicts: plain Python values, None where there is no figure."""
+
     def value(item: Any) -> Any:
         item = item.item() if hasattr(item, "item") else item
         if isinstance(item, tuple):

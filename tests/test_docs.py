@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from algos import get
-from bench.arguments import parser
+from bench.arguments import algorithms_of, parser
 from bench.cli import COMMANDS
 from bench.suites import resolve
 
@@ -62,8 +61,8 @@ def test_longer_commands_are_well_formed(page: Path) -> None:
             continue
         arguments = parser(COMMANDS).parse_args(words[1:])
         resolve(getattr(arguments, "targets", []))
-        for name in filter(None, (getattr(arguments, "algorithms", None) or "").split(",")):
-            get(name)
+        if getattr(arguments, "algorithms", None):
+            algorithms_of(arguments)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

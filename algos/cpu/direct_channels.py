@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -214,6 +214,13 @@ class DirectChannels(Algorithm):
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
         return cut(spec, threads, self.patch_bytes or caches()["L2"] // 2)
+
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+        found = {self._cut(spec, threads): self}
+        for patch_bytes in (1 << 15, 1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20):
+            other = replace(self, patch_bytes=patch_bytes)
+            found.setdefault(other._cut(spec, threads), other)
+        return [other for other in found.values() if other is not self]
 
     def _sizes(self, spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
         """Elements of the packed weights, of a patch, and rows of a thread's sums."""

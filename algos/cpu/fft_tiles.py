@@ -24,6 +24,7 @@ from functools import lru_cache
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
+from algos.cpu.fft import REAL_FACTORS, fast_length
 from algos.engine.threads import blas_limit, share, split
 from algos.engine.windows import stuffed
 from algos.spec import ConvSpec
@@ -36,14 +37,12 @@ SHARED_S = 3e-4
 @lru_cache(maxsize=1024)
 def tile_size(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Points of a tile along each axis, and the outputs (before the stride drops any) that it gives there."""
-    from scipy.fft import next_fast_len
-
     choices = []
     for axis, (extent, stride) in enumerate(zip(spec.kernel_extent, spec.stride, strict=True)):
         whole = (spec.output_size[axis] - 1) * stride + extent
         best, chosen = math.inf, (0, 0)
         for factor in (1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64):
-            points = next_fast_len(min(max(16, extent + stride, int(extent * factor)), whole + stride), real=True)
+            points = fast_length(min(max(16, extent + stride, int(extent * factor)), whole + stride), REAL_FACTORS)
             kept = (points - extent + 1) // stride * stride
             if kept < 1 or (points > round(LONGEST ** (1 / spec.ndim)) and chosen[0]):
                 continue

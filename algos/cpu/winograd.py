@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -146,6 +147,13 @@ class Winograd(Algorithm):
             blocks = -(-items * blocks // threads) * threads // items if items * tiles_h >= threads else blocks
         rows = -(-tiles_h // max(1, min(tiles_h, blocks)))
         return Tiling(tiles_h, tiles_w, rows, together, min(threads, items * -(-tiles_h // rows)) if not together else threads)
+
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+        found = {self._tiling(spec, threads): self}
+        for block_bytes, shared_bytes in product((1 << 19, 1 << 20, 1 << 21, 1 << 22), (0, self.shared_bytes, 1 << 40)):
+            other = replace(self, block_bytes=block_bytes, shared_bytes=shared_bytes)
+            found.setdefault(other._tiling(spec, threads), other)
+        return [other for other in found.values() if other is not self]
 
     def _shapes(self, spec: ConvSpec, tiling: Tiling) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """Shapes of spectra and products of a block, and the elements of a thread's scratch."""

@@ -1,0 +1,177 @@
+"""Tunables: named, tried on request, kept for their spec where they are faster beyond the noise, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import algos
+from algos import machine, wisdom
+from algos.auto import choose
+from algos.estimate import Knowledge, tunables_text
+from algos.registry import registry, variant_name
+from algos.spec import ConvSpec
+from bench.check import check
+from bench.runner import known
+from bench.tuning import own_tunables, remember
+from reports.frame import to_frame
+from reports.tuning import tunings, tunings_table
+from tests.conftest import Convbench
+from tests.record_makers import record
+from tests.test_picker import Modelled, own_wisdom  # noqa: F401  # a fixture
+
+LAYER = ConvSpec.parse("1x16x20x20,24x16x3x3,p1")
+TUNED = "winograd_f2:block_bytes=4096"
+SLEEPY = '''
+import time
+from dataclasses import dataclass, replace
+from tests.faulty import Good
+
+@dataclass(frozen=True)
+class Sleepy(Good):
+    name: str = "sleepy"
+    delay_ms: int = 3
+
+    def alternatives(self, spec, threads=1):
+        return [replace(self, delay_ms=ms) for ms in (0, 6)] if spec.size == (12, 12) else []
+
+    def misbehave(self):
+        time.sleep(self.delay_ms / 1e3)
+
+ALGORITHMS = [Sleepy()]
+'''
+
+
+@dataclass(frozen=True)
+class Tunable(Modelled):
+    block: int = 1
+
+    def tunables(self) -> dict[str, Any]:
+        return {"block": self.block}
+
+
+def test_a_name_holds_the_tunables_that_differ() -> None:
+    variant = algos.get(TUNED)
+    assert variant == replace(algos.get("winograd_f2"), block_bytes=4096)  # type: ignore[call-arg]
+    assert variant_name(variant) == TUNED
+    assert variant_name(algos.get("winograd_f2")) == "winograd_f2"
+
+
+@pytest.mark.parametrize("name", ["fft:nosuch=1", "winograd_f2:block_bytes=many", "winograd_f2:block_bytes=1.5", "nosuch:a=1",
+                                  "winograd_f2:block_bytes", "winograd_f2:"])  # fmt: skip
+def test_tunables_that_do_not_exist_are_refused(name: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        algos.get(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "name", [a.name for a in algos.algorithms() if type(a).alternatives is not algos.Algorithm.alternatives]
+)
+def test_alternatives_differ_in_tunables_and_are_right(name: str, threads: int) -> None:
+    algorithm = algos.get(name)
+    layer = ConvSpec.parse("1x64x40x40,48x64x3x3,p1")  # large enough for threads to matter
+    found = algorithm.alternatives(layer, threads)
+    assert found and algorithm not in found and len(set(found)) == len(found)
+    for other in found:
+        assert type(other) is type(algorithm) and other.name == name
+        assert algos.get(variant_name(other)) == other
+        assert other.workspace_bytes(layer, threads) > 0
+    for other in (found[0], found[-1]):
+        assert check(layer, other, threads).ok
+
+
+def entry(algorithm: Tunable, spec: ConvSpec, run_s: float, **more: Any) -> wisdom.Known:
+    values: dict[str, Any] = {"status": "ok", **more}
+    return wisdom.Known("m", "b", str(spec), algorithm.name, tunables_text(algorithm), 2, run_s=run_s, **values)
+
+
+def test_tuned_tunables_are_picked_on_their_spec_only() -> None:
+    own, rival = Tunable("own"), Tunable("rival")
+    tuned = replace(own, block=8)
+    found = {a.name: a for a in (own, rival)}
+    entries = [entry(own, LAYER, 3e-3), entry(rival, LAYER, 2e-3), entry(tuned, LAYER, 1e-3)]
+
+    def ask(spec: ConvSpec, entries: list[wisdom.Known]) -> algos.Choice:
+        return choose(spec, list(found.values()), Knowledge(entries, found, lambda a: "b"), threads=2)
+
+    choice = ask(LAYER, entries)
+    assert choice.algorithm == "own:block=8" and choice.source == "measured" and choice.reason.startswith("tuned")
+    assert {c.algorithm for c in choice.candidates} == {"own:block=8", "rival"}
+    elsewhere = ask(LAYER.with_(size=(21, 21)), entries)
+    assert {c.algorithm for c in elsewhere.candidates} == {"own", "rival"}
+    stale = [*entries[:2], entry(tuned, LAYER, 1e-3, status="wrong", reason="it differs")]
+    assert ask(LAYER, stale).algorithm == "rival"
+
+
+def test_only_a_lead_beyond_the_noise_counts() -> None:
+    own = {"a": '{"block": 1}', "b": '{"block": 1}'}
+    records = [
+        record("a", 1.00e-3, tunables='{"block": 1}'), record("a", 0.995e-3, tunables='{"block": 2}'),
+        record("b", 1.00e-3, tunables='{"block": 1}'), record("b", 0.60e-3, tunables='{"block": 2}'),
+        record("b", 0.70e-3, tunables='{"block": 4}'), record("c", 1e-3),
+    ]  # fmt: skip
+    found = {t.algorithm: t for t in tunings(to_frame(records), own)}
+    assert set(found) == {"a", "b"}
+    assert not found["a"].lead.won and found["b"].lead.won
+    assert found["b"].tunables == '{"block": 2}'
+    shown = tunings_table(list(found.values())).text()
+    assert "as before" in shown and "tuned" in shown
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_what_won_is_remembered_until_it_wins_no_more() -> None:
+    identity, own = machine.fingerprint()["id"], own_tunables()
+    algorithm, variant = algos.get("winograd_f2"), algos.get(TUNED)
+    made = {"machine": identity, "build": machine.build(algorithm), "family": "winograd", "spec": str(LAYER)}
+    default = record("winograd_f2", 1e-3, tunables=tunables_text(algorithm), **made)
+    wisdom.remember([known(default)])
+    for time_s, name in ((5e-4, TUNED), (1e-3, "winograd_f2")):
+        records = [default, record("winograd_f2", time_s, tunables=tunables_text(variant), **made)]
+        remember(tunings(to_frame(records), own), records)
+        choice = algos.pick(LAYER, threads=2)
+        assert name in {c.algorithm for c in choice.candidates}
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_plan_and_conv2d_run_what_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"machine": machine.fingerprint()["id"], "threads": 2, "spec": str(LAYER)}
+    algorithm, variant = algos.get("winograd_f2"), algos.get(TUNED)
+    made["build"] = machine.build(algorithm)
+    fast = record("winograd_f2", 1e-9, tunables=tunables_text(variant), **made)
+    wisdom.remember([known(record("winograd_f2", 1e-8, tunables=tunables_text(algorithm), **made)), known(fast)])
+    x, w = np.ones(LAYER.input_shape, np.float32), np.ones(LAYER.weight_shape, np.float32)
+    assert algos.plan(LAYER, w, threads=2).algorithm == algos.pick(LAYER, threads=2).algorithm == TUNED
+    prepared = []
+    prepare = type(variant).prepare
+    monkeypatch.setattr(type(variant), "prepare", lambda self, *more: (prepared.append(self), prepare(self, *more))[1])
+    algos.conv2d(x, w, padding=1, threads=2)
+    algos.conv2d(x[:, :, 1:], w, padding=1, threads=2, algorithm="winograd_f2")
+    assert prepared == [variant, algorithm]
+
+
+def test_run_tune_finds_and_remembers(convbench: Convbench, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "sleepy.py").write_text(SLEEPY)
+    more = {"CONVBENCH_PATH": str(folder), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = convbench("run", "12x12,3x3", "13x13,3x3", "--algorithms", "sleepy,auto", "--tune", "--launches", "2",
+                     "--threads", "1", **more)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert '{"delay_ms": 0}' in done.stdout and "tuned" in done.stdout
+    here = convbench("pick", "12x12,3x3", "--threads", "1", **more).stdout
+    there = convbench("pick", "13x13,3x3", "--threads", "1", **more).stdout
+    assert "sleepy:delay_ms=0" in here and "sleepy:" not in there and "sleepy" in there
+    again = convbench("run", "12x12,3x3", "--algorithms", "sleepy:delay_ms=0,auto", "--launches", "1", "--threads", "1",
+                      "--out", "more", **more)  # fmt: skip
+    assert again.returncode == 0, again.stderr
+
+
+def test_registered_algorithms_keep_their_own_names() -> None:
+    for name, algorithm in registry().items():
+        assert variant_name(algorithm) == name
