@@ -71,13 +71,13 @@ def poke(typingctx, address, index, value):
 
 
 @intrinsic
-def increment(typingctx, address, index):
-    """Add one to an int64, and return what it was."""
+def increment(typingctx, address, index, by):
+    """Add to an int64, and return what it was."""
 
     def codegen(context, builder, sig, args):
-        return builder.atomic_rmw("add", _word(builder, *args), I64(1), ordering="acq_rel")
+        return builder.atomic_rmw("add", _word(builder, *args[:2]), args[2], ordering="acq_rel")
 
-    return types.intp(types.intp, types.intp), codegen
+    return types.intp(types.intp, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -119,10 +119,17 @@ def step(typingctx, job, slot):
 
 
 @compiled(**INNER)
-def take(job):
-    """The next chunk of ``job``, or -1."""
-    chunk = increment(job, NEXT)
-    return chunk if chunk < peek(job, CHUNKS) else -1
+def take(job, slot):
+    """The next chunk of ``job``, or -1: the first that is left for the caller, the last for a helper.
+
+    So every call gives the same memory to the same core, as far as possible, whose cache may still hold it.
+    """
+    taken = increment(job, NEXT, 1 if slot == 0 else 1 << 32)
+    first, last = taken & 0xFFFFFFFF, taken >> 32
+    chunks = peek(job, CHUNKS)
+    if first + last >= chunks:
+        return -1
+    return first if slot == 0 else chunks - 1 - last
 
 
 @compiled(**INNER)
@@ -168,10 +175,11 @@ def fork(typingctx, function, arguments, job, boxes, helpers):
         own_job, slot = code.args
         found = inside.load(inside.inttoptr(inside.load(_word(inside, own_job, I64(ARGUMENTS))), held.type))
         values = [inside.extract_value(found, i) for i in range(len(sig.args[1].types))]
-        next_one = context.compile_subroutine(inside, take.py_func, types.intp(types.intp))
+        pair = types.intp(types.intp, types.intp)
+        next_one = context.compile_subroutine(inside, take.py_func, pair)
         work_signature = types.none(*kinds)
         work = context.compile_subroutine(inside, sig.args[0].dispatcher.py_func, work_signature)
-        _, chunk = context.call_internal_no_propagate(inside, next_one.fndesc, types.intp(types.intp), [own_job])
+        _, chunk = context.call_internal_no_propagate(inside, next_one.fndesc, pair, [own_job, slot])
         found_one = inside.icmp_signed(">=", chunk, I64(0))
         with inside.if_then(found_one):
             context.call_internal_no_propagate(inside, work.fndesc, work_signature, [*values, chunk, slot])
@@ -202,7 +210,7 @@ def listen(boxes, index, turns):
                 pass
             # The job's owner may go on, and free it, as soon as it is told; so the box is open before.
             poke(box, 0, LISTENING)
-            increment(job, FINISHED)
+            increment(job, FINISHED, 1)
             left = turns
         else:
             pause()
