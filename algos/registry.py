@@ -6,6 +6,7 @@ an unavailable entry that says so; any other error in it is a bug and propagates
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -118,7 +119,9 @@ def get(name: str) -> Algorithm:
         base, _, tunables = name.partition(":")
         return _variant(get(base), tunables)
     if not isinstance(name, str) or name not in found:
-        raise ValueError(f"no algorithm is named {shown(name)}: use one of {', '.join(found)}")
+        close = difflib.get_close_matches(str(name), found)
+        advice = f"did you mean {' or '.join(close)}?" if close else "use a name that convbench list prints"
+        raise ValueError(f"no algorithm is named {shown(name)}: {advice}")
     return found[name]
 
 

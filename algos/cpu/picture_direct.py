@@ -125,22 +125,23 @@ class Layout:
         block = strip_vectors(rows) * vector
         reach = block + col.kernel - 1
         starts = range(0, col.outputs, block)
-        left = sum(start < col.before for start in starts)
-        right = max(left, sum(start + reach <= col.before + col.size for start in starts))
+        count = len(starts)
+        left = min(count, -(-col.before // block))
+        right = max(left, min(count, (col.before + col.size - reach) // block + 1))
         pitch = tail_at = starts[left - 1] + reach if left else 0
         head = max(0, min(col.size, pitch - col.before))
         skipped = tail = 0
-        if right < len(starts):
+        if right < count:
             skipped, tail = starts[right] - tail_at, max(0, col.before + col.size - starts[right])
             pitch += starts[-1] + reach - starts[right]
         pitch = -(-pitch // vector) * vector
         rows_in = rows + row.kernel - 1
         strips, planes = -(-row.outputs // rows), spec.batch * spec.groups
-        parts = min(len(starts), -(-4 * threads // (planes * strips))) if threads > 1 else 1  # of a strip: a signal is one
+        parts = min(count, -(-4 * threads // (planes * strips))) if threads > 1 else 1  # of a strip: a signal is one
         zeros = spec.in_channels // spec.groups * rows_in * pitch
         unwanted = zeros + max(starts[-1] + reach, pitch)
         rest = unwanted + col.outputs
-        numbers = (block, len(starts), parts, strips, row.before, col.before, left, right, head, tail, tail_at, skipped,
+        numbers = (block, count, parts, strips, row.before, col.before, left, right, head, tail, tail_at, skipped,
                    pitch, zeros, unwanted, rest)  # fmt: skip
         return cls(rows, planes * strips * parts, numbers, rest + rows * block, 2 * (rows_in + rows))
 
