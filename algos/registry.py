@@ -119,7 +119,7 @@ def get(name: str) -> Algorithm:
         base, _, tunables = name.partition(":")
         return _variant(get(base), tunables)
     if not isinstance(name, str) or name not in found:
-        close = difflib.get_close_matches(str(name), found)
+        close = difflib.get_close_matches(name, found) if isinstance(name, str) else []
         advice = f"did you mean {' or '.join(close)}?" if close else "use a name that convbench list prints"
         raise ValueError(f"no algorithm is named {shown(name)}: {advice}")
     return found[name]
