@@ -143,6 +143,8 @@ def _ratio(value: float) -> Cell:
 
 def versus_text(rows: pd.DataFrame) -> str:
     """The table with its heading, for a terminal."""
+    if rows.empty:
+        return f"versus: {EMPTY}"
     counts = sorted(set(rows["threads"]))
     threads = f"{', '.join(map(str, counts))} thread{'s' if counts != [1] else ''}"
     return f"versus, {threads}: the others' time over that of auto, above 1x is faster\n\n{versus_table(rows).text()}"

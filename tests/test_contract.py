@@ -213,7 +213,7 @@ def test_workspace_is_as_predicted(name: str, threads: int) -> None:
     assert not off, "\n".join(off)
 
 
-BOUNDSCHECK = """
+EVERY_COMPILED = """
 import sys
 from algos import ConvSpec, algorithms
 from bench.check import check
@@ -232,7 +232,24 @@ def test_compiled_code_stays_inside_its_arrays() -> None:
     """Out-of-bounds reads return garbage silently, so the Numba algorithms run once with every index checked."""
     remainders = [str(s) for s in specs() if s.dtype == "float32" and s.direction == "forward" and s.ndim < 3 and s.macs < 1e6]
     done = subprocess.run(
-        [sys.executable, "-c", BOUNDSCHECK, *remainders], env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
+        [sys.executable, "-c", EVERY_COMPILED, *remainders], env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("width", ["plain", "avx512"])
+def test_right_with_vectors_of_another_width(width: str) -> None:
+    """What this machine lacks is split by the compiler: slow, but the same code as on a machine that has it."""
+    texts = ["1x17x13x15,19x17x3x3,p1", "1x1x40x75,1x1x5x5,p2,rank1", "1x5x9x8,5x1x3x3,s2,p1"]
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_COMPILED, *texts], env={**os.environ, "CONVBENCH_SIMD": width},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_width_is_refused() -> None:
+    done = subprocess.run([sys.executable, "-c", "import algos.engine.simd"], env={**os.environ, "CONVBENCH_SIMD": "mmx"},
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 1 and "use avx512, avx2, plain" in done.stderr.splitlines()[-1]

@@ -12,7 +12,8 @@ import pytest
 
 from algos import ConvSpec, get
 from algos.engine import relay
-from algos.engine.relay import ASLEEP, Helpers, helpers
+from algos.engine.jit import compiled
+from algos.engine.relay import ASLEEP, Helpers, fork, helpers, new_job
 
 SPEC = ConvSpec.parse("1x64x60x60,64x1x3x3,p1")
 
@@ -65,6 +66,50 @@ def test_helpers_sleep_when_nothing_comes_and_wake_again(two_cores: None) -> Non
 def test_one_set_of_helpers_for_the_process() -> None:
     assert helpers() is helpers()
     assert helpers().hire(1000) == helpers().limit < 63
+
+
+@compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def mark(slots, turns, chunk, slot):
+    total = 0.0
+    for i in range(turns):
+        total += 1.0 / (i + 1)
+    slots[chunk] = slot + 1 if total > 0 else 0
+
+
+@compiled()
+def mark_all(slots, turns, job, boxes, hands):
+    fork(mark, (slots, turns), job, boxes, hands)
+
+
+@pytest.mark.parametrize("hands", [0, 1, 2])
+def test_every_chunk_is_done_once_whoever_does_it(hands: int) -> None:
+    crew = Helpers()
+    crew.limit, crew.boxes = 2, np.zeros((2, relay.BOX), np.int64)
+    crew.hire(hands)
+    for chunks in (1, 2, 7, 100):
+        slots, job = np.zeros(chunks, np.int64), new_job()
+        job[relay.CHUNKS] = chunks
+        for turns in (1, 1000, 1):
+            slots[:] = 0
+            crew.wake(hands)
+            mark_all(slots, turns, job, crew.boxes, hands)
+            assert set(slots) <= set(range(1, hands + 2)) and job[relay.NEXT] & 0xFFFFFFFF >= 1
+    crew.end()
+
+
+def test_a_helper_that_wakes_late_still_joins_a_long_job() -> None:
+    crew = Helpers()
+    crew.limit, crew.boxes = 1, np.zeros((1, relay.BOX), np.int64)
+    crew.hire(1)
+    slots, job = np.zeros(64, np.int64), new_job(64, 16)
+    end = time.monotonic() + 60
+    while 2 not in slots and time.monotonic() < end:
+        while crew.boxes[0, 0] != ASLEEP and time.monotonic() < end:
+            time.sleep(0.001)
+        crew.wake(1)
+        mark_all(slots, 1_000_000, job, crew.boxes, 1)  # some 0.1 s, hundreds of times what waking takes
+    assert 2 in slots and 0 not in slots
+    crew.end()
 
 
 EXIT = """

@@ -266,6 +266,10 @@ class DirectPixels(Algorithm):
         else:
             col = axes(spec)[1]
             waste = -(-col.outputs // block) * block / col.outputs
+        # A block of few rows waits for its sums: two rows take as long as four.
+        filters = spec.out_channels // spec.groups
+        rest = filters % ROWS
+        waste *= (filters - rest + (0 if not rest else ROWS if rest > R1 else R1)) / filters
         speed = 8e10 * 4 / spec.in_dtype.itemsize
         moved = 20.0 * math.prod(spec.input_shape) + 4 * math.prod(spec.output_shape)
         return Cost(spec.flops * waste + moved, spec.min_bytes, 4, speed, threads > 1)
