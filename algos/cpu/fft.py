@@ -122,6 +122,8 @@ class Fft(Algorithm):
             products += min(FREQUENCIES * self._workers(spec, threads), points) * (3 * inputs + 2 * outputs) * 2
         elif spec.in_channels > spec.groups:
             products += outputs * points * 2
+        if images > 1 and not self._in_place(spec):
+            products += outputs * points * 2  # seen with several images: NumPy takes a copy of the result on its way
         placing = 3 * self._placed(spec) * (spec.in_channels // spec.groups) * math.prod(cyclic_size(spec))
         return (kernels + max(held + products + max(rows_in, rows_out), placing)) * unit
 
