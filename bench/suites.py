@@ -99,7 +99,7 @@ def suites() -> dict[str, Suite]:
     """All suites by name."""
     found = [
         Suite(
-            "quick", "a small sweep of pictures, under a minute", "ours",
+            "quick", "a small sweep of pictures, in a minute or two", "ours",
             lambda: pictures((64, 128, 256), (3, 7, 15)),
             Settings(launches=2, budget=Budget(case_s=0.03, min_samples=3, max_samples=15, chunk_s=0.01), slow_s=0.08),
         ),
