@@ -17,9 +17,9 @@ from algos.cpu.fft import cyclic_size
 from algos.cpu.separable import factors
 from algos.engine import jit
 from algos.engine.blocks import Blocks, axes, locate
-from algos.engine.butterflies import lanes
 from algos.engine.fourier import Transform, aligned, fast_lengths
 from algos.engine.overlap_save import rows_in
+from algos.engine.simd import lanes
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
 from algos.engine.windows import interior, padded_shape, reach, read_slice, stuffed, windows
 from bench.data import operands
@@ -246,7 +246,7 @@ def test_checked_code_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("length", [4, 8, 16, 40, 48, 72, 128, 720])
 def test_transforms_are_fourier_transforms_in_some_order(length: int, dtype: str) -> None:
     """The order is read off the transform of an impulse at 1; every other signal must then come out in that order."""
-    side, transform = lanes(dtype), Transform(length, dtype)
+    side, transform = lanes(np.dtype(dtype)), Transform(length, dtype)
     rng = np.random.default_rng(0)
     signals = rng.standard_normal((length, side)) + 1j * rng.standard_normal((length, side))
     signals[:, 0] = np.eye(length)[1]

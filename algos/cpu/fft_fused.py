@@ -31,10 +31,10 @@ from typing import NamedTuple
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.butterflies import lanes
 from algos.engine.fourier import Transform, aligned, fast_lengths
 from algos.engine.jit import compile_for
 from algos.engine.overlap_save import STRIPS, columns_in, lines, planes, rows_in
+from algos.engine.simd import lanes
 from algos.engine.threads import share, split
 from algos.machine import caches
 from algos.spec import ConvSpec

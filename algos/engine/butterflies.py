@@ -9,33 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic
 
-I32, I64 = ir.IntType(32), ir.IntType(64)
+from algos.engine.simd import I32, I64, lanes
+
 intrinsic: Any = typed_intrinsic  # compiled callers do not pass the typing context
 RADICES = (4, 2, 3, 5)
 FORWARD, INVERSE, FILTER = 0, 1, 2  # kinds of stages
 Complex = tuple[Any, Any]
-
-
-@cache
-def vector_bytes() -> int:
-    """Of the widest vectors that this machine computes with."""
-    features = llvmlite.binding.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
-
-
-def lanes(dtype: Any) -> int:
-    """Transforms side by side in a vector."""
-    return vector_bytes() // np.dtype(dtype).itemsize
 
 
 class Vectors:

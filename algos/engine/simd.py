@@ -243,12 +243,7 @@ def outer_rows(typingctx, a, a_step, b, c, c_step, k, rows, vectors):
 
         def step(index, sums):
             right = emit.at(pb, builder.mul(index, ir.Constant(I64, n_vectors * emit.lanes)))
-            b_vectors = [emit.load(emit.at(right, v * emit.lanes)) for v in range(n_vectors)]
-            new = []
-            for i in range(n_rows):
-                left = emit.splat(builder.load(emit.at(starts[i], index)))
-                new.append([emit.fma(left, b_vectors[v], sums[i][v]) for v in range(n_vectors)])
-            return new
+            return _outer(emit, sums, [emit.at(start, index) for start in starts], right)
 
         zero = [[emit.zero] * n_vectors for _ in range(n_rows)]
         _store_rows(emit, loop(builder, emit.vector, k, step, zero), pc, c_step)
@@ -274,13 +269,8 @@ def outer_offsets(typingctx, x, offsets, w, y, y_step, k, rows, vectors):
 
         def step(index, sums):
             source = emit.at(px, builder.load(builder.gep(po, [index])))
-            x_vectors = [emit.load(emit.at(source, v * emit.lanes)) for v in range(n_vectors)]
             weights = emit.at(pw, builder.mul(index, ir.Constant(I64, n_rows)))
-            new = []
-            for i in range(n_rows):
-                weight = emit.splat(builder.load(emit.at(weights, i)))
-                new.append([emit.fma(weight, x_vectors[v], sums[i][v]) for v in range(n_vectors)])
-            return new
+            return _outer(emit, sums, [emit.at(weights, i) for i in range(n_rows)], source)
 
         zero = [[emit.zero] * n_vectors for _ in range(n_rows)]
         _store_rows(emit, loop(builder, emit.vector, k, step, zero), py, y_step)
@@ -313,12 +303,7 @@ def outer_runs(typingctx, x, pixels, taps, n_taps, run, w, y, y_step, rows, vect
 
             def step(k, sums):
                 right = emit.at(weights, builder.mul(k, ir.Constant(I64, n_vectors * emit.lanes)))
-                w_vectors = [emit.load(emit.at(right, v * emit.lanes)) for v in range(n_vectors)]
-                new = []
-                for i in range(n_rows):
-                    left = emit.splat(builder.load(emit.at(scalars[i], k)))
-                    new.append([emit.fma(left, w_vectors[v], sums[i][v]) for v in range(n_vectors)])
-                return new
+                return _outer(emit, sums, [emit.at(scalar, k) for scalar in scalars], right)
 
             return loop(builder, emit.vector, run, step, sums)
 
@@ -326,6 +311,16 @@ def outer_runs(typingctx, x, pixels, taps, n_taps, run, w, y, y_step, rows, vect
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def _outer(emit: Emitter, sums: list[list[Any]], scalars: list[Any], vectors: Any) -> list[list[Any]]:
+    """One step of a microkernel: ``sums`` plus the outer product of the scalars there and the vectors from ``vectors`` on."""
+    right = [emit.load(emit.at(vectors, v * emit.lanes)) for v in range(len(sums[0]))]
+    new = []
+    for row, scalar in zip(sums, scalars, strict=True):
+        left = emit.splat(emit.builder.load(scalar))
+        new.append([emit.fma(left, value, total) for value, total in zip(right, row, strict=True)])
+    return new
 
 
 def loop(builder: Any, vector: Any, count: Any, step: Any, first: list[list[Any]]) -> list[list[Any]]:
