@@ -26,23 +26,23 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.fourier import Transform, aligned, fast_lengths
 from algos.engine.jit import compile_for
-from algos.engine.overlap_save import STRIPS, columns_in, lines, planes, rows_in
+from algos.engine.overlap_save import STRIPS, all_lines, all_planes, columns_in, rows_in
+from algos.engine.relay import helpers, new_job
 from algos.engine.simd import lanes
-from algos.engine.threads import share, split
 from algos.machine import caches
 from algos.spec import ConvSpec
 
 POINT_S = 11e-9  # of a complex point of a vector there and back: reading, two transpositions each way, writing
 STAGE_S = 1.1e-9  # of a radix-4 stage for such a point, one way
 BEYOND = 0.1  # of the time, for each doubling of tile and kernel beyond a quarter of the second-level cache
-HAND_OVER_S, ITEM_S = 1.5e-4, 4e-6  # to a thread, cold caches and all; of a pair of tiles: its ragged edges
+HAND_OVER_S, ITEM_S = 1e-5, 4e-6  # to a thread, cold caches and all; of a pair of tiles: its ragged edges
 LONGEST = 1 << 12  # of a side of a tile: a strip of it still fits the cache
 
 
@@ -141,9 +141,8 @@ class FftFused(Algorithm):
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         taken = 2 * rows.points * cols.points
         along, down = Transform(cols.points, dtype), Transform(rows.points, dtype)
-        cuts = split(plan.items, plan.threads)
-        spectra = [aligned(self._spectra(spec) * taken, dtype) for _ in cuts]
-        strips = [aligned(STRIPS * 2 * width * rows.points if spec.ndim == 2 else 0, dtype) for _ in cuts]
+        spectra = aligned(plan.threads * self._spectra(spec) * taken, dtype).reshape(plan.threads, -1)
+        strips = aligned(plan.threads * (0 if flat else STRIPS * 2 * width * rows.points), dtype).reshape(plan.threads, -1)
         kernels = aligned(spec.out_channels * inputs * taken, dtype)
         image = np.zeros((1 if flat else rows.points, cols.points), dtype)
         where = [-np.arange(k) * d % n for k, d, n in zip(spec.kernel, spec.dilation, image.shape[-spec.ndim :], strict=True)]
@@ -158,28 +157,26 @@ class FftFused(Algorithm):
                            strips[0], kernels, at)  # fmt: skip
             rows_in(kernels, at, rows.points, cols.points, width, along.stages, along.factors)
         channels = (spec.groups, inputs, outputs, width)
-        work: Callable[..., None]
-        each: tuple[np.ndarray, ...]
+        crew, job = helpers(), new_job(plan.items, plan.threads)
+        hands = crew.hire(plan.threads - 1)
+        work: Any
+        fixed: tuple[Any, ...]
         if flat:
-            work, each = lines, (along.stages, along.factors)
             table = (*spec.size, *spec.output_size, cols.points, cols.kept, *spec.stride, spec.padding[0][0], *channels,
                      -(-cols.tiles // (2 * width)))  # fmt: skip
+            work, fixed = all_lines, (table, along.stages, along.factors, spectra)
         else:
-            work, each = planes, (along.stages, along.factors, down.stages, down.factors)
             table = (*spec.size, *spec.output_size, rows.points, cols.points, rows.kept, cols.kept, rows.tiles, cols.tiles,
                      *spec.stride, spec.padding[0][0], spec.padding[1][0], spec.batch, *channels,
                      plan.items // spec.groups)  # fmt: skip
-        own = list(zip(spectra, strict=True)) if flat else list(zip(strips, spectra, strict=True))
-        compile_for(work, kernels, kernels, kernels, table, *each, *own[0], 0, 1)
+            work, fixed = all_planes, (table, along.stages, along.factors, down.stages, down.factors, strips, spectra)
+        fixed = (*fixed, plan.items, job, crew.boxes, hands)
+        compile_for(work, kernels, kernels, kernels, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            image, result = x.reshape(-1), y.reshape(-1)
-
-            def job(part: int, _: int) -> None:
-                work(image, result, kernels, table, *each, *own[part], *cuts[part])
-
-            share(job, len(cuts), len(cuts))
+            crew.wake(hands)
+            work(x.reshape(-1), y.reshape(-1), kernels, *fixed)
             return y
 
         return run

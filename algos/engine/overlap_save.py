@@ -11,11 +11,13 @@ from __future__ import annotations
 from algos.engine.butterflies import move, multiply, transpose
 from algos.engine.fourier import FLAGS, filtered, forward, inverse
 from algos.engine.jit import compiled
+from algos.engine.relay import CHUNKS, fork, part_of
 
+ONCE = {**FLAGS, "inline": "always"}  # called in one place: each function of its own is optimised again in every caller
 STRIPS = 4  # strips of columns read and written together: whole cache lines, even where rows lie a power of two apart
 
 
-@compiled(**FLAGS)
+@compiled(**ONCE)
 def _read(x, plane, height, width, top, left, data, at, rows, strips, lanes):
     """Strips of ``rows`` x ``lanes`` pixels from (top, left) on, zero outside the image, each a part of complex points."""
     point, pitch = 2 * lanes, 2 * lanes * rows
@@ -44,13 +46,13 @@ def _read(x, plane, height, width, top, left, data, at, rows, strips, lanes):
         source += width
 
 
-@compiled(**FLAGS)
+@compiled(**ONCE)
 def _zero(data, at, count):
     for j in range(count):
         data[at + j] = 0
 
 
-@compiled(**FLAGS)
+@compiled(**ONCE)
 def _write(data, at, pitch, strips, lanes, row, rows, row_step, col, cols, col_step, y, plane, height, width):
     """Every step-th of ``rows`` x ``cols`` points of strips, to y from (row, col) of the outputs before the stride on."""
     step, oh = 2 * lanes * row_step, row // row_step
@@ -74,7 +76,7 @@ def _write(data, at, pitch, strips, lanes, row, rows, row_step, col, cols, col_s
         source, target = source + step, target + width
 
 
-@compiled(**FLAGS)
+@compiled(**ONCE)
 def filter_rows(spectra, taken, rows, cols, lanes, stages, factors, kernels, kernel, inputs, target):
     """Sums of products with the kernels' spectra, rows back, at ``target``; 0: in place, on one input not yet forward."""
     last, points = len(stages), cols * 2 * lanes
@@ -115,7 +117,7 @@ def rows_in(spectra, to, rows, cols, lanes, stages, factors):
         forward(spectra, at, cols, stages, factors, len(stages))
 
 
-@compiled(error_model="numpy")
+@compiled(**ONCE)
 def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strip, spectra, first, last):
     """Items [first, last): a group and a pair of tiles each. x: (n * c * h * w); y: (n * o * oh * ow); see ``fft_fused``."""
     (height, width, out_height, out_width, rows, cols, kept_rows, kept_cols, down, across, row_step, col_step,
@@ -154,7 +156,7 @@ def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factor
                            kept_cols - c, col_step, y, plane, out_height, out_width)  # fmt: skip
 
 
-@compiled(error_model="numpy")
+@compiled(**ONCE)
 def lines(x, y, kernels, table, stages, factors, spectra, first, last):
     """As ``planes`` for signals: an item is a group and 2 L tiles of an image, L as real parts and L as imaginary parts."""
     (width, out_width, cols, kept, step, left, groups, inputs, outputs, lanes, blocks) = table
@@ -194,3 +196,30 @@ def lines(x, y, kernels, table, stages, factors, spectra, first, last):
                             at = start + k * kept + c + j
                             if at % step == 0 and at // step < out_width:
                                 y[plane + at // step] = spectra[place + j * point + k]
+
+
+@compiled(**FLAGS)
+def planes_chunk(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips, spectra, items, chunks,
+                 chunk, slot):  # fmt: skip
+    first, last = part_of(items, chunks, chunk)
+    planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips[slot], spectra[slot], first, last)
+
+
+@compiled(**FLAGS)
+def lines_chunk(x, y, kernels, table, stages, factors, spectra, items, chunks, chunk, slot):
+    first, last = part_of(items, chunks, chunk)
+    lines(x, y, kernels, table, stages, factors, spectra[slot], first, last)
+
+
+@compiled(error_model="numpy")
+def all_planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips, spectra, items, job, boxes,
+               hands):  # fmt: skip
+    """Every item of ``planes``, shared with the helpers; strips and spectra have one row for each thread."""
+    arguments = (x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips, spectra, items, job[CHUNKS])
+    fork(planes_chunk, arguments, job, boxes, hands)
+
+
+@compiled(error_model="numpy")
+def all_lines(x, y, kernels, table, stages, factors, spectra, items, job, boxes, hands):
+    """Every item of ``lines``, shared with the helpers."""
+    fork(lines_chunk, (x, y, kernels, table, stages, factors, spectra, items, job[CHUNKS]), job, boxes, hands)
