@@ -17,7 +17,8 @@ from algos.cpu.fft import cyclic_size
 from algos.cpu.separable import factors
 from algos.engine import jit
 from algos.engine.blocks import Blocks, axes, locate
-from algos.engine.fourier import Transform, aligned, fast_lengths
+from algos.engine.fourier import Transform, fast_lengths
+from algos.engine.memory import aligned
 from algos.engine.overlap_save import rows_in
 from algos.engine.simd import lanes
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores

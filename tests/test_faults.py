@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -44,11 +44,13 @@ def measure(folder: Path, *names: str, settings: Settings = SETTINGS) -> Outcome
 
 
 def children_named(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if mark in " ".join(process.info["cmdline"] or []):
-            found.append(process)
-    return found
+    return [process for process in psutil.process_iter(["cmdline"]) if mark in " ".join(process.info["cmdline"] or [])]
+
+
+def workers_of(controller: int) -> list[psutil.Process]:
+    """Workers carry their controller's number as their last argument."""
+    every = psutil.process_iter(["cmdline"])
+    return [process for process in every if [str(controller)] == (process.info["cmdline"] or [])[-1:]]
 
 
 EXPECTED = {
@@ -169,11 +171,11 @@ def acknowledged(folder: Path) -> list[tuple]:
         database.close()
 
 
-def wait_for_no(mark: str) -> None:
+def wait_for_none(found: Callable[[], list[psutil.Process]]) -> None:
     deadline = time.monotonic() + 10
-    while children_named(mark) and time.monotonic() < deadline:
+    while found() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not children_named(mark)
+    assert not found()
 
 
 KILLS = 20
@@ -195,7 +197,7 @@ def test_kill_9_loses_nothing_and_leaves_no_process(environment: dict[str, str],
         killed += process.poll() is None
         process.kill()
         process.communicate()
-        wait_for_no(f" {process.pid}")  # workers carry their controller's number as their last argument
+        wait_for_none(lambda: workers_of(process.pid))  # noqa: B023 - called before the next turn
         after = acknowledged(folder)
         assert set(before) <= set(after)
         progress.add(len(after))
@@ -223,8 +225,8 @@ def test_children_in_sessions_of_their_own_die_with_the_controller(
     assert len(children_named("child_of_hang")) == 2
     process.kill()
     process.communicate()
-    wait_for_no("child_of_hang")
-    wait_for_no(f" {process.pid}")
+    wait_for_none(lambda: children_named("child_of_hang"))
+    wait_for_none(lambda: workers_of(process.pid))
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(environment: dict[str, str], faulty_path: str, tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(environment: dict[str, str],
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "run the same command again" in errors and "Traceback" not in errors
-    wait_for_no(f" {process.pid}")
+    wait_for_none(lambda: workers_of(process.pid))
 
 
 def test_two_runs_on_one_store_keep_everything(environment: dict[str, str], faulty_path: str, tmp_path: Path) -> None:

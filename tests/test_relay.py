@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from algos import ConvSpec, get
 from algos.engine import relay
 from algos.engine.jit import compiled
 from algos.engine.relay import ASLEEP, Helpers, fork, helpers, new_job
+from algos.engine.threads import usable_cores
 
 SPEC = ConvSpec.parse("1x64x60x60,64x1x3x3,p1")
 
@@ -94,6 +96,27 @@ def test_every_chunk_is_done_once_whoever_does_it(hands: int) -> None:
             crew.wake(hands)
             mark_all(slots, turns, job, crew.boxes, hands)
             assert set(slots) <= set(range(1, hands + 2)) and job[relay.NEXT] & 0xFFFFFFFF >= 1
+    crew.end()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or usable_cores() < 2, reason="needs a second core, and a say in it")
+def test_a_helper_wakes_on_another_core_than_the_caller() -> None:
+    """On the caller's it would take the time that it is to save, for as long as nobody moves it."""
+    crew = Helpers()
+    crew.limit, crew.boxes = 1, np.zeros((1, relay.BOX), np.int64)
+    crew.hire(1)
+    allowed = os.sched_getaffinity(0)
+    try:
+        for core in sorted(allowed)[:2] * 2:
+            os.sched_setaffinity(0, {core})
+            os.sched_setaffinity(0, allowed)  # free again, but it has just been there
+            while crew.boxes[0, 0] != ASLEEP:
+                time.sleep(0.001)
+            crew.wake(1)
+            (avoided,) = allowed - os.sched_getaffinity(crew._threads[0].native_id or 0)
+            assert avoided == crew._avoided[0]
+    finally:
+        os.sched_setaffinity(0, allowed)
     crew.end()
 
 

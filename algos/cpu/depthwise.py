@@ -19,7 +19,6 @@ Equivalent: ``torch.nn.functional.conv2d(x, w, groups=x.shape[1])``.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ from numba.extending import intrinsic as typed_intrinsic
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import axes
 from algos.engine.jit import compile_for, compiled
+from algos.engine.memory import new_result
 from algos.engine.relay import CHUNKS, SHARES, SPIN_S, fork, helpers, new_job, part_of, peek, place_of
 from algos.engine.simd import I32, I64, VECTOR_BYTES, Emitter, simd
 from algos.machine import caches
@@ -329,16 +329,12 @@ class Depthwise(Algorithm):
         job = new_job(items, hands + 1)
         image = np.empty((1,) * (spec.ndim + 2), spec.in_dtype)
         compile_for(depthwise_planes, image, image, weights, zeros, table, shape, job, crew.boxes, hands)
-        boxes, long, last = crew.boxes, self._seconds(spec) > SPIN_S, 0.0
+        boxes, long = crew.boxes, self._seconds(spec) > SPIN_S
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            nonlocal last
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            if hands and (long or time.perf_counter() - last < SPIN_S):  # waking costs more than one short job gains
-                crew.wake(hands)
+            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
+            crew.wake(hands, long)
             depthwise_planes(x, y, weights, zeros, table, shape, job, boxes, hands)
-            if hands:
-                last = time.perf_counter()
             return y
 
         return run

@@ -28,6 +28,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Axis, as_2d, axes
 from algos.engine.jit import compile_for, compiled
+from algos.engine.memory import aligned, new_result, spread
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import ROWS, TAILS, VECTOR_BYTES, VECTORS, address, clear, lanes, outer_runs, transpose
 from algos.machine import caches
@@ -37,6 +38,7 @@ FLAGS = {"error_model": "numpy"}
 INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 R1, R2 = TAILS
 SHARED_FLOPS = 2e6
+STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB of them
 PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
 
 
@@ -45,6 +47,9 @@ def pack_patch(x, n, c0, channels, step, row0, row_step, rows, left, col_step, c
     """patch[r, j, :channels] = x[n, c0:, row0 + r * row_step, j * col_step - left], zero outside; ``step`` elements a pixel."""
     height, width = x.shape[2:]
     wide = VECTOR_BYTES // x.itemsize
+    plane, start, flat = height * width, row0 * width, x.reshape(x.size)
+    if left == 0 and cols == width and col_step == row_step == 1 and row0 >= 0 and row0 + rows <= height:
+        rows, cols, width = 1, rows * cols, rows * cols  # whole rows of the image are one
     first = min(cols, max(0, -(-left // col_step)))
     last = max(first, min(cols, (width - 1 + left) // col_step + 1))
     for r in range(rows):
@@ -54,35 +59,51 @@ def pack_patch(x, n, c0, channels, step, row0, row_step, rows, left, col_step, c
             continue
         clear(address(patch, line), first * step)
         clear(address(patch, line + last * step), (cols - last) * step)
+        source = (n * x.shape[1] + c0) * plane + start + r * row_step * width - left
         for c in range(0, channels, wide):
             j = first
-            if col_step == 1 and channels - c >= wide:
-                plane = x.shape[1] * n + c0 + c
-                while j + wide <= last:
-                    transpose(address(x, (plane * height + ih) * width + j - left), height * width,
-                              address(patch, line + j * step + c), step)  # fmt: skip
+            if col_step == 1 and channels - c >= wide and last - first >= wide:
+                while j < last:
+                    j = min(j, last - wide)  # the last block overlaps the one before
+                    transpose(address(x, source + c * plane + j), plane, address(patch, line + j * step + c), step)
                     j += wide
             for i in range(c, min(channels, c + wide)):
                 for k in range(j, last):
-                    patch[line + k * step + i] = x[n, c0 + i, ih, k * col_step - left]
+                    patch[line + k * step + i] = flat[source + i * plane + k * col_step]
 
 
 @compiled(**INNER)
 def unpack_sums(sums, y, n, o, count, at, pixels):
     """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at + pixels) of y's planes (n, o, oh, ow)."""
     wide = VECTOR_BYTES // y.itemsize
-    block, plane = sums.shape[1], y.shape[2] * y.shape[3]
-    width = y.shape[3]
+    block, plane, flat = sums.shape[1], y.shape[2] * y.shape[3], y.reshape(y.size)
     for c in range(0, count, wide):
-        j = 0
-        if count - c >= wide:
-            to = (n * y.shape[1] + o + c) * plane + at
-            while j + wide <= pixels:
+        j, to = 0, (n * y.shape[1] + o + c) * plane + at
+        if count - c >= wide and pixels >= wide:
+            while j < pixels:
+                j = min(j, pixels - wide)  # the last block overlaps the one before
                 transpose(address(sums, j * block + c), block, address(y, to + j), plane)
                 j += wide
-        for i in range(c, min(count, c + wide)):
+        for i in range(min(count - c, wide)):
             for k in range(j, pixels):
-                y[n, o + i, (at + k) // width, (at + k) % width] = sums[k, i]
+                flat[to + i * plane + k] = sums[k, c + i]
+
+
+@compiled(**INNER)
+def runs_block(source, outputs, pixels, taps, n_taps, run, w, sums, more):
+    """Sums (pixel, channel) of one block of channels over ``n_taps`` runs, added to what is there if ``more``."""
+    block, at = sums.shape[1], 0
+    while at < outputs:
+        start, to = address(pixels, at), address(sums, at * block)
+        if outputs - at > R1:
+            outer_runs(source, start, taps, n_taps, run, w, to, block, more, ROWS, VECTORS)
+            at += ROWS
+        elif outputs - at > R2:
+            outer_runs(source, start, taps, n_taps, run, w, to, block, more, R1, VECTORS)
+            at += R1
+        else:
+            outer_runs(source, start, taps, n_taps, run, w, to, block, more, R2, VECTORS)
+            at += R2
 
 
 @compiled(**INNER)
@@ -95,6 +116,9 @@ def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_r
     """
     channels, filters = x.shape[1] // groups, y.shape[1] // groups
     blocks, block, width = w.shape[1], w.shape[3], y.shape[3]
+    # Weights are taken in pieces that stay in the first-level cache while all pixels of the patch pass.
+    pieces = -(-run // STEPS)
+    short, few_taps = -(-run // pieces), max(1, STEPS // run)
     row_blocks = -(-y.shape[2] // rows)
     packed = -1
     for item in range(first, last):
@@ -108,19 +132,11 @@ def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_r
             packed = whole
         outputs = count * width
         for b in range(blocks * part // parts, blocks * (part + 1) // parts):
-            weights = address(w, (group * blocks + b) * taps.size * run * block)
-            at = 0
-            while at < outputs:
-                source, to = address(pixels, at), address(sums, at * block)
-                if outputs - at > R1:
-                    outer_runs(address(patch, 0), source, address(taps, 0), taps.size, run, weights, to, block, ROWS, VECTORS)
-                    at += ROWS
-                elif outputs - at > R2:
-                    outer_runs(address(patch, 0), source, address(taps, 0), taps.size, run, weights, to, block, R1, VECTORS)
-                    at += R1
-                else:
-                    outer_runs(address(patch, 0), source, address(taps, 0), taps.size, run, weights, to, block, R2, VECTORS)
-                    at += R2
+            for t in range(0, taps.size, few_taps):
+                for k in range(0, run, short):
+                    runs_block(address(patch, k), outputs, pixels, address(taps, t), min(few_taps, taps.size - t),
+                               min(short, run - k), address(w, (((group * blocks + b) * taps.size + t) * run + k) * block),
+                               sums, t + k > 0)  # fmt: skip
             unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
 
 
@@ -167,7 +183,7 @@ def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     row, col = axes(spec)
     wide = lanes(spec.in_dtype)
     channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    step = channels if channels < wide else -(-channels // wide) * wide
+    step = channels if channels < wide else spread(-(-channels // wide) * wide, spec.in_dtype)
     cols, col_step = _patch_length(col, col.outputs)
     run = channels * (col.kernel if step == channels and col.dilation == 1 else 1)
     if spec.flops < SHARED_FLOPS:
@@ -242,7 +258,7 @@ class DirectChannels(Algorithm):
         _, patch_length, pixels_length = self._sizes(spec, found)
         block = VECTORS * lanes(spec.in_dtype)
         channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        w = np.zeros((spec.groups, -(-filters // block), row.kernel * col.kernel * channels, block), spec.in_dtype)
+        w = aligned((spec.groups, -(-filters // block), row.kernel * col.kernel * channels, block), spec.in_dtype, zeros=True)
         kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1)  # (group, tap, channel, output)
         for b in range(w.shape[1]):
             part = kernels[..., b * block : (b + 1) * block]
@@ -252,8 +268,8 @@ class DirectChannels(Algorithm):
         pixels[:-ROWS] = ((pixel_rows[:, None] + np.arange(col.outputs) * (col.stride // found.col_step)) * found.step).ravel()
         starts = np.arange(row.kernel)[:, None] * (row.dilation * found.cols) + np.arange(col.kernel) * col.dilation
         taps = (starts * found.step)[:, : 1 if found.run > channels else None].ravel()
-        patch = np.zeros((found.threads, patch_length), spec.in_dtype)
-        sums = np.empty((found.threads, pixels_length, block), spec.in_dtype)
+        patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
+        sums = aligned((found.threads, pixels_length, block), spec.in_dtype)
         crew, job = helpers(), new_job(found.items, found.threads)
         hands = crew.hire(found.threads - 1)
         fixed = (spec.groups, found.parts, found.rows, row.stride, row.before, found.row_step, found.patch_rows, col.before,
@@ -263,7 +279,7 @@ class DirectChannels(Algorithm):
         compile_for(direct_all, image, w, image, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
             image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
             crew.wake(hands)
             direct_all(image, w, result, *fixed)

@@ -26,6 +26,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Blocks, as_2d, axes, locate, pack
 from algos.engine.jit import compile_for, compiled
+from algos.engine.memory import aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import (
     ROWS,
@@ -241,13 +242,13 @@ class DirectPixels(Algorithm):
         threads = min(threads, items)
         crew, job = helpers(), new_job(items, threads)
         hands = crew.hire(threads - 1)
-        patch = np.zeros((threads, length), unit)
-        spare = np.empty((threads, ROWS * block), unit)
+        patch = aligned((threads, length), unit, zeros=True)
+        spare = aligned((threads, ROWS * block), unit)
         fixed = (*fixed, patch, spare, items, job, crew.boxes, hands)
         compile_for(kernel, example, w, example, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
             if flat:
                 image, result = x.reshape(*x.shape[:2], -1), y.reshape(*y.shape[:2], -1)
             else:

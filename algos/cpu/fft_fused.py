@@ -31,8 +31,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.fourier import Transform, aligned, fast_lengths
+from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.jit import compile_for
+from algos.engine.memory import aligned, new_result
 from algos.engine.overlap_save import STRIPS, all_lines, all_planes, columns_in, rows_in
 from algos.engine.relay import helpers, new_job
 from algos.engine.simd import lanes
@@ -141,8 +142,8 @@ class FftFused(Algorithm):
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         taken = 2 * rows.points * cols.points
         along, down = Transform(cols.points, dtype), Transform(rows.points, dtype)
-        spectra = aligned(plan.threads * self._spectra(spec) * taken, dtype).reshape(plan.threads, -1)
-        strips = aligned(plan.threads * (0 if flat else STRIPS * 2 * width * rows.points), dtype).reshape(plan.threads, -1)
+        spectra = aligned((plan.threads, self._spectra(spec) * taken), dtype)
+        strips = aligned((plan.threads, 0 if flat else STRIPS * 2 * width * rows.points), dtype)
         kernels = aligned(spec.out_channels * inputs * taken, dtype)
         image = np.zeros((1 if flat else rows.points, cols.points), dtype)
         where = [-np.arange(k) * d % n for k, d, n in zip(spec.kernel, spec.dilation, image.shape[-spec.ndim :], strict=True)]
@@ -174,7 +175,7 @@ class FftFused(Algorithm):
         compile_for(work, kernels, kernels, kernels, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
             crew.wake(hands)
             work(x.reshape(-1), y.reshape(-1), kernels, *fixed)
             return y

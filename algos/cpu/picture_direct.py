@@ -28,6 +28,7 @@ from algos.contract import Algorithm, Cost, forward_float
 from algos.cpu.numba_direct import as_2d
 from algos.engine.blocks import FLAGS, axes
 from algos.engine.jit import compile_for, compiled
+from algos.engine.memory import aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import lanes
 from algos.engine.strips import UNROLLED, copy_bytes, correlate_block, place, strip_rows, strip_vectors
@@ -174,7 +175,7 @@ class NumbaPicture(Algorithm):
         crew, work = helpers(), new_job(layout.items, threads)
         hands = crew.hire(threads - 1)
         w = weights.reshape(as_2d(spec.weight_shape))
-        scratch = np.zeros((threads, layout.scratch), spec.in_dtype)
+        scratch = aligned((threads, layout.scratch), spec.in_dtype, zeros=True)
         pointers = np.zeros((threads, layout.pointers), np.int64)
         taps = (0,) * w.shape[3] if w.shape[3] <= UNROLLED else ()
         strip = (0,) * layout.rows
@@ -183,7 +184,7 @@ class NumbaPicture(Algorithm):
         compile_for(correlate_all, image, w, image, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
             image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
             crew.wake(hands)
             correlate_all(image, w, result, *fixed)

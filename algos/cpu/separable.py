@@ -30,6 +30,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import FLAGS, LANES, Blocks, accumulate, axes, crop, locate, pack, shared_by
 from algos.engine.jit import compile_for, compiled
+from algos.engine.memory import aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import lanes
 from algos.engine.strips import copy_bytes, correlate_block, place, slide, slide_rows, strip_rows, strip_vectors
@@ -232,7 +233,7 @@ class Separable(Algorithm):
                     sums[0], 0, 1)  # fmt: skip
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
 
             def job(part: int, _: int) -> None:
                 separable_blocks(x, down, along, y, down_offsets, along_offsets, table, scratch[part], passed[part],
@@ -247,7 +248,7 @@ class Separable(Algorithm):
         threads = min(threads, strips.items)
         crew, job = helpers(), new_job(strips.items, threads)
         hands = crew.hire(threads - 1)
-        scratch = np.zeros((threads, strips.scratch), spec.in_dtype)
+        scratch = aligned((threads, strips.scratch), spec.in_dtype, zeros=True)
         pointers = np.zeros((threads, strips.pointers), np.int64)
         taps, strip, part = ((0,) * count for count in (spec.kernel[1], strips.rows, strips.part))
         fixed = (scratch, pointers, strips.numbers, taps, strip, part, strips.items, job, crew.boxes, hands)
@@ -255,7 +256,7 @@ class Separable(Algorithm):
         compile_for(all_strips, image, down, along, image, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
             crew.wake(hands)
             all_strips(x, down, along, y, *fixed)
             return y

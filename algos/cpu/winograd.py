@@ -29,6 +29,7 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.jit import compile_for, compiled
+from algos.engine.memory import aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
 from algos.engine.tiles import load_tiles, multiply, store_tiles
@@ -184,7 +185,7 @@ class Winograd(Algorithm):
         g_h, g_w = (np.array(g, np.float64) for _, g, _ in self.transforms(spec))
         block = VECTORS * lanes(spec.in_dtype)
         blocks, points = -(-outputs // block), math.prod(self._tile(spec))
-        kernels = np.zeros((groups, points, blocks, inputs, block), spec.in_dtype)
+        kernels = aligned((groups, points, blocks, inputs, block), spec.in_dtype, zeros=True)
         taps = weights.reshape(groups, outputs, inputs, *spec.kernel)
         for group in range(groups):
             half = np.tensordot(g_h, taps[group], ([1], [2]))  # (t_h, o, i, kw)
@@ -200,9 +201,9 @@ class Winograd(Algorithm):
         kernels = self._kernels(spec, weights)
         spectra_shape, products_shape, length = self._shapes(spec, tiling)
         copies = 1 if together else threads
-        spectra = np.zeros((copies, *spectra_shape), spec.in_dtype)
-        products = np.empty((copies, *products_shape), spec.in_dtype)
-        scratch = np.empty((threads, length), spec.in_dtype)
+        spectra = aligned((copies, *spectra_shape), spec.in_dtype, zeros=True)
+        products = aligned((copies, *products_shape), spec.in_dtype)
+        scratch = aligned((threads, length), spec.in_dtype)
         (top, _), (left, _) = spec.padding
         outputs, taps_h, taps_w = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
         crew, job = helpers(), new_job()
@@ -213,7 +214,7 @@ class Winograd(Algorithm):
         compile_for(winograd_tiles, image, kernels, image, *fixed)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
             crew.wake(hands)
             winograd_tiles(x, kernels, y, *fixed)
             return y

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -84,14 +83,6 @@ class Transform:
             angle = -2 * np.pi / (span * radix) * np.outer(np.arange(span), np.arange(1, radix))
             parts.append(np.stack((np.cos(angle), np.sin(angle)), -1).ravel())
         return np.concatenate([*parts, np.zeros(2)]).astype(self.dtype)
-
-
-def aligned(elements: int, dtype: Any) -> np.ndarray:
-    """Uninitialised, starting at a cache line: vectors across two lines cost twice."""
-    unit = np.dtype(dtype).itemsize
-    room = np.empty(elements + 64 // unit, dtype)
-    start = -room.ctypes.data % 64 // unit
-    return room[start : start + elements]
 
 
 @compiled(**FLAGS)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
+import sys
 import threading
 import time
 from functools import cache
@@ -231,6 +233,14 @@ def part_of(items, chunks, chunk):
     return items * chunk // chunks, items * (chunk + 1) // chunks
 
 
+def _current_core() -> int:
+    """Where the caller runs at this moment, or -1 where nobody says."""
+    return _libc.sched_getcpu() if _libc else -1
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
 class Helpers:
     """Threads that serve jobs: one fewer than the usable cores, each started when first asked for."""
 
@@ -239,9 +249,11 @@ class Helpers:
         self.boxes = np.zeros((max(self.limit, 1), BOX), np.int64)
         self._locks: list[Any] = []
         self._threads: list[threading.Thread] = []
+        self._avoided: list[int] = []
         self._growing = threading.Lock()
         self._ending = False
         self._turns = 0
+        self._asked = 0.0
 
     def hire(self, count: int) -> int:
         """Start helpers up to ``count``; how many there are to use."""
@@ -249,24 +261,44 @@ class Helpers:
         with self._growing:
             if count > 0 and not self._turns:
                 compile_for(listen, self.boxes, 0, 1)
-                start = time.perf_counter()
-                listen(np.zeros((1, BOX), np.int64), 0, 1000)
-                self._turns = max(100, int(1000 * SPIN_S / (time.perf_counter() - start)))
+                nobody, times = np.zeros((1, BOX), np.int64), []
+                for turns in (1, 1, 10_001):  # the first call of all, a call, and a call with 10,000 turns more
+                    start = time.perf_counter()
+                    listen(nobody, 0, turns)
+                    times.append(time.perf_counter() - start)
+                self._turns = max(1000, int(1e4 * SPIN_S / max(times[2] - times[1], 1e-6)))
             while len(self._threads) < count:
                 lock = threading.Lock()
                 lock.acquire()
                 thread = threading.Thread(target=self._serve, args=(len(self._threads), lock), name="convbench", daemon=True)
                 self._locks.append(lock)
+                self._avoided.append(-1)
                 self._threads.append(thread)
                 thread.start()
         return count
 
-    def wake(self, count: int) -> None:
-        """Have the first ``count`` helpers listen, now or in some 50 us."""
+    def wake(self, count: int, long: bool = True) -> None:
+        """Have the first ``count`` helpers listen, now or in some 50 us.
+
+        That costs more than one job shorter than ``SPIN_S`` (not ``long``) gains: only a second one soon after wakes anybody.
+        """
+        if not long:
+            before, self._asked = self._asked, time.perf_counter()
+            if self._asked - before > 2 * SPIN_S:
+                return
         for k in range(count):
             if self.boxes[k, 0] == ASLEEP:
+                self._send_away(k)
                 with contextlib.suppress(RuntimeError):  # released already: it is on its way
                     self._locks[k].release()
+
+    def _send_away(self, k: int) -> None:
+        """Keep a helper off the caller's core, where Linux likes to wake it: there it would only interrupt the caller."""
+        core = _current_core()
+        if core >= 0 and core != self._avoided[k]:
+            with contextlib.suppress(OSError):  # no other core is allowed
+                os.sched_setaffinity(self._threads[k].native_id or 0, os.sched_getaffinity(0) - {core})
+            self._avoided[k] = core
 
     def end(self) -> None:
         """Let every helper return: none may run compiled code while the interpreter goes."""

@@ -280,21 +280,31 @@ def outer_offsets(typingctx, x, offsets, w, y, y_step, k, rows, vectors):
 
 
 @intrinsic(prefer_literal=True)
-def outer_runs(typingctx, x, pixels, taps, n_taps, run, w, y, y_step, rows, vectors):
+def outer_runs(typingctx, x, pixels, taps, n_taps, run, w, y, y_step, more, rows, vectors):
     """y[i, :] = sum over t and k of x[pixels[i] + taps[t] + k] * w[t, k, :] for ``rows`` pixels and k < run.
 
-    w: (taps, run, vectors * lanes) packed; y: rows ``y_step`` apart, overwritten.
+    w: (taps, run, vectors * lanes) packed; y: rows ``y_step`` apart, added to if ``more``, else overwritten.
     """
     if (shape := literal(rows, vectors)) is None:
         return None
     n_rows, n_vectors = shape
-    signature = types.void(x, pixels, pixels, types.intp, types.intp, x, x, types.intp, rows, vectors)
+    signature = types.void(x, pixels, pixels, types.intp, types.intp, x, x, types.intp, types.boolean, rows, vectors)
 
     def codegen(context, builder, sig, args):
-        px, p_pixels, p_taps, n_taps, run, pw, py, y_step = args[:8]
+        px, p_pixels, p_taps, n_taps, run, pw, py, y_step, more = args[:9]
         emit = Emitter(builder, sig.args[0].dtype)
         starts = [emit.at(px, builder.load(emit.at(p_pixels, i))) for i in range(n_rows)]
-        zero = [[emit.zero] * n_vectors for _ in range(n_rows)]
+        before = builder.block
+        with builder.if_then(more):
+            rows_at = [emit.at(py, builder.mul(y_step, ir.Constant(I64, i))) for i in range(n_rows)]
+            found = [[emit.load(emit.at(row, v * emit.lanes)) for v in range(n_vectors)] for row in rows_at]
+            loaded = builder.block
+        first = []
+        for row in found:
+            first.append([builder.phi(emit.vector) for _ in row])
+            for phi, value in zip(first[-1], row, strict=True):
+                phi.add_incoming(emit.zero, before)
+                phi.add_incoming(value, loaded)
 
         def tap(index, sums):
             moved = builder.load(builder.gep(p_taps, [index]))
@@ -307,7 +317,7 @@ def outer_runs(typingctx, x, pixels, taps, n_taps, run, w, y, y_step, rows, vect
 
             return loop(builder, emit.vector, run, step, sums)
 
-        _store_rows(emit, loop(builder, emit.vector, n_taps, tap, zero), py, y_step)
+        _store_rows(emit, loop(builder, emit.vector, n_taps, tap, first), py, y_step)
         return context.get_dummy_value()
 
     return signature, codegen
