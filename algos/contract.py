@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from algos.machine import caches
 from algos.spec import ConvSpec
 
 FAMILIES = ("direct", "gemm", "fft", "separable", "winograd", "toeplitz", "peer", "auto")
 ACCURACIES = ("componentwise", "normwise", "lowrank", "winograd")
-BYTES_PER_S = 10e9  # one core's copy from memory, cautiously
+BYTES_PER_S, CACHED_BYTES_PER_S = 2e10, 6e10  # from memory, and from the last cache where everything fits it
 CALL_S = 1.5e-6  # one NumPy call on small arrays
 
 
@@ -25,7 +26,7 @@ class Cost:
     operations : float
         Floating-point operations that the method really performs.
     bytes : float
-        Memory traffic of a run, x, w and y included.
+        Memory traffic of a run, x, w and y included; half as much as the last cache holds counts as cached.
     calls : float
         Python-level library calls; each costs a fixed overhead.
     flops_per_s : float
@@ -43,7 +44,8 @@ class Cost:
     def seconds(self, threads: int = 1) -> float:
         """The model: the slower of arithmetic and memory, plus the overhead of the calls."""
         arithmetic = self.operations / (self.flops_per_s * (threads if self.parallel else 1))
-        return max(arithmetic, self.bytes / BYTES_PER_S) + self.calls * CALL_S
+        cached = self.bytes <= caches()["L3"] // 2
+        return max(arithmetic, self.bytes / (CACHED_BYTES_PER_S if cached else BYTES_PER_S)) + self.calls * CALL_S
 
 
 @dataclass(frozen=True)

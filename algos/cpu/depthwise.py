@@ -35,7 +35,6 @@ from algos.engine.jit import compile_for, compiled
 from algos.engine.memory import new_result
 from algos.engine.relay import CHUNKS, SHARES, SPIN_S, fork, helpers, new_job, part_of, peek, place_of
 from algos.engine.simd import I32, I64, VECTOR_BYTES, Emitter, simd
-from algos.machine import caches
 from algos.spec import ConvSpec
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
@@ -341,9 +340,7 @@ class Depthwise(Algorithm):
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         parallel = threads > 1 and self._cut(spec, threads)[0] > 1
-        # Layers that fit the last cache mostly come from it, at about three times the pace of memory.
-        moved = spec.min_bytes / 3 if spec.min_bytes < caches()["L3"] else spec.min_bytes
-        return Cost(self._seconds(spec) * FLOPS_PER_S, moved, calls=2, flops_per_s=FLOPS_PER_S, parallel=parallel)
+        return Cost(self._seconds(spec) * FLOPS_PER_S, spec.min_bytes, calls=2, flops_per_s=FLOPS_PER_S, parallel=parallel)
 
 
 ALGORITHMS = [Depthwise()]

@@ -293,8 +293,7 @@ class DirectChannels(Algorithm):
         pixels = spec.batch * math.prod(spec.output_size)
         packing = 2 * PACK_COST * (patch * found.items / found.parts + pixels * spec.out_channels)
         speed = 8e10 * 4 / spec.in_dtype.itemsize
-        bytes_moved = spec.min_bytes + weights * spec.in_dtype.itemsize
-        return Cost(2.0 * weights * pixels + packing, bytes_moved, 4, speed, found.threads > 1)
+        return Cost(2.0 * weights * pixels + packing, spec.min_bytes, 4, speed, found.threads > 1)
 
 
 ALGORITHMS = [DirectChannels()]

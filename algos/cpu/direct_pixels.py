@@ -52,29 +52,27 @@ SHARED_FLOPS = 2e6
 
 
 @compiled(**INNER)
-def block_of_outputs(source, offsets, w, y, plane, filters, pixels, spare):
+def block_of_outputs(source, taps, k, w, y, plane, filters, pixels, wide, spare):
     """y[i * plane + p] for i < filters <= ROWS and p < pixels, at most a block; ``spare`` takes what would overrun them."""
-    wide = VECTOR_BYTES // spare.itemsize
-    rows = ROWS if filters > R1 else R1 if filters > R2 else R2  # what the panel of weights has room for
-    whole = filters == rows and pixels == (VECTORS if pixels > wide else 1) * wide
-    target, step = (y, plane) if whole else (address(spare, 0), VECTORS * wide)
-    taps, k = address(offsets, 0), offsets.size
+    if filters >= ROWS and pixels >= VECTORS * wide:
+        outer_offsets(source, taps, w, y, plane, k, ROWS, VECTORS)
+        return
+    step = VECTORS * wide
     if pixels > wide:
-        if rows == ROWS:
-            outer_offsets(source, taps, w, target, step, k, ROWS, VECTORS)
-        elif rows == R1:
-            outer_offsets(source, taps, w, target, step, k, R1, VECTORS)
+        if filters > R1:
+            outer_offsets(source, taps, w, spare, step, k, ROWS, VECTORS)
+        elif filters > R2:
+            outer_offsets(source, taps, w, spare, step, k, R1, VECTORS)
         else:
-            outer_offsets(source, taps, w, target, step, k, R2, VECTORS)
-    elif rows == ROWS:
-        outer_offsets(source, taps, w, target, step, k, ROWS, 1)
-    elif rows == R1:
-        outer_offsets(source, taps, w, target, step, k, R1, 1)
+            outer_offsets(source, taps, w, spare, step, k, R2, VECTORS)
+    elif filters > R1:
+        outer_offsets(source, taps, w, spare, step, k, ROWS, 1)
+    elif filters > R2:
+        outer_offsets(source, taps, w, spare, step, k, R1, 1)
     else:
-        outer_offsets(source, taps, w, target, step, k, R2, 1)
-    if not whole:
-        for i in range(filters):
-            copy(advance(y, i * plane), address(spare, i * step), pixels)
+        outer_offsets(source, taps, w, spare, step, k, R2, 1)
+    for i in range(min(filters, ROWS)):
+        copy(advance(y, i * plane), advance(spare, i * step), min(pixels, step))
 
 
 @compiled(**INNER)
@@ -84,16 +82,18 @@ def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, l
     x: (n, c, pixels); y: (n, o, pixels); w: (o * k), the weights of ROWS outputs after one another, k by k.
     """
     channels, filters, plane = x.shape[1] // groups, y.shape[1] // groups, x.shape[2]
-    block = VECTORS * (VECTOR_BYTES // x.itemsize)
+    wide, line = VECTOR_BYTES // x.itemsize, 64 // x.itemsize
+    block, taps, aside = VECTORS * wide, address(offsets, 0), address(spare, 0)
     slabs, blocks = -(-plane // size), -(-filters // ROWS)
     packed = -1
     for item in range(first, last):
         whole, part = item // parts, item % parts
         n, group, at = whole // slabs // groups, whole // slabs % groups, whole % slabs * size
         count = min(size, plane - at)
+        start = (n * x.shape[1] + group * channels) * plane + at
         if whole != packed:
             for c in range(channels):
-                source = (n * x.shape[1] + group * channels + c) * plane + at
+                source = start + c * plane
                 for b in range(count // block):
                     move(address(panels, (b * channels + c) * block), address(x, source + b * block), VECTORS)
                 b = count // block
@@ -103,28 +103,29 @@ def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, l
                     clear(address(panels, to + count - b * block), block - count + b * block)
             packed = whole
         # Channels lie far apart, where no hardware prefetches: ask for those of the next item while this one is computed.
-        ahead, line, lines = 0, 64 // x.itemsize, 0
-        if at + 2 * size <= plane and item + 1 < last:
-            lines = channels * (size // line)
+        lines = channels * (size // line) if at + 2 * size <= plane and item + 1 < last else 0
         calls = (blocks * (part + 1) // parts - blocks * part // parts) * -(-count // block)
-        each = -(-lines // calls)
+        each, ahead, ahead_end = -(-lines // calls), start + size, start + 2 * size
         for o in range(blocks * part // parts * ROWS, min(filters, blocks * (part + 1) // parts * ROWS), ROWS):
             weights = address(w, (group * blocks * ROWS + o) * channels)
             to = (n * y.shape[1] + group * filters + o) * plane + at
             for b in range(0, count, block):
-                for i in range(ahead, min(lines, ahead + each)):
-                    c, at_line = i // (size // line), i % (size // line)
-                    prefetch(address(x, (n * x.shape[1] + group * channels + c) * plane + at + size + at_line * line))
-                ahead += each
-                block_of_outputs(address(panels, b * channels), offsets, weights, address(y, to + b), plane,
-                                 min(ROWS, filters - o), min(block, count - b), spare)  # fmt: skip
+                for _ in range(min(each, lines)):
+                    prefetch(address(x, ahead))
+                    ahead += line
+                    if ahead >= ahead_end:
+                        ahead, ahead_end = ahead_end - size + plane, ahead_end + plane
+                lines -= each
+                block_of_outputs(address(panels, b * channels), taps, channels, weights, address(y, to + b), plane,
+                                 filters - o, count - b, wide, aside)  # fmt: skip
 
 
 @compiled(**INNER)
 def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
     """Items [first, last) of the blocks in ``table``; x: (n, c, h, w); y: (n, o, oh, ow); w as in ``direct_panels``."""
     pitch, channel, channels, filters = table[2], table[4], table[7], table[8]
-    block = VECTORS * (VECTOR_BYTES // x.itemsize)
+    wide = VECTOR_BYTES // x.itemsize
+    block, taps, aside = VECTORS * wide, address(offsets, 0), address(spare, 0)
     for item in range(first, last):
         n, group, o0, o1, row0, rows, col0, cols = locate(item, table, y)
         for c in range(channels):
@@ -135,8 +136,8 @@ def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
             for r in range(rows):
                 to = (n * y.shape[1] + o) * plane + (row0 + r) * y.shape[3] + col0
                 for j in range(0, cols, block):
-                    block_of_outputs(address(patch, r * pitch + j), offsets, weights, address(y, to + j), plane,
-                                     min(ROWS, o1 - o), min(block, cols - j), spare)  # fmt: skip
+                    block_of_outputs(address(patch, r * pitch + j), taps, offsets.size, weights, address(y, to + j), plane,
+                                     o1 - o, cols - j, wide, aside)  # fmt: skip
 
 
 @compiled(**INNER)

@@ -184,8 +184,12 @@ class FftFused(Algorithm):
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         plan = plan_for(spec, threads)
-        # Tiles are chosen by best times; what is seen over many runs is about 1.7 times as much.
-        return Cost(plan_for(spec, 1).seconds * 1.7 * 2e10, spec.min_bytes, 4, 2e10, parallel=plan.threads > 1)
+        # Tiles are chosen by best times; what is seen over many runs is about 1.7 times as much. Layers read the spectra of
+        # all their kernels for every pair of tiles.
+        pairs, points = spec.out_channels * spec.in_channels // spec.groups, plan.rows.points * plan.cols.points
+        spectra = 2.0 * points * pairs * spec.in_dtype.itemsize * plan.items / spec.groups if pairs > spec.groups else 0.0
+        seconds = plan_for(spec, 1).seconds * 1.7
+        return Cost(seconds * 2e10, spec.min_bytes + spectra, 4, 2e10, parallel=plan.threads > 1)
 
 
 ALGORITHMS = [FftFused()]

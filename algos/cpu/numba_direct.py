@@ -112,7 +112,7 @@ class NumbaDirect(Algorithm):
         moved = math.prod(spec.input_shape) * halo + math.prod(spec.output_shape)
         lines = moved / min(blocks.cols, spec.size[-1])
         operations = spec.flops * passes + 8 * moved + 500 * lines
-        return Cost(operations, spec.min_bytes, calls=4, flops_per_s=5e10 * 4 / spec.in_dtype.itemsize, parallel=threads > 1)
+        return Cost(operations, spec.min_bytes, calls=4, flops_per_s=2.3e10 * 4 / spec.in_dtype.itemsize, parallel=threads > 1)
 
 
 ALGORITHMS = [NumbaDirect()]

@@ -122,10 +122,10 @@ class NumbaIm2col(Algorithm):
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         wide = spec.out_channels // spec.groups >= 16
-        speed = (6.5e10 if wide else 2e10) * 4 / spec.in_dtype.itemsize
+        speed = (2.6e10 if wide else 1.3e10) * 4 / spec.in_dtype.itemsize
         copied = spec.macs // (spec.out_channels // spec.groups) * spec.in_dtype.itemsize
         items = spec.batch * spec.groups * -(-spec.output_size[0] // self._rows(spec, threads))
-        return Cost(spec.flops + copied * speed / 2e10, spec.min_bytes, 8 + 4 * items, speed, self._threads(spec, threads) > 1)
+        return Cost(spec.flops + copied * speed / 1e10, spec.min_bytes, 8 + 4 * items, speed, self._threads(spec, threads) > 1)
 
 
 ALGORITHMS = [NumbaIm2col()]

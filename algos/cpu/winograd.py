@@ -29,7 +29,7 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.jit import compile_for, compiled
-from algos.engine.memory import aligned, new_result
+from algos.engine.memory import LINE, aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
 from algos.engine.tiles import load_tiles, multiply, store_tiles
@@ -165,8 +165,9 @@ class Winograd(Algorithm):
         tiles = tiling.rows * tiling.tiles_w + ROWS
         t_h, t_w = self._tile(spec)
         pitch = -(-(tiling.tiles_w * self.m + t_w - self.m) // wide) * wide
-        # A power of two between points would map all of them to the same few sets of the first-level cache.
-        return (points, tiles, inputs + wide), (points, tiles, outputs + wide), pitch * (t_h + wide + t_h * wide)
+        # A power of two between tiles or points would map all of them to the same few sets of the first-level cache.
+        line = LINE // spec.in_dtype.itemsize
+        return (points, tiles, inputs + line), (points, tiles, outputs + line), pitch * (t_h + wide + t_h * wide)
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         tiling = self._tiling(spec, threads)
