@@ -6,7 +6,7 @@ and dilation, and a microkernel (``outer_runs``) takes a few pixels anywhere in 
 is computed for nothing, so small and strided maps cost what they should. Sums of a block are transposed back on their way out.
 
 Cost: the definition's operations; the patch is packed once per block of rows, halo included. Workspace: the packed weights,
-and for each thread a patch (half of the L2 cache) and the sums of one vector of channels.
+and for each thread a patch (the size of the L2 cache) and the sums of one vector of channels.
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
 Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups; with few output channels in a
 group most of each vector is empty.
@@ -217,7 +217,7 @@ class DirectChannels(Algorithm):
     Attributes
     ----------
     patch_bytes : int
-        Size of one thread's patch of the input; 0 is half of the L2 cache.
+        Size of one thread's patch of the input; 0 is that of the L2 cache.
     """
 
     name: str = "direct_channels"
@@ -229,7 +229,7 @@ class DirectChannels(Algorithm):
         return forward_float(spec, ndim=(1, 2))
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
-        return cut(spec, threads, self.patch_bytes or caches()["L2"] // 2)
+        return cut(spec, threads, self.patch_bytes or caches()["L2"])
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
         found = {self._cut(spec, threads): self}
