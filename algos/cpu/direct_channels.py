@@ -38,6 +38,7 @@ FLAGS = {"error_model": "numpy"}
 INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 R1, R2 = TAILS
 SHARED_FLOPS = 2e6
+CLOSE = 4  # columns apart
 STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB of them
 PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
 
@@ -185,6 +186,8 @@ def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     step = channels if channels < wide else spread(-(-channels // wide) * wide, spec.in_dtype)
     cols, col_step = _patch_length(col, col.outputs)
+    if 1 < col_step <= CLOSE:  # columns between those that are read, too: they are packed by whole vectors
+        cols, col_step = (cols - 1) * col_step + 1, 1
     run = channels * (col.kernel if step == channels and col.dilation == 1 else 1)
     if spec.flops < SHARED_FLOPS:
         threads = 1
