@@ -34,7 +34,7 @@ from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.jit import compile_for
 from algos.engine.memory import aligned, new_result
-from algos.engine.overlap_save import STRIPS, all_lines, all_planes, columns_in, rows_in
+from algos.engine.overlap_save import STRIPS, all_lines, all_planes, kernel_lines, kernel_planes
 from algos.engine.relay import helpers, new_job
 from algos.engine.simd import lanes
 from algos.machine import caches
@@ -145,18 +145,14 @@ class FftFused(Algorithm):
         spectra = aligned((plan.threads, self._spectra(spec) * taken), dtype)
         strips = aligned((plan.threads, 0 if flat else STRIPS * 2 * width * rows.points), dtype)
         kernels = aligned(spec.out_channels * inputs * taken, dtype)
-        image = np.zeros((1 if flat else rows.points, cols.points), dtype)
-        where = [-np.arange(k) * d % n for k, d, n in zip(spec.kernel, spec.dilation, image.shape[-spec.ndim :], strict=True)]
-        for taps, at in zip(weights.reshape(-1, *spec.kernel), range(0, kernels.size, taken), strict=True):
-            image[:] = 0
-            np.add.at(image[0] if flat else image, np.ix_(*where), taps)
-            image /= image.size
-            if flat:  # the same in all lanes
-                kernels[at : at + taken].reshape(-1, 2, width)[:] = np.stack((image[0], 0 * image[0]), 1)[..., None]
-            else:
-                columns_in(image.reshape(-1), 0, -1, *image.shape, 0, 0, 0, 0, *image.shape, width, down.stages, down.factors,
-                           strips[0], kernels, at)  # fmt: skip
-            rows_in(kernels, at, rows.points, cols.points, width, along.stages, along.factors)
+        sizes = (cols.points,) if flat else (rows.points, cols.points)
+        where = [-np.arange(k) * d % n for k, d, n in zip(spec.kernel, spec.dilation, sizes, strict=True)]
+        pairs = weights.reshape(-1, *spec.kernel)
+        if flat:
+            kernel_lines(pairs, *where, width, cols.points, along.stages, along.factors, kernels)
+        else:
+            kernel_planes(pairs, *where, np.empty(sizes, dtype), width, along.stages, along.factors, down.stages, down.factors,
+                          strips[0], kernels)  # fmt: skip
         channels = (spec.groups, inputs, outputs, width)
         crew, job = helpers(), new_job(plan.items, plan.threads)
         hands = crew.hire(plan.threads - 1)

@@ -117,6 +117,33 @@ def rows_in(spectra, to, rows, cols, lanes, stages, factors):
         forward(spectra, at, cols, stages, factors, len(stages))
 
 
+@compiled(error_model="numpy")
+def kernel_planes(weights, down, across, image, lanes, row_stages, row_factors, col_stages, col_factors, strip, kernels):
+    """Spectra of kernels (pair, kh, kw), over the points of a tile; down, across: where taps stand in ``image``, the tile."""
+    rows, cols = image.shape
+    for pair in range(weights.shape[0]):
+        image[:] = 0
+        for i in range(down.size):
+            for j in range(across.size):
+                image[down[i], across[j]] += weights[pair, i, j] / image.size
+        at = pair * image.size * 2
+        columns_in(image.reshape(image.size), 0, -1, rows, cols, 0, 0, 0, 0, rows, cols, lanes, col_stages, col_factors, strip,
+                   kernels, at)  # fmt: skip
+        rows_in(kernels, at, rows, cols, lanes, row_stages, row_factors)
+
+
+@compiled(error_model="numpy")
+def kernel_lines(weights, across, lanes, cols, stages, factors, kernels):
+    """The same for ``lines``: kernels (pair, k), the same in all lanes."""
+    taken = cols * lanes * 2
+    kernels[:] = 0
+    for pair in range(weights.shape[0]):
+        for j in range(across.size):
+            for lane in range(lanes):
+                kernels[pair * taken + across[j] * 2 * lanes + lane] += weights[pair, j] / cols
+        rows_in(kernels, pair * taken, lanes, cols, lanes, stages, factors)
+
+
 @compiled(**ONCE)
 def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strip, spectra, first, last):
     """Items [first, last): a group and a pair of tiles each. x: (n * c * h * w); y: (n * o * oh * ow); see ``fft_fused``."""
