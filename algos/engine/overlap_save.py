@@ -8,6 +8,8 @@ Tile A is the real part and tile B the imaginary part: the kernel is real, so wh
 
 from __future__ import annotations
 
+import numpy as np
+
 from algos.engine.butterflies import move, multiply, transpose
 from algos.engine.fourier import FLAGS, filtered, forward, inverse
 from algos.engine.jit import compiled
@@ -121,14 +123,15 @@ def rows_in(spectra, to, rows, cols, lanes, stages, factors):
 def kernel_planes(weights, down, across, image, lanes, row_stages, row_factors, col_stages, col_factors, strip, kernels):
     """Spectra of kernels (pair, kh, kw), over the points of a tile; down, across: where taps stand in ``image``, the tile."""
     rows, cols = image.shape
+    zero, nothing = np.int64(0), np.int64(-1)  # no literals, for which everything would be compiled once more
     for pair in range(weights.shape[0]):
         image[:] = 0
         for i in range(down.size):
             for j in range(across.size):
                 image[down[i], across[j]] += weights[pair, i, j] / image.size
         at = pair * image.size * 2
-        columns_in(image.reshape(image.size), 0, -1, rows, cols, 0, 0, 0, 0, rows, cols, lanes, col_stages, col_factors, strip,
-                   kernels, at)  # fmt: skip
+        columns_in(image.reshape(image.size), zero, nothing, rows, cols, zero, zero, zero, zero, rows, cols, lanes, col_stages,
+                   col_factors, strip, kernels, at)  # fmt: skip
         rows_in(kernels, at, rows, cols, lanes, row_stages, row_factors)
 
 
