@@ -14,7 +14,7 @@ import pytest
 from algos import ConvSpec, get
 from algos.engine import relay
 from algos.engine.jit import compiled
-from algos.engine.relay import ASLEEP, Helpers, fork, helpers, new_job
+from algos.engine.relay import ASLEEP, Helpers, fork, helpers, new_job, pause
 from algos.engine.threads import usable_cores
 
 SPEC = ConvSpec.parse("1x64x60x60,64x1x3x3,p1")
@@ -81,6 +81,14 @@ def mark(slots, turns, chunk, slot):
 @compiled()
 def mark_all(slots, turns, job, boxes, hands):
     fork(mark, (slots, turns), job, boxes, hands)
+
+
+@compiled()
+def mark_often(slots, job, boxes, calls):
+    for _ in range(calls):
+        fork(mark, (slots, 1), job, boxes, 1)
+        for _ in range(60):
+            pause()
 
 
 @pytest.mark.parametrize("hands", [0, 1, 2])
@@ -150,3 +158,70 @@ def test_exit_while_helpers_listen() -> None:
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout, done.stderr) == (0, "9.0\n", "")
+
+
+TAKEN_BACK = """
+import os, threading, time
+import numpy as np
+from algos.engine.relay import BOX, CHUNKS, listen, new_job
+from tests.test_relay import mark_often
+
+boxes, slots, job = np.zeros((1, BOX), np.int64), np.zeros(3, np.int64), new_job()
+job[CHUNKS] = 3
+mark_often(slots, job, boxes, 1)
+listen(boxes, 0, 1)
+
+def wake_and_sleep():
+    while True:
+        listen(boxes, 0, 1)
+
+threading.Thread(target=wake_and_sleep, daemon=True).start()
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    mark_often(slots, job, boxes, 10_000)
+    assert slots.all()
+os._exit(0)
+"""
+
+
+def test_a_helper_never_takes_a_job_that_its_owner_took_back() -> None:
+    """It used to read address 0 when it woke in the very moment in which a job ended."""
+    done = subprocess.run([sys.executable, "-c", TAKEN_BACK], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_thread_that_cannot_start_is_not_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Helpers()
+    crew.limit = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError, match="can't start"):
+            crew.hire(1)
+    assert crew.hire(1) == 1 and crew._threads[0].is_alive()
+    crew.end()
+
+
+FORKED = """
+import os, time
+import numpy as np
+from algos import ConvSpec, get
+from algos.engine.relay import ASLEEP, helpers
+spec = ConvSpec.parse("1x64x60x60,64x1x3x3,p1")
+plan, x = get("depthwise").prepare(spec, np.ones(spec.weight_shape, np.float32), 2), np.ones(spec.input_shape, np.float32)
+plan(x)
+crew = helpers()
+thread = crew._threads[0].native_id
+while crew.boxes[0, 0] != ASLEEP:
+    time.sleep(0.001)
+os.sched_setaffinity(thread, os.sched_getaffinity(0))
+crew._avoided[0] = -1
+if (child := os.fork()) == 0:
+    os._exit(0 if plan(x)[0, 0, 30, 30] == 9 else 1)
+print(os.waitpid(child, 0)[1], os.sched_getaffinity(thread) == os.sched_getaffinity(0))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or usable_cores() < 2, reason="needs a second core, and a say in it")
+def test_a_forked_child_leaves_its_parents_threads_alone() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "0 True\n"), done.stderr

@@ -207,7 +207,7 @@ def listen(boxes, index, turns):
     left = turns
     while left > 0:
         job = peek(box, 0)
-        if job != LISTENING and swap(box, 0, job, BUSY):
+        if job > BUSY and swap(box, 0, job, BUSY):  # an owner that took its job back may have left it ASLEEP
             while step(job, index + 1):
                 pass
             # The job's owner may go on, and free it, as soon as it is told; so the box is open before.
@@ -254,6 +254,7 @@ class Helpers:
         self._ending = False
         self._turns = 0
         self._asked = 0.0
+        self._process = os.getpid()  # a forked child has the plans, but its parent has the threads
 
     def hire(self, count: int) -> int:
         """Start helpers up to ``count``; how many there are to use."""
@@ -271,10 +272,10 @@ class Helpers:
                 lock = threading.Lock()
                 lock.acquire()
                 thread = threading.Thread(target=self._serve, args=(len(self._threads), lock), name="convbench", daemon=True)
+                thread.start()
                 self._locks.append(lock)
                 self._avoided.append(-1)
                 self._threads.append(thread)
-                thread.start()
         return count
 
     def wake(self, count: int, long: bool = True) -> None:
@@ -294,11 +295,12 @@ class Helpers:
 
     def _send_away(self, k: int) -> None:
         """Keep a helper off the caller's core, where Linux likes to wake it: there it would only interrupt the caller."""
-        core = _current_core()
-        if core >= 0 and core != self._avoided[k]:
+        core, thread = _current_core(), self._threads[k].native_id
+        if thread and core >= 0 and core != self._avoided[k] and os.getpid() == self._process:
+            self._avoided[k] = -1
             with contextlib.suppress(OSError):  # no other core is allowed
-                os.sched_setaffinity(self._threads[k].native_id or 0, os.sched_getaffinity(0) - {core})
-            self._avoided[k] = core
+                os.sched_setaffinity(thread, os.sched_getaffinity(0) - {core})
+                self._avoided[k] = core
 
     def end(self) -> None:
         """Let every helper return: none may run compiled code while the interpreter goes."""
