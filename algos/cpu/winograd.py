@@ -229,7 +229,7 @@ class Winograd(Algorithm):
         inputs, wide = spec.in_channels // spec.groups, lanes(spec.in_dtype)
         outputs = -(-spec.out_channels // spec.groups // (VECTORS * wide)) * VECTORS * wide * spec.groups
         products = 2.0 * t_h * t_w * tiles * inputs * outputs
-        transforms = 10.0 * t_h * t_w * tiles * (-(-inputs // wide) * wide * spec.groups + outputs)
+        transforms = 30.0 * t_h * t_w * tiles * (-(-inputs // wide) * wide * spec.groups + outputs)
         weights = t_h * t_w * inputs * outputs * spec.in_dtype.itemsize
         speed = 7e10 * 4 / spec.in_dtype.itemsize
         return Cost(products + transforms, spec.min_bytes + weights, 20, speed, tiling.threads > 1)

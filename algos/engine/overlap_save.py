@@ -93,7 +93,7 @@ def filter_rows(spectra, taken, rows, cols, lanes, stages, factors, kernels, ker
         inverse(spectra, target + strip, cols, stages, factors, last)
 
 
-@compiled(error_model="numpy")
+@compiled(**FLAGS)
 def columns_in(x, plane_a, plane_b, height, width, top_a, left_a, top_b, left_b, rows, cols, lanes, stages, factors,
                strip, spectra, to):  # fmt: skip
     """Columns of tiles A and B forward into ``spectra[to:]``; plane_b -1: there is no tile B."""
