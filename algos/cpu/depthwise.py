@@ -32,7 +32,7 @@ from numba.extending import intrinsic as typed_intrinsic
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import axes
 from algos.engine.jit import compile_for, compiled
-from algos.engine.memory import new_result
+from algos.engine.memory import LINE, new_result
 from algos.engine.relay import CHUNKS, SHARES, SPIN_S, fork, helpers, new_job, part_of, peek, place_of
 from algos.engine.simd import I32, I64, VECTOR_BYTES, Emitter, simd
 from algos.spec import ConvSpec
@@ -43,7 +43,6 @@ MOST_TAPS = 256  # of unrolled code: more take seconds to compile, and are faste
 ROWS, PRODUCTS = 7, 256  # rows of a tile, and products of one lane in it: beyond them sums leave the registers
 SHARED_S = 1e-5  # less work than this stays on one thread
 FLOPS_PER_S = 5e10  # of one thread, float32, measured on AVX2
-LINE = 64
 
 
 class Rows:

@@ -26,7 +26,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Blocks, as_2d, axes, locate, pack
 from algos.engine.jit import compile_for, compiled
-from algos.engine.memory import aligned, new_result
+from algos.engine.memory import LINE, aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import (
     ROWS,
@@ -82,7 +82,7 @@ def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, l
     x: (n, c, pixels); y: (n, o, pixels); w: (o * k), the weights of ROWS outputs after one another, k by k.
     """
     channels, filters, plane = x.shape[1] // groups, y.shape[1] // groups, x.shape[2]
-    wide, line = VECTOR_BYTES // x.itemsize, 64 // x.itemsize
+    wide, line = VECTOR_BYTES // x.itemsize, LINE // x.itemsize
     block, taps, aside = VECTORS * wide, address(offsets, 0), address(spare, 0)
     slabs, blocks = -(-plane // size), -(-filters // ROWS)
     packed = -1

@@ -233,12 +233,8 @@ def part_of(items, chunks, chunk):
     return items * chunk // chunks, items * (chunk + 1) // chunks
 
 
-def _current_core() -> int:
-    """Where the caller runs at this moment, or -1 where nobody says."""
-    return _libc.sched_getcpu() if _libc else -1
-
-
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+# Where the caller runs at this moment; None where the C library does not say.
+_current_core = getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
 
 
 class Helpers:
@@ -295,7 +291,7 @@ class Helpers:
 
     def _send_away(self, k: int) -> None:
         """Keep a helper off the caller's core, where Linux likes to wake it: there it would only interrupt the caller."""
-        core, thread = _current_core(), self._threads[k].native_id
+        core, thread = _current_core() if _current_core else -1, self._threads[k].native_id
         if thread and core >= 0 and core != self._avoided[k] and os.getpid() == self._process:
             self._avoided[k] = -1
             with contextlib.suppress(OSError):  # no other core is allowed
