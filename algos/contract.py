@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,15 @@ class Cost:
     operations : float
         Floating-point operations that the method really performs.
     bytes : float
-        Memory traffic of a run, x, w and y included; half as much as the last cache holds counts as cached.
+        Memory traffic of a run, x, w and y included.
     calls : float
         Python-level library calls; each costs a fixed overhead.
     flops_per_s : float
         Operations per second that one thread of this method typically reaches.
     parallel : bool
         Whether the operations are shared over the plan's threads.
+    bytes_per_s : float or None
+        Pace of that traffic; None is the host's, cached where it is at most half as much as the last cache holds.
     """
 
     operations: float
@@ -40,12 +43,13 @@ class Cost:
     calls: float = 1.0
     flops_per_s: float = 1e9
     parallel: bool = True
+    bytes_per_s: float | None = None
 
     def seconds(self, threads: int = 1) -> float:
         """The model: the slower of arithmetic and memory, plus the overhead of the calls."""
         arithmetic = self.operations / (self.flops_per_s * (threads if self.parallel else 1))
-        cached = self.bytes <= caches()["L3"] // 2
-        return max(arithmetic, self.bytes / (CACHED_BYTES_PER_S if cached else BYTES_PER_S)) + self.calls * CALL_S
+        pace = self.bytes_per_s or (CACHED_BYTES_PER_S if self.bytes <= caches()["L3"] // 2 else BYTES_PER_S)
+        return max(arithmetic, self.bytes / pace) + self.calls * CALL_S
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,14 @@ class Algorithm:
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
         """Itself with other tunables that are worth a try on ``spec``; ``convbench run --tune`` measures them."""
         return []
+
+    def variants(self, cut: Callable[[Any], Any], **choices: Iterable[Any]) -> list[Algorithm]:
+        """Itself with every combination of the tunables ``choices``; of those with an equal ``cut`` (of a spec) the first."""
+        found: dict[Any, Algorithm] = {cut(self): self}
+        for values in product(*choices.values()):
+            other = replace(self, **dict(zip(choices, values, strict=True)))
+            found.setdefault(cut(other), other)
+        return [other for other in found.values() if other is not self]
 
     def to_device(self, array: np.ndarray) -> Any:
         return array

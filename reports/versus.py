@@ -66,7 +66,7 @@ def _row(work: Work, cases: Mapping[str, Mapping[str, Any]], peak: float, here: 
         leads = [(layer.name, rate / peak, 1.0) for layer, rate in rates if rate / peak > 0]
     row: dict[str, Any] = {
         "work": work.name, "baseline": work.baseline, "specs": len(leads), "of": len(work.layers), "mean": math.nan,
-        "target": work.target, "worst": math.nan, "worst_target": math.nan if work.worst is None else work.worst,
+        "target": _figure(work.target), "worst": math.nan, "worst_target": _figure(work.worst),
         "worst_shape": "", "worst_noise": math.nan, "ours_s": math.nan, "baseline_s": math.nan, "met": "", "note": "",
     }  # fmt: skip
     if len(leads) < len(work.layers):
@@ -81,8 +81,13 @@ def _row(work: Work, cases: Mapping[str, Mapping[str, Any]], peak: float, here: 
     row["worst_shape"], row["worst"], row["worst_noise"] = min(leads, key=lambda lead: lead[1])
     # As fast as the baseline is what cannot be told from it; any other target is taken at its word.
     fine = work.worst is None or all(ratio * (noise if work.worst == 1 else 1) >= work.worst for _, ratio, noise in leads)
-    row["met"] = "yes" if fine and row["mean"] >= work.target else "no"
+    if work.target is not None:
+        row["met"] = "yes" if fine and row["mean"] >= work.target else "no"
     return row
+
+
+def _figure(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _pair(case: Mapping[str, Any], rivals: tuple[str, ...]) -> tuple[Any, Any] | None:

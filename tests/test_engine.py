@@ -243,6 +243,31 @@ def test_checked_code_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert names == ["plain", "boundscheck"]
 
 
+@jit.linked()
+def doubled(values):  # type: ignore[no-untyped-def]
+    for i in range(values.size):
+        values[i] *= 2
+
+
+@jit.compiled()
+def quadrupled(values):  # type: ignore[no-untyped-def]
+    doubled(values)
+    doubled(values)
+
+
+def test_linked_code_is_called_by_compiled_code_only() -> None:
+    values = np.ones(3)
+    quadrupled(values)
+    assert values.tolist() == [4, 4, 4]
+    with pytest.raises(TypeError):
+        doubled(values)
+
+
+@jit.compiled()
+def transformed(data, length, lanes, stages, factors):  # type: ignore[no-untyped-def]
+    rows_in(data, 0, lanes, length, lanes, stages, factors)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("length", [4, 8, 16, 40, 48, 72, 128, 720])
 def test_transforms_are_fourier_transforms_in_some_order(length: int, dtype: str) -> None:
@@ -254,7 +279,7 @@ def test_transforms_are_fourier_transforms_in_some_order(length: int, dtype: str
     data = aligned(2 * length * side, dtype)
     points = data.reshape(length, 2, side)
     points[:, 0], points[:, 1] = signals.real, signals.imag
-    rows_in(data, 0, side, length, side, transform.stages, transform.factors)
+    transformed(data, length, side, transform.stages, transform.factors)
     found = points[:, 0] + 1j * points[:, 1]
     order = np.round(-np.angle(found[:, 0]) * length / (2 * np.pi)).astype(int) % length
     assert sorted(order) == list(range(length))

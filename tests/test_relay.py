@@ -13,7 +13,7 @@ import pytest
 
 from algos import ConvSpec, get
 from algos.engine import relay
-from algos.engine.jit import compiled
+from algos.engine.jit import compiled, linked
 from algos.engine.relay import ASLEEP, Helpers, fork, helpers, new_job, pause
 from algos.engine.threads import usable_cores
 
@@ -70,7 +70,7 @@ def test_one_set_of_helpers_for_the_process() -> None:
     assert helpers().hire(1000) == helpers().limit < 63
 
 
-@compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+@linked()
 def mark(slots, turns, chunk, slot):
     total = 0.0
     for i in range(turns):

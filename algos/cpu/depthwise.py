@@ -31,7 +31,7 @@ from numba.extending import intrinsic as typed_intrinsic
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import axes
-from algos.engine.jit import compile_for, compiled
+from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import LINE, new_result
 from algos.engine.relay import CHUNKS, SHARES, SPIN_S, fork, helpers, new_job, part_of, peek, place_of
 from algos.engine.simd import I32, I64, VECTOR_BYTES, Emitter, simd
@@ -231,7 +231,7 @@ def tile_size(typingctx, shape):
     return types.UniTuple(types.intp, 2)(shape), codegen
 
 
-@compiled(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+@linked(error_model="numpy")
 def chunk_of_planes(x, y, w, zeros, table, chunks, shape, chunk, slot):
     """Bands of rows of planes; all are addresses, ``table`` of the numbers that ``Depthwise.prepare`` makes."""
     items, height, width, out_height = peek(table, 0), peek(table, 1), peek(table, 2), peek(table, 3)
@@ -309,6 +309,9 @@ class Depthwise(Algorithm):
         rows = -(-row.outputs // -(-row.outputs // min(most, row.outputs)))
         wanted = SHARES * threads if threads > 1 else 1
         return threads, rows, max(1, min(-(-wanted // (spec.batch * spec.out_channels)), row.outputs // rows))
+
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+        return self.variants(lambda one: one._cut(spec, threads), rows=range(1, ROWS + 1))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         return axes(spec)[1].size * spec.in_dtype.itemsize

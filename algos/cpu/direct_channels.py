@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Axis, as_2d, axes
-from algos.engine.jit import compile_for, compiled
+from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import aligned, new_result, spread
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import ROWS, TAILS, VECTOR_BYTES, VECTORS, address, clear, lanes, outer_runs, transpose
@@ -35,7 +35,6 @@ from algos.machine import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
-INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 R1, R2 = TAILS
 SHARED_FLOPS = 2e6
 CLOSE = 4  # columns apart
@@ -43,7 +42,7 @@ STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB 
 PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def pack_patch(x, n, c0, channels, step, row0, row_step, rows, left, col_step, cols, patch):
     """patch[r, j, :channels] = x[n, c0:, row0 + r * row_step, j * col_step - left], zero outside; ``step`` elements a pixel."""
     height, width = x.shape[2:]
@@ -73,7 +72,7 @@ def pack_patch(x, n, c0, channels, step, row0, row_step, rows, left, col_step, c
                     patch[line + k * step + i] = flat[source + i * plane + k * col_step]
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def unpack_sums(sums, y, n, o, count, at, pixels):
     """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at + pixels) of y's planes (n, o, oh, ow)."""
     wide = VECTOR_BYTES // y.itemsize
@@ -90,7 +89,7 @@ def unpack_sums(sums, y, n, o, count, at, pixels):
                 flat[to + i * plane + k] = sums[k, c + i]
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def runs_block(source, outputs, pixels, taps, n_taps, run, w, sums, more):
     """Sums (pixel, channel) of one block of channels over ``n_taps`` runs, added to what is there if ``more``."""
     block, at = sums.shape[1], 0
@@ -107,7 +106,7 @@ def runs_block(source, outputs, pixels, taps, n_taps, run, w, sums, more):
             at += R2
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, run, pixels,
                 taps, patch, sums, first, last):  # fmt: skip
     """Items [first, last): image x group x block of ``rows`` output rows x part of the group's output channels.
@@ -141,7 +140,7 @@ def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_r
             unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def runs_chunk(arguments, patch, sums, items, chunks, chunk, slot):
     first, last = part_of(items, chunks, chunk)
     direct_runs(*arguments, patch[slot], sums[slot], first, last)
@@ -235,11 +234,7 @@ class DirectChannels(Algorithm):
         return cut(spec, threads, self.patch_bytes or caches()["L2"])
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
-        found = {self._cut(spec, threads): self}
-        for patch_bytes in (1 << 15, 1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20):
-            other = replace(self, patch_bytes=patch_bytes)
-            found.setdefault(other._cut(spec, threads), other)
-        return [other for other in found.values() if other is not self]
+        return self.variants(lambda one: one._cut(spec, threads), patch_bytes=(1 << n for n in range(15, 21)))
 
     def _sizes(self, spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
         """Elements of the packed weights, of a patch, and rows of a thread's sums."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Blocks, as_2d, axes, locate, pack
-from algos.engine.jit import compile_for, compiled
+from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import LINE, aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import (
@@ -46,12 +46,11 @@ from algos.machine import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
-INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 R1, R2 = TAILS
 SHARED_FLOPS = 2e6
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def block_of_outputs(source, taps, k, w, y, plane, filters, pixels, wide, spare):
     """y[i * plane + p] for i < filters <= ROWS and p < pixels, at most a block; ``spare`` takes what would overrun them."""
     if filters >= ROWS and pixels >= VECTORS * wide:
@@ -75,7 +74,7 @@ def block_of_outputs(source, taps, k, w, y, plane, filters, pixels, wide, spare)
         copy(advance(y, i * plane), advance(spare, i * step), min(pixels, step))
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, last):
     """1x1 layers, items [first, last): image x group x panels of ``size`` pixels x part of the group's output channels.
 
@@ -120,7 +119,7 @@ def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, l
                                  filters - o, count - b, wide, aside)  # fmt: skip
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
     """Items [first, last) of the blocks in ``table``; x: (n, c, h, w); y: (n, o, oh, ow); w as in ``direct_panels``."""
     pitch, channel, channels, filters = table[2], table[4], table[7], table[8]
@@ -140,13 +139,13 @@ def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
                                      o1 - o, cols - j, wide, aside)  # fmt: skip
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def panels_chunk(x, w, y, groups, parts, size, offsets, panels, spare, items, chunks, chunk, slot):
     first, last = part_of(items, chunks, chunk)
     direct_panels(x, w, y, groups, parts, size, offsets, panels[slot], spare[slot], first, last)
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def patches_chunk(x, w, y, offsets, table, patch, spare, items, chunks, chunk, slot):
     first, last = part_of(items, chunks, chunk)
     direct_patches(x, w, y, offsets, table, patch[slot], spare[slot], first, last)
@@ -210,6 +209,11 @@ class DirectPixels(Algorithm):
     def _blocks(self, spec: ConvSpec, threads: int) -> Blocks:
         found = Blocks.of(spec, threads, self._budget(), 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups))
         return Blocks(spec, found.rows, found.cols, 1)
+
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+        cut = DirectPixels._panels if self._flat(spec) else DirectPixels._blocks
+        used = self._threads(spec, threads)
+        return self.variants(lambda one: cut(one, spec, used), patch_bytes=(1 << n for n in range(14, 21)))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         threads = self._threads(spec, threads)

@@ -44,6 +44,7 @@ POINT_S = 11e-9  # of a complex point of a vector there and back: reading, two t
 STAGE_S = 1.1e-9  # of a radix-4 stage for such a point, one way
 BEYOND = 0.1  # of the time, for each doubling of tile and kernel beyond a quarter of the second-level cache
 HAND_OVER_S, ITEM_S = 1e-5, 4e-6  # to a thread, cold caches and all; of a pair of tiles: its ragged edges
+HOPELESS = 2.0  # times the modelled time of the best tiles: not tried
 LONGEST = 1 << 12  # of a side of a tile: a strip of it still fits the cache
 
 
@@ -55,8 +56,8 @@ class Side(NamedTuple):
     tiles: int
 
 
-def sides(spec: ConvSpec, axis: int, multiple: int) -> list[Side]:
-    """What to choose from: tiles of every fast length, up to one that is the whole image.
+def sides(spec: ConvSpec, axis: int, multiple: int, longest: int) -> list[Side]:
+    """What to choose from: tiles of every fast length up to ``longest``, and one that is the whole image.
 
     The whole needs only max(padding) zeros past the image: what wraps round meets them.
     """
@@ -69,7 +70,7 @@ def sides(spec: ConvSpec, axis: int, multiple: int) -> list[Side]:
         kept = min(outputs, (points - extent + 1) // stride * stride)
         if points >= whole:
             return [*found, Side(points, outputs, 1)]
-        if kept > 0 and points <= LONGEST:
+        if kept > 0 and points <= longest:
             found.append(Side(points, kept, -(-outputs // kept)))
     raise AssertionError("fast_lengths goes past the longest")
 
@@ -85,14 +86,14 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan_for(spec: ConvSpec, threads: int) -> Plan:
+def plan_for(spec: ConvSpec, threads: int, longest: int) -> Plan:
     """The tiles that make the model of the run's time least."""
     multiple, dtype = lanes(spec.in_dtype), str(spec.in_dtype)
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     flat = spec.ndim == 1
-    rows = [Side(multiple, 1, 1)] if flat else sides(spec, 0, multiple)
+    rows = [Side(multiple, 1, 1)] if flat else sides(spec, 0, multiple, longest)
     best: Plan | None = None
-    for col in sides(spec, spec.ndim - 1, multiple):
+    for col in sides(spec, spec.ndim - 1, multiple, longest):
         for row in rows:
             tiles = row.tiles * col.tiles
             count = spec.batch * -(-tiles // (2 * multiple)) if flat else -(-spec.batch * tiles // 2)
@@ -112,15 +113,30 @@ def plan_for(spec: ConvSpec, threads: int) -> Plan:
 
 @dataclass(frozen=True)
 class FftFused(Algorithm):
-    """Overlap-save in Numba; see the module."""
+    """Overlap-save in Numba; see the module.
+
+    Attributes
+    ----------
+    longest : int
+        Points of the longest side of a tile that is not the whole image.
+    """
 
     name: str = "fft_fused"
     family: str = "fft"
     runtime: str = "numba"
     accuracy: str = "normwise"
+    longest: int = LONGEST
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         return forward_float(spec, ndim=(1, 2))
+
+    def _plan(self, spec: ConvSpec, threads: int) -> Plan:
+        return plan_for(spec, threads, self.longest)
+
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+        found = self.variants(lambda one: one._plan(spec, threads), longest=(1 << n for n in range(5, 12)))
+        limit = HOPELESS * self._plan(spec, threads).seconds
+        return [other for other in found if isinstance(other, FftFused) and other._plan(spec, threads).seconds < limit]
 
     def _spectra(self, spec: ConvSpec) -> int:
         """Spectra of pairs of tiles that a thread holds."""
@@ -128,7 +144,7 @@ class FftFused(Algorithm):
         return 1 if inputs == outputs == 1 else inputs + 1
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        plan = plan_for(spec, threads)
+        plan = self._plan(spec, threads)
         points = plan.rows.points * plan.cols.points
         strip = 0 if spec.ndim == 1 else STRIPS * plan.rows.points * lanes(spec.in_dtype) * 2
         held = spec.out_channels * (spec.in_channels // spec.groups) * points * 2
@@ -137,7 +153,7 @@ class FftFused(Algorithm):
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         flat = spec.ndim == 1
-        plan, dtype, width = plan_for(spec, threads), str(spec.in_dtype), lanes(spec.in_dtype)
+        plan, dtype, width = self._plan(spec, threads), str(spec.in_dtype), lanes(spec.in_dtype)
         rows, cols = plan.rows, plan.cols
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         taken = 2 * rows.points * cols.points
@@ -179,12 +195,12 @@ class FftFused(Algorithm):
         return run
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
-        plan = plan_for(spec, threads)
+        plan = self._plan(spec, threads)
         # Tiles are chosen by best times; what is seen over many runs is about 1.7 times as much. Layers read the spectra of
         # all their kernels for every pair of tiles.
         pairs, points = spec.out_channels * spec.in_channels // spec.groups, plan.rows.points * plan.cols.points
         spectra = 2.0 * points * pairs * spec.in_dtype.itemsize * plan.items / spec.groups if pairs > spec.groups else 0.0
-        seconds = plan_for(spec, 1).seconds * 1.7
+        seconds = self._plan(spec, 1).seconds * 1.7
         return Cost(seconds * 2e10, spec.min_bytes + spectra, 4, 2e10, parallel=plan.threads > 1)
 
 

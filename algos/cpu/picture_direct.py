@@ -27,7 +27,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.cpu.numba_direct import as_2d
 from algos.engine.blocks import FLAGS, axes
-from algos.engine.jit import compile_for, compiled
+from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import lanes
@@ -38,7 +38,7 @@ FLOPS_PER_S = 7e10  # of one thread, float32
 SHARED_S = 3e-5  # less work than this stays on one thread
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def correlate_strips(x, w, y, scratch, pointers, layout, taps, strip, first, last):
     """x: (n, c, h, w); w: (o, c / groups, kh, kw); y: (n, o, oh, ow); scratch, pointers: this thread's; items [first, last).
 
@@ -91,7 +91,7 @@ def correlate_strips(x, w, y, scratch, pointers, layout, taps, strip, first, las
                     copy_bytes(at, place(scratch, rest + r * block), (ow - (blocks - 1) * block) * size)
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def strips_chunk(x, w, y, scratch, pointers, numbers, taps, strip, items, chunks, chunk, slot):
     first, last = part_of(items, chunks, chunk)
     correlate_strips(x, w, y, scratch[slot], pointers[slot], numbers, taps, strip, first, last)

@@ -29,7 +29,7 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import FLAGS, LANES, Blocks, accumulate, axes, crop, locate, pack, shared_by
-from algos.engine.jit import compile_for, compiled
+from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import lanes
@@ -72,7 +72,7 @@ def separable_blocks(x, down, along, y, down_offsets, along_offsets, table, scra
             crop(sums, pitch, y, n, o, row0, rows, col0, cols)
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def separable_strips(x, down, along, y, scratch, pointers, layout, taps, strip, part, first, last):
     """x: (n, c, h, w); down: (o, i, rank, kh); along: (o, i, rank, kw); y: (n, o, oh, ow); strips [first, last) of rows.
 
@@ -118,7 +118,7 @@ def separable_strips(x, down, along, y, scratch, pointers, layout, taps, strip, 
                 copy_bytes(at, place(scratch, rest + r * vector), ow % vector * size)
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def strips_chunk(x, down, along, y, scratch, pointers, layout, taps, strip, part, items, chunks, chunk, slot):
     first, last = part_of(items, chunks, chunk)
     separable_strips(x, down, along, y, scratch[slot], pointers[slot], layout, taps, strip, part, first, last)

@@ -20,15 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.jit import compile_for, compiled
+from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import LINE, aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
@@ -37,12 +36,11 @@ from algos.engine.toom_cook import Matrix, toom_cook
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
-INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 LARGEST_TILE = 8
 SHARED_FLOPS = 4e6
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra, products, scratch,
                 item, phase, parts, chunk, slot):  # fmt: skip
     """All of item number ``chunk`` if ``phase`` is 0, else part ``chunk`` of one phase of ``item``.
@@ -150,11 +148,8 @@ class Winograd(Algorithm):
         return Tiling(tiles_h, tiles_w, rows, together, min(threads, items * -(-tiles_h // rows)) if not together else threads)
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
-        found = {self._tiling(spec, threads): self}
-        for block_bytes, shared_bytes in product((1 << 19, 1 << 20, 1 << 21, 1 << 22), (0, self.shared_bytes, 1 << 40)):
-            other = replace(self, block_bytes=block_bytes, shared_bytes=shared_bytes)
-            found.setdefault(other._tiling(spec, threads), other)
-        return [other for other in found.values() if other is not self]
+        return self.variants(lambda one: one._tiling(spec, threads), block_bytes=(1 << n for n in range(19, 23)),
+                             shared_bytes=(0, self.shared_bytes, 1 << 40))  # fmt: skip
 
     def _shapes(self, spec: ConvSpec, tiling: Tiling) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """Shapes of spectra and products of a block, and the elements of a thread's scratch."""

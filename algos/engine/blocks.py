@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numba import uintp
 
-from algos.engine.jit import compiled
+from algos.engine.jit import linked
 from algos.spec import ConvSpec
 
 LANES = 32  # blocks are rounded up to whole vectors of any machine, so that loops have no remainder
@@ -26,7 +26,6 @@ COLUMNS = (2048, 1024, 512, 256, 128)  # widths to choose from, when the whole r
 ROW_COST = 100  # a loop's start and end, in elements of its body
 SPAN = 2048  # outputs accumulated at a time: their sums stay in the first-level cache over all taps
 FLAGS = {"fastmath": {"contract"}, "error_model": "numpy"}  # fused multiply-adds only: NaN and rounding stay as written
-INNER = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # for functions that compiled code alone calls
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def shared_by(threads: int, operations: float, spec: ConvSpec) -> int:
     return threads if seconds > SHARED_S else 1
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def locate(item, table, y):
     """(n, group, first output channel, last, row0, rows, col0, cols) of block ``item``; y: (n, o, oh, ow)."""
     rows, cols, parts, groups = table[0], table[1], table[5], table[6]
@@ -188,7 +187,7 @@ def locate(item, table, y):
     )
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def pack(x, n, c, scratch, base, table, row0, rows, col0, cols):
     """Copy the patch of channel ``c`` of image ``n`` into ``scratch[base:]``, by phases, zero border included."""
     pitch, plane = table[2], table[3]
@@ -218,7 +217,7 @@ def pack(x, n, c, scratch, base, table, row0, rows, col0, cols):
                         scratch[at + j] = source[right + j * col_stride]
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def crop(sums, pitch, y, n, o, row0, rows, col0, cols):
     """Write the outputs of a block, without those between its rows."""
     for r in range(rows):
@@ -229,21 +228,21 @@ def crop(sums, pitch, y, n, o, row0, rows, col0, cols):
 # Slices would do as well, at three times the compilation.
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def _clear(a, at, count):
     first = uintp(at)
     for j in range(uintp(max(count, 0))):
         a[first + j] = 0
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def _copy(source, at, target, to, count):
     first, start = uintp(at), uintp(to)
     for j in range(uintp(max(count, 0))):
         target[start + j] = source[first + j]
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def accumulate(sums, span, scratch, base, offsets, weights, set_first):
     """sums[p] += sum over t of weights[t] * scratch[base + offsets[t] + p] for p < span, rounded up to whole vectors.
 
@@ -275,7 +274,7 @@ def accumulate(sums, span, scratch, base, offsets, weights, set_first):
                 left -= 1
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def _add9(y, start, n, x, at, o, w, t):
     w0, w1, w2, w3, w4, w5, w6, w7, w8 = w[t], w[t + 1], w[t + 2], w[t + 3], w[t + 4], w[t + 5], w[t + 6], w[t + 7], w[t + 8]
     a0, a1, a2 = uintp(at + o[t]), uintp(at + o[t + 1]), uintp(at + o[t + 2])
@@ -287,7 +286,7 @@ def _add9(y, start, n, x, at, o, w, t):
                          + w5 * x[a5 + j] + w6 * x[a6 + j] + w7 * x[a7 + j] + w8 * x[a8 + j])  # fmt: skip
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def _add8(y, start, n, x, at, o, w, t):
     w0, w1, w2, w3, w4, w5, w6, w7 = w[t], w[t + 1], w[t + 2], w[t + 3], w[t + 4], w[t + 5], w[t + 6], w[t + 7]
     a0, a1, a2, a3 = uintp(at + o[t]), uintp(at + o[t + 1]), uintp(at + o[t + 2]), uintp(at + o[t + 3])
@@ -298,7 +297,7 @@ def _add8(y, start, n, x, at, o, w, t):
                          + w4 * x[a4 + j] + w5 * x[a5 + j] + w6 * x[a6 + j] + w7 * x[a7 + j])  # fmt: skip
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def _add4(y, start, n, x, at, o, w, t):
     w0, w1, w2, w3 = w[t], w[t + 1], w[t + 2], w[t + 3]
     a0, a1, a2, a3 = uintp(at + o[t]), uintp(at + o[t + 1]), uintp(at + o[t + 2]), uintp(at + o[t + 3])
@@ -307,14 +306,14 @@ def _add4(y, start, n, x, at, o, w, t):
         y[first + j] += w0 * x[a0 + j] + w1 * x[a1 + j] + w2 * x[a2 + j] + w3 * x[a3 + j]
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def _add2(y, start, n, x, at, o, w, t):
     w0, w1, a0, a1, first = w[t], w[t + 1], uintp(at + o[t]), uintp(at + o[t + 1]), uintp(start)
     for j in range(uintp(n)):
         y[first + j] += w0 * x[a0 + j] + w1 * x[a1 + j]
 
 
-@compiled(**INNER)
+@linked(**FLAGS)
 def _add1(y, start, n, x, at, o, w, t):
     w0, a0, first = w[t], uintp(at + o[t]), uintp(start)
     for j in range(uintp(n)):

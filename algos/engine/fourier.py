@@ -14,9 +14,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from algos.engine.butterflies import FILTER, FORWARD, INVERSE, stage
-from algos.engine.jit import compiled
+from algos.engine.jit import linked
 
-FLAGS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+FLAGS = {"error_model": "numpy"}
 # Time of a stage for each point, relative to a radix-4 stage, measured on data in the first-level cache.
 STAGE_COST = {2: 0.75, 3: 1.0, 4: 1.0, 5: 1.4}
 
@@ -85,21 +85,21 @@ class Transform:
         return np.concatenate([*parts, np.zeros(2)]).astype(self.dtype)
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def forward(data, at, length, stages, factors, last):
     """Stages [0, last) forward of the signal at ``data[at:]``."""
     for s in range(last):
         stage(data, at, length, stages[s, 0], stages[s, 1], factors, stages[s, 2], FORWARD)
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def inverse(data, at, length, stages, factors, last):
     """Stages [0, last) of ``forward`` undone, last first; the result is ``length`` times too large."""
     for s in range(last - 1, -1, -1):
         stage(data, at, length, stages[s, 0], stages[s, 1], factors, stages[s, 2], INVERSE)
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def filtered(data, at, length, stages, factors, kernel, shift):
     """Forward, times the spectrum at ``kernel[at + shift:]``, and back."""
     last = len(stages) - 1

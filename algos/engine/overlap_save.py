@@ -12,14 +12,13 @@ import numpy as np
 
 from algos.engine.butterflies import move, multiply, transpose
 from algos.engine.fourier import FLAGS, filtered, forward, inverse
-from algos.engine.jit import compiled
+from algos.engine.jit import compiled, linked
 from algos.engine.relay import CHUNKS, fork, part_of
 
-ONCE = {**FLAGS, "inline": "always"}  # called in one place: each function of its own is optimised again in every caller
 STRIPS = 4  # strips of columns read and written together: whole cache lines, even where rows lie a power of two apart
 
 
-@compiled(**ONCE)
+@linked(**FLAGS)
 def _read(x, plane, height, width, top, left, data, at, rows, strips, lanes):
     """Strips of ``rows`` x ``lanes`` pixels from (top, left) on, zero outside the image, each a part of complex points."""
     point, pitch = 2 * lanes, 2 * lanes * rows
@@ -48,13 +47,13 @@ def _read(x, plane, height, width, top, left, data, at, rows, strips, lanes):
         source += width
 
 
-@compiled(**ONCE)
+@linked(**FLAGS)
 def _zero(data, at, count):
     for j in range(count):
         data[at + j] = 0
 
 
-@compiled(**ONCE)
+@linked(**FLAGS)
 def _write(data, at, pitch, strips, lanes, row, rows, row_step, col, cols, col_step, y, plane, height, width):
     """Every step-th of ``rows`` x ``cols`` points of strips, to y from (row, col) of the outputs before the stride on."""
     step, oh = 2 * lanes * row_step, row // row_step
@@ -78,7 +77,7 @@ def _write(data, at, pitch, strips, lanes, row, rows, row_step, col, cols, col_s
         source, target = source + step, target + width
 
 
-@compiled(**ONCE)
+@linked(**FLAGS)
 def filter_rows(spectra, taken, rows, cols, lanes, stages, factors, kernels, kernel, inputs, target):
     """Sums of products with the kernels' spectra, rows back, at ``target``; 0: in place, on one input not yet forward."""
     last, points = len(stages), cols * 2 * lanes
@@ -93,7 +92,7 @@ def filter_rows(spectra, taken, rows, cols, lanes, stages, factors, kernels, ker
         inverse(spectra, target + strip, cols, stages, factors, last)
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def columns_in(x, plane_a, plane_b, height, width, top_a, left_a, top_b, left_b, rows, cols, lanes, stages, factors,
                strip, spectra, to):  # fmt: skip
     """Columns of tiles A and B forward into ``spectra[to:]``; plane_b -1: there is no tile B."""
@@ -112,7 +111,7 @@ def columns_in(x, plane_a, plane_b, height, width, top_a, left_a, top_b, left_b,
                 transpose(strip, at + r * point + lanes, point, spectra, place + lanes, point)
 
 
-@compiled(error_model="numpy")
+@linked(**FLAGS)
 def rows_in(spectra, to, rows, cols, lanes, stages, factors):
     """Rows forward, where they lie."""
     for at in range(to, to + rows * cols * 2, cols * 2 * lanes):
@@ -147,7 +146,7 @@ def kernel_lines(weights, across, lanes, cols, stages, factors, kernels):
         rows_in(kernels, pair * taken, lanes, cols, lanes, stages, factors)
 
 
-@compiled(**ONCE)
+@linked(**FLAGS)
 def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strip, spectra, first, last):
     """Items [first, last): a group and a pair of tiles each. x: (n * c * h * w); y: (n * o * oh * ow); see ``fft_fused``."""
     (height, width, out_height, out_width, rows, cols, kept_rows, kept_cols, down, across, row_step, col_step,
@@ -186,7 +185,7 @@ def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factor
                            kept_cols - c, col_step, y, plane, out_height, out_width)  # fmt: skip
 
 
-@compiled(**ONCE)
+@linked(**FLAGS)
 def lines(x, y, kernels, table, stages, factors, spectra, first, last):
     """As ``planes`` for signals: an item is a group and 2 L tiles of an image, L as real parts and L as imaginary parts."""
     (width, out_width, cols, kept, step, left, groups, inputs, outputs, lanes, blocks) = table
@@ -228,14 +227,14 @@ def lines(x, y, kernels, table, stages, factors, spectra, first, last):
                                 y[plane + at // step] = spectra[place + j * point + k]
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def planes_chunk(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips, spectra, items, chunks,
                  chunk, slot):  # fmt: skip
     first, last = part_of(items, chunks, chunk)
     planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips[slot], spectra[slot], first, last)
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def lines_chunk(x, y, kernels, table, stages, factors, spectra, items, chunks, chunk, slot):
     first, last = part_of(items, chunks, chunk)
     lines(x, y, kernels, table, stages, factors, spectra[slot], first, last)

@@ -24,7 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from algos.engine.jit import compile_for, compiled
+from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.simd import I64
 from algos.engine.threads import usable_cores
 
@@ -34,7 +34,6 @@ WAIT_S = 5.0  # for a helper's end at exit
 CODE, FINISHED, NEXT, CHUNKS, ARGUMENTS, WORDS = range(6)  # the words of a job
 ASLEEP, LISTENING, BUSY = 0, 1, 2  # what a helper's box says; anything else is the address of a job
 BOX = 16  # words from one box to the next: two cache lines
-INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def _word(builder: Any, address: Any, index: Any) -> Any:
@@ -120,7 +119,7 @@ def step(typingctx, job, slot):
     return types.boolean(types.intp, types.intp), codegen
 
 
-@compiled(**INNER)
+@linked()
 def take(job, slot):
     """The next chunk of ``job``, or -1: the first that is left for the caller, the last for a helper.
 
@@ -134,7 +133,7 @@ def take(job, slot):
     return first if slot == 0 else chunks - 1 - last
 
 
-@compiled(**INNER)
+@linked()
 def run_job(job, boxes, helpers):
     """All chunks, with the help of whoever comes before they are done."""
     poke(job, FINISHED, 0)
@@ -158,11 +157,19 @@ def run_job(job, boxes, helpers):
         pause()
 
 
+def _call(context: Any, builder: Any, function: Any, kinds: tuple, values: list[Any]) -> tuple[Any, Any]:
+    """Status and result of ``linked`` code that is called from here."""
+    function.compile(kinds)
+    found = function.overloads[kinds]
+    context.active_code_library.add_linking_library(found.library)
+    return context.call_internal_no_propagate(builder, found.fndesc, found.signature, values)
+
+
 @intrinsic
 def fork(typingctx, function, arguments, job, boxes, helpers):
     """``function(*arguments, chunk, slot)`` for the chunks that ``job`` says; boxes: the helpers' (``Helpers.boxes``).
 
-    ``function`` is compiled code; arrays among the arguments are borrowed until all chunks are done.
+    ``function`` is ``linked`` code; arrays among the arguments are borrowed until all chunks are done.
     """
     kinds = (*arguments.types, types.intp, types.intp)
     signature = types.void(function, arguments, job, boxes, types.intp)
@@ -177,23 +184,17 @@ def fork(typingctx, function, arguments, job, boxes, helpers):
         own_job, slot = code.args
         found = inside.load(inside.inttoptr(inside.load(_word(inside, own_job, I64(ARGUMENTS))), held.type))
         values = [inside.extract_value(found, i) for i in range(len(sig.args[1].types))]
-        pair = types.intp(types.intp, types.intp)
-        next_one = context.compile_subroutine(inside, take.py_func, pair)
-        work_signature = types.none(*kinds)
-        work = context.compile_subroutine(inside, sig.args[0].dispatcher.py_func, work_signature)
-        _, chunk = context.call_internal_no_propagate(inside, next_one.fndesc, pair, [own_job, slot])
+        _, chunk = _call(context, inside, take, (types.intp, types.intp), [own_job, slot])
         found_one = inside.icmp_signed(">=", chunk, I64(0))
         with inside.if_then(found_one):
-            context.call_internal_no_propagate(inside, work.fndesc, work_signature, [*values, chunk, slot])
+            _call(context, inside, sig.args[0].dispatcher, kinds, [*values, chunk, slot])
         inside.ret(found_one)
 
         job_place = builder.ptrtoint(context.make_array(sig.args[2])(context, builder, args[2]).data, I64)
         boxes_place = builder.ptrtoint(context.make_array(sig.args[3])(context, builder, args[3]).data, I64)
         builder.store(builder.ptrtoint(code, I64), _word(builder, job_place, I64(CODE)))
         builder.store(place, _word(builder, job_place, I64(ARGUMENTS)))
-        kind = types.none(types.intp, types.intp, types.intp)
-        whole = context.compile_subroutine(builder, run_job.py_func, kind)
-        context.call_internal_no_propagate(builder, whole.fndesc, kind, [job_place, boxes_place, args[4]])
+        _call(context, builder, run_job, (types.intp,) * 3, [job_place, boxes_place, args[4]])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -227,7 +228,7 @@ def new_job(items: int = 0, threads: int = 1) -> np.ndarray:
     return job
 
 
-@compiled(**INNER)
+@linked()
 def part_of(items, chunks, chunk):
     """(first, last) of the items of a chunk."""
     return items * chunk // chunks, items * (chunk + 1) // chunks

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from algos.engine.jit import compiled
+from algos.engine.jit import linked
 from algos.engine.simd import (
     I64,
     ROWS,
@@ -31,7 +31,7 @@ from algos.engine.simd import (
 )
 from algos.engine.toom_cook import Matrix, toom_cook
 
-FLAGS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+FLAGS = {"error_model": "numpy"}
 R1, R2 = TAILS
 
 
@@ -113,7 +113,7 @@ def _sum(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
     return total
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, rows, tiles_w, scratch, spectra, part, parts):
     """Transform the tile rows [first, first + rows) of ``channels`` channels from c0 on, every ``parts``-th group of them.
 
@@ -154,7 +154,7 @@ def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, ro
                               advance(to, k * tile), point)  # fmt: skip
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def multiply(spectra, kernels, products, channels, tiles, part, parts):
     """products[p] = spectra[p] @ kernels[p] for every ``parts``-th point; kernels: (point, block, channel, its outputs)."""
     block = kernels.shape[3]
@@ -177,7 +177,7 @@ def multiply(spectra, kernels, products, channels, tiles, part, parts):
                     at += R2
 
 
-@compiled(**FLAGS)
+@linked(**FLAGS)
 def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, rows, tiles_w, scratch, part, parts):
     """Write the outputs of the tile rows [first, first + rows), every ``parts``-th group of channels; y: (n, o, oh, ow)."""
     all_channels, height, width = y.shape[1:]

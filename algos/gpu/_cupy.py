@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from algos.contract import CACHED_BYTES_PER_S, CALL_S, Algorithm, Cost
+from algos.contract import CALL_S, Algorithm, Cost
 from algos.machine import probe
 from algos.spec import ConvSpec
 
@@ -146,6 +146,5 @@ class CupyAlgorithm(Algorithm):
 
 
 def device_cost(operations: float, moved_bytes: float, launches: float, flops_per_s: float) -> Cost:
-    """``Cost`` reckons with a CPU core's memory and calls: the device's are expressed in them."""
-    moved = moved_bytes * CACHED_BYTES_PER_S / MEMORY_BYTES_PER_S
-    return Cost(operations, moved, launches * LAUNCH_S / CALL_S, flops_per_s, parallel=False)
+    """What a run on the device does; ``Cost`` reckons with calls of NumPy's length, so launches are expressed in them."""
+    return Cost(operations, moved_bytes, launches * LAUNCH_S / CALL_S, flops_per_s, False, MEMORY_BYTES_PER_S)
