@@ -14,6 +14,7 @@ import numpy as np
 
 Thunk = Callable[[], Any]
 DEVICE_CACHE_BYTES = 128 << 20  # the largest second-level cache of a GPU so far
+WARM_UP_S = 0.01  # a thread that Linux wakes on its caller's core stays there for some milliseconds
 LONGEST_WARM_UP_S = 0.05  # a call beyond it gains nothing from a warm-up call before every chunk
 
 
@@ -78,8 +79,11 @@ def take(call: Thunk, synchronize: Thunk, loops: int, count: int, flush: Thunk |
     collecting = gc.isenabled()
     gc.disable()
     try:
-        if warm and flush is None:
-            call()  # another process ran in between and took the caches
+        if warm and flush is None:  # another process ran in between: it took the caches, and helper threads went to sleep
+            end = perf_counter() + WARM_UP_S
+            call()
+            while perf_counter() < end:
+                call()
         samples = []
         for _ in range(count):
             if flush is not None:

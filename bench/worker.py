@@ -15,9 +15,11 @@ import select
 import signal
 import statistics
 import sys
+import threading
 import tracemalloc
 from functools import lru_cache
-from time import perf_counter
+from pathlib import Path
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench.text import printable
@@ -29,6 +31,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.02
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
 REPEATED = 1e-4  # of the largest result: another order of summation moves it by less
+QUIET_WAIT_S, QUIET_LIMIT_S = 0.001, 0.5
 COLD_FACTOR = 10.0  # a first call takes longer than the steady ones by less than this
 MEMORY_SHARE = 0.9  # of what is available when the worker starts
 
@@ -221,7 +224,29 @@ class Case:
 
         count = 1 if self.cold else self.budget.chunk(self.call_s, self.loops)
         warm = self.call_s < LONGEST_WARM_UP_S
-        return {"samples_s": take(self.call, self.algorithm.synchronize, self.loops, count, self.flush, warm)}
+        samples = take(self.call, self.algorithm.synchronize, self.loops, count, self.flush, warm)
+        quieten()
+        return {"samples_s": samples}
+
+
+def quieten() -> None:
+    """Wait until no other thread of this process runs: pools of BLAS and OpenMP spin long after their last call."""
+    limit = perf_counter() + QUIET_LIMIT_S
+    while perf_counter() < limit:
+        sleep(QUIET_WAIT_S)
+        if not _others_run():
+            return
+
+
+def _others_run() -> bool:
+    """Whether another thread of this process is on a core or waits for one; False where the system does not say."""
+    own, tasks = str(threading.get_native_id()), Path("/proc/self/task")
+    with contextlib.suppress(OSError):
+        for task in tasks.iterdir() if tasks.exists() else ():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                if task.name != own and (task / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"R":
+                    return True
+    return False
 
 
 @lru_cache(maxsize=1)

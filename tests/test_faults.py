@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -9,9 +10,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
 
 import psutil
 import pytest
@@ -22,6 +25,7 @@ from bench.cases import Settings, cases_of
 from bench.runner import Outcome, Runner
 from bench.store import Store
 from bench.timing import Budget
+from bench.worker import quieten
 from tests.conftest import Convbench
 
 SPEC = ConvSpec.parse("1x1x32x32,1x1x3x3")
@@ -275,3 +279,22 @@ def test_libraries_that_break_on_import_cost_their_own_algorithms_only(
     assert checked.returncode == 0, checked.stderr
     statuses = {row["algorithm"]: row["status"] for row in json.loads(checked.stdout)}
     assert statuses == {"direct_shift": "ok", **dict.fromkeys(says, "unavailable")}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not say which threads run")
+def test_a_turn_ends_when_the_threads_of_its_process_are_quiet() -> None:
+    ended: list[float] = []
+
+    def spin() -> None:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 300_000)  # holds no lock of Python's
+        ended.append(perf_counter())
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    quieten()
+    returned = perf_counter()
+    thread.join()
+    assert ended[0] - returned < 0.05
+    start = perf_counter()
+    quieten()
+    assert perf_counter() - start < 0.4  # nobody to wait for

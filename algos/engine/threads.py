@@ -38,8 +38,12 @@ def checked_threads(threads: int | None) -> int:
 
 
 def limit_environment(threads: int) -> dict[str, str]:
-    """Variables that hold every library's pool to ``threads``; set before the first import of any of them."""
-    return {name: str(threads) for name in (*BLAS_VARIABLES, "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
+    """Variables that hold every library's pool to ``threads``; set before the first import of any of them.
+
+    OpenBLAS's threads would spin for a tenth of a second after every call, on the cores of the process whose turn is next.
+    """
+    counts = {name: str(threads) for name in (*BLAS_VARIABLES, "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
+    return {**counts, "OPENBLAS_THREAD_TIMEOUT": "23"}  # 2**23 cycles, 3 ms: longer than what lies between two calls
 
 
 @cache
