@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from algos.contract import Algorithm
-from algos.registry import algorithms
+from algos.registry import algorithms, get
 from algos.spec import ConvSpec
 from bench.suites import Layer, pictures, suites
 
@@ -118,7 +118,14 @@ def concerned(spec: ConvSpec, algorithm: Algorithm) -> bool:
     if rival and not algorithm.name.startswith(_rivals_of(spec)):
         return False
     times = _modelled(spec, rival)
+    if algorithm.family == "direct" and spec in _held_to_the_peak():  # against each other, however fast Winograd is
+        times = {name: s for name, s in times.items() if get(name).family == "direct"}
     return times.get(algorithm.name, 0.0) <= HOPELESS * min(times.values(), default=0.0)
+
+
+@cache
+def _held_to_the_peak() -> frozenset[ConvSpec]:
+    return frozenset(layer.spec for work in works() if not work.rivals for layer in work.layers)
 
 
 def _rivals_of(spec: ConvSpec) -> tuple[str, ...]:

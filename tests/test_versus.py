@@ -13,7 +13,7 @@ from algos.spec import ConvSpec
 from bench.cli import main
 from bench.store import Store
 from bench.suites import Layer, resolve, suites
-from bench.versus import NETWORKS, Work, works
+from bench.versus import NETWORKS, Work, concerned, works
 from reports.frame import to_frame
 from reports.page import write_report
 from reports.versus import versus, versus_table, versus_text
@@ -76,12 +76,17 @@ def test_only_rivals_and_hopeful_algorithms_are_measured() -> None:
     assert {picture, layer} <= set(specs) and settings.concerns
     asked = {a.name: (settings.concerns(picture, a), settings.concerns(layer, a)) for a in algos.algorithms()}
     assert asked["auto"] == (True, True)
-    assert asked["direct_channels"][1] and asked["winograd_f4"][1] and asked["numba_direct"][0]
+    assert asked["direct_channels"][1] and asked["winograd_f4"][1] and asked["numba_picture"][0]
     large = ConvSpec.parse("1x1x1024x1024,1x1x63x63,p31")
     measured = {a.name for a in algos.algorithms(large) if settings.concerns(large, a)}
     assert {"auto", "fft", "scipy_fftconvolve"} <= measured and not {"direct_shift", "scipy_correlate2d"} & measured
     assert not settings.concerns(layer, algos.get("scipy_fftconvolve"))
     assert asked["torch_nchw"] == asked["torch_prepacked"] == (False, True)
+
+
+def test_direct_kernels_are_measured_wherever_they_are_held_to_the_peak() -> None:
+    for layer in works()[-1].layers:
+        assert any(concerned(layer.spec, a) for a in algos.algorithms(layer.spec) if a.family == "direct"), layer
 
 
 def test_the_mean_is_geometric_and_over_the_best_rival() -> None:
