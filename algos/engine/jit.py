@@ -7,7 +7,6 @@ answered with the old machine code. Hence one function per flag set, and one fol
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import glob
 import hashlib
 import shutil
@@ -22,15 +21,11 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
-from numba import _dynfunc
 from numba.core import config as numba_config
 from numba.core.caching import FunctionCache
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
-from numba.core.compiler_machinery import register_pass
 from numba.core.sigutils import normalize_signature
-from numba.core.typed_passes import NativeLowering
 
+from algos.engine.linking import Linking
 from algos.engine.simd import simd
 from algos.machine import cache_base
 
@@ -106,52 +101,12 @@ def compiled(**flags: Any) -> Callable[[Callable], Any]:
     return decorate
 
 
-_TYPE_ERROR = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value  # what a call from Python meets
-
-
-class _Library(JITCodeLibrary):
-    """Code that is only ever linked into its callers', as it comes from Numba: it is optimised and made native there."""
-
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()
-        self._finalized = True
-
-
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _Lowering(NativeLowering):
-    """Numba's, but nothing is made that could be called from outside."""
-
-    _name = "linked_lowering"
-
-    def run_pass(self, state: Any) -> bool:
-        state.library = _Library(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.flags.no_compile = state.flags.no_cpython_wrapper = state.flags.no_cfunc_wrapper = True
-        super().run_pass(state)
-        lowered = state["cr"]
-        module, name = lowered.fndesc.lookup_module(), lowered.fndesc.qualname
-        key = _dynfunc.make_function(module, name, "", _TYPE_ERROR, lowered.env, ())
-        state.targetctx.insert_user_function(key, lowered.fndesc, [state.library])
-        state["cr"] = lowered._replace(cfunc=key)
-        return True
-
-
-class _Linked(Compiler):
-    def define_pipelines(self) -> list[Any]:
-        (passes,) = super().define_pipelines()
-        passes.passes = [(_Lowering if each is NativeLowering else each, why) for each, why in passes.passes]
-        return [passes]
-
-
 def linked(**flags: Any) -> Callable[[Callable], Any]:
     """For functions that compiled code alone calls, which takes half as long to compile as if each were ``compiled``.
 
-    Numba makes machine code of every function by itself, which its callers then do not use: they take it in and optimise it
-    again. This leaves that out. Called from Python it is a TypeError.
+    A call from Python is a TypeError.
     """
-    return numba.njit(nogil=True, pipeline_class=_Linked, **flags)
+    return numba.njit(nogil=True, pipeline_class=Linking, **flags)
 
 
 def compile_for(dispatcher: Any, *arguments: Any) -> None:
