@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -108,13 +108,13 @@ class Algorithm:
         """The default counts the definition's operations and the bytes of workspace, written and read once."""
         return Cost(spec.flops, spec.min_bytes + 2 * self.workspace_bytes(spec, threads))
 
-    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         """Itself with other tunables that are worth a try on ``spec``; ``convbench run --tune`` measures them."""
         return []
 
-    def variants(self, cut: Callable[[Any], Any], **choices: Iterable[Any]) -> list[Algorithm]:
+    def variants(self, cut: Callable[[Self], Any], **choices: Iterable[Any]) -> list[Self]:
         """Itself with every combination of the tunables ``choices``; of those with an equal ``cut`` (of a spec) the first."""
-        found: dict[Any, Algorithm] = {cut(self): self}
+        found: dict[Any, Self] = {cut(self): self}
         for values in product(*choices.values()):
             other = replace(self, **dict(zip(choices, values, strict=True)))
             found.setdefault(cut(other), other)

@@ -19,7 +19,7 @@ Equivalent: ``torch.nn.functional.conv2d(x, w, groups=x.shape[1])``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -310,7 +310,7 @@ class Depthwise(Algorithm):
         wanted = SHARES * threads if threads > 1 else 1
         return threads, rows, max(1, min(-(-wanted // (spec.batch * spec.out_channels)), row.outputs // rows))
 
-    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         return self.variants(lambda one: one._cut(spec, threads), rows=range(1, ROWS + 1))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:

@@ -18,7 +18,7 @@ Equivalent: ``torch.nn.functional.conv2d``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -233,7 +233,7 @@ class DirectChannels(Algorithm):
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
         return cut(spec, threads, self.patch_bytes or caches()["L2"])
 
-    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         return self.variants(lambda one: one._cut(spec, threads), patch_bytes=(1 << n for n in range(15, 21)))
 
     def _sizes(self, spec: ConvSpec, found: Cut) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ Equivalent: ``torch.nn.functional.conv2d``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,7 +210,7 @@ class DirectPixels(Algorithm):
         found = Blocks.of(spec, threads, self._budget(), 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups))
         return Blocks(spec, found.rows, found.cols, 1)
 
-    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         cut = DirectPixels._panels if self._flat(spec) else DirectPixels._blocks
         used = self._threads(spec, threads)
         return self.variants(lambda one: cut(one, spec, used), patch_bytes=(1 << n for n in range(14, 21)))

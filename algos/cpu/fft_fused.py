@@ -23,7 +23,7 @@ Equivalent: ``scipy.signal.oaconvolve(x, w[..., ::-1, ::-1])``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -133,10 +133,10 @@ class FftFused(Algorithm):
     def _plan(self, spec: ConvSpec, threads: int) -> Plan:
         return plan_for(spec, threads, self.longest)
 
-    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         found = self.variants(lambda one: one._plan(spec, threads), longest=(1 << n for n in range(5, 12)))
         limit = HOPELESS * self._plan(spec, threads).seconds
-        return [other for other in found if isinstance(other, FftFused) and other._plan(spec, threads).seconds < limit]
+        return [other for other in found if other._plan(spec, threads).seconds < limit]
 
     def _spectra(self, spec: ConvSpec) -> int:
         """Spectra of pairs of tiles that a thread holds."""

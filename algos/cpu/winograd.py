@@ -19,7 +19,7 @@ Equivalent: ``torch.nn.functional.conv2d`` with stride 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -147,7 +147,7 @@ class Winograd(Algorithm):
         rows = -(-tiles_h // max(1, min(tiles_h, blocks)))
         return Tiling(tiles_h, tiles_w, rows, together, min(threads, items * -(-tiles_h // rows)) if not together else threads)
 
-    def alternatives(self, spec: ConvSpec, threads: int = 1) -> list[Algorithm]:
+    def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         return self.variants(lambda one: one._tiling(spec, threads), block_bytes=(1 << n for n in range(19, 23)),
                              shared_bytes=(0, self.shared_bytes, 1 << 40))  # fmt: skip
 
