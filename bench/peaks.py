@@ -58,7 +58,8 @@ def _chains(element: Any, item_bytes: int) -> Callable[..., Any]:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         (steps,) = arguments
         i64 = ir.IntType(64)
-        a, b = (ir.Constant(vector, [value] * lanes) for value in (0.5, 1.0))
+        # They tend to 0.5, where none starts: LLVM takes out a chain that it sees to stay as it is.
+        a, b = (ir.Constant(vector, [value] * lanes) for value in (0.5, 0.25))
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}{kind}"
         )

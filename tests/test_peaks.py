@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numba
 import pytest
 
 from algos.engine.threads import usable_cores
@@ -40,10 +42,16 @@ def test_a_process_of_its_own_measures_every_peak(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_loops_compute_what_they_say() -> None:
-    # every chain goes to 2 from its start: index * 0.5**n + 2 * (1 - 0.5**n)
+    # every chain goes to 0.5 from its start: index * 0.5**n + 0.5 * (1 - 0.5**n)
     for loop in (measured.multiply_add_float32, measured.multiply_add_float64):
-        assert loop(200) == pytest.approx(2 * measured.CHAINS)
-        assert loop(1) == pytest.approx(sum(0.5 * i + 1 for i in range(measured.CHAINS)))
+        assert loop(200) == pytest.approx(0.5 * measured.CHAINS)
+        assert loop(1) == pytest.approx(sum(0.5 * i + 0.25 for i in range(measured.CHAINS)))
+        fresh = numba.njit(loop.py_func)
+        fresh(1)
+        (optimised,) = fresh.inspect_llvm().values()
+        name = r"@llvm\.fma\." if measured.FUSED else " = fmul "
+        done = len(re.findall(rf"^ .*{name}", optimised, re.MULTILINE))
+        assert done > 0 and done % measured.CHAINS == 0  # none was optimised away, in no copy of the loop
 
 
 @pytest.mark.parametrize("threads", [1, 4, 64])
