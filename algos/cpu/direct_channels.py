@@ -30,7 +30,19 @@ from algos.engine.blocks import Axis, as_2d, axes
 from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import aligned, new_result, spread
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
-from algos.engine.simd import ROWS, TAILS, VECTOR_BYTES, VECTORS, address, clear, lanes, outer_runs, transpose
+from algos.engine.simd import (
+    ROWS,
+    TAILS,
+    UNROLLED,
+    VECTOR_BYTES,
+    VECTORS,
+    address,
+    advance,
+    clear,
+    lanes,
+    outer_runs,
+    transpose,
+)
 from algos.machine import caches
 from algos.spec import ConvSpec
 
@@ -90,35 +102,32 @@ def unpack_sums(sums, y, n, o, count, at, pixels):
 
 
 @linked(**FLAGS)
-def runs_block(source, outputs, pixels, taps, n_taps, run, w, sums, more):
-    """Sums (pixel, channel) of one block of channels over ``n_taps`` runs, added to what is there if ``more``."""
+def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w, sums, more):
+    """Sums (pixel, channel) of one block of channels over the elements that ``outer_runs`` says, added to if ``more``."""
     block, at = sums.shape[1], 0
     while at < outputs:
-        start, to = address(pixels, at), address(sums, at * block)
+        pixel, to = address(pixels, at), address(sums, at * block)
         if outputs - at > R1:
-            outer_runs(source, start, taps, n_taps, run, w, to, block, more, ROWS, VECTORS)
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, ROWS, VECTORS)
             at += ROWS
         elif outputs - at > R2:
-            outer_runs(source, start, taps, n_taps, run, w, to, block, more, R1, VECTORS)
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, R1, VECTORS)
             at += R1
         else:
-            outer_runs(source, start, taps, n_taps, run, w, to, block, more, R2, VECTORS)
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, R2, VECTORS)
             at += R2
 
 
 @linked(**FLAGS)
-def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, run, pixels,
-                taps, patch, sums, first, last):  # fmt: skip
+def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels, starts,
+                singles, piece, patch, sums, first, last):  # fmt: skip
     """Items [first, last): image x group x block of ``rows`` output rows x part of the group's output channels.
 
-    w: (group, block of outputs, tap and element of its run, outputs of a block); pixels: where each output of a block reads
-    its first tap in the patch; taps: what each run adds to that.
+    w: (group, block of outputs, element of the window, outputs of a block), elements as ``starts`` and ``singles`` have them;
+    pixels: where the window of each output of a block begins in the patch; piece: starts between two passes over the pixels.
     """
     channels, filters = x.shape[1] // groups, y.shape[1] // groups
-    blocks, block, width = w.shape[1], w.shape[3], y.shape[3]
-    # Weights are taken in pieces that stay in the first-level cache while all pixels of the patch pass.
-    pieces = -(-run // STEPS)
-    short, few_taps = -(-run // pieces), max(1, STEPS // run)
+    blocks, elements, block, width = w.shape[1], w.shape[2], w.shape[3], y.shape[3]
     row_blocks = -(-y.shape[2] // rows)
     packed = -1
     for item in range(first, last):
@@ -132,11 +141,12 @@ def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_r
             packed = whole
         outputs = count * width
         for b in range(blocks * part // parts, blocks * (part + 1) // parts):
-            for t in range(0, taps.size, few_taps):
-                for k in range(0, run, short):
-                    runs_block(address(patch, k), outputs, pixels, address(taps, t), min(few_taps, taps.size - t),
-                               min(short, run - k), address(w, (((group * blocks + b) * taps.size + t) * run + k) * block),
-                               sums, t + k > 0)  # fmt: skip
+            weights = address(w, (group * blocks + b) * elements * block)
+            for s in range(0, max(1, starts.size), piece):
+                here = min(piece, starts.size - s)
+                runs_block(address(patch, 0), outputs, pixels, address(starts, s), here, address(singles, 0),
+                           singles.size if s + here == starts.size else 0, advance(weights, s * UNROLLED * block), sums,
+                           s > 0)  # fmt: skip
             unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
 
 
@@ -147,11 +157,11 @@ def runs_chunk(arguments, patch, sums, items, chunks, chunk, slot):
 
 
 @compiled(**FLAGS)
-def direct_all(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, run, pixels,
-               taps, patch, sums, items, job, boxes, hands):  # fmt: skip
+def direct_all(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels, starts,
+               singles, piece, patch, sums, items, job, boxes, hands):  # fmt: skip
     """Every item, shared with the helpers; patch and sums have one row for each thread."""
-    arguments = (x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, run, pixels,
-                 taps)  # fmt: skip
+    arguments = (x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels,
+                 starts, singles, piece)  # fmt: skip
     fork(runs_chunk, (arguments, patch, sums, items, job[CHUNKS]), job, boxes, hands)
 
 
@@ -212,6 +222,14 @@ def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     return Cut(rows, patch_rows, cols, row_step, col_step, step, run, parts, items, min(threads, items))
 
 
+def elements(taps: np.ndarray, run: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Elements of a window, ``run`` from each of ``taps`` on, as ``outer_runs`` wants them: starts, singles, their order."""
+    whole = run // UNROLLED * UNROLLED
+    tap, at, left = np.arange(taps.size)[:, None], np.arange(whole), np.arange(whole, run)
+    starts = (taps[:, None] + at[::UNROLLED]).ravel()
+    return starts, (taps[:, None] + left).ravel(), np.concatenate([(tap * run + at).ravel(), (tap * run + left).ravel()])
+
+
 @dataclass(frozen=True)
 class DirectChannels(Algorithm):
     """Blocks of pixels times vectors of output channels; see the module.
@@ -248,7 +266,7 @@ class DirectChannels(Algorithm):
         found = self._cut(spec, threads)
         weights, patch, pixels = self._sizes(spec, found)
         each = patch + pixels * VECTORS * lanes(spec.in_dtype)
-        return (weights + found.threads * each) * spec.in_dtype.itemsize + 8 * (2 * pixels + math.prod(spec.kernel))
+        return (weights + found.threads * each) * spec.in_dtype.itemsize + 8 * (2 * pixels + spec.reduction_length)
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         found = self._cut(spec, threads)
@@ -256,23 +274,25 @@ class DirectChannels(Algorithm):
         _, patch_length, pixels_length = self._sizes(spec, found)
         block = VECTORS * lanes(spec.in_dtype)
         channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        w = aligned((spec.groups, -(-filters // block), row.kernel * col.kernel * channels, block), spec.in_dtype, zeros=True)
-        kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1)  # (group, tap, channel, output)
-        for b in range(w.shape[1]):
-            part = kernels[..., b * block : (b + 1) * block]
-            w[:, b, :, : part.shape[3]] = part.reshape(spec.groups, -1, part.shape[3])
         pixel_rows = np.arange(found.rows) * (row.stride // found.row_step * found.cols)
         pixels = np.zeros(pixels_length, np.int64)
         pixels[:-ROWS] = ((pixel_rows[:, None] + np.arange(col.outputs) * (col.stride // found.col_step)) * found.step).ravel()
-        starts = np.arange(row.kernel)[:, None] * (row.dilation * found.cols) + np.arange(col.kernel) * col.dilation
-        taps = (starts * found.step)[:, : 1 if found.run > channels else None].ravel()
+        taps = np.arange(row.kernel)[:, None] * (row.dilation * found.cols) + np.arange(col.kernel) * col.dilation
+        taps = (taps * found.step)[:, : 1 if found.run > channels else None].ravel()
+        starts, singles, order = elements(taps, found.run)
+        piece = max(1, -(-starts.size // max(1, -(-order.size // STEPS))))
+        w = aligned((spec.groups, -(-filters // block), order.size, block), spec.in_dtype, zeros=True)
+        kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1).reshape(spec.groups, -1, filters)
+        for b in range(w.shape[1]):
+            part = kernels[..., b * block : (b + 1) * block]
+            w[:, b, :, : part.shape[2]] = part[:, order]
         patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
         sums = aligned((found.threads, pixels_length, block), spec.in_dtype)
         crew, job = helpers(), new_job(found.items, found.threads)
         hands = crew.hire(found.threads - 1)
         fixed = (spec.groups, found.parts, found.rows, row.stride, row.before, found.row_step, found.patch_rows, col.before,
-                 found.col_step, found.cols, found.step, found.run, pixels, taps, patch, sums, found.items, job, crew.boxes,
-                 hands)  # fmt: skip
+                 found.col_step, found.cols, found.step, pixels, starts, singles, piece, patch, sums, found.items, job,
+                 crew.boxes, hands)  # fmt: skip
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(direct_all, image, w, image, *fixed)
 

@@ -26,8 +26,8 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Blocks, as_2d, axes, locate, pack
 from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import LINE, aligned, new_result
-from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
+from algos.engine.memory import aligned, new_result
+from algos.engine.relay import CHUNKS, SHARES, fork, helpers, new_job, part_of
 from algos.engine.simd import (
     ROWS,
     TAILS,
@@ -35,11 +35,10 @@ from algos.engine.simd import (
     VECTORS,
     address,
     advance,
-    clear,
     copy,
     lanes,
     move,
-    outer_offsets,
+    outer_rows,
     prefetch,
 )
 from algos.machine import caches
@@ -48,75 +47,89 @@ from algos.spec import ConvSpec
 FLAGS = {"error_model": "numpy"}
 R1, R2 = TAILS
 SHARED_FLOPS = 2e6
+STEPS = 256  # channels of a panel: 16 KiB
+PACKING = 1  # blocks of outputs whose arithmetic takes as long as packing their panel
 
 
 @linked(**FLAGS)
-def block_of_outputs(source, taps, k, w, y, plane, filters, pixels, wide, spare):
-    """y[i * plane + p] for i < filters <= ROWS and p < pixels, at most a block; ``spare`` takes what would overrun them."""
-    if filters >= ROWS and pixels >= VECTORS * wide:
-        outer_offsets(source, taps, w, y, plane, k, ROWS, VECTORS)
-        return
+def block_of_outputs(w, first, source, taps, k, y, plane, filters, pixels, wide, spare, more):
+    """y[i * plane + p] for i < filters, at most ROWS, and p < pixels, at most a block, from step ``first`` of the weights on.
+
+    ``spare`` takes what would overrun them.
+    """
     step = VECTORS * wide
+    if filters >= ROWS and pixels >= step:
+        outer_rows(advance(w, first * ROWS), None, source, taps, k, y, plane, more, ROWS, VECTORS)
+        return
+    if more:
+        for i in range(min(filters, ROWS)):
+            copy(advance(spare, i * step), advance(y, i * plane), min(pixels, step))
     if pixels > wide:
         if filters > R1:
-            outer_offsets(source, taps, w, spare, step, k, ROWS, VECTORS)
+            outer_rows(advance(w, first * ROWS), None, source, taps, k, spare, step, more, ROWS, VECTORS)
         elif filters > R2:
-            outer_offsets(source, taps, w, spare, step, k, R1, VECTORS)
+            outer_rows(advance(w, first * R1), None, source, taps, k, spare, step, more, R1, VECTORS)
         else:
-            outer_offsets(source, taps, w, spare, step, k, R2, VECTORS)
+            outer_rows(advance(w, first * R2), None, source, taps, k, spare, step, more, R2, VECTORS)
     elif filters > R1:
-        outer_offsets(source, taps, w, spare, step, k, ROWS, 1)
+        outer_rows(advance(w, first * ROWS), None, source, taps, k, spare, step, more, ROWS, 1)
     elif filters > R2:
-        outer_offsets(source, taps, w, spare, step, k, R1, 1)
+        outer_rows(advance(w, first * R1), None, source, taps, k, spare, step, more, R1, 1)
     else:
-        outer_offsets(source, taps, w, spare, step, k, R2, 1)
+        outer_rows(advance(w, first * R2), None, source, taps, k, spare, step, more, R2, 1)
     for i in range(min(filters, ROWS)):
         copy(advance(y, i * plane), advance(spare, i * step), min(pixels, step))
 
 
 @linked(**FLAGS)
-def direct_panels(x, w, y, groups, parts, size, offsets, panels, spare, first, last):
-    """1x1 layers, items [first, last): image x group x panels of ``size`` pixels x part of the group's output channels.
+def pack_panel(x, start, plane, rows, count, length, panel):
+    """panel[r, :count] = x.ravel()[start + r * plane :] for r < rows; the rest of a row, whole vectors, is anything."""
+    safe = max(0, min(rows, (x.size - length - start) // plane + 1))  # rows that may be read as whole vectors
+    if length * x.itemsize == VECTORS * VECTOR_BYTES:
+        for r in range(safe):
+            move(address(panel, r * length), address(x, start + r * plane), VECTORS)
+    else:
+        for r in range(safe):
+            move(address(panel, r * length), address(x, start + r * plane), 1)
+    for r in range(safe, rows):
+        copy(address(panel, r * length), address(x, start + r * plane), count)
 
-    x: (n, c, pixels); y: (n, o, pixels); w: (o * k), the weights of ROWS outputs after one another, k by k.
+
+@linked(**FLAGS)
+def direct_panels(x, w, y, groups, parts, slabs, panel, spare, first, last):
+    """1x1 layers, items [first, last): image x group x slab of pixels x part of the group's output channels.
+
+    x: (n, c, pixels); y: (n, o, pixels); w: (o * k), the weights of ROWS outputs after one another, k by k; slabs: of an image.
+    A panel, some channels of one block of pixels, is copied into the first-level cache before all outputs are made of it.
     """
     channels, filters, plane = x.shape[1] // groups, y.shape[1] // groups, x.shape[2]
-    wide, line = VECTOR_BYTES // x.itemsize, LINE // x.itemsize
-    block, taps, aside = VECTORS * wide, address(offsets, 0), address(spare, 0)
-    slabs, blocks = -(-plane // size), -(-filters // ROWS)
-    packed = -1
+    wide = VECTOR_BYTES // x.itemsize
+    block, aside = VECTORS * wide, address(spare, 0)
+    pixels, blocks = -(-plane // block), -(-filters // ROWS)
+    pieces = -(-channels // STEPS)
     for item in range(first, last):
         whole, part = item // parts, item % parts
-        n, group, at = whole // slabs // groups, whole // slabs % groups, whole % slabs * size
-        count = min(size, plane - at)
-        start = (n * x.shape[1] + group * channels) * plane + at
-        if whole != packed:
-            for c in range(channels):
-                source = start + c * plane
-                for b in range(count // block):
-                    move(address(panels, (b * channels + c) * block), address(x, source + b * block), VECTORS)
-                b = count // block
-                if b * block < count:
-                    to = (b * channels + c) * block
-                    copy(address(panels, to), address(x, source + b * block), count - b * block)
-                    clear(address(panels, to + count - b * block), block - count + b * block)
-            packed = whole
-        # Channels lie far apart, where no hardware prefetches: ask for those of the next item while this one is computed.
-        lines = channels * (size // line) if at + 2 * size <= plane and item + 1 < last else 0
-        calls = (blocks * (part + 1) // parts - blocks * part // parts) * -(-count // block)
-        each, ahead, ahead_end = -(-lines // calls), start + size, start + 2 * size
-        for o in range(blocks * part // parts * ROWS, min(filters, blocks * (part + 1) // parts * ROWS), ROWS):
-            weights = address(w, (group * blocks * ROWS + o) * channels)
-            to = (n * y.shape[1] + group * filters + o) * plane + at
-            for b in range(0, count, block):
-                for _ in range(min(each, lines)):
-                    prefetch(address(x, ahead))
-                    ahead += line
-                    if ahead >= ahead_end:
-                        ahead, ahead_end = ahead_end - size + plane, ahead_end + plane
-                lines -= each
-                block_of_outputs(address(panels, b * channels), taps, channels, weights, address(y, to + b), plane,
-                                 filters - o, count - b, wide, aside)  # fmt: skip
+        n, group, slab = whole // slabs // groups, whole // slabs % groups, whole % slabs
+        begin, end = pixels * slab // slabs * block, min(plane, pixels * (slab + 1) // slabs * block)
+        o0, o1 = blocks * part // parts * ROWS, min(filters, blocks * (part + 1) // parts * ROWS)
+        source, target = (n * x.shape[1] + group * channels) * plane, (n * y.shape[1] + group * filters) * plane
+        for piece in range(pieces):
+            c0, c1 = channels * piece // pieces, channels * (piece + 1) // pieces
+            for at in range(begin, end, block):
+                count = min(block, end - at)
+                row = block if count > wide else wide
+                pack_panel(x, source + c0 * plane + at, plane, c1 - c0, count, row, panel)
+                # Channels lie far apart, where no hardware prefetches: ask for those of the next panel meanwhile.
+                lines = c1 - c0 if at + 2 * block <= end else 0
+                each, ahead = -(-lines // (-(-(o1 - o0) // ROWS))), source + c0 * plane + at + 2 * block - 1
+                for o in range(o0, o1, ROWS):
+                    for _ in range(min(each, lines)):
+                        prefetch(address(x, ahead))
+                        ahead += plane
+                    lines -= each
+                    weights = address(w, (group * blocks * ROWS + o) * channels)
+                    block_of_outputs(weights, c0, address(panel, 0), None, c1 - c0, address(y, target + o * plane + at), plane,
+                                     filters - o, count, wide, aside, piece > 0)  # fmt: skip
 
 
 @linked(**FLAGS)
@@ -135,14 +148,14 @@ def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
             for r in range(rows):
                 to = (n * y.shape[1] + o) * plane + (row0 + r) * y.shape[3] + col0
                 for j in range(0, cols, block):
-                    block_of_outputs(address(patch, r * pitch + j), taps, offsets.size, weights, address(y, to + j), plane,
-                                     o1 - o, cols - j, wide, aside)  # fmt: skip
+                    block_of_outputs(weights, 0, address(patch, r * pitch + j), taps, offsets.size, address(y, to + j), plane,
+                                     o1 - o, cols - j, wide, aside, False)  # fmt: skip
 
 
 @linked(**FLAGS)
-def panels_chunk(x, w, y, groups, parts, size, offsets, panels, spare, items, chunks, chunk, slot):
+def panels_chunk(x, w, y, groups, parts, slabs, panels, spare, items, chunks, chunk, slot):
     first, last = part_of(items, chunks, chunk)
-    direct_panels(x, w, y, groups, parts, size, offsets, panels[slot], spare[slot], first, last)
+    direct_panels(x, w, y, groups, parts, slabs, panels[slot], spare[slot], first, last)
 
 
 @linked(**FLAGS)
@@ -152,9 +165,9 @@ def patches_chunk(x, w, y, offsets, table, patch, spare, items, chunks, chunk, s
 
 
 @compiled(**FLAGS)
-def all_panels(x, w, y, groups, parts, size, offsets, panels, spare, items, job, boxes, hands):
+def all_panels(x, w, y, groups, parts, slabs, panels, spare, items, job, boxes, hands):
     """Every item of ``direct_panels``, shared with the helpers."""
-    fork(panels_chunk, (x, w, y, groups, parts, size, offsets, panels, spare, items, job[CHUNKS]), job, boxes, hands)
+    fork(panels_chunk, (x, w, y, groups, parts, slabs, panels, spare, items, job[CHUNKS]), job, boxes, hands)
 
 
 @compiled(**FLAGS)
@@ -193,18 +206,21 @@ class DirectPixels(Algorithm):
         return math.prod(spec.kernel) == 1 and math.prod(spec.stride) == 1 and not any(map(sum, spec.padding))
 
     def _panels(self, spec: ConvSpec, threads: int) -> tuple[int, int, int]:
-        """Pixels of an item, parts of the output channels and number of items of a 1x1 layer."""
-        block, channels = VECTORS * lanes(spec.in_dtype), spec.in_channels // spec.groups
-        pixels, outer = -(-math.prod(spec.size) // block), spec.batch * spec.groups
-        most = max(1, self._budget() // (channels * block * spec.in_dtype.itemsize))
-        slabs, parts = -(-pixels // most), 1
-        if outer * slabs % threads:
-            if pixels >= 16 * threads:
-                slabs = -(-slabs // threads) * threads
+        """Slabs of an image's pixels, parts of the output channels and number of items of a 1x1 layer."""
+        block, filters = VECTORS * lanes(spec.in_dtype), spec.out_channels // spec.groups
+        blocks = -(-filters // ROWS)
+        pixels, outer, parts = -(-math.prod(spec.size) // block), spec.batch * spec.groups, 1
+        slabs = 1
+        if spec.in_channels // spec.groups > STEPS:  # the sums come back for every piece of the channels
+            slabs = min(pixels, -(-pixels * block * filters * spec.in_dtype.itemsize // self._budget()))
+        if threads > 1 and outer * slabs < SHARES * threads and outer * slabs % threads:
+            # Of blocks of pixels or of outputs one thread may get one more; cut by outputs, every thread packs all panels.
+            by_pixels, by_outputs = -(-pixels // threads) * (blocks + PACKING), pixels * (-(-blocks // threads) + PACKING)
+            if by_pixels <= by_outputs:
+                slabs = min(pixels, SHARES * threads)
             else:
-                parts = min(threads, -(-spec.out_channels // spec.groups // ROWS))
-        size = -(-pixels // slabs)
-        return size * block, parts, outer * -(-pixels // size) * parts
+                parts = min(threads, blocks)
+        return slabs, parts, outer * slabs * parts
 
     def _blocks(self, spec: ConvSpec, threads: int) -> Blocks:
         found = Blocks.of(spec, threads, self._budget(), 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups))
@@ -220,8 +236,7 @@ class DirectPixels(Algorithm):
         block, k = VECTORS * lanes(spec.in_dtype), spec.reduction_length
         weights = k * -(-spec.out_channels // spec.groups // ROWS) * ROWS * spec.groups
         if self._flat(spec):
-            size, _, items = self._panels(spec, threads)
-            each = size * k
+            items, each = self._panels(spec, threads)[2], min(k, STEPS) * block
         else:
             blocks = self._blocks(spec, threads)
             items, each = blocks.items, blocks.scratch + block
@@ -235,8 +250,8 @@ class DirectPixels(Algorithm):
         kernel: Any
         fixed: tuple[Any, ...]
         if flat:
-            size, parts, items = self._panels(spec, threads)
-            kernel, fixed, length = all_panels, (spec.groups, parts, size, np.arange(k) * block), size * k
+            slabs, parts, items = self._panels(spec, threads)
+            kernel, fixed, length = all_panels, (spec.groups, parts, slabs), min(k, STEPS) * block
             example = np.empty((1, 1, 1), unit)
         else:
             blocks = self._blocks(spec, threads)

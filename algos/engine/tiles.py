@@ -167,13 +167,13 @@ def multiply(spectra, kernels, products, channels, tiles, part, parts):
                 source = address(spectra, (p * spectra.shape[1] + at) * left)
                 target = address(products, (p * products.shape[1] + at) * right + b * block)
                 if tiles - at > R1:
-                    outer_rows(source, left, weights, target, right, channels, ROWS, VECTORS)
+                    outer_rows(source, left, weights, None, channels, target, right, False, ROWS, VECTORS)
                     at += ROWS
                 elif tiles - at > R2:
-                    outer_rows(source, left, weights, target, right, channels, R1, VECTORS)
+                    outer_rows(source, left, weights, None, channels, target, right, False, R1, VECTORS)
                     at += R1
                 else:
-                    outer_rows(source, left, weights, target, right, channels, R2, VECTORS)
+                    outer_rows(source, left, weights, None, channels, target, right, False, R2, VECTORS)
                     at += R2
 
 
