@@ -6,7 +6,7 @@ product over the whole plane: blocks of pixels are copied into panels, one vecto
 packed patch through a table of offsets (``algos/engine/blocks.py``), one for each tap, any stride and dilation.
 
 Cost: the definition's operations; a row's last vector is partly empty. Workspace: the packed weights, and for each thread a
-patch or its panels (half of the L2 cache).
+patch (half of the L2 cache) or a panel (half of the L1 cache).
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
 Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups.
 
