@@ -66,6 +66,9 @@ GRID = [
     "1x2x13x20,4x1x3x3,p1,s1x3",
     "3x16x14x14,16x16x3x3,p1",
     "1x64x14x14,16x64x3x3,p1",
+    "1x300x3x3,7x300x1x1",  # channels in pieces, outputs beside a block
+    "2x514x5x7,10x257x1x1",
+    "1x300x9x10,7x300x1x1,float64",
     "2x3x31x33,8x3x7x7,s2,p3",
     "1x2x9x9,3x2x3x3,p1,reflect",
     "1x2x9x9,3x2x3x3,p1:2,replicate",
@@ -119,7 +122,10 @@ def test_right_or_says_why_not(name: str, text: str) -> None:
         assert verdict.ok, f"{threads} threads: {verdict.reason}"
 
 
-@pytest.mark.parametrize("text", ["2x32x30x30,32x32x3x3,p1", "1x1x300x400,1x1x9x9,p4,rank1", "2x16x200x100,16x1x3x3,p1,s2"])
+@pytest.mark.parametrize(
+    "text",
+    ["2x32x30x30,32x32x3x3,p1", "1x1x300x400,1x1x9x9,p4,rank1", "2x16x200x100,16x1x3x3,p1,s2", "1x600x40x40,50x600x1x1"],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_right_when_work_is_shared(name: str, text: str) -> None:
     """Large enough that every algorithm uses its threads."""
@@ -181,7 +187,10 @@ def test_results_are_fresh_and_operands_unchanged(name: str) -> None:
     np.testing.assert_array_equal(out, kept)
 
 
-LARGER = ["1x1x256x300,1x1x7x7,p3", "2x32x30x30,32x32x3x3,p1", "2x16x60x50,16x1x3x3,p1,s2", "1x1x200x200,1x1x9x9,rank1"]
+LARGER = [
+    "1x1x256x300,1x1x7x7,p3", "2x32x30x30,32x32x3x3,p1", "2x16x60x50,16x1x3x3,p1,s2", "1x1x200x200,1x1x9x9,rank1",
+    "1x64x14x14,256x64x3x3,p1",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("threads", [1, 2])

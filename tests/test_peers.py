@@ -35,7 +35,7 @@ with_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reaso
 # ---- absent and broken -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("library", "says"), [("torch", "pip install torch"), ("cv2", "pip install 'convbench[peers]'")])
+@pytest.mark.parametrize(("library", "says"), [("torch", "pip install torch"), ("cv2", "pip install opencv-python-headless")])
 def test_an_absent_library_says_how_to_install_it(library: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in NAMES[library]:

@@ -50,7 +50,7 @@ FLAGS = {"error_model": "numpy"}
 R1, R2 = TAILS
 SHARED_FLOPS = 2e6
 CLOSE = 4  # columns apart
-STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB of them
+STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB of them with AVX2
 PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
 
 
@@ -282,10 +282,10 @@ class DirectChannels(Algorithm):
         starts, singles, order = elements(taps, found.run)
         piece = max(1, -(-starts.size // max(1, -(-order.size // STEPS))))
         w = aligned((spec.groups, -(-filters // block), order.size, block), spec.in_dtype, zeros=True)
-        kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1).reshape(spec.groups, -1, filters)
+        kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1)  # (group, tap, channel, output)
         for b in range(w.shape[1]):
             part = kernels[..., b * block : (b + 1) * block]
-            w[:, b, :, : part.shape[2]] = part[:, order]
+            w[:, b, :, : part.shape[3]] = part.reshape(spec.groups, -1, part.shape[3])[:, order]
         patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
         sums = aligned((found.threads, pixels_length, block), spec.in_dtype)
         crew, job = helpers(), new_job(found.items, found.threads)

@@ -6,7 +6,7 @@ product over the whole plane: blocks of pixels are copied into panels, one vecto
 packed patch through a table of offsets (``algos/engine/blocks.py``), one for each tap, any stride and dilation.
 
 Cost: the definition's operations; a row's last vector is partly empty. Workspace: the packed weights, and for each thread a
-patch (half of the L2 cache) or a panel (half of the L1 cache).
+patch (half of the L2 cache) or a panel (half of the L1 cache with AVX2).
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
 Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups.
 
@@ -26,7 +26,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import Blocks, as_2d, axes, locate, pack
 from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import aligned, new_result
+from algos.engine.memory import LINE, aligned, new_result
 from algos.engine.relay import CHUNKS, SHARES, fork, helpers, new_job, part_of
 from algos.engine.simd import (
     ROWS,
@@ -47,7 +47,7 @@ from algos.spec import ConvSpec
 FLAGS = {"error_model": "numpy"}
 R1, R2 = TAILS
 SHARED_FLOPS = 2e6
-STEPS = 256  # channels of a panel: 16 KiB
+STEPS = 256  # channels of a panel: 16 KiB with AVX2
 PACKING = 1  # blocks of outputs whose arithmetic takes as long as packing their panel
 
 
@@ -124,7 +124,8 @@ def direct_panels(x, w, y, groups, parts, slabs, panel, spare, first, last):
                 each, ahead = -(-lines // (-(-(o1 - o0) // ROWS))), source + c0 * plane + at + 2 * block - 1
                 for o in range(o0, o1, ROWS):
                     for _ in range(min(each, lines)):
-                        prefetch(address(x, ahead))
+                        for line in range(max(1, VECTORS * VECTOR_BYTES // LINE)):
+                            prefetch(address(x, ahead - line * LINE // x.itemsize))
                         ahead += plane
                     lines -= each
                     weights = address(w, (group * blocks * ROWS + o) * channels)
@@ -183,7 +184,8 @@ class DirectPixels(Algorithm):
     Attributes
     ----------
     patch_bytes : int
-        Size of one thread's patch of the input; 0 is half of the L2 cache.
+        Size of one thread's patch of the input, or of a 1x1 layer's outputs that pieces of its channels add up to; 0 is half of
+        the L2 cache.
     """
 
     name: str = "direct_pixels"

@@ -56,7 +56,7 @@ if abs(complex(cupy.fft.rfftn(cupy.ones((2, 4, 4)), axes=(1, 2))[0, 0, 0]) - 16)
 def broken(library: str) -> str | None:
     """Why CuPy cannot use a GPU here, or ``library`` on it, or None; asked once per process and remembered for a day."""
     if importlib.util.find_spec("cupy") is None:
-        return "cupy is not installed: pip install 'convbench[gpu13]', or gpu12 for a driver of CUDA 12"
+        return "cupy is not installed: pip install 'cupy-cuda13x[ctk]', or cupy-cuda12x for a driver of CUDA 12"
     if library and (reason := broken("")):
         return reason
     reason = probe(f"cupy_{library}", PROBES[library], LIBRARIES) if library else probe("cupy", PROBE, LIBRARIES)

@@ -89,7 +89,7 @@ class Filter(Algorithm):
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("cv2") is None:
-            return "cv2 is not installed: pip install 'convbench[peers]'"
+            return "cv2 is not installed: pip install opencv-python-headless"
         return _broken()
 
     def unsupported(self, spec: ConvSpec) -> str | None:
