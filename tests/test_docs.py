@@ -67,9 +67,11 @@ def test_longer_commands_are_well_formed(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documented_python_runs(page: Path) -> None:
+    """Block after block; a later one may use what an earlier one of the page made."""
+    names = {"__name__": "documented"}
     for source in blocks(page, "python"):
         if not re.match(r"# \S+/\S+\.py\n", source):
-            exec(compile(source, str(page), "exec"), {"__name__": "documented"})
+            exec(compile(source, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
