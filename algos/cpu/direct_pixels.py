@@ -48,6 +48,7 @@ FLAGS = {"error_model": "numpy"}
 R1, R2 = TAILS
 SHARED_FLOPS = 2e6
 STEPS = 256  # channels of a panel: 16 KiB with AVX2
+FEW = 2  # blocks of outputs that do not hide the reading of a panel
 PACKING = 1  # blocks of outputs whose arithmetic takes as long as packing their panel
 
 
@@ -82,25 +83,41 @@ def block_of_outputs(w, first, source, taps, k, y, plane, filters, pixels, wide,
 
 
 @linked(**FLAGS)
-def pack_panel(x, start, plane, rows, count, length, panel):
-    """panel[r, :count] = x.ravel()[start + r * plane :] for r < rows; the rest of a row, whole vectors, is anything."""
-    safe = max(0, min(rows, (x.size - length - start) // plane + 1))  # rows that may be read as whole vectors
-    if length * x.itemsize == VECTORS * VECTOR_BYTES:
-        for r in range(safe):
-            move(address(panel, r * length), address(x, start + r * plane), VECTORS)
+def pack_panel(x, start, plane, rows, count, panel):
+    """panel[b, r] = x.ravel()[start + r * plane :][b * block :] for r < rows and the blocks of ``count`` pixels.
+
+    The last block has rows of one vector if its pixels fit, and anything behind them.
+    """
+    wide = VECTOR_BYTES // x.itemsize
+    block = VECTORS * wide
+    whole = count // block
+    if whole == 1:  # without the loop inside, which costs as much as the copy
+        for r in range(rows):
+            move(address(panel, r * block), address(x, start + r * plane), VECTORS)
     else:
+        for r in range(rows):
+            for b in range(whole):
+                move(address(panel, (b * rows + r) * block), address(x, start + r * plane + b * block), VECTORS)
+    rest, to, start = count - whole * block, whole * rows * block, start + whole * block
+    length = block if rest > wide else wide
+    safe = max(0, min(rows, (x.size - length - start) // plane + 1))  # rows that may be read as whole vectors
+    if rest > wide:
         for r in range(safe):
-            move(address(panel, r * length), address(x, start + r * plane), 1)
-    for r in range(safe, rows):
-        copy(address(panel, r * length), address(x, start + r * plane), count)
+            move(address(panel, to + r * length), address(x, start + r * plane), VECTORS)
+    elif rest > 0:
+        for r in range(safe):
+            move(address(panel, to + r * length), address(x, start + r * plane), 1)
+    if rest > 0:
+        for r in range(safe, rows):
+            copy(address(panel, to + r * length), address(x, start + r * plane), rest)
 
 
 @linked(**FLAGS)
-def direct_panels(x, w, y, groups, parts, slabs, panel, spare, first, last):
+def direct_panels(x, w, y, groups, parts, slabs, width, panel, spare, first, last):
     """1x1 layers, items [first, last): image x group x slab of pixels x part of the group's output channels.
 
     x: (n, c, pixels); y: (n, o, pixels); w: (o * k), the weights of ROWS outputs after one another, k by k; slabs: of an image.
-    A panel, some channels of one block of pixels, is copied into the first-level cache before all outputs are made of it.
+    A panel, some channels of ``width`` pixels, is copied into the cache before all outputs are made of it.
     """
     channels, filters, plane = x.shape[1] // groups, y.shape[1] // groups, x.shape[2]
     wide = VECTOR_BYTES // x.itemsize
@@ -115,13 +132,13 @@ def direct_panels(x, w, y, groups, parts, slabs, panel, spare, first, last):
         source, target = (n * x.shape[1] + group * channels) * plane, (n * y.shape[1] + group * filters) * plane
         for piece in range(pieces):
             c0, c1 = channels * piece // pieces, channels * (piece + 1) // pieces
-            for at in range(begin, end, block):
-                count = min(block, end - at)
-                row = block if count > wide else wide
-                pack_panel(x, source + c0 * plane + at, plane, c1 - c0, count, row, panel)
+            k = c1 - c0
+            for at in range(begin, end, width):
+                stop = min(end, at + width)
+                pack_panel(x, source + c0 * plane + at, plane, k, stop - at, panel)
                 # Channels lie far apart, where no hardware prefetches: ask for those of the next panel meanwhile.
-                lines = c1 - c0 if at + 2 * block <= end else 0
-                each, ahead = -(-lines // (-(-(o1 - o0) // ROWS))), source + c0 * plane + at + 2 * block - 1
+                lines = k if width == block and stop + block <= end else 0
+                each, ahead = -(-lines // (-(-(o1 - o0) // ROWS))), source + c0 * plane + stop + block - 1
                 for o in range(o0, o1, ROWS):
                     for _ in range(min(each, lines)):
                         for line in range(max(1, VECTORS * VECTOR_BYTES // LINE)):
@@ -129,8 +146,10 @@ def direct_panels(x, w, y, groups, parts, slabs, panel, spare, first, last):
                         ahead += plane
                     lines -= each
                     weights = address(w, (group * blocks * ROWS + o) * channels)
-                    block_of_outputs(weights, c0, address(panel, 0), None, c1 - c0, address(y, target + o * plane + at), plane,
-                                     filters - o, count, wide, aside, piece > 0)  # fmt: skip
+                    for b in range(at, stop, block):
+                        block_of_outputs(weights, c0, address(panel, (b - at) * k), None, k,
+                                         address(y, target + o * plane + b), plane, filters - o, stop - b, wide, aside,
+                                         piece > 0)  # fmt: skip
 
 
 @linked(**FLAGS)
@@ -154,9 +173,9 @@ def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
 
 
 @linked(**FLAGS)
-def panels_chunk(x, w, y, groups, parts, slabs, panels, spare, items, chunks, chunk, slot):
+def panels_chunk(x, w, y, groups, parts, slabs, width, panels, spare, items, chunks, chunk, slot):
     first, last = part_of(items, chunks, chunk)
-    direct_panels(x, w, y, groups, parts, slabs, panels[slot], spare[slot], first, last)
+    direct_panels(x, w, y, groups, parts, slabs, width, panels[slot], spare[slot], first, last)
 
 
 @linked(**FLAGS)
@@ -166,9 +185,9 @@ def patches_chunk(x, w, y, offsets, table, patch, spare, items, chunks, chunk, s
 
 
 @compiled(**FLAGS)
-def all_panels(x, w, y, groups, parts, slabs, panels, spare, items, job, boxes, hands):
+def all_panels(x, w, y, groups, parts, slabs, width, panels, spare, items, job, boxes, hands):
     """Every item of ``direct_panels``, shared with the helpers."""
-    fork(panels_chunk, (x, w, y, groups, parts, slabs, panels, spare, items, job[CHUNKS]), job, boxes, hands)
+    fork(panels_chunk, (x, w, y, groups, parts, slabs, width, panels, spare, items, job[CHUNKS]), job, boxes, hands)
 
 
 @compiled(**FLAGS)
@@ -207,8 +226,8 @@ class DirectPixels(Algorithm):
         """Whether every output reads one pixel, its own."""
         return math.prod(spec.kernel) == 1 and math.prod(spec.stride) == 1 and not any(map(sum, spec.padding))
 
-    def _panels(self, spec: ConvSpec, threads: int) -> tuple[int, int, int]:
-        """Slabs of an image's pixels, parts of the output channels and number of items of a 1x1 layer."""
+    def _panels(self, spec: ConvSpec, threads: int) -> tuple[int, int, int, int]:
+        """Slabs of an image's pixels, parts of the output channels, pixels of a panel and number of items of a 1x1 layer."""
         block, filters = VECTORS * lanes(spec.in_dtype), spec.out_channels // spec.groups
         blocks = -(-filters // ROWS)
         pixels, outer, parts = -(-math.prod(spec.size) // block), spec.batch * spec.groups, 1
@@ -222,7 +241,11 @@ class DirectPixels(Algorithm):
                 slabs = min(pixels, SHARES * threads)
             else:
                 parts = min(threads, blocks)
-        return slabs, parts, outer * slabs * parts
+        width = 1
+        if blocks <= FEW:  # little to do with a panel but to read it: long rows, which the hardware prefetches
+            k = min(STEPS, spec.in_channels // spec.groups)
+            width = max(1, min(-(-pixels // slabs), self._budget() // (k * block * spec.in_dtype.itemsize)))
+        return slabs, parts, width * block, outer * slabs * parts
 
     def _blocks(self, spec: ConvSpec, threads: int) -> Blocks:
         found = Blocks.of(spec, threads, self._budget(), 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups))
@@ -238,7 +261,8 @@ class DirectPixels(Algorithm):
         block, k = VECTORS * lanes(spec.in_dtype), spec.reduction_length
         weights = k * -(-spec.out_channels // spec.groups // ROWS) * ROWS * spec.groups
         if self._flat(spec):
-            items, each = self._panels(spec, threads)[2], min(k, STEPS) * block
+            _, _, width, items = self._panels(spec, threads)
+            each = min(k, STEPS) * width
         else:
             blocks = self._blocks(spec, threads)
             items, each = blocks.items, blocks.scratch + block
@@ -252,8 +276,8 @@ class DirectPixels(Algorithm):
         kernel: Any
         fixed: tuple[Any, ...]
         if flat:
-            slabs, parts, items = self._panels(spec, threads)
-            kernel, fixed, length = all_panels, (spec.groups, parts, slabs), min(k, STEPS) * block
+            slabs, parts, width, items = self._panels(spec, threads)
+            kernel, fixed, length = all_panels, (spec.groups, parts, slabs, width), min(k, STEPS) * width
             example = np.empty((1, 1, 1), unit)
         else:
             blocks = self._blocks(spec, threads)
