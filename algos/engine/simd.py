@@ -274,8 +274,7 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
     """y[i, :] = sum over k of x[pixels[i] + offset[k]] * w[k, :] for ``rows`` pixels.
 
     offset: ``UNROLLED`` elements side by side from each of ``starts`` on, then one at each of ``singles``; w: (k, vectors *
-    lanes) packed; y: rows ``y_step`` apart, added to if ``more``, else overwritten. It is one loop whatever the runs are, for
-    the end of a loop is mispredicted: 20 to 50 cycles, and a run of 64 elements takes 384.
+    lanes) packed; y: rows ``y_step`` apart, added to if ``more``, else overwritten. One loop, whatever the runs are.
     """
     if (shape := literal(rows, vectors)) is None:
         return None
