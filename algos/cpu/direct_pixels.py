@@ -6,7 +6,7 @@ product over the whole plane: blocks of pixels are copied into panels, one vecto
 packed patch through a table of offsets (``algos/engine/blocks.py``), one for each tap, any stride and dilation.
 
 Cost: the definition's operations; a row's last vector is partly empty. Workspace: the packed weights, and for each thread a
-patch (half of the L2 cache) or a panel (half of the L1 cache with AVX2).
+patch (half of the L2 cache) or a panel (half of the L1 cache with AVX2; of the L2 cache where outputs are few).
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
 Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups.
 
@@ -203,8 +203,8 @@ class DirectPixels(Algorithm):
     Attributes
     ----------
     patch_bytes : int
-        Size of one thread's patch of the input, or of a 1x1 layer's outputs that pieces of its channels add up to; 0 is half of
-        the L2 cache.
+        Size of one thread's patch of the input, of a 1x1 layer's outputs that pieces of its channels add up to, and of its
+        panel where its outputs are few; 0 is half of the L2 cache.
     """
 
     name: str = "direct_pixels"
