@@ -20,13 +20,14 @@ SETTINGS = Settings(launches=2, answer_s=20, slow_s=0.5, budget=Budget(case_s=0.
 
 # Algorithms that live on a device which is a flag: once it is lost, every call fails, as after an illegal address.
 PRETENDED = '''
+import traceback
 from dataclasses import dataclass
 
 import numpy as np
 
 from algos.contract import Algorithm
 
-STATE = {"lost": False, "calls": 0}
+STATE = {"lost": False}
 
 
 class OutOfMemoryError(RuntimeError):
@@ -67,6 +68,10 @@ class Steady(Algorithm):
         use()
         return array
 
+    def to_host(self, array):
+        use()
+        return array
+
     def synchronize(self):
         use()
 
@@ -86,8 +91,8 @@ class LostLater(Steady):
     name: str = "loses_the_device_later"
 
     def misbehave(self):
-        STATE["calls"] += 1
-        STATE["lost"] = STATE["calls"] > 150
+        if any(call.name == "sample" for call in traceback.extract_stack()):
+            STATE["lost"] = True
 
 
 @dataclass(frozen=True)
