@@ -6,6 +6,7 @@ of NaN, so that a read outside it spoils the result and a write outside it is no
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -89,7 +90,9 @@ TYPES = {"float": np.float32, "double": np.float64}
 
 @functools.cache
 def folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="convbench-kernels-"))
+    made = tempfile.TemporaryDirectory(prefix="convbench-kernels-")
+    atexit.register(made.cleanup)
+    return Path(made.name)
 
 
 @functools.cache

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-HEAVY = ("scipy.signal", "scipy.fft", "scipy.ndimage", "scipy.sparse", "pandas", "matplotlib", "jinja2", "torch", "cv2", "cupy",
-         "bench", "reports")  # fmt: skip
+HEAVY = ("scipy.signal", "scipy.fft", "scipy.ndimage", "scipy.sparse", "scipy.linalg", "pandas", "matplotlib", "jinja2",
+         "torch", "cv2", "cupy", "bench", "reports")  # fmt: skip
 CALLS = {
     "layer": "algos.conv2d(np.zeros((1, 64, 56, 56), 'f4'), np.zeros((64, 64, 3, 3), 'f4'), padding=1)",
     "picture": "algos.conv2d(np.zeros((1, 1, 28, 28), 'f4'), np.zeros((1, 1, 3, 3), 'f4'), padding=1)",
@@ -34,3 +34,14 @@ def test_import_alone_loads_no_compiler(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize("call", CALLS)
 def test_a_first_call_loads_no_library_that_it_does_not_run(call: str, environment: dict[str, str]) -> None:
     assert not loaded(CALLS[call], environment) & set(HEAVY)
+
+
+def test_other_people_s_compiled_code_still_finds_its_blas(environment: dict[str, str]) -> None:
+    theirs = """
+import numba
+a = np.arange(9.0).reshape(3, 3) + np.eye(3)
+dot = numba.njit(lambda a: (a.dot(a), np.linalg.inv(a), np.linalg.norm(a)))
+square, inverse, norm = dot(a)
+assert np.allclose(square, a @ a) and np.allclose(inverse @ a, np.eye(3)) and np.isclose(norm, np.linalg.norm(a))
+"""
+    assert "scipy.linalg" in loaded(CALLS["layer"] + theirs, environment)

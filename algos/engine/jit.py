@@ -24,10 +24,28 @@ import numpy as np
 from numba.core import config as numba_config
 from numba.core.caching import FunctionCache
 from numba.core.sigutils import normalize_signature
+from numba.np import linalg
 
 from algos.engine.linking import Linking
 from algos.engine.simd import simd
 from algos.machine import cache_base
+
+
+def _import_without_blas() -> None:
+    """Import ``numba.np.arraymath``, which loads SciPy's BLAS only to know that there is one: a quarter of a second.
+
+    SciPy is required here, and whatever Numba compiles with its BLAS loads it then.
+    """
+    ensure_blas = linalg.ensure_blas
+    linalg.ensure_blas = lambda: None
+    try:
+        from numba.np import arraymath
+    finally:
+        linalg.ensure_blas = ensure_blas
+    arraymath.ensure_blas = ensure_blas
+
+
+_import_without_blas()
 
 ROOT = Path(__file__).parents[1]
 KEPT_S = 30 * 86_400
