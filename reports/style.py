@@ -17,12 +17,11 @@ COLOURS = (
 )  # fmt: skip
 BLACK = "#000000"  # auto's own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-# The first names of a figure set in this order keep their colour whatever else was measured.
+# These own a colour each, whatever else was measured: those that win somewhere, and what they are compared with most.
 KNOWN = (
-    "numba_direct", "im2col_gemm", "fft", "separable", "direct_shift", "direct_loops",
-    "scipy_correlate2d", "scipy_fftconvolve", "scipy_oaconvolve", "scipy_ndimage_correlate",
-    "winograd_f4", "kn2row_gemm", "fft_tiles", "numba_im2col", "toeplitz", "torch_nchw", "opencv_filter2d", "winograd_f2",
-    "torch_channels_last", "opencv_sepfilter2d",
+    "numba_picture", "im2col_gemm", "fft_fused", "separable", "depthwise", "direct_channels", "winograd_f6", "direct_loops",
+    "direct_shift", "direct_pixels", "winograd_f4", "fft", "winograd_f2", "opencv_filter2d", "scipy_correlate2d",
+    "numba_direct", "opencv_sepfilter2d", "torch_nchw", "scipy_ndimage_correlate", "scipy_fftconvolve",
 )  # fmt: skip
 
 

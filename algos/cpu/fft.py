@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
+from algos.engine.cyclic import fast_length, least_lengths
 from algos.engine.threads import blas_limit, share
 from algos.spec import ConvSpec
 
@@ -37,27 +38,11 @@ FREQUENCIES = 512  # multiplied at a time, so that both layouts of the channels 
 THREADED_POINTS = 250_000  # smaller transforms cost less than waking scipy.fft's threads (0.4 ms, measured)
 
 
-@lru_cache(maxsize=4096)
-def fast_length(least: int, factors: tuple[int, ...]) -> int:
-    """The next length whose only prime factors are ``factors``, those that the transform has special code for."""
-    products = {1}
-    for factor in factors:
-        for product_so_far in list(products):
-            while (product_so_far := product_so_far * factor) < 2 * least:
-                products.add(product_so_far)
-    return min(length for length in (*products, 1 << max(least - 1, 0).bit_length()) if length >= least)
-
-
 @lru_cache(maxsize=1024)
 def cyclic_size(spec: ConvSpec) -> tuple[int, ...]:
-    """The lengths transformed: past the image, enough zeros for the longer of both borders, rounded up to fast lengths."""
-    lengths = []
-    for axis, (size, (before, _)) in enumerate(zip(spec.size, spec.padding, strict=True)):
-        last = (spec.output_size[axis] - 1) * spec.stride[axis]
-        after = last + spec.kernel_extent[axis] - before - size  # of the border, as far as some window reaches
-        least = max(size + max(before, after, 0), last + 1)
-        lengths.append(fast_length(least, REAL_FACTORS if axis == spec.ndim - 1 else COMPLEX_FACTORS))
-    return tuple(lengths)
+    """The lengths transformed, the last of which is real before."""
+    *others, last = least_lengths(spec)
+    return (*(fast_length(least, COMPLEX_FACTORS) for least in others), fast_length(last, REAL_FACTORS))
 
 
 def placed(spec: ConvSpec, weights: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:

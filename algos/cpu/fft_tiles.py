@@ -24,7 +24,8 @@ from functools import lru_cache
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.cpu.fft import REAL_FACTORS, fast_length
+from algos.cpu.fft import REAL_FACTORS
+from algos.engine.cyclic import fast_length
 from algos.engine.threads import blas_limit, share, split
 from algos.engine.windows import stuffed
 from algos.spec import ConvSpec

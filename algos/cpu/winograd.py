@@ -26,17 +26,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost
 from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import LINE, aligned, new_result
 from algos.engine.relay import CHUNKS, fork, helpers, new_job
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
 from algos.engine.tiles import load_tiles, multiply, store_tiles
-from algos.engine.toom_cook import Matrix, toom_cook
+from algos.engine.toom_cook import Tiled
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
-LARGEST_TILE = 8
 SHARED_FLOPS = 4e6
 
 
@@ -93,7 +92,7 @@ class Tiling(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Winograd(Algorithm):
+class Winograd(Tiled, Algorithm):
     """F(m x m, r x r) on blocks of tiles; see the module.
 
     Attributes
@@ -113,19 +112,6 @@ class Winograd(Algorithm):
     m: int = 2
     block_bytes: int = 1 << 20
     shared_bytes: int = 4 << 20
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec):
-            return reason
-        if set(spec.stride) != {1} or set(spec.dilation) != {1}:
-            return "tiles save work for stride 1 and dilation 1 only"
-        if min(spec.kernel) < 2 or self.m + max(spec.kernel) - 1 > LARGEST_TILE:
-            return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} on each axis, not {spec.kernel[0]}x{spec.kernel[1]}"
-        return None
-
-    def transforms(self, spec: ConvSpec) -> tuple[tuple[Matrix, Matrix, Matrix], ...]:
-        """A^T, G and B^T of each axis, as exact fractions."""
-        return tuple(toom_cook(self.m, r) for r in spec.kernel)
 
     def _tile(self, spec: ConvSpec) -> tuple[int, int]:
         return self.m + spec.kernel[0] - 1, self.m + spec.kernel[1] - 1

@@ -12,7 +12,11 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import cache
 
+from algos.contract import forward_float
+from algos.spec import ConvSpec
+
 Matrix = tuple[tuple[Fraction, ...], ...]
+LARGEST_TILE = 8
 
 # The finite points, by their number. Pairs of opposite points halve the arithmetic of the transforms, and 1/2 with 2 keeps the
 # powers small: in 2-D, F(4, 3) amplifies the worst case 54-fold, against 97 for 0, 1, -1, 1/2, -2 and 256 for 0, +-1, +-2.
@@ -58,3 +62,22 @@ def _from_roots(roots: tuple[Fraction, ...] | list[Fraction]) -> list[Fraction]:
     for root in roots:
         product = [low - root * high for low, high in zip([Fraction(0), *product], [*product, Fraction(0)], strict=True)]
     return product
+
+
+class Tiled:
+    """What every algorithm on tiles of F(m x m, r x r) says of itself, on whatever device."""
+
+    m: int
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        if reason := forward_float(spec):
+            return reason
+        if set(spec.stride) != {1} or set(spec.dilation) != {1}:
+            return "tiles save work for stride 1 and dilation 1 only"
+        if min(spec.kernel) < 2 or self.m + max(spec.kernel) - 1 > LARGEST_TILE:
+            return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} on each axis, not {spec.kernel[0]}x{spec.kernel[1]}"
+        return None
+
+    def transforms(self, spec: ConvSpec) -> tuple[tuple[Matrix, Matrix, Matrix], ...]:
+        """A^T, G and B^T of each axis, as exact fractions."""
+        return tuple(toom_cook(self.m, r) for r in spec.kernel)

@@ -22,12 +22,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count, product
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
 
 from algos.contract import Cost, forward_float
+from algos.engine.cyclic import fast_length, least_lengths
 from algos.gpu._cupy import CupyAlgorithm, broken, device_cost
 from algos.spec import ConvSpec
 
@@ -36,27 +37,10 @@ FEW_CHANNELS = 4  # up to here a pass over memory for each input channel beats a
 FREQUENCIES = 1 << 14  # multiplied at a time, which bounds both reordered copies and cuBLAS's batch
 
 
-def fast_length(least: int) -> int:
-    """The next length with no prime factors but cuFFT's; 2 at least, since plans want axes that are axes."""
-    for length in count(max(least, 2)):
-        rest = length
-        for factor in FACTORS:
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-    raise AssertionError("powers of two never end")
-
-
 @lru_cache(maxsize=1024)
 def cyclic_size(spec: ConvSpec) -> tuple[int, ...]:
-    """The lengths transformed: past the image, enough zeros for the longer of both borders, rounded up to fast lengths."""
-    lengths = []
-    for axis, (size, (before, _)) in enumerate(zip(spec.size, spec.padding, strict=True)):
-        last = (spec.output_size[axis] - 1) * spec.stride[axis]
-        after = last + spec.kernel_extent[axis] - before - size  # of the border, as far as some window reaches
-        lengths.append(fast_length(max(size + max(before, after, 0), last + 1)))
-    return tuple(lengths)
+    """The lengths transformed; 2 at least, since plans want axes that are axes."""
+    return tuple(fast_length(max(least, 2), FACTORS) for least in least_lengths(spec))
 
 
 def positions(spec: ConvSpec, axis: int) -> np.ndarray:

@@ -25,12 +25,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from algos.contract import Cost, forward_float
-from algos.engine.toom_cook import Matrix, toom_cook
+from algos.contract import Cost
+from algos.engine.toom_cook import Matrix, Tiled
 from algos.gpu._cupy import CupyAlgorithm, Kernel, blocks_for, c_type, defined, device_cost
 from algos.spec import ConvSpec
-
-LARGEST_TILE = 8
 
 # x: (n, groups * inputs, height, width); spectra: (groups, TH * TW, inputs, tiles) of ``count`` tiles from ``first``;
 # products: (groups, TH * TW, outputs, tiles); y: (n, groups * outputs, oh, ow). into_h and its like apply one matrix.
@@ -116,7 +114,7 @@ def product_code(name: str, matrix: Matrix) -> str:
 
 
 @dataclass(frozen=True)
-class CupyWinograd(CupyAlgorithm):
+class CupyWinograd(Tiled, CupyAlgorithm):
     """F(m x m, r x r) on blocks of tiles; see the module.
 
     Attributes
@@ -134,19 +132,6 @@ class CupyWinograd(CupyAlgorithm):
     block_bytes: int = 512 << 20
 
     library: ClassVar[str] = "cublas"
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec):
-            return reason
-        if set(spec.stride) != {1} or set(spec.dilation) != {1}:
-            return "tiles save work for stride 1 and dilation 1 only"
-        if min(spec.kernel) < 2 or self.m + max(spec.kernel) - 1 > LARGEST_TILE:
-            return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} on each axis, not {spec.kernel[0]}x{spec.kernel[1]}"
-        return None
-
-    def transforms(self, spec: ConvSpec) -> tuple[tuple[Matrix, Matrix, Matrix], ...]:
-        """A^T, G and B^T of each axis, as exact fractions."""
-        return tuple(toom_cook(self.m, r) for r in spec.kernel)
 
     def _points(self, spec: ConvSpec) -> int:
         return math.prod(self.m + r - 1 for r in spec.kernel)

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.cpu.fft import COMPLEX_FACTORS, fast_length
+from algos.cpu.fft import COMPLEX_FACTORS
+from algos.engine.cyclic import fast_length
 from algos.engine.windows import stuffed
 from algos.spec import ConvSpec
 

@@ -1,0 +1,28 @@
+"""Cyclic convolutions that hold a linear one: the lengths to transform, shared by every FFT of whole images."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from algos.spec import ConvSpec
+
+
+@lru_cache(maxsize=4096)
+def fast_length(least: int, factors: tuple[int, ...]) -> int:
+    """The next length whose only prime factors are ``factors``, those that the transform has special code for."""
+    products = {1}
+    for factor in factors:
+        for product_so_far in list(products):
+            while (product_so_far := product_so_far * factor) < 2 * least:
+                products.add(product_so_far)
+    return min(length for length in (*products, 1 << max(least - 1, 0).bit_length()) if length >= least)
+
+
+def least_lengths(spec: ConvSpec) -> list[int]:
+    """For each axis, past the image, enough zeros for the longer of both borders."""
+    lengths = []
+    for axis, (size, (before, _)) in enumerate(zip(spec.size, spec.padding, strict=True)):
+        last = (spec.output_size[axis] - 1) * spec.stride[axis]
+        after = last + spec.kernel_extent[axis] - before - size  # of the border, as far as some window reaches
+        lengths.append(max(size + max(before, after, 0), last + 1))
+    return lengths
