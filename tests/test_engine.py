@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -61,6 +64,53 @@ def test_share_uses_threads_and_raises_what_they_raise() -> None:
 
     with pytest.raises(RuntimeError, match="in a thread"):
         share(fail, 10, 2)
+
+
+AFTER_A_FORK = """
+import os, sys, numpy as np, algos
+x, w = np.ones((1, 64, 56, 56), "f4"), np.ones((64, 64, 3, 3), "f4")
+plans = [algos.plan("1x64x56x56,64x64x3x3,p1", w, algorithm=name, threads=2) for name in sys.argv[1:]]
+before = [plan(x) for plan in plans]
+child = os.fork()
+if child == 0:
+    os._exit(0 if all(np.array_equal(plan(x), y) for plan, y in zip(plans, before)) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_plans_work_in_a_forked_child(environment: dict[str, str]) -> None:
+    names = ["im2col_gemm", "numba_direct", "fft", "fft_tiles", "numba_im2col", "direct_channels", "winograd_f2"]
+    command = [sys.executable, "-W", "ignore", "-c", AFTER_A_FORK, *names]
+    done = subprocess.run(command, env=environment, timeout=120, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
+@pytest.mark.parametrize("threads", [2, 3])
+def test_ctrl_c_leaves_nobody_writing(threads: int) -> None:
+    """However a call is interrupted, nothing writes to its arrays afterwards, and the next one is right."""
+    rng = np.random.default_rng(0)
+    state = np.zeros(1 << 18)
+
+    def job(first: int, last: int) -> None:
+        for _ in range(8):
+            np.add(state[first:last], 1, out=state[first:last])  # releases the GIL
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(100):
+            with suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 3e-3))
+                while True:
+                    share(job, state.size, threads)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            state[:] = 0
+            share(job, state.size, threads)
+            assert (state == 8).all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_limits() -> None:

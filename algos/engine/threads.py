@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from algos.grammar import SpecError, checked_int
@@ -46,9 +47,25 @@ def limit_environment(threads: int) -> dict[str, str]:
     return {**counts, "OPENBLAS_THREAD_TIMEOUT": "23"}  # 2**23 cycles, 3 ms: longer than what lies between two calls
 
 
+def _serve(inbox: SimpleQueue) -> None:
+    while True:
+        inbox.get()()
+
+
 @cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="convbench")
+def _inbox(workers: int) -> SimpleQueue:
+    """Where so many threads, which live as long as the process, take work from.
+
+    Only C holds locks here: Ctrl-C in the middle of ``concurrent.futures``' own, in Python, can leave one locked for good.
+    """
+    inbox: SimpleQueue = SimpleQueue()
+    for _ in range(workers):
+        threading.Thread(target=_serve, args=(inbox,), name="convbench", daemon=True).start()
+    return inbox
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inbox.cache_clear)  # threads stay behind
 
 
 def split(total: int, parts: int) -> list[tuple[int, int]]:
@@ -61,17 +78,47 @@ def share(job: Callable[[int, int], Any], total: int, threads: int) -> None:
     """Run ``job(first, last)`` over ``total`` items on ``threads`` threads, the caller among them.
 
     ``job`` must release the GIL to gain anything. A hand-over costs 30 to 50 us: call it with threads=1 for small work.
+    It returns when nobody works any more, also when Ctrl-C interrupts it: parts that nobody has begun are left out then.
     """
-    if threads == 1:
+    ranges = split(total, threads)
+    if len(ranges) == 1:
         job(0, total)
         return
-    ranges = split(total, threads)
-    others = [_pool(threads - 1).submit(job, *part) for part in ranges[1:]] if len(ranges) > 1 else []
+    takers: dict[int, object] = {}  # who does which part: whoever sets it first
+    finished: set[int] = set()
+    failures: list[BaseException] = []
+    bell: SimpleQueue = SimpleQueue()
+    caller = object()
+
+    def help_with(part: int) -> None:
+        if takers.setdefault(part, bell) is bell:
+            try:
+                job(*ranges[part])
+            except BaseException as error:
+                failures.append(error)
+            finished.add(part)
+            bell.put(None)
+
     try:
-        job(*ranges[0])
-    finally:
-        for other in others:
-            other.result()
+        inbox = _inbox(threads - 1)
+        for part in range(1, len(ranges)):
+            inbox.put(partial(help_with, part))
+        for part in range(len(ranges)):
+            if takers.setdefault(part, caller) is caller:  # a helper that comes late finds nothing left
+                job(*ranges[part])
+    except BaseException as error:
+        failures.insert(0, error)
+    waiting = True
+    while waiting:
+        try:
+            for part in range(len(ranges)):
+                while takers.setdefault(part, caller) is bell and part not in finished:
+                    bell.get()
+            waiting = False
+        except BaseException as error:  # Ctrl-C: the others still write to the caller's arrays
+            failures.insert(0, error)
+    for failure in failures:
+        raise failure
 
 
 @cache
@@ -92,7 +139,7 @@ def blas_threads_set(threads: int) -> bool:
 def warm_up(threads: int) -> None:
     """Make what ``share`` and ``blas_limit`` need, so that the first run does not."""
     if threads > 1:
-        _pool(threads - 1)
+        _inbox(threads - 1)
         _blas()
 
 
