@@ -189,7 +189,7 @@ def test_results_are_fresh_and_operands_unchanged(name: str) -> None:
 
 LARGER = [
     "1x1x256x300,1x1x7x7,p3", "2x32x30x30,32x32x3x3,p1", "2x16x60x50,16x1x3x3,p1,s2", "1x1x200x200,1x1x9x9,rank1",
-    "1x64x14x14,256x64x3x3,p1",
+    "1x64x14x14,256x64x3x3,p1", "1x512x7x7,512x512x3x3,p1", "1x1x20000,1x1x64", "1x640x1x1,500x640x1x1",
 ]  # fmt: skip
 
 

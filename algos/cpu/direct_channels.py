@@ -265,8 +265,10 @@ class DirectChannels(Algorithm):
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         found = self._cut(spec, threads)
         weights, patch, pixels = self._sizes(spec, found)
-        each = patch + pixels * VECTORS * lanes(spec.in_dtype)
-        return (weights + found.threads * each) * spec.in_dtype.itemsize + 8 * (2 * pixels + spec.reduction_length)
+        block = VECTORS * lanes(spec.in_dtype)
+        packing = 2 * spec.groups * spec.reduction_length * block  # one block's weights, and they in order
+        kept = weights + max(found.threads * (patch + pixels * block), packing)
+        return kept * spec.in_dtype.itemsize + 8 * (2 * pixels + spec.reduction_length)
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         found = self._cut(spec, threads)

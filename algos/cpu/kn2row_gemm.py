@@ -56,7 +56,8 @@ class Kn2rowGemm(Algorithm):
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         products = spec.out_channels * math.prod(spec.kernel) * self._step(spec) * math.prod(spec.size[1:])
         buffers = 3 * np.getbufsize() if products > np.getbufsize() else 0  # NumPy's own, for sums over views
-        return (products + buffers + math.prod(spec.weight_shape)) * spec.in_dtype.itemsize
+        weights = math.prod(spec.weight_shape) if math.prod(spec.kernel) > 1 else 0  # of one tap they lie right already
+        return (products + buffers + weights) * spec.in_dtype.itemsize
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         groups, outputs, taps = spec.groups, spec.out_channels // spec.groups, list(itertools.product(*map(range, spec.kernel)))

@@ -26,6 +26,21 @@ from algos.engine.windows import reach
 from algos.spec import ConvSpec
 
 ENTRIES = 1 << 24
+ROWS_BYTES = 700  # SciPy's own of one output channel's matrix
+
+
+def _numbered(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
+    """(*outputs, *taps): the index of the pixel in its channel, and whether it lies inside the image."""
+    position = np.zeros((1,) * (2 * spec.ndim), np.int64)
+    inside = np.ones_like(position, dtype=bool)
+    for axis, size in enumerate(spec.size):
+        out = np.arange(spec.output_size[axis]) * spec.stride[axis]
+        pixel = out[:, None] + np.arange(spec.kernel[axis]) * spec.dilation[axis] - spec.padding[axis][0]
+        shape = [1] * (2 * spec.ndim)
+        shape[axis], shape[spec.ndim + axis] = pixel.shape
+        position = position * size + pixel.reshape(shape)
+        inside = inside & ((pixel >= 0) & (pixel < size)).reshape(shape)
+    return position, inside
 
 
 @dataclass(frozen=True)
@@ -48,21 +63,13 @@ class Toeplitz(Algorithm):
         numbering = windows * 9 + windows * inputs * 12  # positions, a mask, and columns in two integer types
         entries = inside * inputs * spec.out_channels * (spec.in_dtype.itemsize + 4)
         stacking = 3 if spec.out_channels > 1 else 1  # the rows of each output, and all of them in one matrix
-        return numbering + entries * stacking + 12 * math.prod(spec.output_shape) // spec.batch
+        return numbering + entries * stacking + 12 * math.prod(spec.output_shape) // spec.batch + ROWS_BYTES * spec.out_channels
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         import scipy.sparse
 
         groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        position = np.zeros((1,) * (2 * spec.ndim), np.int64)  # (*outputs, *taps): index of the pixel in its channel
-        inside = np.ones_like(position, dtype=bool)
-        for axis, size in enumerate(spec.size):
-            out = np.arange(spec.output_size[axis]) * spec.stride[axis]
-            pixel = out[:, None] + np.arange(spec.kernel[axis]) * spec.dilation[axis] - spec.padding[axis][0]
-            shape = [1] * (2 * spec.ndim)
-            shape[axis], shape[spec.ndim + axis] = pixel.shape
-            position = position * size + pixel.reshape(shape)
-            inside = inside & ((pixel >= 0) & (pixel < size)).reshape(shape)
+        position, inside = _numbered(spec)
         pixels, taps, count = math.prod(spec.output_size), math.prod(spec.kernel), math.prod(spec.size)
         position, inside = position.reshape(pixels, 1, taps), inside.reshape(pixels, 1, taps)
         blocks = []
