@@ -132,7 +132,9 @@ def pick(
         if max_workspace_bytes is not None and needed > max_workspace_bytes:
             return f"needs {needed:,} bytes of workspace, the limit is {max_workspace_bytes:,}"
         if algorithm.device == "cpu" and needed > free:
-            return f"needs {needed:,} bytes of workspace, {free:,} are free"
+            return f"needs {needed:,} bytes of workspace, " + (
+                f"{free:,} are free" if free else f"operands and result fill the memory with {spec.min_bytes:,}"
+            )
         return _distrust(algorithm, spec, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]

@@ -127,7 +127,8 @@ def get(name: str) -> Algorithm:
 
 @cache
 def _variant(base: Algorithm, text: str) -> Algorithm:
-    own, values = base.tunables(), {}
+    own = base.tunables()
+    values: dict[str, Any] = {}
     for part in text.split(":"):
         key, _, value = part.partition("=")
         if key not in own:
@@ -138,6 +139,8 @@ def _variant(base: Algorithm, text: str) -> Algorithm:
             raise ValueError(f"tunable {key} of {base.name} is {value!r}: write it like {own[key]!r}") from None
         if type(values[key]) is not type(own[key]):
             raise ValueError(f"tunable {key} of {base.name} is {value!r}: write it like {own[key]!r}")
+        if not isinstance(own[key], str) and values[key] < 0:
+            raise ValueError(f"tunable {key} of {base.name} is {value!r}: use 0 or more")
     return replace(base, **values)
 
 

@@ -157,7 +157,7 @@ def threads_of(values: str | None) -> list[int]:
 
     counts = []
     for entry in values.split(",") if values else [None]:
-        if entry is not None and not (entry.isascii() and entry.isdigit() and len(entry) < 6):
+        if entry is not None and not (entry.isascii() and entry.isdigit() and len(entry) < 10):
             raise ValueError(f"threads {entry!r} is not a whole number: write --threads 1,2")
         counts.append(checked_threads(None if entry is None else int(entry)))
     return counts

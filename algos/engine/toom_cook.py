@@ -74,6 +74,8 @@ class Tiled:
             return reason
         if set(spec.stride) != {1} or set(spec.dilation) != {1}:
             return "tiles save work for stride 1 and dilation 1 only"
+        if self.m < 1:
+            return f"tiles have at least one output along an axis, not m={self.m}"
         if min(spec.kernel) < 2 or self.m + max(spec.kernel) - 1 > LARGEST_TILE:
             return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} on each axis, not {spec.kernel[0]}x{spec.kernel[1]}"
         return None
