@@ -6,7 +6,6 @@ flipped weights, pads modes other than zeros, and folds the border back for inpu
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,8 +34,7 @@ class Door:
 
     def __init__(self, spec: ConvSpec, received: ConvSpec, algorithm: Algorithm, threads: int) -> None:
         self.spec, self.received, self.algorithm, self.threads = spec, received, algorithm, threads
-        limited = algorithm.device == "cpu" and not blas_threads_set(threads)
-        self._limit = (lambda: blas_limit(threads)) if limited else contextlib.nullcontext
+        self._limited = algorithm.device == "cpu" and not blas_threads_set(threads)
         x, y = (spec.input_shape, spec.in_dtype), (spec.output_shape, spec.out_dtype)
         self._expected = {
             "forward": (("x", *x),),
@@ -48,6 +46,7 @@ class Door:
         self._padded = bordered and spec.direction != "input_gradient"
         self._folded = bordered and spec.direction == "input_gradient"
         self._reversed = spec.flip and spec.direction == "weight_gradient"
+        self._plain = algorithm.device == "cpu" and not (self._padded or self._folded or self._reversed)
         self._direct = not (self._folded or self._reversed)  # the algorithm may write the caller's array itself
 
     def prepare(self, weights: Any) -> Run:
@@ -61,8 +60,16 @@ class Door:
                 weights = self.algorithm.to_device(weights)
         if self.algorithm.device == "cpu":
             warm_up(self.threads)
-        with self._limit():
+        if not self._limited:
             return self.algorithm.prepare(self.received, weights, self.threads)
+        with blas_limit(self.threads):
+            run = self.algorithm.prepare(self.received, weights, self.threads)
+
+        def limited(*operands: Any, **options: Any) -> Any:
+            with blas_limit(self.threads):
+                return run(*operands, **options)
+
+        return limited
 
     def call(self, run: Run, operands: Sequence[Any], out: Any) -> Any:
         """One call of what ``prepare`` returned, with the caller's arrays."""
@@ -71,14 +78,15 @@ class Door:
             names = ", ".join(name for name, _, _ in expected)
             raise ValueError(f"a {self.spec.direction} plan takes ({names}), not {len(operands)} arrays")
         arrays = [regular(name, a, shape, dtype, algorithm) for a, (name, shape, dtype) in zip(operands, expected, strict=True)]
+        if self._plain and out is None:
+            return run(*arrays)
         host = algorithm.device == "cpu" or not is_device_array(operands[0])
         if out is not None:
             self._check_out(out, operands, host)
         if self._padded:
             arrays[0] = _pad(arrays[0], self.spec, algorithm.layout)
         direct = self._direct and out is not None and _writable_by(algorithm, out)
-        with self._limit():
-            result = run(*arrays, out=out) if direct else run(*arrays)
+        result = run(*arrays, out=out) if direct else run(*arrays)
         if self._folded:
             result = _fold(result, self.spec)
         if self._reversed:
@@ -132,6 +140,9 @@ def as_array(name: str, array: Any) -> Any:
 
 def regular(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype, algorithm: Algorithm | None) -> Any:
     """Exact shape and type, native byte order, aligned, in the algorithm's memory order and on its device."""
+    on_cpu = algorithm is None or (algorithm.device == "cpu" and algorithm.layout == "nchw")
+    if on_cpu and type(array) is np.ndarray and array.shape == shape and array.dtype == dtype and array.flags.carray:
+        return array  # nothing to do: small work is not kept waiting
     array = as_array(name, array)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}: the spec needs {shape}")

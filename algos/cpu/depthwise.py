@@ -32,7 +32,7 @@ from numba.extending import intrinsic as typed_intrinsic
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import axes
 from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import LINE, new_result
+from algos.engine.memory import LINE, results_of
 from algos.engine.relay import CHUNKS, SHARES, SPIN_S, fork, helpers, new_job, part_of, peek, place_of
 from algos.engine.simd import I32, I64, VECTOR_BYTES, Emitter, simd
 from algos.spec import ConvSpec
@@ -337,9 +337,10 @@ class Depthwise(Algorithm):
         image = np.empty((1,) * (spec.ndim + 2), spec.in_dtype)
         compile_for(depthwise_planes, image, image, weights, zeros, table, shape, job, crew.boxes, hands)
         boxes, long = crew.boxes, self._seconds(spec) > SPIN_S
+        new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result() if out is None else out
             crew.wake(hands, long)
             depthwise_planes(x, y, weights, zeros, table, shape, job, boxes, hands)
             return y

@@ -26,9 +26,9 @@ from typing import NamedTuple
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.blocks import Axis, as_2d, axes
+from algos.engine.blocks import Axis, axes, in_2d
 from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import aligned, new_result, spread
+from algos.engine.memory import aligned, results_of, spread
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import (
     ROWS,
@@ -297,12 +297,12 @@ class DirectChannels(Algorithm):
                  crew.boxes, hands)  # fmt: skip
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(direct_all, image, w, image, *fixed)
+        new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
-            image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
+            y = new_result() if out is None else out
             crew.wake(hands)
-            direct_all(image, w, result, *fixed)
+            direct_all(in_2d(x), w, in_2d(y), *fixed)
             return y
 
         return run

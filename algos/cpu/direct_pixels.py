@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.blocks import Blocks, as_2d, axes, locate, pack
+from algos.engine.blocks import Blocks, axes, in_2d, locate, pack
 from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import LINE, aligned, new_result
+from algos.engine.memory import LINE, aligned, results_of
 from algos.engine.relay import CHUNKS, SHARES, fork, helpers, new_job, part_of
 from algos.engine.simd import (
     ROWS,
@@ -116,10 +116,10 @@ def pack_panel(x, start, plane, rows, count, panel):
 def direct_panels(x, w, y, groups, parts, slabs, width, panel, spare, first, last):
     """1x1 layers, items [first, last): image x group x slab of pixels x part of the group's output channels.
 
-    x: (n, c, pixels); y: (n, o, pixels); w: (o * k), the weights of ROWS outputs after one another, k by k; slabs: of an image.
+    x: (n, c, h, w); y: (n, o, h, w); w: (o * k), the weights of ROWS outputs after one another, k by k; slabs: of an image.
     A panel, some channels of ``width`` pixels, is copied into the cache before all outputs are made of it.
     """
-    channels, filters, plane = x.shape[1] // groups, y.shape[1] // groups, x.shape[2]
+    channels, filters, plane = x.shape[1] // groups, y.shape[1] // groups, x.shape[2] * x.shape[3]
     wide = VECTOR_BYTES // x.itemsize
     block, aside = VECTORS * wide, address(spare, 0)
     pixels, blocks = -(-plane // block), -(-filters // ROWS)
@@ -278,29 +278,26 @@ class DirectPixels(Algorithm):
         if flat:
             slabs, parts, width, items = self._panels(spec, threads)
             kernel, fixed, length = all_panels, (spec.groups, parts, slabs, width), min(k, STEPS) * width
-            example = np.empty((1, 1, 1), unit)
         else:
             blocks = self._blocks(spec, threads)
             channels = np.arange(spec.in_channels // spec.groups)
             offsets = (channels[:, None] * blocks.channel + blocks.offsets.ravel()).ravel()
             items, length = blocks.items, blocks.scratch + block  # reads of a row's last block run past its end
-            kernel, fixed, example = all_patches, (offsets, blocks.table), np.empty((1, 1, 1, 1), unit)
+            kernel, fixed = all_patches, (offsets, blocks.table)
         threads = min(threads, items)
         crew, job = helpers(), new_job(items, threads)
         hands = crew.hire(threads - 1)
         patch = aligned((threads, length), unit, zeros=True)
         spare = aligned((threads, ROWS * block), unit)
         fixed = (*fixed, patch, spare, items, job, crew.boxes, hands)
+        example = np.empty((1, 1, 1, 1), unit)
         compile_for(kernel, example, w, example, *fixed)
+        new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
-            if flat:
-                image, result = x.reshape(*x.shape[:2], -1), y.reshape(*y.shape[:2], -1)
-            else:
-                image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
+            y = new_result() if out is None else out
             crew.wake(hands)
-            kernel(image, w, result, *fixed)
+            kernel(in_2d(x), w, in_2d(y), *fixed)
             return y
 
         return run

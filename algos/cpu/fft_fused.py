@@ -33,7 +33,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.jit import compile_for
-from algos.engine.memory import aligned, new_result
+from algos.engine.memory import aligned, results_of
 from algos.engine.overlap_save import STRIPS, all_lines, all_planes, kernel_lines, kernel_planes
 from algos.engine.relay import helpers, new_job
 from algos.engine.simd import lanes
@@ -185,9 +185,10 @@ class FftFused(Algorithm):
             work, fixed = all_planes, (table, along.stages, along.factors, down.stages, down.factors, strips, spectra)
         fixed = (*fixed, plan.items, job, crew.boxes, hands)
         compile_for(work, kernels, kernels, kernels, *fixed)
+        new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result() if out is None else out
             crew.wake(hands)
             work(x.reshape(-1), y.reshape(-1), kernels, *fixed)
             return y

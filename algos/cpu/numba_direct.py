@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.blocks import FLAGS, Blocks, accumulate, as_2d, axes, crop, locate, pack, shared_by
+from algos.engine.blocks import FLAGS, Blocks, accumulate, axes, crop, in_2d, locate, pack, shared_by
 from algos.engine.jit import compile_for, compiled
 from algos.engine.threads import share, split
 from algos.machine import caches
@@ -92,7 +92,7 @@ class NumbaDirect(Algorithm):
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
+            image, result = in_2d(x), in_2d(y)
 
             def job(part: int, _: int) -> None:
                 direct_blocks(image, w, result, offsets, table, scratch[part], sums[part], *cuts[part])

@@ -25,10 +25,9 @@ from functools import lru_cache
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.cpu.numba_direct import as_2d
-from algos.engine.blocks import FLAGS, axes
+from algos.engine.blocks import FLAGS, axes, in_2d
 from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import aligned, new_result
+from algos.engine.memory import aligned, results_of
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import lanes
 from algos.engine.strips import UNROLLED, copy_bytes, correlate_block, place, strip_rows, strip_vectors
@@ -174,7 +173,7 @@ class NumbaPicture(Algorithm):
         threads, numbers = min(threads, layout.items), np.array(layout.numbers, np.int64)
         crew, work = helpers(), new_job(layout.items, threads)
         hands = crew.hire(threads - 1)
-        w = weights.reshape(as_2d(spec.weight_shape))
+        w = in_2d(weights)
         scratch = aligned((threads, layout.scratch), spec.in_dtype, zeros=True)
         pointers = np.zeros((threads, layout.pointers), np.int64)
         taps = (0,) * w.shape[3] if w.shape[3] <= UNROLLED else ()
@@ -182,12 +181,12 @@ class NumbaPicture(Algorithm):
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         fixed = (scratch, pointers, numbers, taps, strip, layout.items, work, crew.boxes, hands)
         compile_for(correlate_all, image, w, image, *fixed)
+        new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
-            image, result = x.reshape(as_2d(spec.input_shape)), y.reshape(as_2d(spec.output_shape))
+            y = new_result() if out is None else out
             crew.wake(hands)
-            correlate_all(image, w, result, *fixed)
+            correlate_all(in_2d(x), w, in_2d(y), *fixed)
             return y
 
         return run

@@ -30,7 +30,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import FLAGS, LANES, Blocks, accumulate, axes, crop, locate, pack, shared_by
 from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import aligned, new_result
+from algos.engine.memory import aligned, results_of
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import lanes
 from algos.engine.strips import copy_bytes, correlate_block, place, slide, slide_rows, strip_rows, strip_vectors
@@ -231,9 +231,10 @@ class Separable(Algorithm):
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(separable_blocks, image, down, along, image, down_offsets, along_offsets, table, scratch[0], passed[0],
                     sums[0], 0, 1)  # fmt: skip
+        new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result() if out is None else out
 
             def job(part: int, _: int) -> None:
                 separable_blocks(x, down, along, y, down_offsets, along_offsets, table, scratch[part], passed[part],
@@ -254,9 +255,10 @@ class Separable(Algorithm):
         fixed = (scratch, pointers, strips.numbers, taps, strip, part, strips.items, job, crew.boxes, hands)
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(all_strips, image, down, along, image, *fixed)
+        new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result() if out is None else out
             crew.wake(hands)
             all_strips(x, down, along, y, *fixed)
             return y

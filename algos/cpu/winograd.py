@@ -28,7 +28,7 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost
 from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import LINE, aligned, new_result
+from algos.engine.memory import LINE, aligned, results_of
 from algos.engine.relay import CHUNKS, fork, helpers, new_job
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
 from algos.engine.tiles import load_tiles, multiply, store_tiles
@@ -194,9 +194,10 @@ class Winograd(Tiled, Algorithm):
                  job, crew.boxes, hands)  # fmt: skip
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(winograd_tiles, image, kernels, image, *fixed)
+        new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result(spec.output_shape, spec.out_dtype) if out is None else out
+            y = new_result() if out is None else out
             crew.wake(hands)
             winograd_tiles(x, kernels, y, *fixed)
             return y

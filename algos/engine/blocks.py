@@ -64,9 +64,9 @@ def axes(spec: ConvSpec) -> tuple[Axis, Axis]:
     return (Axis(1, 1, 1, 1, 0, 1), found[0]) if spec.ndim == 1 else (found[0], found[1])
 
 
-def as_2d(shape: tuple[int, ...]) -> tuple[int, ...]:
+def in_2d(array: np.ndarray) -> np.ndarray:
     """(n, c, size) as (n, c, 1, size)."""
-    return shape if len(shape) == 4 else (*shape[:2], 1, *shape[2:])
+    return array if array.ndim == 4 else array.reshape(*array.shape[:2], 1, -1)
 
 
 @dataclass(frozen=True)
