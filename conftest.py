@@ -1,6 +1,7 @@
 """pytest for the whole repository: ``--benchmark`` times the benchmarks alone; a plain run passes each once untimed.
 
-The option stands in the root because pytest forbids abbreviations and reads a subfolder's options only from there.
+``--exhaustive`` adds the tests that a plain run leaves out. The options stand in the root because pytest forbids
+abbreviations and reads a subfolder's options only from there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("benchmark").addoption(
         "--benchmark", action="store_true", dest="benchmarks_alone",
         help="Run the benchmarks alone, timed, and save them under a UTC timestamp.",
+    )
+    parser.addoption(
+        "--exhaustive", action="store_true",
+        help="Run also what is marked exhaustive: whole grids where a plain run takes a covering, and slow tests.",
     )
 
 
@@ -45,10 +50,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.option.benchmarks_alone:
-        kept = [item for item in items if "benchmark" in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+    def wanted(item: pytest.Item) -> bool:
+        if config.option.benchmarks_alone:
+            return "benchmark" in getattr(item, "fixturenames", ())
+        return config.option.exhaustive or item.get_closest_marker("exhaustive") is None
+
+    kept = [item for item in items if wanted(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)
