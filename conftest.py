@@ -6,6 +6,7 @@ abbreviations and reads a subfolder's options only from there.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the plugin's options before it reads them."""
+    """Set the plugin's options before it reads them; where it is absent, the benchmarks alone are."""
     option = config.option
+    if not _has_plugin(config):
+        if option.benchmarks_alone:
+            raise pytest.UsageError("--benchmark needs pytest-benchmark: install it (pip install 'pytest-benchmark>=5'), "
+                                    "and leave out -p no:benchmark")  # fmt: skip
+        return
+    if option.benchmark_compare_fail and not option.benchmark_compare:
+        raise pytest.UsageError("--benchmark-compare-fail compares with an earlier run: give --benchmark-compare too")
     if not option.benchmarks_alone:
         if not any(getattr(option, name) for name in NAMED):
             option.benchmark_disable = True
@@ -43,21 +51,50 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--benchmark needs the machine to itself: leave out -n and --dist")
     option.benchmark_only = option.benchmark_enable = True
     if option.benchmark_storage == STORAGE:
-        option.benchmark_storage = (ROOT / ".benchmarks").as_uri()
+        option.benchmark_storage = f"file://{_writable(ROOT / '.benchmarks')}"  # a path: the plugin unquotes nothing
     if not (option.benchmark_save or option.benchmark_autosave or option.benchmark_json):
         option.benchmark_save = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
+def _has_plugin(config: pytest.Config) -> bool:
+    return hasattr(config.option, "benchmark_only")
+
+
+def _writable(folder: Path) -> Path:
+    """``folder``, or the reason why results could not be kept there: before they are measured, not after."""
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise pytest.UsageError(f"cannot write {folder} ({error.strerror}): choose another with --benchmark-storage") from None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    def wanted(item: pytest.Item) -> bool:
-        if config.option.benchmarks_alone:
-            return "benchmark" in getattr(item, "fixturenames", ())
-        return config.option.exhaustive or item.get_closest_marker("exhaustive") is None
-
-    kept = [item for item in items if wanted(item)]
-    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    timed = [item for item in items if "benchmark" in getattr(item, "fixturenames", ())]
+    if not _has_plugin(config):
+        for item in timed:
+            item.add_marker(pytest.mark.skip(reason="pytest-benchmark is not installed, or was left out"))
+    elif config.option.benchmark_compare_fail and not config._benchmarksession.compared_mapping:  # type: ignore[attr-defined]
+        raise pytest.UsageError("--benchmark-compare finds no earlier run: measure one first, with pytest --benchmark")
+    kept = timed
+    if not config.option.benchmarks_alone:
+        kept = [item for item in items if config.option.exhaustive or item.get_closest_marker("exhaustive") is None]
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary() -> Iterator[None]:
+    """A regression is an answer: the plugin names the cases, and then raises an exception that pytest shows as a crash."""
+    try:
+        return (yield)
+    except Exception as error:
+        if type(error).__name__ != "PerformanceRegression":
+            raise
+        pytest.exit("slower than --benchmark-compare-fail allows, see above", returncode=1)
 
 
 @pytest.fixture(scope="session", autouse=True)
