@@ -11,10 +11,11 @@ import numpy as np
 from algos import auto, registry
 from algos.contract import Algorithm
 from algos.door import Door, as_array, is_device_array, overlaps, regular
+from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
 from algos.spec import ConvSpec, Padding, SpecError
 
-DETECTED_KERNELS = 4  # a large SVD costs milliseconds, so rank is looked for unasked in so few kernels only
+DETECTED_KERNELS = 4  # looking costs 0.1 ms for 31 x 31 taps: rank is looked for unasked in so few kernels only
 MEMO_SIZE = 4096
 
 Ints = int | Sequence[int]
@@ -233,28 +234,16 @@ def _bias(bias: Any, spec: ConvSpec) -> Any:
 
 
 def _ranked(spec: ConvSpec, w: Any) -> ConvSpec:
-    """``spec`` with the rank that ``w`` keeps: verified when promised, looked for when there are few kernels."""
+    """``spec`` with the rank that ``w`` keeps: verified when promised, looked for, tap by tap, when there are few kernels."""
     if spec.ndim != 2 or is_device_array(w) or spec.in_dtype.kind != "f":
         return spec
-    kernels = spec.out_channels * (spec.in_channels // spec.groups)
-    if spec.rank is None and (kernels > DETECTED_KERNELS or min(spec.kernel) < 2):
+    if spec.rank is not None:
+        found = numerical_rank(w, spec.in_dtype)
+        if found > spec.rank:
+            raise ValueError(f"the weights have rank {found}, the spec promises {spec.rank}: leave rank out or use rank{found}")
         return spec
-    found = numerical_rank(w, spec.in_dtype)
-    if spec.rank is None:
-        return spec.with_(rank=found) if 1 <= found < min(spec.kernel) else spec
-    if found > spec.rank:
-        raise ValueError(f"the weights have rank {found}, the spec promises {spec.rank}: leave rank out or use rank{found}")
-    return spec
-
-
-def numerical_rank(w: np.ndarray, dtype: np.dtype) -> int:
-    """The largest rank of w's kernels (O, I, KH, KW), up to the rounding of ``dtype``; kernels with NaN count as full."""
-    kernels = np.asarray(w, np.float64).reshape(-1, *w.shape[-2:])
-    if not np.isfinite(kernels).all():
-        return min(w.shape[-2:])
-    largest = np.abs(kernels).max(axis=(1, 2), keepdims=True, initial=0)  # squares of huge or tiny weights leave the range
-    kernels = kernels / np.where(largest > 0, largest, 1)
-    values = np.linalg.svd(kernels, compute_uv=False)  # (kernels, min(KH, KW)), falling
-    # Rounding the kernel to its type moves singular values by one unit of its norm; the decomposition adds its own in float64.
-    limit = (np.finfo(dtype).eps + 4 * np.finfo(np.float64).eps) * np.sqrt((values**2).sum(1, keepdims=True))
-    return int((values > limit).sum(1).max(initial=0))
+    full = min(spec.kernel)
+    if spec.out_channels * (spec.in_channels // spec.groups) > DETECTED_KERNELS or full < 2:
+        return spec
+    found = numerical_rank(w, spec.in_dtype, min(MOST_FOUND, full - 1), each_tap=True)
+    return spec.with_(rank=found) if found < full else spec

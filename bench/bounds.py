@@ -23,6 +23,7 @@ from bench.oracle import border_value, copies, oracle, oracle_at, padded, reduct
 
 PRECISE_MACS = 1 << 26  # the definition is computed in long double up to here, about a third of a second
 TILE_ELEMENTS = 1 << 22  # of a block of Winograd tiles
+LEFT_OVER = 72  # roundings of a tap by which weights may miss the rank that their spec promises
 Transforms = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # per axis A^T (m, t), G (t, r), B^T (t, t)
 
 
@@ -166,17 +167,24 @@ def _componentwise(case: Case, algorithm: Algorithm) -> np.ndarray:
 
 
 def _lowrank(case: Case, algorithm: Algorithm) -> np.ndarray:
-    """(sum of kernel sizes + 2 + rank * channels) * u * B' with B' on the factors, plus what the factorisation leaves."""
+    """(sum of kernel sizes + 2 + rank * channels) * u * |x| conv F, plus what r products leave over, up to ``LEFT_OVER`` u F.
+
+    F is |w| for one product and where the spec promises no rank, so that no tap may be lost beside larger ones; for more
+    products it is the sum of their magnitudes, since they cancel.
+    """
     spec, w = case.spec, case.data.w
     if w is None or spec.ndim != 2:
         raise UnjudgedError("a low-rank bound needs 2-D weights")
-    rank = spec.rank or min(spec.kernel)
-    left, values, right = np.linalg.svd(w.astype(np.float64), full_matrices=False)
-    left, values, right = left[..., :rank], values[..., :rank], right[..., :rank, :]
-    kept = (left * values[..., None, :]) @ right
-    factors = (np.abs(left) * values[..., None, :]) @ np.abs(right)
+    rank, size = spec.rank or min(spec.kernel), _absolute(w)
     steps = sum(spec.kernel) + 2 + rank * case.inner_channels * case.repeats
-    return steps * case.unit * case.evaluate(_absolute, factors) + case.evaluate(_absolute, w.astype(np.float64) - kept)
+    if spec.rank is None:
+        return steps * case.unit * case.magnitude
+    left, values, right = np.linalg.svd(w.astype(np.float64), full_matrices=False)
+    left, right = left[..., :rank] * values[..., None, :rank], right[..., :rank, :]
+    if rank > 1:
+        size = np.maximum(size, np.abs(left) @ np.abs(right))
+    over = np.minimum(np.abs(w - left @ right), LEFT_OVER * case.out_unit * size)
+    return case.evaluate(_absolute, steps * case.unit * size + over)
 
 
 # ---- FFT --------------------------------------------------------------------------------------------------------

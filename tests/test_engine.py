@@ -17,7 +17,6 @@ import pytest
 
 from algos import ConvSpec, get
 from algos.cpu.fft import cyclic_size
-from algos.cpu.separable import factors
 from algos.engine import jit
 from algos.engine.blocks import Blocks, axes, locate
 from algos.engine.fourier import Transform, fast_lengths
@@ -167,15 +166,6 @@ def test_blocks_cover_every_output_once(spec: ConvSpec, threads: int, block_byte
     assert (count == 1).all()
     reads = blocks.offsets.max() + (spec.in_channels // spec.groups - 1) * blocks.channel + blocks.span
     assert reads <= blocks.scratch
-
-
-@pytest.mark.parametrize("text", ["1x1x30x31,1x1x5x6,p2,rank2", "2x4x12x11,4x1x5x3,p2x1,rank1,float64"])
-def test_factors_rebuild_the_weights(text: str) -> None:
-    spec = ConvSpec.parse(text)
-    w = operands(spec).w
-    down, along = factors(w, spec.rank)
-    assert down.dtype == along.dtype == w.dtype
-    np.testing.assert_allclose(np.swapaxes(down, -1, -2) @ along, w, atol=8 * np.finfo(w.dtype).eps * np.abs(w).max())
 
 
 def test_cyclic_lengths_hold_the_longer_border(spec: ConvSpec) -> None:

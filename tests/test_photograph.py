@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import algos
-from algos.functional import numerical_rank
+from algos.engine.outer import numerical_rank
 from bench.check import check
 from bench.oracle import oracle
 from bench.photograph import NAMED, filters, gabor, gaussian, photograph

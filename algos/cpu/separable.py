@@ -1,6 +1,6 @@
 """A kernel that is a sum of few outer products: one pass along the rows and one down the columns for each product.
 
-Numba. The factors come from a singular value decomposition in double precision, in ``prepare``. A strip of four rows at a time:
+Numba. The factors are columns and rows of the kernel itself (``algos/engine/outer.py``). A strip of four rows at a time:
 down the columns from the image itself into four padded rows, then along those while they are in the first-level cache, so
 that nothing is computed twice and no image is padded. Both passes keep their sums in registers (``algos/engine/strips.py``):
 down, a vector of the input serves four rows; along, it serves every output vector whose tap it meets. Strides, dilation,
@@ -10,8 +10,8 @@ other, at about half the speed.
 Cost: 2 * rank * (KH + KW) operations for each output pixel and pair of channels, and rows of halo for each block.
 Workspace: the factors, and for each thread about six rows; in the general way a patch of the input, one pass of it and the
 sums, about half of the L2 cache each.
-Accuracy: lowrank: rounding of both passes, and what the factors leave over. One NaN or infinity spoils the outputs
-whose window holds it.
+Accuracy: lowrank: rounding of both passes; the factors form each tap within a few roundings. One NaN or infinity
+spoils the outputs whose window holds it.
 Forward, 1 to min(KH, KW) ranks that the spec promises (``plan()`` looks for a rank in up to 4 kernels), float32 and float64,
 every stride, dilation, padding and number of groups; with many channels every pair is its own filter: no gain over GEMM.
 
@@ -31,6 +31,7 @@ from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import FLAGS, LANES, Blocks, accumulate, axes, crop, locate, pack, shared_by
 from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import aligned, results_of
+from algos.engine.outer import factor_bytes, factors
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import lanes
 from algos.engine.strips import copy_bytes, correlate_block, place, slide, slide_rows, strip_rows, strip_vectors
@@ -40,15 +41,6 @@ from algos.spec import ConvSpec
 
 SHARED_S = 3e-5  # less work than this in strips stays on one thread
 SLID = 64  # taps of a row that are unrolled at most
-
-
-def factors(weights: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """(o, i, rank, KH) columns and (o, i, rank, KW) rows whose outer products sum to ``weights``, equally scaled."""
-    u, s, v = np.linalg.svd(weights.astype(np.float64), full_matrices=False)
-    root = np.sqrt(s[..., :rank, None])
-    down = np.swapaxes(u[..., :rank], -1, -2) * root
-    along = v[..., :rank, :] * root
-    return np.ascontiguousarray(down, weights.dtype), np.ascontiguousarray(along, weights.dtype)
 
 
 @compiled(**FLAGS)
@@ -201,13 +193,15 @@ class Separable(Algorithm):
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         threads = self._threads(spec, threads)
+        preparing = factor_bytes(spec.out_channels * spec.in_channels // spec.groups, *spec.kernel)
         if strips := Strips.of(spec):
             each = strips.scratch * spec.in_dtype.itemsize + 8 * strips.pointers
-            return min(threads, strips.items) * each + self._kept(spec) * spec.in_dtype.itemsize
+            return max(min(threads, strips.items) * each, preparing) + self._kept(spec) * spec.in_dtype.itemsize
         blocks = self._blocks(spec, threads)
         row, _ = axes(spec)
         each = blocks.scratch + len(row.phases) * blocks.plane + LANES + blocks.span
-        return (min(threads, blocks.items) * each + self._kept(spec)) * spec.in_dtype.itemsize
+        held = min(threads, blocks.items) * each * spec.in_dtype.itemsize
+        return max(held, preparing) + self._kept(spec) * spec.in_dtype.itemsize
 
     def _kept(self, spec: ConvSpec) -> int:
         """Elements of the factors."""

@@ -7,8 +7,8 @@ dilation leave rows out, only those that some tap reads.
 
 Cost: 2 * rank * KH operations for each output pixel and pair of channels, and 2 * rank * KW for each of the rows between,
 (8 PIXELS + KH - 1) / (8 PIXELS) per output at stride 1. Workspace: the factors.
-Accuracy: lowrank: rounding of both passes, and what the factors leave over. One NaN or infinity spoils the outputs
-whose window holds it.
+Accuracy: lowrank: rounding of both passes; the factors form each tap within a few roundings. One NaN or infinity
+spoils the outputs whose window holds it.
 Forward, 1 to min(KH, KW) ranks that the spec promises (``plan()`` looks for a rank in up to 4 kernels), float32 and float64,
 every stride, dilation, padding and number of groups; with many channels every pair is its own filter: no gain over GEMM.
 
@@ -22,10 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from algos.contract import Cost, forward_float
 from algos.engine.blocks import axes
+from algos.engine.outer import factor_bytes, factors
 from algos.gpu._cupy import SHARED_BYTES, CupyAlgorithm, Kernel, c_type, defined, device_cost
 from algos.spec import ConvSpec
 
@@ -132,14 +131,6 @@ def launch(spec: ConvSpec) -> Launch:
     return Launch(Kernel("separable", text + SOURCE, (across, 8)), spec.batch * spec.out_channels * tiles, sizes)
 
 
-def factors(weights: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """(o, i, rank, KH) columns and (o, i, rank, KW) rows whose outer products sum to ``weights``, equally scaled."""
-    u, s, v = np.linalg.svd(weights.astype(np.float64), full_matrices=False)
-    root = np.sqrt(s[..., :rank, None])
-    down, along = np.swapaxes(u[..., :rank], -1, -2) * root, v[..., :rank, :] * root
-    return np.ascontiguousarray(down, weights.dtype), np.ascontiguousarray(along, weights.dtype)
-
-
 @dataclass(frozen=True)
 class CupySeparable(CupyAlgorithm):
     """Two 1-D passes for each rank, in one kernel; see the module."""
@@ -155,7 +146,8 @@ class CupySeparable(CupyAlgorithm):
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         pairs = spec.out_channels * (spec.in_channels // spec.groups)
-        return pairs * (spec.rank or 0) * sum(spec.kernel) * spec.in_dtype.itemsize
+        kept = pairs * (spec.rank or 0) * sum(spec.kernel) * spec.in_dtype.itemsize
+        return kept + factor_bytes(pairs, *spec.kernel)  # these on the host
 
     def kernels(self, spec: ConvSpec) -> list[Kernel]:
         return [launch(spec).kernel]

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
+from algos.engine.outer import factors
 from algos.engine.windows import stuffed
 from algos.machine import LIBRARIES, probe
 from algos.spec import ConvSpec
@@ -195,7 +196,7 @@ class Filter2D(Filter):
 
 @dataclass(frozen=True)
 class SepFilter2D(Filter):
-    """``cv2.sepFilter2D`` plane by plane; the factors come from a singular value decomposition in ``prepare``."""
+    """``cv2.sepFilter2D`` plane by plane, with the factors of ``algos/engine/outer.py``."""
 
     name: str = "opencv_sepfilter2d"
     accuracy: str = "lowrank"
@@ -208,10 +209,8 @@ class SepFilter2D(Filter):
     def _filter(self, spec: ConvSpec, weights: np.ndarray) -> Callable[[np.ndarray, int, np.ndarray | None], np.ndarray]:
         import cv2
 
-        u, s, v = np.linalg.svd(weights[:, 0].astype(np.float64), full_matrices=False)
-        root = np.sqrt(s[:, :1])
-        down = stuffed((u[:, None, :, 0] * root[:, None]).astype(spec.in_dtype), spec.dilation[:1])[:, 0]
-        along = stuffed((v[:, :1] * root[:, None]).astype(spec.in_dtype), spec.dilation[1:])[:, 0]
+        down, along = (stuffed(part[:, 0], step)[:, 0] for part, step in zip(
+            factors(weights, 1), (spec.dilation[:1], spec.dilation[1:]), strict=True))
         rows, cols = frames(spec)
         anchor, border, filter2d = (cols.anchor, rows.anchor), cv2.BORDER_CONSTANT, cv2.sepFilter2D
         return lambda plane, o, dst: filter2d(plane, -1, along[o], down[o], dst, anchor, 0, border)
