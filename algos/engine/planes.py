@@ -1,0 +1,261 @@
+"""Tiles of a plane filtered by one kernel: a few rows of outputs by one vector, in registers, read from the image itself.
+
+``Unrolled`` has the kernel, its strides and dilations written into the code: each vector of the input is loaded once for all
+the rows that it serves. Code must not grow with numbers of a spec, nor be made anew for each: ``Looped`` takes all at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic as typed_intrinsic
+
+from algos.engine.memory import LINE
+from algos.engine.simd import I32, I64, Emitter, loop, simd
+
+intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
+
+SHAPE = range(11, 17)  # where a table of ``tile_rows`` has kernel, strides and dilations, each of rows and of columns
+MASKED = simd() != "plain" or binding.get_host_cpu_features().get("avx")  # loads by masks are an instruction
+
+
+class Lanes:
+    """Columns of the input by lane, and vectors of which only some lanes are loaded or stored."""
+
+    def __init__(self, emit: Emitter, bits: int) -> None:
+        self.builder, self.emit = emit.builder, emit
+        self.index = ir.IntType(bits)  # of columns
+        self.lane, self.bit = (ir.VectorType(kind, emit.lanes) for kind in (self.index, ir.IntType(1)))
+        self.at, self.ats = emit.vector.as_pointer(), ir.VectorType(emit.scalar.as_pointer(), emit.lanes)
+
+    def _call(self, name: str, result: Any, *arguments: Any) -> Any:
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        name = f"llvm.masked.{name}".replace("*", f"v{self.emit.lanes}")
+        name = name.replace("f.", f"f{self.emit.bytes * 8}.")
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+
+    def splat(self, value: Any) -> Any:
+        value = value if self.index == I64 else self.builder.trunc(value, self.index)
+        first = self.builder.insert_element(ir.Constant(self.lane, ir.Undefined), value, ir.Constant(I32, 0))
+        return self.emit.shuffle(first, first, [0] * self.emit.lanes)
+
+    def numbers(self, first: Any, step: Any = None) -> Any:
+        """A vector of first, first + step, ...; the step 1 when left out."""
+        steps = ir.Constant(self.lane, list(range(self.emit.lanes)))
+        return self.builder.add(self.splat(first), steps if step is None else self.builder.mul(steps, self.splat(step)))
+
+    def below(self, numbers: Any, end: Any) -> Any:
+        """A mask of those from 0 to ``end``."""
+        return self.builder.icmp_unsigned("<", numbers, self.splat(end))
+
+    def load(self, pointer: Any, mask: Any) -> Any:
+        size, zero = I32(self.emit.bytes), self.emit.zero
+        return self._call("load.*f.p0", self.emit.vector, self.builder.bitcast(pointer, self.at), size, mask, zero)
+
+    def gather(self, row: Any, columns: Any, mask: Any) -> Any:
+        size = self.emit.bytes
+        places = self.builder.mul(columns, ir.Constant(self.lane, [size] * self.emit.lanes))
+        places = self.builder.add(self.splat(self.builder.ptrtoint(row, I64)), places)
+        places = self.builder.inttoptr(places, self.ats)
+        return self._call("gather.*f.*p0", self.emit.vector, places, I32(size), mask, self.emit.zero)
+
+    def store_first(self, value: Any, pointer: Any, count: Any) -> None:
+        """Store the first ``count`` lanes."""
+        mask = self.below(self.numbers(I64(0)), count)
+        self._call("store.*f.p0", ir.VoidType(), value, self.builder.bitcast(pointer, self.at), I32(self.emit.bytes), mask)
+
+
+class Unrolled(Lanes):
+    """Sums of a tile, ``rows`` rows by a vector, with every tap in the code: column strides 1 and 2.
+
+    row_at: the row of the input so far below the first that the tile reads; w: a pointer to the weights.
+    """
+
+    def __init__(self, emit: Emitter, rows: int, shape: Sequence[int], row_at: Callable[[Any], Any], w: Any) -> None:
+        super().__init__(emit, emit.bytes * 8)  # columns as wide as elements are: masks then need no conversion
+        kh, kw, row_stride, self.stride, row_dilation, dilation = shape
+        self.rows, self.taps = rows, [k * dilation for k in range(kw)]
+        each = 16 // emit.bytes  # stride 2 picks from two vectors, 128 bits of each at a time
+        order = [(c, v, i) for c in range(emit.lanes // each) for v in range(2) for i in range(0, each, 2)]
+        self.picks = [[v * emit.lanes + c * each + i + odd for c, v, i in order] for odd in range(2)]
+        outputs = [(v * emit.lanes + c * each + i) // 2 for c, v, i in order]
+        self.restored = [outputs.index(i) for i in range(emit.lanes)]
+        starts = self.taps if self.stride == 1 else [tap - tap % 2 for tap in self.taps]
+        self.starts = sorted({start + i * emit.lanes for start in starts for i in range(self.stride)})
+        self.span = I64(self.starts[-1] + emit.lanes)
+        self.weights = [[emit.splat(self.builder.load(emit.at(w, t * kw + k))) for k in range(kw)] for t in range(kh)]
+        self.uses: dict[int, list[tuple[int, int]]] = {}  # row of the input: outputs' rows that it serves, and by which tap
+        for r in range(rows):
+            for t in range(kh):
+                self.uses.setdefault(r * row_stride + t * row_dilation, []).append((r, t))
+        self.sources = {q: row_at(I64(q)) for q in sorted(self.uses)}
+
+    def sums(self, at: Any, width: Any) -> list[Any]:
+        """Of consecutive outputs from the one whose first tap is column ``at``, inside a row so wide unless that is None."""
+        masks = {}
+        if width is not None:
+            moved = {start: ir.Constant(self.lane, [start] * self.emit.lanes) for start in self.starts}
+            first = self.numbers(at)
+            masks = {start: self.below(self.builder.add(first, by), width) for start, by in moved.items()}
+        sums: list[Any] = [None] * self.rows
+        for q, source in self.sources.items():
+            for k, vector in enumerate(self._vectors(source, at, masks)):
+                for r, t in self.uses[q]:
+                    weight, total = self.weights[t][k], sums[r]
+                    sums[r] = self.builder.fmul(weight, vector) if total is None else self.emit.fma(weight, vector, total)
+        return [self.emit.shuffle(total, total, self.restored) if self.stride == 2 else total for total in sums]
+
+    def _vectors(self, row: Any, at: Any, masks: dict[int, Any]) -> list[Any]:
+        """One for each tap."""
+        emit, found = self.emit, {}
+        for start in self.starts:
+            place = emit.at(row, at, start)
+            found[start] = self.load(place, masks[start]) if masks else emit.load(place)
+        if self.stride == 1:
+            return [found[tap] for tap in self.taps]
+        return [emit.shuffle(found[tap - tap % 2], found[tap - tap % 2 + emit.lanes], self.picks[tap % 2]) for tap in self.taps]
+
+
+class Looped(Lanes):
+    """As ``Unrolled``, with one loop over taps of any number, strides and dilations, all i64; ``wide``: not column stride 1."""
+
+    def __init__(
+        self, emit: Emitter, rows: int, shape: Sequence[Any], row_at: Callable[[Any], Any], w: Any, wide: bool
+    ) -> None:
+        super().__init__(emit, 64)
+        self.rows, self.row_at, self.w, self.wide = rows, row_at, w, wide
+        self.kh, self.kw, self.row_stride, self.stride, self.row_dilation, self.dilation = shape
+        reach = self.builder.mul(self.builder.sub(self.kw, I64(1)), self.dilation)
+        last = self.builder.mul(self.stride, I64(emit.lanes - 1))
+        self.span = self.builder.add(self.builder.add(reach, last), I64(1))
+
+    def sums(self, at: Any, width: Any) -> list[Any]:
+        builder, emit = self.builder, self.emit
+
+        def row_of_taps(t: Any, sums: list[list[Any]]) -> list[list[Any]]:
+            down = builder.mul(t, self.row_dilation)
+            rows = [self.row_at(builder.add(down, builder.mul(I64(r), self.row_stride))) for r in range(self.rows)]
+
+            def tap(k: Any, sums: list[list[Any]]) -> list[list[Any]]:
+                weight = emit.splat(builder.load(emit.at(self.w, builder.mul(t, self.kw), k)))
+                found = self._vectors(rows, builder.add(at, builder.mul(k, self.dilation)), width)
+                return [[emit.fma(weight, vector, total)] for vector, [total] in zip(found, sums, strict=True)]
+
+            return loop(builder, emit.vector, self.kw, tap, sums)
+
+        return [total for [total] in loop(builder, emit.vector, self.kh, row_of_taps, [[emit.zero]] * self.rows)]
+
+    def _vectors(self, rows: list[Any], start: Any, width: Any) -> list[Any]:
+        """One for each row, of the columns ``start``, ``start`` + stride, ..."""
+        if width is None and not self.wide:
+            return [self.emit.load(self.emit.at(row, start)) for row in rows]
+        columns = self.numbers(start, self.stride)
+        mask = ir.Constant(self.bit, [1] * self.emit.lanes) if width is None else self.below(columns, width)
+        if self.wide:
+            return [self.gather(row, columns, mask) for row in rows]
+        return [self.load(self.emit.at(row, start), mask) for row in rows]
+
+
+@intrinsic
+def tile_rows(typingctx, x, w, y, end, zeros, height, width, out_width, top, left, table, shape):
+    """All columns of a tile's rows of outputs: addresses x, w of a plane and its kernel, y of the first of the rows.
+
+    end: of the outputs that may be overwritten; zeros: a row of them; top, left: from the picture to the first tap of output 0;
+    table, shape: as ``depthwise_planes`` has them.
+    """
+
+    def codegen(context, builder, sig, args):
+        element, count, *known = sig.args[-1][0], *map(len, sig.args[-1][1:])
+        x, w, y, end, zeros, height, width, out_width, top, left, table = args[:11]
+        emit = Emitter(builder, element)
+        pointer, size = emit.scalar.as_pointer(), I64(emit.bytes)
+        line_bytes, pitch = builder.mul(width, size), builder.mul(out_width, size)
+        w = builder.inttoptr(w, pointer)
+        targets = [builder.inttoptr(builder.add(y, builder.mul(I64(r), pitch)), pointer) for r in range(count)]
+
+        def row_at(down: Any) -> Any:
+            row = builder.add(top, down)
+            found = builder.add(x, builder.mul(row, line_bytes))
+            return builder.inttoptr(builder.select(builder.icmp_unsigned("<", row, height), found, zeros), pointer)
+
+        if len(known) == len(SHAPE):
+            unrolled = Unrolled(emit, count, known, row_at, w)
+            lines = max(unrolled.uses) + 1
+            inner, stride, sizes = unrolled, I64(known[3]), list(map(I64, known))
+            outer = inner if MASKED else Looped(emit, count, sizes, row_at, w, known[3] > 1)
+        else:
+            numbers = builder.inttoptr(table, I64.as_pointer())
+            sizes = [builder.load(builder.gep(numbers, [I64(i)])) for i in SHAPE]
+            stride, lines = sizes[3], 0
+            inner = outer = Looped(emit, count, sizes, row_at, w, known[0] > 1)
+        below = builder.inttoptr(builder.add(x, builder.mul(builder.add(top, I64(lines)), line_bytes)), pointer)
+
+        before = builder.block
+        head, middle, border, after, done = map(builder.append_basic_block, ("head", "middle", "border", "after", "done"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        column = builder.phi(I64)
+        column.add_incoming(I64(0), before)
+        at = builder.sub(builder.mul(column, stride), left)
+        inside = builder.icmp_signed("<=", builder.add(at, inner.span), width)
+        builder.cbranch(builder.and_(builder.icmp_signed(">=", at, I64(0)), inside), middle, border)
+
+        builder.position_at_end(middle)
+        if lines and known[3] == 2:  # two rows of the input for one of outputs: the machine's own prefetching falls behind
+            _prefetch(emit, below, column, count * known[2] * known[3])
+        for value, target in zip(inner.sums(at, None), targets, strict=True):
+            emit.store(value, emit.at(target, column))
+        builder.branch(after)
+
+        builder.position_at_end(border)
+        _store_at_border(outer, outer.sums(at, width), [emit.at(target, column) for target in targets], end, out_width)
+        builder.branch(after)
+
+        builder.position_at_end(after)
+        following, last = builder.add(column, I64(emit.lanes)), builder.sub(out_width, I64(emit.lanes))
+        column.add_incoming(builder.select(builder.icmp_signed("<", following, last), following, last), after)
+        builder.cbranch(builder.icmp_signed("<", following, out_width), head, done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 11, shape), codegen
+
+
+def _store_at_border(tile: Unrolled | Looped, values: list[Any], places: list[Any], end: Any, out_width: Any) -> None:
+    """Rows narrower than a vector run over into the next ones, which are written later, but never past ``end``.
+
+    One branch for all rows: with one each LLVM sinks a row's sum below the stores before it, and spills every vector of the
+    input.
+    """
+    builder, emit = tile.builder, tile.emit
+    beyond = builder.ptrtoint(emit.at(places[-1], emit.lanes), I64)
+    with builder.if_else(builder.icmp_unsigned("<=", beyond, end), likely=True) as (fits, short):
+        with fits:
+            for value, place in zip(values, places, strict=True):
+                emit.store(value, place)
+        with short:
+            for value, place in zip(values, places, strict=True):
+                tile.store_first(value, place, out_width)
+
+
+def _prefetch(emit: Emitter, pointer: Any, column: Any, each: int) -> None:
+    """Ask for ``each`` elements for every column of a vector, of the region at ``pointer`` that the next tile reads."""
+    kind = ir.FunctionType(ir.VoidType(), [emit.scalar.as_pointer(), I32, I32, I32])
+    fetch = cgutils.get_or_insert_function(emit.builder.module, kind, "llvm.prefetch.p0")
+    place = emit.at(pointer, emit.builder.mul(column, I64(each)))
+    for line in range(0, each * emit.lanes * emit.bytes, LINE):
+        emit.builder.call(fetch, [emit.at(place, line // emit.bytes), I32(0), I32(3), I32(1)])
+
+
+@intrinsic
+def tile_size(typingctx, shape):
+    """(rows of a tile, bytes of an element)."""
+
+    def codegen(context, builder, sig, args):
+        return context.make_tuple(builder, sig.return_type, [I64(len(shape[1])), I64(shape[0].bitwidth // 8)])
+
+    return types.UniTuple(types.intp, 2)(shape), codegen
