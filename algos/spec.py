@@ -285,12 +285,16 @@ class ConvSpec:
     def received(self) -> ConvSpec:
         """The spec that an algorithm is asked about.
 
-        The door has reversed flipped weights, padded other modes than zeros, and answers an empty batch itself.
+        The door has reversed flipped weights, padded other modes than zeros, and answers an empty batch itself. Strides past
+        the only output of an axis, and the dilation of a single tap, are as small as they may be.
         """
         if self.padding_mode != "zeros":
             return self.with_(size=self.padded_size, padding=0, padding_mode="zeros", flip=False).received()
-        if self.flip or not self.batch:
-            return self.with_(batch=max(1, self.batch), flip=False)
+        past_last = (n - extent + 1 for n, extent in zip(self.padded_size, self.kernel_extent, strict=True))
+        stride = tuple(map(min, self.stride, past_last))
+        dilation = tuple(1 if k == 1 else d for k, d in zip(self.kernel, self.dilation, strict=True))
+        if self.flip or not self.batch or stride != self.stride or dilation != self.dilation:
+            return self.with_(batch=max(1, self.batch), flip=False, stride=stride, dilation=dilation)
         return self
 
     def unread_text(self) -> str:

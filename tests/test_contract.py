@@ -64,6 +64,9 @@ GRID = [
     "1x3x15x14,3x1x7x7,p3",
     "1x3x21x40,3x1x3x3,p2,d2,s2",
     "1x2x13x20,4x1x3x3,p1,s1x3",
+    "2x3x33x47,6x1x3x4,p9x4,s5x1,d7x5",  # strides and dilations beyond those that are written into code
+    "1x3x29x41,3x1x3x3,p12,d12,s2,float64",
+    "1x2x8x9,4x1x3x3,p1,s999999999999999999",
     "3x16x14x14,16x16x3x3,p1",
     "1x64x14x14,16x64x3x3,p1",
     "1x300x3x3,7x300x1x1",  # channels in pieces, outputs beside a block

@@ -92,13 +92,15 @@ def plan_for(spec: ConvSpec, threads: int, longest: int) -> Plan:
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     flat = spec.ndim == 1
     rows = [Side(multiple, 1, 1)] if flat else sides(spec, 0, multiple, longest)
+    stages_down = [0.0 if flat else Transform(row.points, dtype).cost for row in rows]
     best: Plan | None = None
     for col in sides(spec, spec.ndim - 1, multiple, longest):
-        for row in rows:
+        along = Transform(col.points, dtype).cost
+        for row, down in zip(rows, stages_down, strict=True):
             tiles = row.tiles * col.tiles
             count = spec.batch * -(-tiles // (2 * multiple)) if flat else -(-spec.batch * tiles // 2)
             items = count * spec.groups
-            stages = Transform(col.points, dtype).cost + (0 if flat else Transform(row.points, dtype).cost)
+            stages = along + down
             points = row.points * col.points / multiple
             moving = (inputs + outputs) * (POINT_S / 2 + STAGE_S * stages) + inputs * outputs * STAGE_S
             beyond = math.log2(max(1, points * multiple * 16 * spec.in_dtype.itemsize / caches()["L2"]))

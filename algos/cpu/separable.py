@@ -179,7 +179,7 @@ class Separable(Algorithm):
     def _operations(self, spec: ConvSpec) -> float:
         """Both passes, the halo of blocks included."""
         row, _ = axes(spec)
-        halo = 1.0 if Strips.of(spec) else len(row.phases) * (1 + row.reach / self._blocks(spec, 1).rows)
+        halo = 1.0 if Strips.of(spec) else row.phase_count * (1 + row.reach / self._blocks(spec, 1).rows)
         pairs = spec.batch * spec.out_channels * spec.in_channels // spec.groups * (spec.rank or 0)
         return 2.0 * pairs * math.prod(spec.output_size) * (spec.kernel[0] + spec.kernel[1] * halo)
 
@@ -199,7 +199,7 @@ class Separable(Algorithm):
             return max(min(threads, strips.items) * each, preparing) + self._kept(spec) * spec.in_dtype.itemsize
         blocks = self._blocks(spec, threads)
         row, _ = axes(spec)
-        each = blocks.scratch + len(row.phases) * blocks.plane + LANES + blocks.span
+        each = blocks.scratch + row.phase_count * blocks.plane + LANES + blocks.span
         held = min(threads, blocks.items) * each * spec.in_dtype.itemsize
         return max(held, preparing) + self._kept(spec) * spec.in_dtype.itemsize
 
@@ -217,7 +217,7 @@ class Separable(Algorithm):
         row, _ = axes(spec)
         cuts, table = split(blocks.items, threads), blocks.table
         scratch = np.zeros((len(cuts), blocks.scratch), spec.in_dtype)
-        passed = np.zeros((len(cuts), len(row.phases) * blocks.plane + LANES), spec.in_dtype)
+        passed = np.zeros((len(cuts), row.phase_count * blocks.plane + LANES), spec.in_dtype)
         sums = np.zeros((len(cuts), blocks.span), spec.in_dtype)
         along_offsets = blocks.offsets[0].copy()  # tap (0, 0) is phase 0, shift 0: these move along the row only
         shifts = map(row.phase_and_shift, range(row.kernel))

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.windows import reach
+from algos.engine.windows import pairs_inside
 from algos.spec import ConvSpec
 
 ENTRIES = 1 << 24
@@ -57,11 +57,9 @@ class Toeplitz(Algorithm):
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         inputs = spec.in_channels // spec.groups
         windows = math.prod(spec.output_size) * math.prod(spec.kernel)
-        inside = 1  # pairs of output and tap that lie inside the image
-        for axis, taps in enumerate(spec.kernel):
-            inside *= sum(max(0, last - first) for first, last in (reach(spec, axis, tap) for tap in range(taps)))
+        kept = math.prod(pairs_inside(spec, axis) for axis in range(spec.ndim))  # of output and tap
         numbering = windows * 9 + windows * inputs * 12  # positions, a mask, and columns in two integer types
-        entries = inside * inputs * spec.out_channels * (spec.in_dtype.itemsize + 4)
+        entries = kept * inputs * spec.out_channels * (spec.in_dtype.itemsize + 4)
         stacking = 3 if spec.out_channels > 1 else 1  # the rows of each output, and all of them in one matrix
         return numbering + entries * stacking + 12 * math.prod(spec.output_shape) // spec.batch + ROWS_BYTES * spec.out_channels
 

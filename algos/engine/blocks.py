@@ -45,6 +45,11 @@ class Axis:
         return tuple(sorted({tap * self.dilation % self.stride for tap in range(self.kernel)}))
 
     @property
+    def phase_count(self) -> int:
+        """How many phases there are, without looking at every tap."""
+        return min(self.kernel, self.stride // math.gcd(self.stride, self.dilation))
+
+    @property
     def reach(self) -> int:
         """Patch elements of one phase beyond one per output."""
         return (self.kernel - 1) * self.dilation // self.stride
@@ -86,7 +91,7 @@ class Blocks:
     def of(cls, spec: ConvSpec, threads: int, block_bytes: int, patch_cost: float) -> Blocks:
         """Blocks for ``threads`` threads; ``patch_cost``: work on an element of the patch over work on an output."""
         row, col = axes(spec)
-        planes = spec.in_channels // spec.groups * len(row.phases) * len(col.phases)
+        planes = spec.in_channels // spec.groups * row.phase_count * col.phase_count
         elements = max(1, block_bytes // spec.in_dtype.itemsize // planes)
         best, rows, cols = math.inf, 1, 1
         for narrow in {col.outputs, *(width for width in COLUMNS if width < col.outputs)}:
@@ -119,7 +124,7 @@ class Blocks:
     def channel(self) -> int:
         """Elements of one channel in scratch: all its phases."""
         row, col = axes(self.spec)
-        return len(row.phases) * len(col.phases) * self.plane
+        return row.phase_count * col.phase_count * self.plane
 
     @property
     def span(self) -> int:

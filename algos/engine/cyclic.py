@@ -6,16 +6,23 @@ from functools import lru_cache
 
 from algos.spec import ConvSpec
 
+SEARCHED = 1 << 32
+
 
 @lru_cache(maxsize=4096)
 def fast_length(least: int, factors: tuple[int, ...]) -> int:
-    """The next length whose only prime factors are ``factors``, those that the transform has special code for."""
-    products = {1}
-    for factor in factors:
-        for product_so_far in list(products):
-            while (product_so_far := product_so_far * factor) < 2 * least:
-                products.add(product_so_far)
-    return min(length for length in (*products, 1 << max(least - 1, 0).bit_length()) if length >= least)
+    """The next length whose only prime factors are ``factors``, those that the transform has special code for; 2 is one.
+
+    Beyond ``SEARCHED`` the next one that is a multiple of a power of two: choices are close together there.
+    """
+    unit = 1 << max(0, least.bit_length() - SEARCHED.bit_length())
+    least = -(-least // unit)
+    odd = {1}
+    for factor in factors[1:]:
+        for product_so_far in list(odd):
+            while (product_so_far := product_so_far * factor) < least:
+                odd.add(product_so_far)
+    return unit * min(n << (-(-least // n) - 1).bit_length() for n in odd)
 
 
 def least_lengths(spec: ConvSpec) -> list[int]:

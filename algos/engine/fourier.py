@@ -25,7 +25,7 @@ STAGE_COST = {2: 0.75, 3: 1.0, 4: 1.0, 5: 1.4}
 def fast_lengths(multiple: int, longest: int) -> tuple[int, ...]:
     """Lengths up to ``longest`` and a bit: 2^a 3^b 5^c, multiples of ``multiple``, with few factors 3 and 5."""
     found = {1}
-    for factor, most in ((2, 40), (3, 2), (5, 1)):
+    for factor, most in ((2, 64), (3, 2), (5, 1)):
         for length in list(found):
             for _ in range(most):
                 if (length := length * factor) > 2 * max(longest, multiple):

@@ -19,6 +19,30 @@ def reach(spec: ConvSpec, axis: int, tap: int) -> tuple[int, int]:
     return min(first, outputs), max(min(first, outputs), last)
 
 
+def pairs_inside(spec: ConvSpec, axis: int) -> int:
+    """Pairs of an output and a tap of ``axis`` that read inside the image: the sum over taps of ``reach``, in closed form."""
+    size, kernel, stride, dilation = spec.size[axis], spec.kernel[axis], spec.stride[axis], spec.dilation[axis]
+    outputs, before = spec.output_size[axis], spec.padding[axis][0]
+
+    def reading_below(end: int) -> int:
+        """Pairs that read positions before ``end`` of the padded image."""
+        whole = min(outputs, max(0, -(-(end - (kernel - 1) * dilation) // stride)))  # outputs all of whose taps do
+        some = min(outputs, -(-end // stride))
+        return kernel * whole + floor_sum(some - whole, dilation, stride, end - (some - 1) * stride + dilation - 1)
+
+    return reading_below(before + size) - reading_below(before)
+
+
+def floor_sum(count: int, divisor: int, step: int, first: int) -> int:
+    """The sum of (first + i * step) // divisor over i < count, by Euclid's algorithm; nothing is negative."""
+    total = 0
+    while count > 0:
+        total += count * (count - 1) // 2 * (step // divisor) + count * (first // divisor)
+        last = (step % divisor) * count + first % divisor
+        count, first, divisor, step = last // divisor, last % divisor, step % divisor, divisor
+    return total
+
+
 def read_slice(spec: ConvSpec, axis: int, tap: int, first: int, last: int) -> slice:
     """What ``tap`` reads of the image for the outputs [first, last), all inside it."""
     start = first * spec.stride[axis] + tap * spec.dilation[axis] - spec.padding[axis][0]
