@@ -182,6 +182,8 @@ def tile_rows(typingctx, x, w, y, end, zeros, height, width, out_width, top, lef
             found = builder.add(x, builder.mul(row, line_bytes))
             return builder.inttoptr(builder.select(builder.icmp_unsigned("<", row, height), found, zeros), pointer)
 
+        inner: Unrolled | Looped
+        outer: Unrolled | Looped
         if len(known) == len(SHAPE):
             unrolled = Unrolled(emit, count, known, row_at, w)
             lines = max(unrolled.uses) + 1
