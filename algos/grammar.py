@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ DIRECTIONS = ("forward", "input_gradient", "weight_gradient")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 FLOAT_TYPES = ("float16", "float32", "float64")
 INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+WORDS = (*DIRECTIONS, *PADDING_MODES, *FLOAT_TYPES, *INTEGER_TYPES, "flip", "psame", "pfull", "constant:0")
 
 SHOWN = 60  # characters of a caller's value in a message
 DIGITS = 18  # of the largest number, in text and in fields alike; sums and products of sizes are checked where they are made
@@ -48,9 +50,8 @@ def parse_option(text: str, ndim: int) -> tuple[str, Any]:
         return "padding_mode", text
     if text.partition(">")[0] in FLOAT_TYPES + INTEGER_TYPES:
         return "dtype", text
-    raise SpecError(
-        f"unknown option {text!r}: use s2, p1, psame, pfull, d2, rank1, a dtype, a padding mode, a direction or flip"
-    )
+    advice = "use s2, p1, psame, pfull, d2, rank1, a dtype, a padding mode, a direction or flip"
+    raise SpecError(f"unknown option {text!r}: {meant(text, WORDS, advice)}")
 
 
 def shown(value: Any) -> str:
@@ -134,3 +135,10 @@ def times(values: Any) -> str:
 def collapse(values: Sequence[Any]) -> str:
     """``3`` when every axis agrees, else ``3x5``."""
     return str(values[0]) if len(set(values)) == 1 else times(list(values))
+
+
+def meant(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Advice on a name that is not ``known``: ``did you mean quick?``, or ``otherwise`` where none is close."""
+    names = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), names) or [n for n in names if len(name) > 2 and name.lower() in n][:3]
+    return f"did you mean {' or '.join(names[n] for n in close)}?" if close else otherwise

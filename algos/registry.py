@@ -6,12 +6,12 @@ an unavailable entry that says so; any other error in it is a bug and propagates
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from algos.contract import ACCURACIES, FAMILIES, Algorithm
-from algos.grammar import shown
+from algos.grammar import meant, shown
 from algos.machine import LIBRARIES
 from algos.spec import ConvSpec
 
@@ -34,15 +34,19 @@ ALLOWED = {"family": FAMILIES, "accuracy": ACCURACIES, "device": ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Missing(Algorithm):
-    """Stands for a module that could not be imported, so that ``list`` can say why."""
+    """Stands for a module that could not be imported, so that ``list`` can say why; ``file`` is one from outside."""
 
     reason: str = ""
+    file: str = ""
 
     def unavailable(self) -> str:
         return self.reason
 
     def unsupported(self, spec: ConvSpec) -> str:
         return self.reason
+
+    def tunables(self) -> dict[str, Any]:
+        return {}
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         return 0
@@ -59,7 +63,10 @@ def registry() -> dict[str, Algorithm]:
         that does not exist or a file in it that cannot be imported.
     """
     found: dict[str, Algorithm] = {}
-    for algorithm, source in [entry for path in _files() for entry in _load(path)]:
+    entries = [entry for path in _files() for entry in _load(path)]
+    for algorithm, source in sorted(entries, key=lambda entry: isinstance(entry[0], Missing) and bool(entry[0].file)):
+        while isinstance(algorithm, Missing) and algorithm.name in found:  # the name of a file is nobody's
+            algorithm = replace(algorithm, name=f"{algorithm.name}_")
         _validate(algorithm, source)
         if algorithm.name in found:
             raise ValueError(f"two algorithms are named {algorithm.name!r}: rename the one in {source}")
@@ -119,10 +126,17 @@ def get(name: str) -> Algorithm:
         base, _, tunables = name.partition(":")
         return _variant(get(base), tunables)
     if not isinstance(name, str) or name not in found:
-        close = difflib.get_close_matches(name, found) if isinstance(name, str) else []
-        advice = f"did you mean {' or '.join(close)}?" if close else "use a name that convbench list prints"
-        raise ValueError(f"no algorithm is named {shown(name)}: {advice}")
+        raise ValueError(f"no algorithm is named {shown(name)}: {_advice(str(name), found)}")
     return found[name]
+
+
+def _advice(name: str, found: dict[str, Algorithm]) -> str:
+    """What an unknown name may stand for: an algorithm of a file that was not loaded, or one with a similar name."""
+    lost = [a for a in found.values() if isinstance(a, Missing) and a.file]
+    if named := [a for a in lost if re.search(rf"[\"']{re.escape(name)}[\"']", Path(a.file).read_text(errors="replace"))]:
+        return f"it stands in a file that could not be loaded: {named[0].reason}"
+    advice = meant(name, found, "use a name that convbench list prints")
+    return advice + "".join(f"; a file could not be loaded: {a.reason}" for a in lost)
 
 
 @cache
@@ -132,7 +146,8 @@ def _variant(base: Algorithm, text: str) -> Algorithm:
     for part in text.split(":"):
         key, _, value = part.partition("=")
         if key not in own:
-            raise ValueError(f"{base.name} has no tunable {key!r}: it has {', '.join(own) or 'none'}")
+            advice = meant(key, own, f"it has {', '.join(own) or 'none'}")
+            raise ValueError(f"{base.name} has no tunable {key!r}: {advice}")
         try:
             values[key] = value if isinstance(own[key], str) else json.loads(value)
         except ValueError:
@@ -190,14 +205,24 @@ def _load(path: Path) -> list[tuple[Algorithm, str]]:
     except ModuleNotFoundError as error:
         if _is_ours(error):
             raise
-        reason = f"{(error.name or '').partition('.')[0]} is not installed"
-        return [(Missing(name=path.stem, family="peer" if path.parent.name == "peers" else "direct", reason=reason), str(path))]
+        return [(_missing(path, str(error.name), inside), str(path))]
     listed = getattr(module, "ALGORITHMS", None)
     if listed is None:
         raise ValueError(f"{path} defines no ALGORITHMS: end it with ALGORITHMS = [YourAlgorithm()]")
     if not isinstance(listed, list | tuple):
         raise ValueError(f"ALGORITHMS in {path} is {listed!r}, not a list: end it with ALGORITHMS = [YourAlgorithm()]")
     return [(algorithm, str(path)) for algorithm in listed]
+
+
+def _missing(path: Path, module: str, inside: bool) -> Missing:
+    """The entry of a file that imports what is not there, named like the file: it could not say its own names."""
+    package = module.partition(".")[0]
+    absent = module if importlib.util.find_spec(package) else package  # a part that another version has, or the whole
+    family = "peer" if path.parent.name == "peers" else "direct"
+    if inside:
+        return Missing(path.stem, family, reason=f"{absent} is not installed")
+    name = re.sub(r"\W|^(?=\d)", "_", path.stem)
+    return Missing(name, family, reason=f"{absent} is not installed, which {path} imports", file=str(path))
 
 
 def _is_ours(error: ModuleNotFoundError) -> bool:

@@ -8,16 +8,32 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from algos.grammar import meant
 from algos.spec import ConvSpec
 from bench import text
 
 
 class Usage(argparse.ArgumentParser):
-    """One line for bad usage."""
+    """One line for bad usage, with what was meant and the help of the command that was asked for."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {text.printable(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What is left over is a mistake of this command, not of the one above that would be told of it."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            name = rest[0].partition("=")[0]
+            advice = meant(name, options, "it has " + ", ".join(options)) if name.startswith("-") else "give fewer"
+            self.error(f"unknown {'option' if name.startswith('-') else 'argument'} {rest[0]!r}: {advice}")
+        return found, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = list(action.choices)
+            raise argparse.ArgumentError(action, f"{value!r} is none: {meant(value, names, 'use ' + ', '.join(names))}")
 
 
 def parser(known: Iterable[str]) -> Usage:

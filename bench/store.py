@@ -6,6 +6,7 @@ Every write is one transaction, so a killed run loses at most the case in flight
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,9 @@ _TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_r
           "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL", "prepare_s": "REAL", "first_run_s": "REAL",
           "h2d_s": "REAL", "d2h_s": "REAL", "workspace_seen_bytes": "INTEGER"}
 _OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes")
+
+
+GONE = "was deleted, moved or replaced while it was written: run the same command again to measure into a new one"
 
 
 class StoreError(Exception):
@@ -61,6 +65,8 @@ class Store:
 
     def __init__(self, folder: Path, create: bool = True) -> None:
         self.path = Path(folder) / FILE_NAME
+        self._names = tuple(os.path.abspath(self.path) + suffix for suffix in ("", "-wal"))
+        self._files: tuple[tuple[int, int] | None, ...] = (None, None)
         if not create and not self.path.is_file():
             raise StoreError(f"{folder} holds no {FILE_NAME}: give the --out folder of an earlier convbench run")
         with self._explained():
@@ -115,8 +121,13 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, acknowledged when the block ends."""
+        """All or nothing, acknowledged when the block ends.
+
+        SQLite goes on writing to a file that has lost its name: what it wrote would be gone with the last process that
+        has it open. So the name is looked at before and after.
+        """
         with self._explained():
+            self._in_place()
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -125,6 +136,14 @@ class Store:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
                 raise
+            self._in_place()
+
+    def _in_place(self) -> None:
+        """Raise StoreError unless the names of the store and its log still lead to the files that are written."""
+        found = tuple(_identity(name) for name in self._names)
+        if any(was not in (None, now) for was, now in zip(self._files, found, strict=True)):
+            raise StoreError(f"{self.path} {GONE}")
+        self._files = found
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -239,6 +258,15 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    """Device and number of the file of that name, if there is one."""
+    try:
+        found = os.stat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _peaks_measured(description: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from algos.contract import Algorithm
-from algos.spec import ConvSpec, SpecError
+from algos.grammar import meant
+from algos.spec import ConvSpec
 from bench.cases import Settings
+from bench.csv_file import layer_spec, read_csv
 from bench.timing import Budget
 
 if TYPE_CHECKING:
@@ -150,13 +153,14 @@ def _gpu() -> list[Layer]:
 
 def _workload(path: Path) -> Suite:
     """A table of layers, each row with its source; a name that ends in ``*n`` occurs n times."""
-    rows = _rows(path)
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     count = sum(_occurrences(row["layer"])[1] for row in rows)
     sources = dict.fromkeys(row["source"] for row in rows)
     batches = ", ".join(dict.fromkeys(row["N"] for row in rows))
     return Suite(
         path.stem, f"{count} convolution{'s' * (count != 1)}, batch {batches}", "; ".join(sources),
-        lambda: [Layer(name, workload_spec(row), n) for row in rows for name, n in [_occurrences(row["layer"])]],
+        lambda: [Layer(name, layer_spec(row), n) for row in rows for name, n in [_occurrences(row["layer"])]],
     )
 
 
@@ -186,12 +190,13 @@ def resolve(targets: Sequence[str], batch: int | None = None) -> tuple[list[Conv
     for target in targets:
         if target in suites():
             specs += [layer.spec for layer in suites()[target].layers]
-        elif target.endswith(".csv"):
+        elif target.lower().endswith(".csv") or ("," not in target and os.path.isfile(target)):
             specs += read_csv(Path(target))
         elif "," in target:
             specs.append(ConvSpec.parse(target))
         else:
-            raise ValueError(f"{target!r} is no suite ({', '.join(suites())}), no CSV file and no spec like {PICTURE}")
+            advice = meant(target, suites(), f"see convbench suites, or write a spec like {PICTURE} or the name of a CSV file")
+            raise ValueError(f"{target!r} is no suite: {advice}")
     alone = suites()[targets[0]].settings if len(targets) == 1 and targets[0] in suites() else None
     if batch is not None:
         specs = [spec.with_(batch=batch) for spec in specs]
@@ -219,44 +224,3 @@ def suited(targets: Sequence[str], algorithms: Sequence[Algorithm]) -> list[Algo
         reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in missing.items())
         raise ValueError(f"{', '.join(targets)} needs an algorithm on {device} and none runs here: {reasons}")
     return found
-
-
-def read_csv(path: Path) -> list[ConvSpec]:
-    """Specs from a file with a column ``spec``, or with the columns of ``bench/workloads/*.csv``.
-
-    Raises
-    ------
-    ValueError
-        With the file and line of what is wrong.
-    """
-    specs = []
-    for number, row in enumerate(_rows(path), start=2):
-        try:
-            specs.append(ConvSpec.parse(row["spec"] or "") if "spec" in row else workload_spec(row))
-        except KeyError as error:
-            raise ValueError(f"{path} has no column {error}: give it a column named spec") from None
-        except (SpecError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} line {number}: {error}") from None
-    return specs
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    if not rows:
-        raise ValueError(f"{path} holds no specs: give it a column named spec")
-    return rows
-
-
-def workload_spec(row: dict[str, str]) -> ConvSpec:
-    """One row of a workload table: N, Cin, H, W, Cout, KH, KW, strides, pads, dilations, groups; 1-D where H is 1."""
-    flat = row["H"] == "1" != row["W"]
-    n = lambda *names: tuple(int(row[name]) for name in (names[1:] if flat else names))  # noqa: E731
-    padding = tuple((pad, pad) for pad in n("pad_h", "pad_w"))
-    return ConvSpec(
-        int(row["N"]), int(row["Cin"]), n("H", "W"), int(row["Cout"]), n("KH", "KW"),
-        n("stride_h", "stride_w"), padding, n("dil_h", "dil_w"), int(row["groups"]),
-    )

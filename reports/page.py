@@ -7,11 +7,8 @@ anything from the network.
 from __future__ import annotations
 
 import base64
-import os
 import shlex
-import tempfile
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +16,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from bench.files import write
 from bench.record import Record
 from bench.text import seconds, size
 from reports import tables
@@ -93,15 +91,14 @@ def write_report(
     context = {**_context(frame, machines, shown, left_out, regret, command), "versus": versus_table(against)}
     environment = _environment()
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for picture in shown:
-        _write(folder / f"{picture.name}.png", picture.png)
-        _write(folder / f"{picture.name}.svg", picture.svg)
-    _write(folder / CSV, tables.to_csv(frame).encode("utf-8", "replace"))
-    _write(folder / VERSUS_CSV, tables.to_csv(against).encode("utf-8", "replace"))
+        write(folder / f"{picture.name}.png", picture.png)
+        write(folder / f"{picture.name}.svg", picture.svg)
+    write(folder / CSV, tables.to_csv(frame).encode("utf-8", "replace"))
+    write(folder / VERSUS_CSV, tables.to_csv(against).encode("utf-8", "replace"))
     for name in (MARKDOWN, PAGE):  # the page last: where it stands, everything stands
         text = environment.get_template(f"{name}.j2").render(context)
-        _write(folder / name, text.encode("utf-8", "replace"))
+        write(folder / name, text.encode("utf-8", "replace"))
     return folder / PAGE
 
 
@@ -249,19 +246,3 @@ def _quoted(text: str) -> str:
     """For a shell; specs always in quotes, since some hold > and :."""
     quoted = shlex.quote(clean(text))
     return quoted if quoted.startswith("'") or text.isidentifier() else f"'{quoted}'"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Complete or not at all: temporary file beside the target, flushed to the disk, renamed."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise

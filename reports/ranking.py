@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from algos.grammar import meant
 from reports.frame import CASE, GROUP, tuples
 
 STANDARD_ERRORS = 3.0  # a lead beyond this many standard errors is a win
@@ -369,7 +370,8 @@ def speed_ups(frame: pd.DataFrame, baseline: Sequence[str] = ()) -> tuple[pd.Dat
     rows = ranked(frame, with_auto=True)
     names = set(rows["algorithm"])
     if unknown := [name for name in baseline if name not in names]:
-        raise ValueError(f"baseline {unknown[0]!r} was not measured: choose from {', '.join(sorted(names)) or 'nothing yet'}")
+        advice = meant(unknown[0], names, f"choose from {', '.join(sorted(names)) or 'nothing yet'}")
+        raise ValueError(f"baseline {unknown[0]!r} was not measured: {advice}")
     if baseline:
         chosen, label = list(dict.fromkeys(baseline)), " or ".join(dict.fromkeys(baseline))
     elif peers := sorted(set(rows.loc[rows["family"] == "peer", "algorithm"])):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
+from bench.record import Record
+from bench.store import Store
 from tests.conftest import Convbench
+from tests.record_makers import record
 
 BAD = [
     ("pick", ""),
@@ -50,7 +55,8 @@ BAD = [
 
 @pytest.mark.parametrize("arguments", BAD, ids=lambda a: " ".join(a)[:40] or "nothing")
 def test_bad_usage_is_one_line_and_exit_2(
-    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    says: str = "",
 ) -> None:
     monkeypatch.chdir(tmp_path)
     try:
@@ -61,7 +67,108 @@ def test_bad_usage_is_one_line_and_exit_2(
     assert code == 2
     assert shown.out == ""
     assert shown.err.count("\n") == 1 and "unexpected" not in shown.err
-    assert shown.err.strip().isprintable()
+    assert shown.err.strip().isprintable() and says in shown.err, shown.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("run qick", "did you mean quick?"),
+        ("check VGG-16", "did you mean vgg16"),
+        ("run resnet", "did you mean resnext101 or resnet50_v1"),
+        ("chekc quick", "did you mean check?; see convbench --help"),
+        ("pick 9x9,3x3 --jsn", "did you mean --json?; see convbench pick --help"),
+        ("run quick --algoritms=fft", "did you mean --algorithms?; see convbench run --help"),
+        ("check quick --luanches 2", "unknown option '--luanches': it has --help"),
+        ("pick 9x9,3x3 1", "unknown argument '1': give fewer; see convbench pick --help"),
+        ("--jsn suites", "see convbench --help"),
+        ("check 9x9,3x3 --algorithms numba_drect", "did you mean numba_direct"),
+        ("check 9x9,3x3 --algorithms winograd_f4:blok_bytes=3", "did you mean block_bytes?"),
+        ("pick 9x9,3x3,relfect", "did you mean reflect or"),
+        ("pick 9x9,3x3,flaot64", "did you mean float64"),
+        ("pick 9x9,3x3,input_gradeint", "did you mean input_gradient"),
+    ],
+)
+def test_what_is_misspelt_is_answered_by_what_was_meant(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    test_bad_usage_is_one_line_and_exit_2(tuple(typed.split()), capsys, monkeypatch, tmp_path, meant)
+
+
+def stored(folder: Path, *records: Record) -> str:
+    """A store with these records and nothing else."""
+    with Store(folder) as store:
+        for one in records:
+            store.put(one)
+    return str(folder)
+
+
+def test_nothing_checked_measured_compared_or_merged_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In one line with the reasons, and by the exit code."""
+    monkeypatch.chdir(tmp_path)
+    odd = "1x1x8,1x1x3,p1,int64,reflect,input_gradient"
+    one, two = (stored(tmp_path / name, record(name)) for name in ("one", "two"))
+    other = stored(tmp_path / "other", record("one", machine="m2"))
+    refused = stored(tmp_path / "refused", record("one", status="crashed"))
+    empty = stored(tmp_path / "empty")
+    Path("none.json").write_text('{"benchmarks": [], "machine_info": {}}')
+    for command, why in (
+        (("check", odd, "--algorithms", "winograd_f2,fft"), "nothing was checked: 2 unsupported: "),
+        (("run", odd, "--algorithms", "winograd_f2", "--out", "new"), "nothing was measured: 1 unsupported: "),
+        (("run", "9x9,3x3", "--algorithms", "fft", "--budget", "0", "--out", "later"), "the budget ended the run first"),
+        (("compare", one, two), "nothing was compared: the stores share no algorithm (one and two)"),
+        (("compare", one, other), "nothing was compared: the stores share no machine (m1 and m2)"),
+        (("compare", one, refused), "the new store holds no times"),
+        (("compare", empty, one), "the old store holds no times"),
+        (("report", "--out", empty), "nothing measured yet"),
+        (("merge", "all", empty), "nothing to merge: no records in"),
+        (("import", "none.json", "--out", "imported"), "holds no benchmark"),
+    ):
+        assert main(command) == 2, command
+        shown = capsys.readouterr()
+        assert why in shown.err and shown.err.count("\n") == 1 and shown.err.strip().isprintable(), shown.err
+        if command[0] == "check":
+            assert "0 ok, 0 failed, 2 not checked" in shown.out and shown.out.count("unsupported") == 2
+    assert not Path("all").exists() and not Path("imported").exists()
+    assert main(("check", odd, "9x9,3x3", "--algorithms", "winograd_f2")) == 0  # something was
+    assert "1 ok, 0 failed, 1 not checked" in capsys.readouterr().out
+
+
+NAMES = (b"\xd1\x80\xd0\xb5\xd0\xb7\xd1\x83\xd0\xbb\xd1\x8c\xd1\x82", b"byt\xffes", b"a\x1b[31m\nb")  # Cyrillic, none, control
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_folder_is_named_in_whatever_characters_the_terminal_has(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Results are reported from a folder in another script, or whose name is no text; so are mistakes."""
+    for name in map(os.fsdecode, NAMES):
+        folder = stored(tmp_path / name, record("fft"))
+        for code, command in ((0, ("report", "--out", folder)), (0, ("merge", folder + "2", folder)),
+                              (0, ("compare", folder, folder)), (2, ("report", "--out", folder + "3")),
+                              (2, ("import", folder)), (2, ("run", folder + ".csv"))):  # fmt: skip
+            out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+            monkeypatch.setattr("sys.stdout", out)
+            monkeypatch.setattr("sys.stderr", err)
+            assert main(command) == code
+            for stream in (out, err):
+                stream.flush()
+                shown = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+                assert all(line.isprintable() for line in shown.splitlines())
+                assert bool(shown) == (stream is (err if code else out)) and "unexpected" not in shown
+        assert (tmp_path / name / "report" / "index.html").exists()
+
+
+def test_a_run_into_a_folder_in_another_script_on_a_terminal_of_ascii(convbench: Convbench, tmp_path: Path) -> None:
+    one = ("run", "9x9,3x3", "--algorithms", "direct_shift", "--launches", "1", "--out", os.fsdecode(NAMES[0]))
+    done = convbench(*one, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stderr == "" and "report: \\u0440" in done.stdout
+    assert (tmp_path / "work" / one[-1] / "report" / "index.html").exists()
+    ascii_files = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = convbench("merge", one[-1] + "2", one[-1], **ascii_files)
+    assert done.returncode == 0 and done.stderr == "" and (tmp_path / "work" / (one[-1] + "2")).exists()
 
 
 def test_list_says_why_not(convbench: Convbench) -> None:

@@ -115,7 +115,34 @@ def test_a_missing_import_is_unavailable(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("CONVBENCH_PATH", str(tmp_path))
     (tmp_path / "needs.py").write_text("import not_there_at_all")
     registry.registry.cache_clear()
-    assert registry.get("needs").unavailable() == "not_there_at_all is not installed"
+    reason = registry.get("needs").unavailable()
+    assert reason == f"not_there_at_all is not installed, which {tmp_path / 'needs.py'} imports"
+    monkeypatch.undo()
+    registry.registry.cache_clear()
+
+
+def test_what_a_missing_package_hides_is_named_by_its_file_and_the_package(convbench: Convbench, tmp_path: Path) -> None:
+    """Whatever the file is called: like its algorithm, like somebody else's, or like nothing in Python."""
+    source = "import not_there_at_all\n" + PLUGIN.format(name="my_row", error="1")
+    for name in ("myrow", "fft", "my-row 2"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(source)
+        for command in (("check", SPEC, "--algorithms", "my_row"), ("run", SPEC, "--algorithms", "direct_shift,my_row")):
+            done = convbench(*command, CONVBENCH_PATH=str(folder))
+            assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+            assert f"not_there_at_all is not installed, which {folder / name}.py imports" in done.stderr
+            assert "did you mean" not in done.stderr
+        assert "not_there_at_all is not installed" in convbench("list", CONVBENCH_PATH=str(folder)).stdout
+    done = convbench("check", SPEC, "--algorithms", "my_raw", CONVBENCH_PATH=str(tmp_path / "myrow"))
+    assert "a file could not be loaded: not_there_at_all" in done.stderr
+
+
+def test_a_part_that_an_installed_package_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVBENCH_PATH", str(tmp_path))
+    (tmp_path / "needs.py").write_text("import scipy.not_there")
+    registry.registry.cache_clear()
+    assert str(registry.get("needs").unavailable()).startswith("scipy.not_there is not installed")
     monkeypatch.undo()
     registry.registry.cache_clear()
 

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -284,6 +285,70 @@ def test_output_that_cannot_be_written_is_an_error(convbench: Convbench, environ
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
 
 
+def test_a_file_that_finds_the_disk_full_is_named(mount: Mount, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing half written stays behind."""
+    folder = mount(tmp_path / "small", 1 << 20)
+    with Store(folder) as store:
+        for i in range(3):
+            store.put(record(f"a{i}"))
+    with (folder / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(1 << 10))
+    assert main(("report", "--out", str(folder))) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and "No space left" in shown.err
+    assert f"cannot use {folder / 'report'}/" in shown.err, shown.err
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+# ---- lost while it is written --------------------------------------------------------------------------------------
+
+LOSSES = {
+    "the folder deleted": lambda folder: shutil.rmtree(folder),
+    "the folder moved": lambda folder: folder.rename(folder.with_name("moved")),
+    "the file deleted": lambda folder: (folder / FILE_NAME).unlink(),
+    "the file moved": lambda folder: (folder / FILE_NAME).rename(folder / "moved"),
+    "the file replaced": lambda folder: (shutil.copy(folder / FILE_NAME, folder / "new"),
+                                         (folder / "new").rename(folder / FILE_NAME)),
+    "the log deleted": lambda folder: (folder / f"{FILE_NAME}-wal").unlink(),
+    "the folder a file": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_store_that_loses_its_name_acknowledges_nothing_more(loss: str, tmp_path: Path) -> None:
+    folder = tmp_path / "lost"
+    with Store(folder) as store:
+        store.put(record("a"))
+        LOSSES[loss](folder)
+        for write, what in ((store.put, record("b")), (store.put_machine, {"id": "m"}), (store.forget, record("a"))):
+            with pytest.raises(StoreError, match="was deleted, moved or replaced while it was written"):
+                write(what)  # type: ignore[operator]
+
+
+def test_a_run_whose_folder_is_deleted_says_what_it_had_measured(tmp_path: Path, environment: dict[str, str]) -> None:
+    folder = tmp_path / "lost"
+    specs = [f"1x1x{40 + i}x40,1x1x3x3" for i in range(12)]
+    command = [sys.executable, "-m", "bench", "run", *specs, "--algorithms", "direct_shift,im2col_gemm", "--threads", "1"]
+    with subprocess.Popen([*command, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env={**environment, "PYTHONPATH": str(ROOT)}, cwd=tmp_path) as run:  # fmt: skip
+        while run.poll() is None and not _launches(folder):
+            time.sleep(0.02)
+        shutil.rmtree(folder)
+        out, err = run.communicate(timeout=100)
+    assert run.returncode == 2 and err.count("\n") == 1 and f"{folder / FILE_NAME} was deleted" in err, err
+    assert specs[0] in out and "report:" not in out and not folder.exists()
+
+
+def _launches(folder: Path) -> int:
+    """Stored so far; none while there is nothing to read."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder / FILE_NAME}?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT count(*) FROM launch").fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
 # ---- merging -----------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +372,7 @@ def test_a_machine_keeps_its_latest_peaks(order: tuple[str, str], tmp_path: Path
     for name, more in described.items():
         with Store(tmp_path / name) as store:
             store.put_machine({"id": "m", "cpu": name, **more})
+            store.put(record("a", machine="m"))
     assert main(("merge", str(tmp_path / "merged"), *(str(tmp_path / name) for name in order))) == 0
     with Store(tmp_path / "merged") as store:
         assert store.machines() == {"m": {"id": "m", "cpu": order[1], "peaks": peaks(2)}}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from algos.spec import ConvSpec
-from bench.suites import resolve, suites, sweep
+from bench.csv_file import LAYER, MOST_SPECS, read_csv
+from bench.suites import WORKLOADS, resolve, suites, sweep
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,92 @@ def test_targets_are_suites_specs_and_files(tmp_path: Path) -> None:
     file.write_text("spec\n\"9x9,3x3\"\n\"8x8,9x9\"\n")
     with pytest.raises(ValueError, match=r"two\.csv line 3"):
         resolve([str(file)])
-    for text, says in (("", "no specs"), ("a\n1\n", "no column")):
+    for text, says in (("", "no specs"), ("a\n1\n", "no column"), ("spec\n", "only a header")):
         file.write_text(text)
         with pytest.raises(ValueError, match=says):
             resolve([str(file)])
+
+
+COMMAS = '\n'.join(('name,{},note', 'a,"1x1x48x48,1x1x3x3,p1",größe', ' b, "1x2x24x24,4x2x3x3,s3" ,', ',,', ''))
+OTHERS = '\n'.join(('name;{};note', 'a;1x1x48x48,1x1x3x3,p1;größe', '', 'b; "1x2x24x24,4x2x3x3,s3" ;', ''))
+FOUND = ["1x1x48x48,1x1x3x3,p1", "1x2x24x24,4x2x3x3,s3"]
+
+
+@pytest.mark.parametrize("name", ["spec", "Spec", " spec", '"SPEC "'])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252"])
+def test_a_table_is_read_whatever_wrote_it(name: str, encoding: str, tmp_path: Path) -> None:
+    """Spreadsheets and editors: encodings, delimiters, line ends, spaces and quotes; the file may have any name."""
+    tables = [COMMAS, *(OTHERS.replace(";", delimiter) for delimiter in ";\t|"), "sep=;\n" + OTHERS, "\n\n" + COMMAS]
+    for index, table in enumerate(tables):
+        for end in ("\n", "\r\n", "\r"):
+            file = tmp_path / ("mine.CSV" if index else "mine.txt")
+            file.write_bytes(table.format(name).replace("\n", end).encode(encoding))
+            specs, _ = resolve([str(file)])
+            assert [str(spec) for spec in specs] == FOUND, (table, end)
+
+
+def test_a_spec_at_the_end_of_its_row_needs_no_quotes(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("spec\n" + "\n".join(FOUND))
+    assert [str(spec) for spec in read_csv(file)] == FOUND
+    file.write_text("name,spec\na," + "\nb,".join(FOUND))
+    assert [str(spec) for spec in read_csv(file)] == FOUND
+    file.write_text("spec,name\n9x9,3x3,a\n")
+    with pytest.raises(ValueError, match=r"mine\.csv line 2: .*put the spec in quotes"):
+        read_csv(file)
+
+
+def test_layers_are_read_whatever_wrote_them(tmp_path: Path) -> None:
+    table = (WORKLOADS / "alexnet_owt.csv").read_text()
+    expected = [layer.spec for layer in suites()["alexnet_owt"].layers]
+    file = tmp_path / "mine.csv"
+    changed = "\n".join(line if "," not in line else line.replace(",", ", ") for line in table.splitlines())
+    for text in (table, table.replace("Cin", "CIN").replace("KH", "kh"), changed, table.replace(",64,", ",64.0,")):
+        file.write_text(text, encoding="utf-16")
+        assert read_csv(file) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Name;Größe\na;1\n", "no column spec: it has 'name', 'größe'"),
+        ("N,Cin,H\n1,2,3\n", "no column W, Cout, KH, .*: it has 'n', 'cin', 'h'"),
+        ("spec,Spec\n1,2\n", "two columns named spec"),
+        ("spec\n\n\nnonsense\n", "line 4: 'nonsense' is not a shape"),
+        ("\n\nspec\n\nnonsense\n", "line 5: 'nonsense' is not a shape"),
+        ("name,spec\na\n", "line 2: empty spec"),
+        (",".join(LAYER) + "\n1,3,x" + ",1" * 11, "line 2: H is 'x': write a whole number"),
+        (",".join(LAYER) + "\n1,3,8", "line 2: pad_h is '': write a whole number"),
+        ("spec\n" + "9" * 200_000 + "\n", "cannot read .*field larger"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_what_was_found(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=says) as caught:
+        read_csv(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_long_table_costs_as_much_as_the_different_specs_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "long.csv"
+    with file.open("w") as out:
+        out.write("spec,name\n")
+        for i in range(50_000):
+            out.write(f'"1x1x{8 + i % 50}x8,1x1x3x3",row {i}\n')
+    tracemalloc.start()
+    assert len(read_csv(file)) == 50
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20
+
+
+def test_a_table_of_more_specs_than_could_be_measured_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_SPECS == 100_000
+    monkeypatch.setattr("bench.csv_file.MOST_SPECS", 20)
+    file = tmp_path / "long.csv"
+    file.write_text("spec\n" + "".join(f"{8 + i % 20}x8,3x3\n" for i in range(100)))
+    assert len(read_csv(file)) == 20
+    file.write_text("spec\n" + "".join(f"{8 + i}x8,3x3\n" for i in range(100)))
+    with pytest.raises(ValueError, match=r"long\.csv holds more than 20 different specs: split it"):
+        read_csv(file)

@@ -1,0 +1,74 @@
+"""convbench: one function per command. Data goes to stdout, progress and errors to stderr.
+
+Exit codes: 0 fine, 1 a wrong result or a regression, 2 bad usage or nothing done, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from bench.arguments import parser
+from bench.cli.asking import list_algorithms, list_suites, pick
+from bench.cli.measuring import check, run
+from bench.cli.output import complain, open_streams, silence
+from bench.cli.storing import compare, import_records, merge, report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    open_streams()
+    arguments = parser(COMMANDS).parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()  # a full disk shows here
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of stdout has seen enough
+        silence(sys.stdout)
+        return 0
+    except Exception as error:
+        with suppress(OSError):
+            sys.stdout.flush()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            silence(sys.stdout)  # or Python would complain once more at its end
+        if os.environ.get("CONVBENCH_DEBUG"):
+            raise
+        complain(_words(error))
+        return 2
+
+
+def _words(error: Exception) -> str:
+    """An error in one line: what the user can change, or that it is a bug."""
+    if isinstance(error, OSError):
+        what = "stdout" if error.filename is None and error.errno == errno.ENOSPC else error.filename
+        return f"cannot use {what}: {error.strerror}" if what and error.strerror else str(error)
+    message = str(error) or type(error).__name__
+    if isinstance(error, ValueError) or type(error).__name__ == "StoreError":
+        return message
+    return f"unexpected {type(error).__name__}: {message} (set CONVBENCH_DEBUG=1 for the traceback)"
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # unwinds, so that the workers are ended
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "list": list_algorithms,
+    "suites": list_suites,
+    "check": check,
+    "run": run,
+    "report": report,
+    "pick": pick,
+    "compare": compare,
+    "merge": merge,
+    "import": import_records,
+}

@@ -1,0 +1,91 @@
+"""Commands that answer without measuring: list, suites, pick."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from algos.spec import ConvSpec
+from bench import text
+from bench.arguments import threads_of
+from bench.cli.output import Bar, print_json, show
+
+READABLE = 10**8  # rows and columns never read are worked out for sizes and taps up to this product
+
+
+def list_algorithms(arguments: argparse.Namespace) -> int:
+    from algos.registry import refusal, registry
+
+    spec = ConvSpec.parse(arguments.spec) if arguments.spec else None
+    rows = []
+    for algorithm in registry().values():
+        missing = refusal(algorithm)
+        row = {name: getattr(algorithm, name) for name in ("name", "family", "device", "runtime", "accuracy")}
+        row |= {"available": missing is None, "why": missing or ""}
+        if spec:
+            reason = missing or refusal(algorithm, spec.received())
+            row |= {"supported": reason is None, "why": reason or ""}
+        rows.append(row)
+    if arguments.json:
+        return print_json(rows)
+    words = [
+        "yes" if row.get("supported", row["available"]) else f"{'no' if row['available'] else 'unavailable'}: {row['why']}"
+        for row in rows
+    ]
+    header = ("name", "family", "device", "runtime", "accuracy", "supported" if spec else "available")
+    show(text.table(header, [(*list(row.values())[:5], word) for row, word in zip(rows, words, strict=True)]))
+    return 0
+
+
+def list_suites(arguments: argparse.Namespace) -> int:
+    from bench.suites import suites
+
+    rows: list[dict[str, Any]] = []
+    for suite in suites().values():
+        specs = {layer.spec for layer in suite.layers}
+        rows.append({"name": suite.name, "specs": len(specs), "macs": suite.macs, "about": suite.about, "source": suite.source})
+    if arguments.json:
+        return print_json(rows)
+    cells = [(r["name"], str(r["specs"]), f"{r['macs'] / 1e9:.4g} G", r["about"], r["source"]) for r in rows]
+    show(text.table(("name", "specs", "multiply-adds per image", "what", "source"), cells))
+    return 0
+
+
+def pick(arguments: argparse.Namespace) -> int:
+    import algos
+
+    spec = ConvSpec.parse(arguments.spec)
+    threads = threads_of(arguments.threads)[0] if arguments.threads else None
+    if len(threads_of(arguments.threads)) > 1:
+        raise ValueError(f"--threads {arguments.threads}: pick answers for one number of threads")
+    if arguments.measure:
+        _measure(spec, arguments)
+    choice = algos.pick(spec, threads=threads, max_workspace_bytes=arguments.max_workspace, calls=arguments.calls,
+                        peers=arguments.peers)
+    if arguments.json:
+        return print_json({"spec": str(spec), **asdict(choice)})
+    show(f"{choice.algorithm}\n{choice.reason}\n")
+    ranked = [c for c in choice.candidates if not c.excluded]
+    rows = [(c.algorithm, text.seconds(c.expected_s), text.seconds(c.run_s), text.seconds(c.prepare_s), c.source,
+             text.size(c.workspace_bytes)) for c in ranked]
+    show(text.table(("algorithm", "expected per call", "run", "prepare", "source", "workspace"), rows))
+    if excluded := [(c.algorithm, c.excluded) for c in choice.candidates if c.excluded]:
+        show("\n" + text.table(("excluded", "because"), excluded))
+    if max(spec.padded_size) * max(spec.kernel) <= READABLE and (words := spec.unread_text()):
+        show(f"\nnote: the stride does not fit, {words}")
+    return 0
+
+
+def _measure(spec: ConvSpec, arguments: argparse.Namespace) -> None:
+    """Measure every candidate now; the machine remembers."""
+    from algos.registry import registry
+    from bench.cases import Settings, cases_of
+    from bench.runner import Runner
+    from bench.store import Store
+
+    found = [a for a in registry().values() if a.family != "auto" and (arguments.peers or a.family != "peer")]
+    with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store, Bar() as progress:
+        Runner(Settings(), store, progress).run(cases_of([spec], found, threads_of(arguments.threads), Settings()))

@@ -1,0 +1,142 @@
+"""Commands that compute: check and run."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from bench import text
+from bench.arguments import algorithms_of, specs_of, threads_of
+from bench.cli.output import Bar, complain, print_json, show
+from bench.cli.storing import write_report
+
+FAILED = ("wrong", "crashed", "timeout", "error")
+GO_ON = "run the same command again, without --fresh, to go on"
+MOST_CASES = 500_000  # a day's work and a gigabyte of records
+
+
+def check(arguments: argparse.Namespace) -> int:
+    from bench.cases import cases_of
+    from bench.runner import Runner
+
+    specs, settings = specs_of(arguments)
+    wanted, threads = algorithms_of(arguments), threads_of(arguments.threads)
+    _bounded(specs, wanted, threads)
+    with Bar() as progress:
+        records = Runner(settings, None, progress).run(cases_of(specs, wanted, threads, settings)).records
+    failed = [record for record in records if record.status in FAILED]
+    checked = [record for record in records if record.status in ("ok", *FAILED)]
+    if arguments.json:
+        names = ("spec", "algorithm", "threads", "status", "reason", "error_ratio", "max_error")
+        print_json([{name: getattr(record, name) for name in names} for record in records])
+    else:
+        rows = [
+            (r.spec, r.algorithm, r.status, "-" if r.error_ratio is None else f"{r.error_ratio:.2g}", r.reason)
+            for r in records if r.status not in ("unsupported", "unavailable") or arguments.algorithms or not checked
+        ]
+        show(text.table(("spec", "algorithm", "verdict", "error/bound", "reason"), rows))
+        show(f"{len(checked) - len(failed)} ok, {len(failed)} failed, {len(records) - len(checked)} not checked")
+    if not checked:
+        return _nothing("checked", records)
+    return 1 if failed else 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from algos import machine
+    from bench.cases import cases_of
+    from bench.peaks import peaks
+    from bench.pool import measuring
+    from bench.runner import Runner
+    from bench.store import Store, StoreError
+
+    specs, settings = specs_of(arguments)
+    settings = replace(
+        settings, cold=arguments.cold, fresh=arguments.fresh, run_budget_s=arguments.budget,
+        launches=arguments.launches or settings.launches, tune=arguments.tune,
+    )
+    wanted, threads = algorithms_of(arguments), threads_of(arguments.threads)
+    _bounded(specs, wanted, threads)
+    with Store(arguments.out) as store:
+        about = machine.fingerprint()
+        with measuring():
+            store.put_machine({**about, "peaks": peaks(about["id"])})
+        cases = cases_of(specs, wanted, threads, settings)
+        with Bar() as progress:
+            runner = Runner(settings, store, progress)
+            try:
+                outcome = runner.run(cases)
+            except KeyboardInterrupt:
+                done = sum(len(record.launches) for record in runner.outcome.records)
+                print(f"interrupted: {done} launches are stored in {text.printable(store.path)}; {GO_ON}", file=sys.stderr)
+                raise
+            except StoreError:
+                _told(runner.outcome.records, arguments)
+                raise
+        if not any(record.launches or record.status != "ok" for record in outcome.records):
+            return _nothing("measured", outcome.records)  # the budget left no time for the first one
+        page, frame, against = write_report(store, arguments.out, (), "convbench " + shlex.join(sys.argv[1:]))
+    return _answer(arguments, outcome, page, frame, against)
+
+
+def _answer(arguments: argparse.Namespace, outcome: Any, page: Any, frame: Any, against: Any) -> int:
+    """Print what a run found; its exit code."""
+    from bench.tuning import own_tunables, remember
+    from reports.tables import to_dicts, winners_dicts, winners_text
+    from reports.tuning import tunings, tunings_table
+    from reports.versus import versus_text
+
+    keys = {(record.spec, record.threads) for record in outcome.records}
+    chosen = frame[[(s, t) in keys for s, t in zip(frame["spec"], frame["threads"], strict=True)]]
+    tuned = tunings(chosen, own_tunables()) if arguments.tune else []
+    remember(tuned, outcome.records)
+    if arguments.json:
+        print_json({"winners": winners_dicts(chosen), "versus": to_dicts(against), "tuned": [t._asdict() for t in tuned],
+                    "shares": outcome.spent.shares(), "wall_s": outcome.spent.total, "measured": outcome.measured,
+                    "complete": outcome.complete, "report": str(page)})
+    else:
+        show(winners_text(chosen))
+        if arguments.tune:
+            show(f"\n{tunings_table(tuned).text()}")
+        if "versus" in arguments.targets:
+            show(f"\n{versus_text(against)}")
+        show(f"\nreport: {page}")
+        if not outcome.complete:
+            show(f"the budget ended the run: {GO_ON}")
+    if any(record.status == "wrong" for record in outcome.records):
+        return 1
+    return 0 if any(record.launches for record in outcome.records) else _nothing("measured", outcome.records)
+
+
+def _told(records: Sequence[Any], arguments: argparse.Namespace) -> None:
+    """What was measured before the store was lost, which holds none of it."""
+    from reports.frame import to_frame
+    from reports.tables import winners_dicts, winners_text
+
+    if measured := [record for record in records if record.launches]:
+        frame = to_frame(measured)
+        if arguments.json:
+            print_json({"winners": winners_dicts(frame), "complete": False})
+        else:
+            show(winners_text(frame))
+
+
+def _nothing(done: str, records: Sequence[Any]) -> int:
+    """Nothing was ``done``: say so with the reasons that the cases give; the exit code."""
+    reasons = Counter(f"{record.status}: {record.reason}" for record in records if record.status != "ok")
+    words = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)) or "the budget ended the run first"
+    more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+    complain(f"nothing was {done}: {words}{more}; see convbench list SPEC")
+    return 2
+
+
+def _bounded(specs: Sequence[Any], algorithms: Sequence[Any], threads: Sequence[int]) -> None:
+    """Raise ValueError for more cases than could be held, before any is made."""
+    count = len(specs) * len(algorithms) * len(threads)
+    if count > MOST_CASES:
+        raise ValueError(f"{len(specs):,} specs with {len(algorithms)} algorithms are {count:,} cases: take at most "
+                         f"{MOST_CASES:,} at once, by fewer specs or --algorithms a,b")  # fmt: skip

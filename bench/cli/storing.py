@@ -1,0 +1,130 @@
+"""Commands on what is stored: report, compare, merge, import."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench import text
+from bench.arguments import names_of
+from bench.cli.output import complain, print_json, show
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from bench.store import Store
+
+    with Store(arguments.out, create=False) as store:
+        page, _, against = write_report(store, arguments.out, names_of(arguments.baseline))
+    from reports.tables import to_dicts
+    from reports.versus import versus_text
+
+    if arguments.json:
+        return print_json({"report": str(page), "versus": to_dicts(against)})
+    if len(against):
+        show(f"{versus_text(against)}\n")
+    show(page)
+    return 0
+
+
+def write_report(store: Any, out: Path, baseline: Sequence[str], command: str = "") -> tuple[Path, Any, Any]:
+    """Write the report of everything in the store; the page's path, the frame behind it, and its rows of ``versus``."""
+    from bench.regret import regret
+    from bench.suites import networks
+    from bench.versus import works
+    from reports.frame import to_frame
+    from reports.page import write_report
+    from reports.versus import versus
+
+    records = store.records()
+    rows = regret(records)
+    if "peers" in baseline:
+        peers = sorted({record.algorithm for record in records if record.family == "peer" and record.launches})
+        if not peers:
+            raise ValueError("--baseline peers: no peer was measured, see convbench list")
+        baseline = [*(name for name in baseline if name != "peers"), *peers]
+    page = write_report(records, store.machines(), out / "report", baseline=baseline, regret=rows, command=command,
+                        networks=networks(), works=works())  # fmt: skip
+    frame = to_frame(records)
+    return page, frame, versus(frame, works(), store.machines())
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from bench.compare import compare as judge
+    from bench.store import Store
+
+    with Store(arguments.old, create=False) as old, Store(arguments.new, create=False) as new:
+        before, after = old.records(), new.records()
+    found = judge(before, after)
+    counts = {v: sum(c.verdict == v for c in found.changes) for v in ("slower", "faster", "same", "undecided")}
+    if arguments.json:
+        print_json({**asdict(found), "counts": counts})
+    else:
+        order = sorted(found.changes, key=lambda c: (list(counts).index(c.verdict), -abs(math.log(c.ratio))))
+        rows = [(c.spec, c.algorithm, str(c.threads), text.seconds(c.old_s), text.seconds(c.new_s),
+                 f"{c.ratio:.3f} +- {c.error:.3f}", c.verdict) for c in order]
+        show(text.table(("spec", "algorithm", "threads", "old", "new", "new/old", "verdict"), rows))
+        words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        show(f"{words}; {found.only_old} only in the old, {found.only_new} only in the new\n{found.noise_text()}")
+    if not found.changes:
+        complain(f"nothing was compared: {_apart(before, after)}")
+        return 2
+    return 1 if counts["slower"] else 0
+
+
+def _apart(before: Sequence[Any], after: Sequence[Any]) -> str:
+    """Why two stores have no case in common."""
+    times = [[r for r in records if r.origin == "convbench" and r.launches] for records in (before, after)]
+    for name, records in zip(("old", "new"), times, strict=True):
+        if not records:
+            return f"the {name} store holds no times of convbench's own, see convbench run"
+    parts = {"machine": "machine", "spec": "spec", "algorithm": "algorithm", "threads": "number of threads",
+             "tunables": "value of the tunables", "cold": "state of the caches"}  # fmt: skip
+    for part, words in parts.items():
+        old, new = ({getattr(record, part) for record in records} for records in times)
+        if not old & new:
+            seen = [", ".join(sorted(map(str, values))[:3]) for values in (old, new)]
+            return f"the stores share no {words} ({seen[0]} and {seen[1]})"
+    return "the stores share no case: the same spec, algorithm, tunables, threads and machine, with cold caches or without"
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    from bench.store import Store
+
+    with ExitStack() as opened:
+        stores = [opened.enter_context(Store(folder, create=False)) for folder in arguments.folders]
+        read = [(store.machines().values(), store.records()) for store in stores]  # all of them, before anything is written
+    counts = {str(folder): len(records) for folder, (_, records) in zip(arguments.folders, read, strict=True)}
+    if not any(counts.values()):
+        raise ValueError(f"nothing to merge: no records in {', '.join(counts)}")
+    with Store(arguments.merged) as merged:
+        for machines, records in read:
+            merged.merge(machines, records)
+        held = len(merged.records())
+    if arguments.json:
+        return print_json({"read": counts, "held": held, "store": str(merged.path)})
+    show("\n".join(f"{count} records from {folder}" for folder, count in counts.items()))
+    show(f"{held} records in {merged.path}")
+    return 0
+
+
+def import_records(arguments: argparse.Namespace) -> int:
+    from bench.exchange import ORIGIN, from_pytest_benchmark
+    from bench.store import Store
+
+    machine, records, left_out = from_pytest_benchmark(arguments.file)
+    with Store(arguments.out) as store:
+        store.put_machine(machine)
+        for record in records:
+            store.put(record)
+        page, *_ = write_report(store, arguments.out, ())
+    if arguments.json:
+        return print_json({"imported": len(records), "left_out": left_out, "origin": ORIGIN, "report": str(page)})
+    words = f"{len(records)} record{'s' * (len(records) != 1)} imported, tagged {ORIGIN}"
+    show(f"{words}; {left_out} left out: their group is no spec" if left_out else words)
+    show(f"report: {page}")
+    return 0
