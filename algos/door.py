@@ -206,7 +206,7 @@ def _pad(x: Any, spec: ConvSpec, layout: str) -> Any:
     xp: Any = _module_of(x)
     widths = ((0, 0), (0, 0), *spec.padding)
     if spec.padding_mode.startswith("constant:"):
-        return xp.pad(x, widths, "constant", constant_values=float(spec.padding_mode.partition(":")[2]))
+        return xp.pad(x, widths, "constant", constant_values=spec.border)
     if layout == "nhwc":
         padded = xp.pad(xp.moveaxis(x, 1, -1), (widths[0], *widths[2:], widths[1]), PAD_MODES[spec.padding_mode])
         return xp.moveaxis(padded, -1, 1)

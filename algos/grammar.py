@@ -6,6 +6,7 @@ import difflib
 import operator
 import re
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,16 @@ DIRECTIONS = ("forward", "input_gradient", "weight_gradient")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 FLOAT_TYPES = ("float16", "float32", "float64")
 INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-WORDS = (*DIRECTIONS, *PADDING_MODES, *FLOAT_TYPES, *INTEGER_TYPES, "flip", "psame", "pfull", "constant:0")
+WORDS = (*DIRECTIONS, *PADDING_MODES, *FLOAT_TYPES, *INTEGER_TYPES, "flip", "psame", "psame_lower", "pfull", "constant:0")
 
 SHOWN = 60  # characters of a caller's value in a message
 DIGITS = 18  # of the largest number, in text and in fields alike; sums and products of sizes are checked where they are made
 _NUMBER = rf"[0-9]{{1,{DIGITS}}}"
 SHAPE = re.compile(rf"{_NUMBER}(x{_NUMBER})*")
-FLOAT = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?")
+_FLOAT = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?")
+CHARACTERS = 400  # of a constant; the largest float64 has 309 digits
 _INTS = re.compile(rf"([sd])({_NUMBER}(?:x{_NUMBER})*)")
-_PADDING = re.compile(rf"p({_NUMBER}(?::{_NUMBER})?(?:x{_NUMBER}(?::{_NUMBER})?)*|same|full)")
+_PADDING = re.compile(rf"p({_NUMBER}(?::{_NUMBER})?(?:x{_NUMBER}(?::{_NUMBER})?)*|same|same_lower|full)")
 _RANK = re.compile(rf"rank({_NUMBER})")
 
 
@@ -36,7 +38,7 @@ def parse_option(text: str, ndim: int) -> tuple[str, Any]:
         values = tuple(int(n) for n in match[2].split("x"))
         return {"s": "stride", "d": "dilation"}[match[1]], broadcast(text, values, ndim)
     if match := _PADDING.fullmatch(text):
-        if match[1] in ("same", "full"):
+        if not match[1][0].isdigit():
             return "padding", match[1]
         pairs = [tuple(int(n) for n in entry.split(":")) for entry in match[1].split("x")]
         return "padding", broadcast(text, tuple((p[0], p[-1]) for p in pairs), ndim)
@@ -50,8 +52,47 @@ def parse_option(text: str, ndim: int) -> tuple[str, Any]:
         return "padding_mode", text
     if text.partition(">")[0] in FLOAT_TYPES + INTEGER_TYPES:
         return "dtype", text
-    advice = "use s2, p1, psame, pfull, d2, rank1, a dtype, a padding mode, a direction or flip"
+    advice = "use s2, p1, psame, psame_lower, pfull, d2, rank1, a dtype, a padding mode, a direction or flip"
     raise SpecError(f"unknown option {text!r}: {meant(text, WORDS, advice)}")
+
+
+def constant(text: str, dtype: np.dtype) -> Fraction:
+    """The number V of ``constant:V``: exact in a whole-number type, rounded once to a float type, to even when halfway.
+
+    Rational arithmetic throughout: a whole number never passes through a float, and no state of the CPU's takes part.
+    """
+    named = f"constant:{text[:20]}"
+    if len(text) > CHARACTERS or not _FLOAT.fullmatch(text):
+        raise SpecError(f"{named!r} is not constant:V with a finite number V of at most {CHARACTERS} characters")
+    value = Fraction(text)
+    if dtype.kind in "iu":
+        whole = np.iinfo(dtype)
+        if value.denominator != 1:
+            raise SpecError(f"{named!r} does not fit {dtype}: use a whole number")
+        if not whole.min <= value <= whole.max:
+            raise SpecError(f"{named!r} does not fit {dtype}: use {whole.min} to {whole.max}")
+        return value
+    value = _rounded(value, dtype)
+    if abs(value) > Fraction(float(np.finfo(dtype).max)):
+        raise SpecError(f"{named!r} does not fit {dtype}: use a smaller number")
+    return value
+
+
+def _rounded(value: Fraction, dtype: np.dtype) -> Fraction:
+    """The nearest number of a float type without a largest exponent."""
+    limits = np.finfo(dtype)
+    exponent = value.numerator.bit_length() - value.denominator.bit_length()
+    exponent -= abs(value) < Fraction(2) ** exponent  # now 2**exponent <= abs(value) < 2**(exponent + 1)
+    unit = Fraction(2) ** (max(exponent, int(limits.minexp)) - int(limits.nmant))
+    return round(value / unit) * unit
+
+
+def constant_text(value: Fraction, dtype: np.dtype) -> str:
+    """The shortest text that ``constant`` reads as ``value``; whole numbers in full up to 16 digits."""
+    if dtype.kind in "iu" or (value.denominator == 1 and abs(value) < 10**16):
+        return str(int(value))
+    texts = (f"{float(value):.{digits}g}" for digits in range(1, 18))
+    return next(text for text in texts if _rounded(Fraction(text), dtype) == value)
 
 
 def shown(value: Any) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 
 from algos.grammar import (
     DIRECTIONS,
-    FLOAT,
     PADDING_MODES,
     SHAPE,
     SpecError,
@@ -24,12 +23,15 @@ from algos.grammar import (
     checked_int,
     checked_ints,
     collapse,
+    constant,
+    constant_text,
     is_several,
     parse_option,
     per_axis,
     shown,
     times,
 )
+from algos.reads import unread
 
 Padding = int | str | Sequence[Any]
 
@@ -48,7 +50,7 @@ class ConvSpec:
     size, kernel : tuple of 1, 2 or 3 ints
         Spatial sizes of the input and of the weights.
     stride, dilation : int or one int per axis
-    padding : int, one int per axis, (before, after) pairs, "same" (ONNX SAME_UPPER), "valid" or "full"
+    padding : int, one int per axis, (before, after) pairs, "same" (ONNX SAME_UPPER), "same_lower", "valid" or "full"
     groups : int
         Divides both channel counts; weights are (O, C / groups, *kernel).
     rank : int, optional
@@ -117,8 +119,9 @@ class ConvSpec:
                     f"kernel extent {need} exceeds the padded input's {have} on axis {axis}: "
                     "add padding, or use a smaller kernel or dilation"
                 )
-        padded = (self.batch, self.in_channels, *self.padded_size)
-        for shape in (padded, self.weight_shape, self.output_shape):
+        images = max(1, self.batch)  # an algorithm is asked about one where there is none
+        padded, output = (images, self.in_channels, *self.padded_size), (images, *self.output_shape[1:])
+        for shape in (padded, self.weight_shape, output):
             if math.prod(shape) * 8 > LARGEST_BYTES:
                 raise SpecError(f"an array of shape {times(shape)} is too large for any machine: use smaller sizes")
 
@@ -157,26 +160,19 @@ class ConvSpec:
             return ((0, 0),) * self.ndim
         if name == "full":
             return tuple((extent - 1, extent - 1) for extent in self.kernel_extent)
-        if name == "same":
+        if name in ("same", "same_lower"):
             pairs = []
             for size, extent, stride in zip(self.size, self.kernel_extent, self.stride, strict=True):
                 total = max((-(-size // stride) - 1) * stride + extent - size, 0)
-                pairs.append((total // 2, total - total // 2))
+                less, more = total // 2, total - total // 2
+                pairs.append((less, more) if name == "same" else (more, less))
             return tuple(pairs)
-        raise SpecError(f'unknown padding {shown(name)}: use "same", "valid", "full" or numbers')
+        raise SpecError(f'unknown padding {shown(name)}: use "same", "same_lower", "valid", "full" or numbers')
 
     def _mode(self, mode: str) -> str:
         if isinstance(mode, str) and mode.startswith("constant:"):
-            text = mode.removeprefix("constant:")
-            if not FLOAT.fullmatch(text) or not math.isfinite(float(text)):
-                raise SpecError(f"{shown(mode)} is not constant:V with a finite number V")
-            value = float(text)
-            if self.in_dtype.kind in "iu" and not value.is_integer():
-                raise SpecError(f"{shown(mode)} does not fit {self.dtype}: use a whole number")
-            limits = np.finfo(self.in_dtype) if self.in_dtype.kind == "f" else np.iinfo(self.in_dtype)
-            if not float(limits.min) <= value <= float(limits.max):
-                raise SpecError(f"{text[:20]} in {mode[:30]!r} does not fit {self.dtype}: use a smaller number")
-            return "zeros" if value == 0 else f"constant:{int(value) if value.is_integer() else value!r}"
+            value = constant(mode.removeprefix("constant:"), self.in_dtype)
+            return f"constant:{constant_text(value, self.in_dtype)}" if value else "zeros"
         if not isinstance(mode, str) or mode not in PADDING_MODES:
             raise SpecError(f"unknown padding mode {shown(mode)}: use {', '.join(PADDING_MODES)} or constant:V")
         for size, pair in zip(self.size, self.padding, strict=True):
@@ -201,6 +197,14 @@ class ConvSpec:
     def out_dtype(self) -> np.dtype:
         """Type of y."""
         return np.dtype(self.dtype.rpartition(">")[2])
+
+    @cached_property
+    def border(self) -> int | float:
+        """What lies around x where ``padding_mode`` is constant, exactly: a whole number for whole-number types."""
+        if not self.padding_mode.startswith("constant:"):
+            return 0
+        value = constant(self.padding_mode.removeprefix("constant:"), self.in_dtype)
+        return int(value) if self.in_dtype.kind in "iu" else float(value)
 
     @property
     def kernel_extent(self) -> tuple[int, ...]:
@@ -269,18 +273,10 @@ class ConvSpec:
         return read * self.in_dtype.itemsize + math.prod(self.output_shape) * self.out_dtype.itemsize
 
     @cached_property
-    def unread(self) -> tuple[tuple[int, ...], ...]:
-        """Per axis, the indices of the input that no output reads: the stride does not fit, or steps over them."""
-        result = []
-        for axis, size in enumerate(self.size):
-            read = np.zeros(self.padded_size[axis], bool)
-            reach = self.output_size[axis] * self.stride[axis]
-            for tap in range(self.kernel[axis]):
-                start = tap * self.dilation[axis]
-                read[start : start + reach : self.stride[axis]] = True
-            before = self.padding[axis][0]
-            result.append(tuple(int(i) for i in np.flatnonzero(~read[before : before + size])))
-        return tuple(result)
+    def unread(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Per axis, how many indices of the input no output reads, since the stride steps over them, and the first six."""
+        axes = zip(self.size, self.padding, self.output_size, self.kernel, self.stride, self.dilation, strict=True)
+        return tuple(unread(n, before, *steps) for n, (before, _), *steps in axes)
 
     def received(self) -> ConvSpec:
         """The spec that an algorithm is asked about.
@@ -300,10 +296,10 @@ class ConvSpec:
     def unread_text(self) -> str:
         """``unread`` in words, empty when every element is read."""
         parts = []
-        for name, indices in zip(AXIS_NAMES[self.ndim], self.unread, strict=True):
-            if indices:
-                shown = ", ".join(map(str, indices[:6])) + (", ..." if len(indices) > 6 else "")
-                parts.append(f"{len(indices)} {name}{'s' if len(indices) > 1 else ''} ({shown})")
+        for name, (count, first) in zip(AXIS_NAMES[self.ndim], self.unread, strict=True):
+            if count:
+                listed = ", ".join(map(str, first)) + (", ..." if count > len(first) else "")
+                parts.append(f"{count} {name}{'s' if count > 1 else ''} ({listed})")
         return f"never read: {' and '.join(parts)}" if parts else ""
 
     # ---- text --------------------------------------------------------------------------------------------------
@@ -329,11 +325,12 @@ class ConvSpec:
             raise SpecError(f"{text!r} has no weights: write input,weights[,options] like 1x64x56x56,128x64x3x3,p1")
         x, w = (tuple(int(n) for n in part.split("x")) for part in shapes)
         if len(x) == len(w) == 2:
-            x, w = (1, 1, *x), (1, 1, *w)
+            x, w = _picture(x, w)
         if len(x) != len(w) or not 3 <= len(x) <= 5:
-            raise SpecError(f"shapes of {len(x)} and {len(w)} numbers: both need N,C or O,I and the same 1 to 3 sizes")
+            raise SpecError(f"shapes of {len(x)} and {len(w)} numbers: write N x C x sizes and O x I x as many sizes, 1 to 3")
         if w[1] < 1 or x[1] < 1 or x[1] % w[1]:
-            raise SpecError(f"{x[1]} input channels are not divisible into groups of {w[1]}")
+            advice = "; three numbers are a signal, N x C x length, a picture has four" if len(x) == 3 else ""
+            raise SpecError(f"{x[1]} input channels are not divisible into groups of {w[1]}{advice}")
         given: dict[str, Any] = {}
         for option in options:
             name, value = parse_option(option, len(x) - 2)
@@ -375,6 +372,17 @@ class ConvSpec:
     def with_(self, **changes: Any) -> ConvSpec:
         """A copy with some fields changed, validated again."""
         return replace(self, **changes)
+
+
+def _picture(x: tuple[int, ...], w: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of one channel from two numbers each; what may as well be a signal is refused."""
+    picture = (1, 1, *x), (1, 1, *w)
+    if 1 in x:
+        along = 1 if x[0] == 1 else 0
+        signal = (1, 1, x[along]), (w[1 - along], 1, w[along])
+        asked, other = (",".join(map(times, shapes)) for shapes in (signal, picture))
+        raise SpecError(f"{times(x)} may be a signal or a picture one pixel wide: write {asked} or {other}")
+    return picture
 
 
 _DEFAULTS = {f.name: f.default for f in fields(ConvSpec)}

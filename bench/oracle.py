@@ -12,7 +12,9 @@ One pass over the kernel's taps, each a small matrix product; ``oracle_at`` give
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -140,12 +142,22 @@ def reduction(spec: ConvSpec) -> int:
     return spec.out_channels // spec.groups * taps * math.prod(int(c.max()) for c in copies(spec))
 
 
-def border_value(spec: ConvSpec) -> float:
-    """What a constant border holds, rounded to the type of x; 0 in the other modes."""
+def border_value(spec: ConvSpec) -> int | float:
+    """What a constant border holds, an exact whole number or rounded once to the type of x; 0 in the other modes."""
     if not spec.padding_mode.startswith("constant:"):
         return 0
-    text = spec.padding_mode.partition(":")[2]
-    return int(float(text)) if spec.in_dtype.kind in "iu" else float(spec.in_dtype.type(float(text)))
+    exact = Fraction(spec.padding_mode.partition(":")[2])
+    if spec.in_dtype.kind in "iu":
+        return int(exact)
+    kind = spec.in_dtype.type
+    with np.errstate(all="ignore"):
+        near = kind(float(exact))  # rounded twice, it may be a neighbour of the nearest, which is even where two are as near
+        candidates = (near, np.nextafter(near, kind(-np.inf)), np.nextafter(near, kind(np.inf)))
+    return min((float(c) for c in candidates if np.isfinite(c)), key=lambda c: (abs(Fraction(c) - exact), _odd(kind(c))))
+
+
+def _odd(number: np.floating) -> int:
+    return int.from_bytes(number.tobytes(), sys.byteorder) & 1
 
 
 def padded(spec: ConvSpec, x: np.ndarray, fill: float) -> np.ndarray:

@@ -117,7 +117,7 @@ def test_shapes_and_counts(entry: dict[str, Any]) -> None:
     spec = ConvSpec(batch, channels, tuple(size), count, tuple(kernel), entry["stride"], entry["padding"])
     if entry["output"].startswith("does not fit"):
         assert spec.output_size == (2, 2)
-        assert spec.unread == ((6,), (6,))
+        assert spec.unread == ((1, (6,)), (1, (6,)))
         assert spec.unread_text() == "never read: 1 row (6) and 1 column (6)"
         return
     expected = [int(n) for n in entry["output"].replace("H", "9").replace("W", "11").split("x")]
