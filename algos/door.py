@@ -7,18 +7,28 @@ flipped weights, pads modes other than zeros, and folds the border back for inpu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Any
 
 import numpy as np
 
 from algos.contract import Algorithm
 from algos.engine.threads import blas_limit, blas_threads_set, warm_up
+from algos.grammar import shown
 from algos.spec import ConvSpec
 
 PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap", "symmetric": "symmetric"}
 MOST_WORK: Any = 10_000  # of the exact search for shared elements; harder cases count as shared
 
 Run = Callable[..., Any]
+
+_state = Context()  # what NumPy does about floating-point errors is a context variable
+_state.run(np.seterr, all="ignore")
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` out of reach of the caller's ``np.seterr``; costs a tenth of a microsecond."""
+    return _state.copy().run(function, *arguments)
 
 
 class Door:
@@ -127,15 +137,76 @@ def is_device_array(array: Any) -> bool:
 def as_array(name: str, array: Any) -> Any:
     """A base ndarray or a device array of numbers."""
     if type(array) is not np.ndarray and not is_device_array(array):
-        if isinstance(array, np.ma.MaskedArray):
-            raise ValueError(f"{name} is a masked array: fill the mask first, with {name}.filled(value)")
-        try:
-            array = np.asarray(array)
-        except ValueError as error:
-            raise ValueError(f"{name} is not a regular array: {error}") from None
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{name} has dtype {array.dtype}: convert it first, with {name}.astype(np.float32)")
+        array = _converted(name, array)
+    dtype = array.dtype
+    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        target = "np.float64" if dtype.itemsize > 8 else "np.float32"
+        advice = NO_NUMBERS.get(dtype.kind, f"convert it first, with np.asarray({{0}}, {target})")
+        if dtype.names:
+            advice = f"pass one field, as {{0}}[{dtype.names[0]!r}]"
+        raise ValueError(f"{name} has dtype {dtype}: {advice.format(name)}")
     return array
+
+
+NO_NUMBERS = {  # kinds of dtype that a conversion to floats would harm
+    "c": "convolve {0}.real and {0}.imag apart",
+    "O": "make an array of numbers of its objects first, with np.array({0}, np.float64)",
+    "U": "text is no number, use np.array({0}, np.float64)",
+    "S": "text is no number, use np.array({0}, np.float64), or np.frombuffer({0}, np.uint8) for its bytes",
+    "M": "dates are no numbers, use ({0} - start) / np.timedelta64(1, 's')",
+    "m": "times are no numbers, use {0} / np.timedelta64(1, 's')",
+}
+OTHER_ARRAYS = {"toarray": "{0}.toarray()", "__cuda_array_interface__": "a copy of it on the host, or a CuPy array",
+                "__dlpack__": "np.from_dlpack({0})"}  # fmt: skip
+
+
+def _converted(name: str, given: Any) -> np.ndarray:
+    """What NumPy makes of another library's array, or of sequences in one another, where nothing is lost."""
+    masked = f"{name} is a masked array: fill the mask first, with {name}.filled(value)"
+    if isinstance(given, np.ma.MaskedArray):
+        raise ValueError(masked)
+    try:
+        array = np.asarray(given)
+    except Exception as error:  # every library has its own
+        said = " ".join(str(error).split())
+        advice = _tensor_advice(given) or f"is not a regular array of numbers: {said[:200]}"
+        raise ValueError(f"{name} {advice.replace('{0}', name)}") from None
+    if array.dtype == object and not array.ndim:  # one object, in which NumPy found no numbers
+        known = (advice for attribute, advice in OTHER_ARRAYS.items() if hasattr(type(given), attribute))
+        raise ValueError(f"{name} is {shown(given)}: pass {next(known, 'an array of numbers').format(name)}")
+    held = _kinds(given)
+    if any(issubclass(kind, np.ma.MaskedArray) for kind in held):
+        raise ValueError(masked)
+    if array.dtype.kind == "f" and held and all(issubclass(kind, int | np.integer) for kind in held):
+        raise ValueError(f"{name} holds whole numbers that no one integer type has: use smaller ones, or an array of floats")
+    return array
+
+
+def _kinds(given: Any) -> set[type]:
+    """The types of what sequences in one another hold."""
+    if not isinstance(given, list | tuple):
+        return {type(given)}
+    kinds = set(map(type, given))
+    return set().union(*map(_kinds, given)) if any(issubclass(kind, list | tuple) for kind in kinds) else kinds
+
+
+def _tensor_advice(given: Any) -> str:
+    """What to do about a tensor of PyTorch's that is none of NumPy's; empty for anything else."""
+    if not any(c.__module__.partition(".")[0] == "torch" for c in type(given).__mro__):
+        return ""
+    if given.is_meta:
+        return "is a tensor without numbers, on 'meta': pass one that has them"
+    if str(given.layout) != "torch.strided":
+        return "is a sparse tensor: pass {0}.to_dense()"
+    if given.device.type != "cpu":
+        return f"is a tensor on {given.device}: pass {{0}}.cpu()"
+    if given.requires_grad:
+        return "is a tensor that records gradients, which would be lost: pass {0}.detach()"
+    if given.is_complex():
+        return f"is a tensor of {given.dtype}: {NO_NUMBERS['c']}"
+    if given.is_neg():
+        return "is a lazily negated tensor: pass {0}.resolve_neg()"
+    return f"is a tensor of {given.dtype}: convert it first, with {{0}}.float()"
 
 
 def regular(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype, algorithm: Algorithm | None) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from algos import auto, registry
 from algos.contract import Algorithm
-from algos.door import Door, as_array, is_device_array, overlaps, regular
+from algos.door import Door, apart, as_array, is_device_array, overlaps, regular
 from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
 from algos.spec import ConvSpec, Padding, SpecError
@@ -25,7 +27,9 @@ class Plan:
     """An algorithm prepared for one spec, one set of weights and a number of threads; a callable.
 
     ``plan(x)`` forward, ``plan(grad)`` for input_gradient, ``plan(x, grad)`` for weight_gradient, each with ``out=None``.
-    NumPy arrays in, NumPy array out; device arrays in, device array out. It serves one call at a time, under a lock.
+    NumPy arrays in, NumPy array out; device arrays in, device array out. It serves one call at a time, under a lock; a call
+    from within a call of the same thread, as from a signal handler, is a RuntimeError. Copies and pickles hold the spec, the
+    weights, the algorithm's name and the number of threads, and are prepared anew.
 
     Attributes
     ----------
@@ -40,12 +44,40 @@ class Plan:
     def __init__(self, door: Door, weights: Any) -> None:
         self.spec, self.algorithm, self.threads = door.spec, registry.variant_name(door.algorithm), door.threads
         self.workspace_bytes = int(door.algorithm.workspace_bytes(door.received, door.threads)) if door.spec.batch else 0
-        self._door, self._lock = door, threading.Lock()
+        self._door, self._weights = door, weights
+        self._lock, self._busy = threading.RLock(), False
         self._run = door.prepare(weights)
+        _plans.add(self)
 
     def __call__(self, *operands: Any, out: Any = None) -> Any:
-        with self._lock:
-            return self._door.call(self._run, operands, out)
+        with self._lock:  # knows its thread, so that a call from within a call comes as far as the next line
+            if self._busy:
+                raise RuntimeError(f"the plan of {self.spec} is in a call of this thread already: use another plan here")
+            try:
+                self._busy = True
+                return apart(self._door.call, self._run, operands, out)
+            finally:
+                self._busy = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        w = self._door.algorithm.to_host(self._weights) if is_device_array(self._weights) else self._weights
+        return plan, (str(self.spec), w, self.algorithm, self.threads)
+
+
+_plans: weakref.WeakSet[Plan] = weakref.WeakSet()
+
+
+def _release() -> None:
+    """In a forked child nobody ends the calls of other threads: they stayed behind."""
+    for one in list(_plans):
+        if one._lock.acquire(blocking=False):
+            one._lock.release()
+        else:
+            one._lock, one._busy = threading.RLock(), False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release)
 
 
 def plan(
@@ -68,6 +100,10 @@ def plan(
     ValueError
         For operands that don't fit the spec, weights that break its rank, or an algorithm that cannot solve it.
     """
+    return apart(_plan, spec, w, algorithm, threads)
+
+
+def _plan(spec: ConvSpec | str, w: Any, algorithm: str, threads: int | None) -> Plan:
     spec = ConvSpec.of(spec)
     threads = checked_threads(threads)
     if spec.direction == "weight_gradient":
@@ -86,7 +122,7 @@ def prepared(spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked:
     """A plan of that very algorithm, registered or not; ``ranked`` is ``spec`` with the rank that w is known to keep."""
     if w is not None:
         w = regular("w", w, spec.weight_shape, spec.in_dtype, None)
-    return Plan(Door(spec, (ranked or spec).received(), algorithm, threads), w)
+    return apart(Plan, Door(spec, (ranked or spec).received(), algorithm, threads), w)
 
 
 def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any, calls: int | None = None) -> Algorithm:
@@ -108,7 +144,7 @@ def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any, calls: int |
 def conv1d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
            *, padding_mode: str = "zeros", algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
     """Cross-correlation of x (N, C, L) or (C, L) with w (O, C / groups, K); see ``conv2d``."""
-    return _conv(1, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
+    return apart(_conv, 1, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
 
 
 def conv2d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
@@ -122,7 +158,7 @@ def conv2d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding 
         x and w are promoted by ``np.result_type``.
     bias : array (O,), optional
     stride, dilation : int or (int, int)
-    padding : int, (int, int), ((before, after), (before, after)), "same", "valid" or "full"
+    padding : int, (int, int), ((before, after), (before, after)), "same", "same_lower", "valid" or "full"
     groups : int
     padding_mode : str
         zeros, reflect, replicate, circular, symmetric or ``constant:V``.
@@ -141,13 +177,13 @@ def conv2d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding 
     ValueError
         One line that says what to change.
     """
-    return _conv(2, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
+    return apart(_conv, 2, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
 
 
 def conv3d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
            *, padding_mode: str = "zeros", algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
     """Cross-correlation of x (N, C, D, H, W) or (C, D, H, W) with w (O, C / groups, KD, KH, KW); see ``conv2d``."""
-    return _conv(3, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
+    return apart(_conv, 3, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
 
 
 # What a repeated call reuses: the spec and the choice, by everything that they depend on; never the weights.
@@ -227,7 +263,10 @@ def _bias(bias: Any, spec: ConvSpec) -> Any:
         raise ValueError(f"bias has shape {bias.shape}: it must be ({spec.out_channels},), one number per output channel")
     if not np.can_cast(bias.dtype, spec.out_dtype, "same_kind"):
         raise ValueError(f"bias is {bias.dtype}, the result {spec.out_dtype}: convert bias first")
-    return bias.astype(spec.out_dtype).reshape(-1, *(1,) * spec.ndim)
+    held = bias.astype(spec.out_dtype)
+    if (held != bias if held.dtype.kind in "iu" else np.isinf(held) & ~np.isinf(bias)).any():
+        raise ValueError(f"bias goes beyond {spec.out_dtype}, the type of the result: use smaller numbers or a wider type")
+    return held.reshape(-1, *(1,) * spec.ndim)
 
 
 # ---- rank -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import signal
+from scipy import ndimage, signal
 
 import algos
 from algos.door import DeviceArray
@@ -231,7 +231,7 @@ def test_batch_axis_is_optional_and_batch_zero_is_empty() -> None:
     assert algos.conv2d(X[:0], W, padding=1, groups=2).shape == (0, 6, 11, 13)
 
 
-@pytest.mark.parametrize("padding", ["same", "valid", "full", 2, (0, 2), ((1, 0), (2, 3))])
+@pytest.mark.parametrize("padding", ["same", "same_lower", "valid", "full", 2, (0, 2), ((1, 0), (2, 3))])
 def test_every_spelling_of_padding(padding: Any) -> None:
     y = algos.conv2d(X, W, padding=padding, groups=2)
     spec = algos.ConvSpec(2, 4, (11, 13), 6, (3, 3), padding=padding, groups=2)
@@ -257,6 +257,28 @@ def test_flip_is_true_convolution() -> None:
     plan = algos.plan("11x13,3x3,float64,flip", W[:1, :1].astype(np.float64), "direct_shift")
     x = X[:1, :1].astype(np.float64)
     assert np.allclose(plan(x)[0, 0], signal.convolve2d(x[0, 0], W[0, 0], "valid"))
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (4, 7), (5, 8), (6, 6)], ids=str)
+def test_the_centres_of_other_libraries_can_be_asked_for(kernel: tuple[int, int]) -> None:
+    """For even kernels there are two, and SciPy has both."""
+    x, w = rng.standard_normal((11, 14)), rng.standard_normal(kernel)
+
+    def of(options: str, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        shapes = (",".join("x".join(map(str, (1, 1, *a.shape))) for a in (x, w)), options)
+        return algos.plan(",".join(shapes) + ",float64", w[None, None], "direct_shift")(x[None, None])[0, 0]  # type: ignore[no-any-return]
+
+    assert np.allclose(of("psame_lower,flip", x, w), signal.convolve2d(x, w, "same"))
+    assert np.allclose(of("psame", x, w), signal.correlate2d(x, w, "same"))
+    assert np.allclose(of("psame_lower", x, w), signal.correlate(x, w, "same"))
+    assert np.allclose(of("psame,flip", x, w), ndimage.convolve(x, w, mode="constant"))
+    assert np.allclose(of("psame_lower", x, w), ndimage.correlate(x, w, mode="constant"))
+    assert np.allclose(of("psame_lower,flip", x[0], w[0]), signal.convolve(x[0], w[0], "same"))
+    assert np.allclose(of("psame_lower,flip", x[0], w[0]), np.convolve(x[0], w[0], "same"))
+    assert np.allclose(of("psame_lower", x[0], w[0]), signal.correlate(x[0], w[0], "same"))
+    assert np.allclose(of("psame,flip", x[0], w[0]), ndimage.convolve1d(x[0], w[0], mode="constant"))
+    y = algos.conv2d(x[None, None], w[None, None], padding="same_lower", algorithm="direct_shift")
+    assert np.allclose(y[0, 0], signal.correlate(x, w, "same"))
 
 
 def test_a_plan_says_what_it_is() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
+
 from algos.grammar import SpecError, checked_int
 
 MOST_THREADS = 4096  # beyond any machine's cores; pools take what they are told
@@ -48,6 +50,7 @@ def limit_environment(threads: int) -> dict[str, str]:
 
 
 def _serve(inbox: SimpleQueue) -> None:
+    np.seterr(all="ignore")  # each thread has its own, and the filters of warnings may be those of the caller's program
     while True:
         inbox.get()()
 
