@@ -26,7 +26,7 @@ def from_pytest_benchmark(path: Path) -> tuple[dict[str, Any], list[Record], int
         For a file that is no pytest-benchmark JSON, or holds no such benchmark.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # UTF-8, UTF-16 or UTF-32, with a byte-order mark or not
         benchmarks, info = content["benchmarks"], content["machine_info"]
         machine = _machine(info)
         records = [record for entry in benchmarks if (record := _record(entry, machine["id"], content)) is not None]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
+from bench.exchange import from_pytest_benchmark
 from bench.record import Record
 from bench.store import Store
 from tests.conftest import Convbench
@@ -310,3 +311,12 @@ def test_hostile_texts_stay_texts(convbench: Convbench, tmp_path: Path) -> None:
     page = (out / "report" / "index.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page and "<img" not in page.replace('<img src="data:', "")
     assert all(path.name.isascii() for path in (out / "report").iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_files_of_pytest_benchmark_are_read_in_any_unicode(encoding: str, tmp_path: Path) -> None:
+    entry = {"group": "9x9,3x3", "name": "größe", "stats": {"median": 1e-6}}
+    content = json.dumps({"machine_info": {"system": "größe"}, "benchmarks": [entry]}, ensure_ascii=False)
+    (tmp_path / "run.json").write_text(content, encoding=encoding)
+    machine, (found,), left_out = from_pytest_benchmark(tmp_path / "run.json")
+    assert (machine["system"], found.algorithm, left_out) == ("größe", "größe", 0)
