@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from algos.machine import cache_base
+
 Convbench = Callable[..., subprocess.CompletedProcess[str]]
 Mount = Callable[..., Path]
 
@@ -35,6 +37,15 @@ def convbench(tmp_path: Path, environment: dict[str, str]) -> Convbench:
         )
 
     return run
+
+
+def cache_without_probes(folder: Path) -> Path:
+    """A cache folder that remembers no library; compiled code and peaks are everybody's."""
+    folder.mkdir(parents=True)
+    for name in ("numba", "peaks"):
+        (cache_base() / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(cache_base() / name)
+    return folder
 
 
 @pytest.fixture

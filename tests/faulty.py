@@ -15,6 +15,8 @@ import numpy as np
 from algos.contract import Algorithm
 from algos.spec import ConvSpec
 
+CHILD = f"import time; time.sleep(600)  # a child of {os.environ['CONVBENCH_DATA']}"  # a test finds its own by that
+
 
 @dataclass(frozen=True)
 class Good(Algorithm):
@@ -78,7 +80,7 @@ class Hang(Good):
 
     def misbehave(self) -> None:
         for apart in (False, True):
-            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)  # child_of_hang"], start_new_session=apart)
+            subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=apart)
         time.sleep(600)
 
 
@@ -89,7 +91,7 @@ class Daemon(Good):
     name: str = "daemon"
 
     def misbehave(self) -> None:
-        child = [sys.executable, "-c", "import time; time.sleep(600)  # child_of_daemon"]
+        child = [sys.executable, "-c", CHILD]
         subprocess.run(
             [sys.executable, "-c", f"import subprocess; subprocess.Popen({child}, start_new_session=True)"], check=True
         )
