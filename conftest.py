@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from algos.engine.threads import usable_cores
+
 ROOT = Path(__file__).parent
 STORAGE = "file://./.benchmarks"  # the plugin's default, relative to wherever pytest was started
 NAMED = ("benchmark_only", "benchmark_enable", "benchmark_save", "benchmark_autosave", "benchmark_json", "benchmark_compare")
@@ -84,6 +86,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` means: the cores that may be used here, at most eight, since each worker may hold half a gigabyte."""
+    return min(usable_cores(), 8)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -208,7 +208,8 @@ def test_a_stride_that_does_not_fit_is_said(convbench: Convbench) -> None:
 
 
 def test_pick_measures_when_asked(convbench: Convbench) -> None:
-    picked = json.loads(convbench("pick", "20x20,3x3", "--measure", "--threads", "1", "--json").stdout)
+    spec = "1x1x20x20x20,1x1x3x3x3"  # few algorithms compete in three dimensions, none of them compiled
+    picked = json.loads(convbench("pick", spec, "--measure", "--threads", "1", "--json").stdout)
     assert picked["source"] == "measured"
     sources = {c["source"] for c in picked["candidates"] if not c["excluded"]}
     assert sources == {"measured"}
@@ -218,10 +219,9 @@ def test_pick_measures_when_asked(convbench: Convbench) -> None:
 def test_a_store_that_cannot_be_used_is_one_clear_line(convbench: Convbench, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "out"
     one = ("run", "20x20,3x3", "--algorithms", "direct_shift", "--launches", "1", "--out", str(out))
-    assert convbench(*one).returncode == 0
+    with Store(out) as store:
+        store.put(record("direct_shift"))
     path = out / "convbench.sqlite"
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
     if damage == "garbage":
         path.write_bytes(b"no database at all" * 999)
     elif damage == "truncated":
@@ -238,7 +238,9 @@ def test_a_store_that_cannot_be_used_is_one_clear_line(convbench: Convbench, tmp
     assert done.stderr.count("\n") == 1 and str(path) in done.stderr and "unexpected" not in done.stderr
 
 
-@pytest.mark.parametrize("closed", ["0<&-", "2>&-", "0<&- 2>&-", "1>&-", "0<&- 1>&- 2>&-"])
+@pytest.mark.parametrize("closed", [
+    "1>&-", "0<&- 1>&- 2>&-", *(pytest.param(c, marks=pytest.mark.exhaustive) for c in ("0<&-", "2>&-", "0<&- 2>&-"))
+])
 def test_closed_standard_streams(closed: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Nothing else is written to what takes their numbers."""
     command = f"{sys.executable} -m bench run 9x9,3x3 --algorithms direct_shift --launches 1 --out out {closed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from algos.contract import ACCURACIES, FAMILIES
 from algos.functional import prepared
 from bench.check import check
 from bench.data import operands
+from tests.covering import covered, covering, traits
 
 GRID = [
     "1x1x1x1,1x1x1x1",
@@ -104,39 +106,48 @@ SLACK = 64 << 10  # Python objects of a plan and of a call
 NAMES = [a.name for a in algorithms() if a.device == "cpu" and a.unavailable() is None and a.family != "auto"]
 
 
+PROBLEMS = {text: ConvSpec.parse(text) for text in GRID}
+
+
 def solves(algorithm: Algorithm, spec: ConvSpec) -> bool:
     return algorithm.unsupported(spec.received()) is None
 
 
 def specs() -> list[ConvSpec]:
-    return [ConvSpec.parse(text) for text in GRID]
+    return list(PROBLEMS.values())
 
 
-@pytest.mark.parametrize("text", GRID)
+CASES = [
+    (name, text, threads) for name in NAMES for text, spec in PROBLEMS.items() if solves(get(name), spec) for threads in (1, 2)
+]
+TRAITS = [traits(PROBLEMS[text]) | {("algorithm", name), ("threads", threads)} for name, text, threads in CASES]
+
+
+@pytest.mark.parametrize(("name", "text", "threads"), covered(CASES, TRAITS))
+def test_right(name: str, text: str, threads: int) -> None:
+    verdict = check(PROBLEMS[text], get(name), threads)
+    assert verdict.ok, verdict.reason
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_right_or_says_why_not(name: str, text: str) -> None:
-    algorithm, spec = get(name), ConvSpec.parse(text)
-    reason = algorithm.unsupported(spec.received())
-    if reason is not None:
-        assert isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason
-        return
-    for threads in (1, 2):
-        verdict = check(spec, algorithm, threads)
-        assert verdict.ok, f"{threads} threads: {verdict.reason}"
+def test_says_why_not(name: str) -> None:
+    for spec in specs():
+        reason = get(name).unsupported(spec.received())
+        assert reason is None or (isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["2x32x30x30,32x32x3x3,p1", "1x1x300x400,1x1x9x9,p4,rank1", "2x16x200x100,16x1x3x3,p1,s2", "1x600x40x40,50x600x1x1"],
-)
+SHARED = ["2x32x30x30,32x32x3x3,p1", "1x1x300x400,1x1x9x9,p4,rank1", "2x16x200x100,16x1x3x3,p1,s2", "1x600x40x40,50x600x1x1"]
+
+
+@pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
+@pytest.mark.parametrize("text", SHARED)
 @pytest.mark.parametrize("name", NAMES)
-def test_right_when_work_is_shared(name: str, text: str) -> None:
+def test_right_when_work_is_shared(name: str, text: str, threads: int) -> None:
     """Large enough that every algorithm uses its threads."""
     algorithm, spec = get(name), ConvSpec.parse(text)
     if solves(algorithm, spec):
-        for threads in (2, 3):
-            verdict = check(spec, algorithm, threads)
-            assert verdict.ok, f"{threads} threads: {verdict.reason}"
+        verdict = check(spec, algorithm, threads)
+        assert verdict.ok, verdict.reason
 
 
 @pytest.mark.parametrize("name", sorted(SOLVED))
@@ -225,40 +236,45 @@ def test_workspace_is_as_predicted(name: str, threads: int) -> None:
     assert not off, "\n".join(off)
 
 
-EVERY_COMPILED = """
+COMPILED = [name for name in NAMES if get(name).runtime == "numba"]
+CHECKED_APART = """
 import sys
-from algos import ConvSpec, algorithms
+from algos import get
 from bench.check import check
-compiled = [a for a in algorithms() if a.runtime == "numba" and a.device == "cpu" and a.unavailable() is None]
-assert compiled
-for text in sys.argv[1:]:
-    for algorithm in compiled:
-        spec = ConvSpec.parse(text)
-        if algorithm.unsupported(spec.received()) is None:
-            verdict = check(spec, algorithm, 2)
-            assert verdict.ok, f"{algorithm.name} {text}: {verdict.reason}"
+for name, text in zip(sys.argv[1::2], sys.argv[2::2]):
+    verdict = check(text, get(name), 2)
+    assert verdict.ok, f"{name} {text}: {verdict.reason}"
 """
 
 
-def test_compiled_code_stays_inside_its_arrays() -> None:
-    """Out-of-bounds reads return garbage silently, so the Numba algorithms run once with every index checked."""
-    remainders = [str(s) for s in specs() if s.dtype == "float32" and s.direction == "forward" and s.ndim < 3 and s.macs < 1e6]
+def right_apart(cases: list[tuple[str, str]], **environment: str) -> None:
+    """Check algorithms in a process of their own."""
     done = subprocess.run(
-        [sys.executable, "-c", EVERY_COMPILED, *remainders], env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
+        [sys.executable, "-c", CHECKED_APART, *itertools.chain(*cases)], env={**os.environ, **environment},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert cases and done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["covering", "grid"])
+@pytest.mark.parametrize("module", sorted({type(get(name)).__module__ for name in COMPILED}))
+def test_compiled_code_stays_inside_its_arrays(module: str, whole: bool) -> None:
+    """Out-of-bounds reads return garbage silently, so the Numba algorithms run once with every index checked."""
+    small = [s for s in specs() if s.dtype == "float32" and s.direction == "forward" and s.macs < 1e6]
+    small, cases = list(dict.fromkeys(s.received() for s in small)), []
+    for name in (name for name in COMPILED if type(get(name)).__module__ == module):
+        solved = [spec for spec in small if solves(get(name), spec)]
+        chosen = range(len(solved)) if whole else sorted(covering([traits(spec) for spec in solved]))
+        cases += [(name, str(solved[i])) for i in chosen]
+    right_apart(cases, NUMBA_BOUNDSCHECK="1")
 
 
 @pytest.mark.parametrize("width", ["plain", "avx512"])
 def test_right_with_vectors_of_another_width(width: str) -> None:
     """What this machine lacks is split by the compiler: slow, but the same code as on a machine that has it."""
     texts = ["1x17x13x15,19x17x3x3,p1", "1x1x40x75,1x1x5x5,p2,rank1", "1x5x9x8,5x1x3x3,s2,p1"]
-    done = subprocess.run(
-        [sys.executable, "-c", EVERY_COMPILED, *texts], env={**os.environ, "CONVBENCH_SIMD": width},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    cases = [(name, text) for text in texts for name in COMPILED if solves(get(name), ConvSpec.parse(text))]
+    right_apart(cases, CONVBENCH_SIMD=width)
 
 
 def test_an_unknown_width_is_refused() -> None:
