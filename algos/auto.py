@@ -7,7 +7,7 @@ the reason for each one that it leaves out. Nothing that gave a wrong result her
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from algos import machine, wisdom
@@ -15,6 +15,7 @@ from algos.contract import Algorithm, Cost
 from algos.engine.threads import checked_threads
 from algos.estimate import DOUBT, Estimate, Knowledge
 from algos.grammar import checked_int, shown
+from algos.host import available_memory, usable_cores
 from algos.spec import ConvSpec, SpecError
 
 ROUNDOFF_CLASSES = ("componentwise", "lowrank")  # bounded element by element, and one NaN stays local
@@ -138,7 +139,8 @@ def pick(
         return _distrust(algorithm, spec, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]
-    return choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not)
+    choice = choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not)
+    return replace(choice, reason=choice.reason + _measured_with_others()) if choice.source == "model" else choice
 
 
 def choose(
@@ -194,6 +196,13 @@ def known() -> Knowledge:
     return _knowledge(wisdom.recall(machine.fingerprint()["id"]))
 
 
+def _measured_with_others() -> str:
+    """That this machine was measured with another number of cores, which says little of what it does with these."""
+    by_cores = machine.ids_by_cores() if (measured := wisdom.machines()) else {}
+    counts = sorted(cores for identity, cores in by_cores.items() if identity in measured)
+    return f"; measured for {' and '.join(map(str, counts))} cores, you have {usable_cores()}" if counts else ""
+
+
 _last: tuple[tuple[wisdom.Known, ...], Knowledge] | None = None
 
 
@@ -237,9 +246,7 @@ def _reason(ranked: list[tuple[Algorithm, Estimate]], calls: int | None) -> str:
 
 
 def _free_memory(spec: ConvSpec) -> int:
-    import psutil
-
-    return max(0, int(psutil.virtual_memory().available * MEMORY_SHARE) - spec.min_bytes)
+    return max(0, int(available_memory() * MEMORY_SHARE) - spec.min_bytes)
 
 
 @dataclass(frozen=True)

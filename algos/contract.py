@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from algos.machine import caches
+from algos.host import caches
 from algos.spec import ConvSpec
 
 FAMILIES = ("direct", "gemm", "fft", "separable", "winograd", "toeplitz", "peer", "auto")

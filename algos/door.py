@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from algos.contract import Algorithm
-from algos.engine.threads import blas_limit, blas_threads_set, warm_up
+from algos.engine.blas import blas_limit
+from algos.engine.threads import warm_up
 from algos.grammar import shown
 from algos.spec import ConvSpec
 
@@ -44,7 +45,6 @@ class Door:
 
     def __init__(self, spec: ConvSpec, received: ConvSpec, algorithm: Algorithm, threads: int) -> None:
         self.spec, self.received, self.algorithm, self.threads = spec, received, algorithm, threads
-        self._limited = algorithm.device == "cpu" and not blas_threads_set(threads)
         x, y = (spec.input_shape, spec.in_dtype), (spec.output_shape, spec.out_dtype)
         self._expected = {
             "forward": (("x", *x),),
@@ -68,10 +68,9 @@ class Door:
                 weights = weights[_reversal(self.spec.ndim)].copy()
             if self.algorithm.device == "cuda" and not is_device_array(weights):
                 weights = self.algorithm.to_device(weights)
-        if self.algorithm.device == "cpu":
-            warm_up(self.threads)
-        if not self._limited:
+        if self.algorithm.device != "cpu":
             return self.algorithm.prepare(self.received, weights, self.threads)
+        warm_up(self.threads)
         with blas_limit(self.threads):
             run = self.algorithm.prepare(self.received, weights, self.threads)
 

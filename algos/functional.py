@@ -15,6 +15,7 @@ from algos.contract import Algorithm
 from algos.door import Door, apart, as_array, is_device_array, overlaps, regular
 from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
+from algos.host import usable_cores
 from algos.spec import ConvSpec, Padding, SpecError
 
 DETECTED_KERNELS = 4  # looking costs 0.1 ms for 31 x 31 taps: rank is looked for unasked in so few kernels only
@@ -195,7 +196,8 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
     x, w = as_array("x", x), as_array("w", w)
     key: tuple | None
     try:
-        options = _exact((stride, padding, dilation, groups, mode, algorithm, threads))
+        cores = usable_cores() if threads is None else threads
+        options = _exact((stride, padding, dilation, groups, mode, algorithm, threads, cores))
         key = (ndim, x.shape, x.dtype, w.shape, w.dtype, options)
         door = _memo.get(key)
     except (TypeError, RecursionError):  # no hash: the option is refused below, or is an odd kind of sequence

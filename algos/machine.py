@@ -17,9 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
-from algos.engine.threads import usable_cores
+from algos.host import cache_base, caches, cpu_features, total_memory, usable_cores
 
 if TYPE_CHECKING:
     from algos.contract import Algorithm
@@ -37,36 +35,23 @@ LIBRARIES = {
 }
 
 
-def data_base() -> Path:
-    """Where the machine's memory lives: CONVBENCH_DATA, else the user's data folder."""
-    return Path(os.environ.get("CONVBENCH_DATA") or platformdirs.user_data_dir("convbench", appauthor=False))
-
-
-def cache_base() -> Path:
-    """Where what can be made again lives (compiled code, probes): CONVBENCH_CACHE, else the user's cache folder."""
-    return Path(os.environ.get("CONVBENCH_CACHE") or platformdirs.user_cache_dir("convbench", appauthor=False))
-
-
-@cache
-def caches() -> dict[str, int]:
-    """Bytes of L1d, L2 (each per core) and L3, as far as the system tells; sane defaults elsewhere."""
-    sizes = {"L1d": 32 << 10, "L2": 512 << 10, "L3": 8 << 20}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            level, kind = (index / "level").read_text().strip(), (index / "type").read_text().strip()
-            text = (index / "size").read_text().strip()
-            unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1)
-            name = {"1Data": "L1d", "2Unified": "L2", "3Unified": "L3"}[level + kind]
-            sizes[name] = int(text.rstrip("KM")) * unit
-    return sizes
-
-
 @cache
 def fingerprint() -> dict[str, Any]:
     """What a reader of a figure must know about the machine, JSON-ready; ``id`` names it in records."""
+    return {**_identity(usable_cores()), "memory_bytes": total_memory(), "python": platform.python_version(), "blas": _blas(),
+            "versions": {name: found for name in _every_library() if (found := version(name))}}
+
+
+def ids_by_cores() -> dict[str, int]:
+    """What this machine's ``id`` is with other numbers of usable cores: fewer for a container, more for its host."""
+    most, now = os.cpu_count() or 1, fingerprint()["cores"]
+    return {_identity(cores)["id"]: cores for cores in range(1, most + 1) if cores != now}
+
+
+def _identity(cores: int) -> dict[str, Any]:
     identity = {
         "cpu": _cpu_model(),
-        "cores": usable_cores(),
+        "cores": cores,
         "caches_bytes": caches(),
         "simd": _simd(),
         "system": platform.system(),
@@ -74,8 +59,7 @@ def fingerprint() -> dict[str, Any]:
         "gpu": _gpu_driver(),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return {"id": digest, **identity, "memory_bytes": _memory(), "python": platform.python_version(), "blas": _blas(),
-            "versions": {name: found for name in _every_library() if (found := version(name))}}
+    return {"id": digest, **identity}
 
 
 @cache
@@ -110,18 +94,22 @@ def probe(name: str, code: str, libraries: tuple[str, ...], timeout_s: float = 6
     """
     parts = [code, sys.executable, _gpu_driver(), *(f"{lib}={version(lib)}" for lib in libraries)]
     key = f"{name}-{hashlib.sha256('|'.join(map(str, parts)).encode()).hexdigest()[:16]}"
-    path = cache_base() / "probes" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads(path.read_text())
+        stored = json.loads(_kept(key).read_text())
         if 0 <= time.time() - stored["at_s"] < PROBE_DAY_S:
             return stored["reason"]
     reason = _try(code, timeout_s)
     with contextlib.suppress(OSError):
+        path = _kept(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             json.dump({"at_s": time.time(), "reason": reason}, file)
         os.replace(file.name, path)
     return reason
+
+
+def _kept(key: str) -> Path:
+    return cache_base() / "probes" / f"{key}.json"
 
 
 def _try(code: str, timeout_s: float) -> str | None:
@@ -137,6 +125,7 @@ def _try(code: str, timeout_s: float) -> str | None:
     return (lines[-1] if lines else f"the probe ended with status {done.returncode}")[:200]
 
 
+@cache
 def _cpu_model() -> str:
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text()
@@ -147,33 +136,25 @@ def _cpu_model() -> str:
 
 def _simd() -> str:
     """The widest vector extension that matters to the kernels."""
-    from llvmlite import binding
-
-    features = binding.get_host_cpu_features()
     for name, label in (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX"), ("sve", "SVE"), ("neon", "NEON")):
-        if features.get(name):
+        if cpu_features().get(name):
             return label
     return "baseline"
-
-
-def _memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().total)
 
 
 def _blas() -> str:
     import numpy as np
 
-    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    found = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return f"{found.get('name')} {found.get('version')}"
 
 
+@cache
 def _gpu_driver() -> str:
     with contextlib.suppress(OSError):
         lines = [line for path in sorted(GPUS.glob("*/information")) for line in path.read_text().splitlines()]
         models = [" ".join(line.split()) for line in lines if "Model:" in line]
-        return " | ".join([DRIVER.read_text().splitlines()[0], *models])
+        return " | ".join([*DRIVER.read_text().splitlines()[:1], *models])
     return ""
 
 

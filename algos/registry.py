@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from algos.contract import ACCURACIES, FAMILIES, Algorithm
+from algos.engine.threads import once
 from algos.grammar import meant, shown
 from algos.machine import LIBRARIES
 from algos.spec import ConvSpec
@@ -52,7 +53,7 @@ class Missing(Algorithm):
         return 0
 
 
-@cache
+@once
 def registry() -> dict[str, Algorithm]:
     """All algorithms by name, in order of family folder and file name.
 

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from algos.machine import data_base
+from algos.host import data_base, forgetful
 
 FILE_NAME = "wisdom-1.sqlite"  # the number is the schema's: another schema is another file
 
@@ -67,40 +67,66 @@ def remember(entries: Iterable[Known]) -> None:
         path().parent.mkdir(parents=True, exist_ok=True)
         with closing(_connect()) as database, database:
             database.executemany(f"INSERT OR REPLACE INTO known VALUES ({', '.join('?' * len(_FIELDS))})", rows)
-    except (sqlite3.Error, OSError) as error:
+    except sqlite3.Error as error:
         print(f"convbench: cannot remember measurements in {path()}: {error}", file=sys.stderr)
-    recall.cache_clear()
+    except OSError as error:  # no home, or no right to write there
+        forgetful(error)
+    _recall_anew()
 
 
 def forget_tuned(like: Known, own: str) -> None:
     """Forget what other tunables than its ``own`` did for the algorithm of ``like``, on its spec."""
-    if not path().is_file():
-        return
     try:
+        if not path().is_file():
+            return
         with closing(_connect()) as database, database:
             database.execute(
                 "DELETE FROM known WHERE machine = ? AND spec = ? AND algorithm = ? AND threads = ? AND tunables != ?",
                 (like.machine, like.spec, like.algorithm, like.threads, own),
             )
+    except OSError:  # without a home nothing was remembered
+        pass
     except sqlite3.Error as error:
         print(f"convbench: cannot forget measurements in {path()}: {error}", file=sys.stderr)
-    recall.cache_clear()
+    _recall_anew()
 
 
 @cache
 def recall(machine: str) -> tuple[Known, ...]:
     """Everything known of ``machine``; read once per process until ``remember`` is called."""
-    if not path().is_file():
-        return ()
-    try:
-        with closing(_connect()) as database:
-            return tuple(Known(*row) for row in database.execute("SELECT * FROM known WHERE machine = ?", (machine,)))
-    except sqlite3.OperationalError:  # locked or unreadable for now: pick without it
-        return ()
-    except sqlite3.DatabaseError:
-        with suppress(OSError):
-            path().rename(path().with_suffix(".damaged"))
-        return ()
+    return tuple(Known(*row) for row in _read("SELECT * FROM known WHERE machine = ?", machine))
+
+
+@cache
+def machines() -> frozenset[str]:
+    """Those of which anything is known; read as ``recall`` does."""
+    return frozenset(machine for (machine,) in _read("SELECT DISTINCT machine FROM known"))
+
+
+def _recall_anew() -> None:
+    recall.cache_clear()
+    machines.cache_clear()
+
+
+def _read(query: str, *values: str) -> list[tuple]:
+    """The rows of an answer; none where nothing is known or can be read for now. A damaged file is set aside."""
+    with suppress(OSError):
+        if not path().is_file():
+            return []
+        for how in ("mode=ro", "immutable=1"):  # a read-only folder has no room for the index that readers share
+            if how == "immutable=1" and (log := path().with_name(f"{FILE_NAME}-wal")).exists() and log.stat().st_size:
+                print(f"convbench: {log} holds measurements that cannot be read here: make room there", file=sys.stderr)
+                return []
+            try:
+                with closing(sqlite3.connect(f"{path().resolve().as_uri()}?{how}", timeout=10.0, uri=True)) as database:
+                    return database.execute(query, values).fetchall()
+            except sqlite3.OperationalError as error:
+                if "locked" in str(error) or "no such table" in str(error):
+                    return []
+            except sqlite3.DatabaseError:
+                path().rename(path().with_suffix(".damaged"))
+                return []
+    return []
 
 
 def _connect() -> sqlite3.Connection:

@@ -9,6 +9,7 @@ from operator import index
 from algos import auto, machine
 from algos.contract import Algorithm
 from algos.estimate import tunables_text
+from algos.host import available_memory
 from algos.registry import get, said
 from algos.spec import ConvSpec
 from bench.record import Record
@@ -136,9 +137,7 @@ def _too_large(spec: ConvSpec, algorithm: Algorithm, workspace: int) -> str:
     """Why the case doesn't fit in memory, by prediction, before anything is allocated."""
     if algorithm.device != "cpu":
         return ""  # the device's own allocator answers in the worker
-    import psutil
-
-    free = int(psutil.virtual_memory().available * MEMORY_SHARE)
+    free = int(available_memory() * MEMORY_SHARE)
     needed = workspace + spec.min_bytes
     return f"needs {needed:,} bytes, {workspace:,} of them workspace; {free:,} are free" if needed > free else ""
 

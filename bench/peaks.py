@@ -23,14 +23,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from algos.engine.jit import compiled
 from algos.engine.threads import blas_limit, limit_environment, share, usable_cores
-from algos.machine import cache_base, caches
+from algos.host import available_memory, cache_base, caches, cpu_features
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS, AGAIN_S = 3, 86_400  # measurements of one machine in all, and what lies between two at least
@@ -45,7 +45,7 @@ def _vector_bytes(features: dict[str, bool]) -> int:
     return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
 
 
-FEATURES = dict(binding.get_host_cpu_features())
+FEATURES = cpu_features()
 VECTOR_BYTES = _vector_bytes(FEATURES)
 FUSED = bool(FEATURES.get("fma") or FEATURES.get("neon"))
 
@@ -166,7 +166,7 @@ def array_bytes(threads: int) -> dict[str, int]:
     """Size of each of a thread's two arrays, by where both of every thread then lie."""
     sizes = caches()
     shared = max(sizes["L3"] // 4, 2 * sizes["L2"] * threads)  # others may live in there too
-    memory = min(max(4 * sizes["L3"], 64 << 20), LARGEST_BYTES)
+    memory = min(max(4 * sizes["L3"], 64 << 20), LARGEST_BYTES, available_memory() // 4)
     return {
         "L1d": sizes["L1d"] // 4, "L2": sizes["L2"] // 4, "L3": shared // (2 * threads), "memory": memory // (2 * threads),
     }  # fmt: skip
@@ -208,10 +208,10 @@ def peaks(identity: str) -> dict[str, Any]:
         ``times``, how often that was; empty where it cannot be measured.
     """
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    path = cache_base() / "peaks" / f"{identity}-{digest}.json"
+    name = f"{identity}-{digest}.json"
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        stored = json.loads(path.read_text())
+        stored = json.loads((cache_base() / "peaks" / name).read_text())
         if stored["peaks"]["flops_per_s"]["float32"]["1"] > 0:
             known = stored["peaks"]
             if known["times"] >= REPEATS or 0 <= time.time() - stored["at_s"] < AGAIN_S:
@@ -221,6 +221,7 @@ def peaks(identity: str) -> dict[str, Any]:
         return known
     found = better(known, fresh) if known else fresh
     with contextlib.suppress(OSError):
+        path = cache_base() / "peaks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             json.dump({"at_s": time.time(), "peaks": found}, file)

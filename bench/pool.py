@@ -15,8 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import IO, Any
 
-from algos import machine
 from algos.engine.threads import limit_environment
+from algos.host import data_base
 from bench.record import STATUSES
 from bench.text import printable
 
@@ -197,7 +197,7 @@ def measuring() -> Iterator[None]:
     try:
         import fcntl
 
-        folder = machine.data_base()
+        folder = data_base()
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "measuring.lock", "w")  # noqa: SIM115  # closed below, with the lock
     except (ImportError, OSError):  # no such lock here: measure without it

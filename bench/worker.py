@@ -91,13 +91,12 @@ def _children() -> list[int]:
 
 def limit_memory() -> None:
     """Bound the address space, so that a greedy algorithm gets a MemoryError and not the machine; not for CUDA."""
+    from algos.host import address_space, available_memory
+
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        import psutil
-
-        used = psutil.Process().memory_info().vms
-        limit = used + int(psutil.virtual_memory().available * MEMORY_SHARE)
+        limit = address_space() + int(available_memory() * MEMORY_SHARE)
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 

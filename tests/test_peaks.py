@@ -10,7 +10,7 @@ import numba
 import pytest
 
 from algos.engine.threads import usable_cores
-from algos.machine import caches
+from algos.host import caches
 from bench import peaks as measured
 
 KINDS = {"flops_per_s": {"float32", "float64"}, "bytes_per_s": {"L1d", "L2", "L3", "memory"}}

@@ -43,7 +43,7 @@ from algos.engine.simd import (
     outer_runs,
     transpose,
 )
-from algos.machine import caches
+from algos.host import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}

@@ -41,7 +41,7 @@ from algos.engine.simd import (
     outer_rows,
     prefetch,
 )
-from algos.machine import caches
+from algos.host import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}

@@ -37,7 +37,7 @@ from algos.engine.memory import aligned, results_of
 from algos.engine.overlap_save import STRIPS, all_lines, all_planes, kernel_lines, kernel_planes
 from algos.engine.relay import helpers, new_job
 from algos.engine.simd import lanes
-from algos.machine import caches
+from algos.host import caches
 from algos.spec import ConvSpec
 
 POINT_S = 11e-9  # of a complex point of a vector there and back: reading, two transpositions each way, writing

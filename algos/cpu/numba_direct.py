@@ -27,7 +27,7 @@ from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blocks import FLAGS, Blocks, accumulate, axes, crop, in_2d, locate, pack, shared_by
 from algos.engine.jit import compile_for, compiled
 from algos.engine.threads import share, split
-from algos.machine import caches
+from algos.host import caches
 from algos.spec import ConvSpec
 
 

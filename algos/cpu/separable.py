@@ -36,7 +36,7 @@ from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import lanes
 from algos.engine.strips import copy_bytes, correlate_block, place, slide, slide_rows, strip_rows, strip_vectors
 from algos.engine.threads import share, split
-from algos.machine import caches
+from algos.host import caches
 from algos.spec import ConvSpec
 
 SHARED_S = 3e-5  # less work than this in strips stays on one thread

@@ -28,7 +28,7 @@ from numba.np import linalg
 
 from algos.engine.linking import Linking
 from algos.engine.simd import simd
-from algos.machine import cache_base
+from algos.host import cache_base, forgetful
 
 
 def _import_without_blas() -> None:
@@ -59,14 +59,15 @@ def cache_folder() -> Path | None:
     for path in sorted(ROOT.rglob("*.py")):
         digest.update(path.read_bytes())
     flags = "boundscheck" if config.BOUNDSCHECK else "plain"
-    folder = cache_base() / "numba" / f"{digest.hexdigest()[:16]}-{flags}"
     try:
+        folder = cache_base() / "numba" / f"{digest.hexdigest()[:16]}-{flags}"
         if not folder.exists():
             _forget_old(folder.parent)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except OSError as error:
+        forgetful(error)
         return None
 
 

@@ -15,7 +15,6 @@ import os
 import sys
 import threading
 import time
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,10 @@ from numba.extending import intrinsic
 
 from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.simd import I64
-from algos.engine.threads import usable_cores
+from algos.engine.threads import once, usable_cores
 
 SPIN_S = 2e-4
+MOST_HELPERS = 62  # bits in run_job
 SHARES = 4  # chunks for each thread, so that nobody waits long for the last
 WAIT_S = 5.0  # for a helper's end at exit
 CODE, FINISHED, NEXT, CHUNKS, ARGUMENTS, WORDS = range(6)  # the words of a job
@@ -242,8 +242,8 @@ class Helpers:
     """Threads that serve jobs: one fewer than the usable cores, each started when first asked for."""
 
     def __init__(self) -> None:
-        self.limit = min(usable_cores() - 1, 62)  # bits in run_job
-        self.boxes = np.zeros((max(self.limit, 1), BOX), np.int64)
+        self.limit = 0
+        self.boxes = np.zeros((MOST_HELPERS, BOX), np.int64)
         self._locks: list[Any] = []
         self._threads: list[threading.Thread] = []
         self._avoided: list[int] = []
@@ -255,6 +255,7 @@ class Helpers:
 
     def hire(self, count: int) -> int:
         """Start helpers up to ``count``; how many there are to use."""
+        self.limit = max(self.limit, min(usable_cores() - 1, MOST_HELPERS))  # cores may be added later
         count = min(count, self.limit)
         with self._growing:
             if count > 0 and not self._turns:
@@ -273,7 +274,7 @@ class Helpers:
                 self._locks.append(lock)
                 self._avoided.append(-1)
                 self._threads.append(thread)
-        return count
+        return max(count, 0)
 
     def wake(self, count: int, long: bool = True) -> None:
         """Have the first ``count`` helpers listen, now or in some 50 us.
@@ -313,7 +314,7 @@ class Helpers:
                 pass
 
 
-@cache
+@once
 def helpers() -> Helpers:
     """The process's helpers."""
     made = Helpers()

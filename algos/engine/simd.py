@@ -21,6 +21,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from algos.host import cpu_features
+
 WIDTHS = {"avx512": 64, "avx2": 32, "plain": 16}
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
@@ -33,7 +35,7 @@ def simd() -> str:
         if forced not in WIDTHS:
             raise ValueError(f"CONVBENCH_SIMD is {forced!r}: use {', '.join(WIDTHS)}")
         return forced
-    features = binding.get_host_cpu_features()
+    features = cpu_features()
     if features.get("avx512f") and features.get("avx512vl"):
         return "avx512"
     return "avx2" if features.get("avx2") and features.get("fma") else "plain"

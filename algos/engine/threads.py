@@ -1,39 +1,55 @@
-"""Threads: how many may be used, one shared pool for nogil functions, and BLAS held to a number of threads."""
+"""Threads: how many may be used, one shared pool for nogil functions, and what threads may do only once between them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
-from functools import cache, partial
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial, update_wrapper
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from algos.engine.blas import blas_limit, own_limit
 from algos.grammar import SpecError, checked_int
+from algos.host import BLAS_VARIABLES, environment_threads, usable_cores
 
 MOST_THREADS = 4096  # beyond any machine's cores; pools take what they are told
-BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+VARIABLES = (*BLAS_VARIABLES, "NUMBA_NUM_THREADS")
+Found = TypeVar("Found")
 
 
-@cache
-def usable_cores() -> int:
-    """Cores that this process may use: affinity and the container's quota, not what the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
+class once(Generic[Found]):
+    """``functools.cache`` for what has effects: of threads that ask at the same time one does it and the others wait."""
+
+    def __init__(self, function: Callable[..., Found]) -> None:
+        update_wrapper(self, function)
+        self._function = function
+        self.cache_clear()
+
+    def __call__(self, *arguments: Any) -> Found:
+        if arguments not in self._results:
+            with self._lock:
+                if arguments not in self._results:
+                    self._results[arguments] = self._function(*arguments)
+        return self._results[arguments]
+
+    def cache_clear(self) -> None:
+        self._results: dict[tuple, Found] = {}
+        self._lock = threading.RLock()
+
+
+def default_threads() -> int:
+    """What ``threads=None`` means: the usable cores, or fewer where OMP_NUM_THREADS or one of its kind says so."""
+    return min([usable_cores(), *environment_threads(VARIABLES)])
 
 
 def checked_threads(threads: int | None) -> int:
-    """A valid number of threads; None means the usable cores."""
+    """A valid number of threads; None means ``default_threads``."""
     if threads is None:
-        return usable_cores()
+        return default_threads()
     count = checked_int("threads", threads, least=1)
     if count > MOST_THREADS:
         raise SpecError(f"threads is {count}: use at most {MOST_THREADS}")
@@ -45,7 +61,7 @@ def limit_environment(threads: int) -> dict[str, str]:
 
     OpenBLAS's threads would spin for a tenth of a second after every call, on the cores of the process whose turn is next.
     """
-    counts = {name: str(threads) for name in (*BLAS_VARIABLES, "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
+    counts = {name: str(threads) for name in (*VARIABLES, "NUMEXPR_NUM_THREADS")}
     return {**counts, "OPENBLAS_THREAD_TIMEOUT": "23"}  # 2**23 cycles, 3 ms: longer than what lies between two calls
 
 
@@ -55,20 +71,34 @@ def _serve(inbox: SimpleQueue) -> None:
         inbox.get()()
 
 
-@cache
-def _inbox(workers: int) -> SimpleQueue:
-    """Where so many threads, which live as long as the process, take work from.
+class _Crew:
+    """Threads that live as long as the process and take work from one inbox.
 
-    Only C holds locks here: Ctrl-C in the middle of ``concurrent.futures``' own, in Python, can leave one locked for good.
+    Only C holds locks there: Ctrl-C in the middle of ``concurrent.futures``' own, in Python, can leave one locked for good.
     """
-    inbox: SimpleQueue = SimpleQueue()
-    for _ in range(workers):
-        threading.Thread(target=_serve, args=(inbox,), name="convbench", daemon=True).start()
-    return inbox
+
+    def __init__(self) -> None:
+        self.inbox: SimpleQueue = SimpleQueue()
+        self._size, self._growing = 0, threading.Lock()
+
+    def grow(self, size: int) -> None:
+        """Have at least ``size`` of them, or as many as the system lets start."""
+        if self._size >= size:
+            return
+        with self._growing, contextlib.suppress(RuntimeError):  # no more can be started: callers do the work themselves
+            while self._size < size:
+                threading.Thread(target=_serve, args=(self.inbox,), name="convbench", daemon=True).start()
+                self._size += 1
 
 
+def _new_crew() -> None:
+    global _crew
+    _crew = _Crew()
+
+
+_crew = _Crew()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_inbox.cache_clear)  # threads stay behind
+    os.register_at_fork(after_in_child=_new_crew)  # threads stay behind
 
 
 def split(total: int, parts: int) -> list[tuple[int, int]]:
@@ -92,20 +122,22 @@ def share(job: Callable[[int, int], Any], total: int, threads: int) -> None:
     failures: list[BaseException] = []
     bell: SimpleQueue = SimpleQueue()
     caller = object()
+    limit = own_limit()
 
     def help_with(part: int) -> None:
         if takers.setdefault(part, bell) is bell:
             try:
-                job(*ranges[part])
+                with contextlib.nullcontext() if limit is None else blas_limit(limit):
+                    job(*ranges[part])
             except BaseException as error:
                 failures.append(error)
             finished.add(part)
             bell.put(None)
 
     try:
-        inbox = _inbox(threads - 1)
+        _crew.grow(threads - 1)
         for part in range(1, len(ranges)):
-            inbox.put(partial(help_with, part))
+            _crew.inbox.put(partial(help_with, part))
         for part in range(len(ranges)):
             if takers.setdefault(part, caller) is caller:  # a helper that comes late finds nothing left
                 job(*ranges[part])
@@ -124,40 +156,7 @@ def share(job: Callable[[int, int], Any], total: int, threads: int) -> None:
         raise failure
 
 
-@cache
-def _blas() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")
-
-
-def blas_threads_set(threads: int) -> bool:
-    """Whether BLAS already runs with ``threads``, so that no limit has to be set around each call."""
-    for name in BLAS_VARIABLES:
-        if name in os.environ:
-            return os.environ[name] == str(threads)
-    return threads == usable_cores()
-
-
 def warm_up(threads: int) -> None:
-    """Make what ``share`` and ``blas_limit`` need, so that the first run does not."""
+    """Make what ``share`` needs, so that the first run does not."""
     if threads > 1:
-        _inbox(threads - 1)
-        _blas()
-
-
-@contextlib.contextmanager
-def blas_limit(threads: int) -> Iterator[None]:
-    """Hold BLAS to ``threads`` inside the block."""
-    if blas_threads_set(threads):
-        yield
-    else:
-        libraries = _blas().lib_controllers
-        before = [library.get_num_threads() for library in libraries]
-        try:
-            for library in libraries:  # as threadpoolctl's own limit does, which takes 50 us of every call to ask for more
-                library.set_num_threads(threads)
-            yield
-        finally:
-            for library, count in zip(libraries, before, strict=True):
-                library.set_num_threads(count)
+        _crew.grow(threads - 1)

@@ -11,12 +11,12 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 
 from algos.contract import CALL_S, Algorithm, Cost
+from algos.engine.threads import once
 from algos.machine import probe
 from algos.spec import ConvSpec
 
@@ -52,7 +52,7 @@ if abs(complex(cupy.fft.rfftn(cupy.ones((2, 4, 4)), axes=(1, 2))[0, 0, 0]) - 16)
 }
 
 
-@cache
+@once
 def broken(library: str) -> str | None:
     """Why CuPy cannot use a GPU here, or ``library`` on it, or None; asked once per process and remembered for a day."""
     if importlib.util.find_spec("cupy") is None:

@@ -24,13 +24,13 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.outer import factors
+from algos.engine.threads import once
 from algos.engine.windows import stuffed
 from algos.machine import LIBRARIES, probe
 from algos.spec import ConvSpec
@@ -45,7 +45,7 @@ if cv2.filter2D(a, -1, a[:3, :3], borderType=cv2.BORDER_CONSTANT)[1, 1] != 9:
 """
 
 
-@cache
+@once
 def _broken() -> str | None:
     reason = probe("cv2", PROBE, LIBRARIES["opencv"], PROBE_S)
     return reason and f"cv2 does not work: {reason}"

@@ -22,7 +22,6 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -30,6 +29,7 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost
 from algos.door import PAD_MODES, DeviceArray
+from algos.engine.threads import once
 from algos.machine import probe, version
 from algos.spec import ConvSpec
 
@@ -58,7 +58,7 @@ if y.cpu().numpy()[0, 0, 0, 0] != 36:
 """
 
 
-@cache
+@once
 def _broken(name: str, code: str) -> str | None:
     reason = probe(name, code, ("torch",), PROBE_S)
     return reason and f"{name.replace('_', ' ')} does not work: {reason}"
