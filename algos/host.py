@@ -248,13 +248,13 @@ def _base(variable: str, usual: Callable[..., str]) -> Path:
         path = Path(named or usual("convbench", appauthor=False)).expanduser()
         if named or path.is_absolute():  # some versions answer "~/..." literally
             return path
-    raise OSError(errno.ENOENT, f"there is no home folder, set {variable} to a folder")
+    raise OSError(errno.ENOENT, "there is no home folder")
 
 
-def forgetful(error: BaseException) -> None:
+def forgetful(error: OSError) -> None:
     """Say on stderr, once per process and its children, that something cannot be kept, and why."""
     if SAID not in os.environ:
         os.environ[SAID] = "1"
-        why = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        why = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
         print(f"convbench: what it compiles and measures is forgotten when this process ends ({why}): "
               "set CONVBENCH_CACHE and CONVBENCH_DATA to folders that it may write", file=sys.stderr)  # fmt: skip

@@ -71,7 +71,7 @@ def remember(entries: Iterable[Known]) -> None:
         print(f"convbench: cannot remember measurements in {path()}: {error}", file=sys.stderr)
     except OSError as error:  # no home, or no right to write there
         forgetful(error)
-    _recall_anew()
+    recall_anew()
 
 
 def forget_tuned(like: Known, own: str) -> None:
@@ -88,7 +88,7 @@ def forget_tuned(like: Known, own: str) -> None:
         pass
     except sqlite3.Error as error:
         print(f"convbench: cannot forget measurements in {path()}: {error}", file=sys.stderr)
-    _recall_anew()
+    recall_anew()
 
 
 @cache
@@ -103,7 +103,8 @@ def machines() -> frozenset[str]:
     return frozenset(machine for (machine,) in _read("SELECT DISTINCT machine FROM known"))
 
 
-def _recall_anew() -> None:
+def recall_anew() -> None:
+    """Read again what is known when it is asked for next."""
     recall.cache_clear()
     machines.cache_clear()
 

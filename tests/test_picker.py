@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -121,7 +121,7 @@ def known_to_this_machine(name: str, text: str, run_s: float, status: str = "ok"
 @pytest.fixture
 def own_wisdom(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("CONVBENCH_DATA", str(tmp_path))
-    wisdom.recall.cache_clear()
+    wisdom.recall_anew()
 
 
 @pytest.mark.usefixtures("own_wisdom")
@@ -167,3 +167,41 @@ def test_damaged_wisdom_is_forgotten_not_fatal(damage: bytes) -> None:
     assert algos.pick("64x64,3x3").source == "model"
     wisdom.remember([known_to_this_machine("fft", "1x1x64x64,1x1x3x3", 1e-9)])
     assert algos.pick("64x64,3x3", threads=1).algorithm == "fft"
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_a_machine_measured_with_other_cores_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, here = "1x1x96x96,1x1x3x3,p1", machine.fingerprint()
+    monkeypatch.setattr("os.cpu_count", lambda: here["cores"] + 1)
+    (other,) = (identity for identity, cores in machine.ids_by_cores().items() if cores == here["cores"] + 1)
+    assert other not in (here["id"], *machine.ids_by_cores().items())
+    assert "measured for" not in algos.pick(text, threads=1).reason
+    wisdom.remember([replace(known_to_this_machine("direct_shift", text, 1e-9), machine=other)])
+    choice = algos.pick(text, threads=1)
+    assert choice.source == "model" and f"; measured for {here['cores'] + 1} cores, you have {here['cores']}" in choice.reason
+    wisdom.remember([known_to_this_machine("direct_shift", text, 1e-9)])
+    assert "measured for" not in algos.pick(text, threads=1).reason
+
+
+def test_what_was_learnt_is_read_from_a_read_only_folder(mount: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = mount(tmp_path / "data", 1 << 20)
+    monkeypatch.setenv("CONVBENCH_DATA", str(folder))
+    entry = known_to_this_machine("direct_shift", "1x1x96x96,1x1x3x3,p1", 1e-9)
+    wisdom.remember([entry])
+    mount(folder)
+    wisdom.recall_anew()
+    assert wisdom.recall(entry.machine) == (entry,)
+    assert algos.pick(entry.spec, threads=1).source == "measured"
+    wisdom.recall_anew()
+
+
+def test_a_log_that_cannot_be_read_is_said(mount: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    folder = mount(tmp_path / "data", 1 << 20)
+    monkeypatch.setenv("CONVBENCH_DATA", str(folder))
+    entry = known_to_this_machine("direct_shift", "1x1x96x96,1x1x3x3,p1", 1e-9)
+    wisdom.remember([entry])
+    wisdom.path().with_name(f"{wisdom.FILE_NAME}-wal").write_bytes(b"not merged yet")
+    mount(folder)
+    wisdom.recall_anew()
+    assert wisdom.recall(entry.machine) == () and "cannot be read here" in capsys.readouterr().err
+    wisdom.recall_anew()
