@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from algos.contract import Algorithm
-from algos.engine.blas import blas_limit
+from algos.engine.blas import blas_limit, blas_threads_set
 from algos.engine.threads import warm_up
 from algos.grammar import shown
 from algos.spec import ConvSpec
@@ -71,14 +72,14 @@ class Door:
         if self.algorithm.device != "cpu":
             return self.algorithm.prepare(self.received, weights, self.threads)
         warm_up(self.threads)
+        return partial(self._limited, self._limited(self.algorithm.prepare, self.received, weights, self.threads))
+
+    def _limited(self, function: Callable[..., Any], *operands: Any, **options: Any) -> Any:
+        """What it returns, with BLAS held to the plan's threads."""
+        if blas_threads_set(self.threads):
+            return function(*operands, **options)
         with blas_limit(self.threads):
-            run = self.algorithm.prepare(self.received, weights, self.threads)
-
-        def limited(*operands: Any, **options: Any) -> Any:
-            with blas_limit(self.threads):
-                return run(*operands, **options)
-
-        return limited
+            return function(*operands, **options)
 
     def call(self, run: Run, operands: Sequence[Any], out: Any) -> Any:
         """One call of what ``prepare`` returned, with the caller's arrays."""

@@ -28,9 +28,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from algos.engine.blas import blas_limit
 from algos.engine.jit import compiled
-from algos.engine.threads import blas_limit, limit_environment, share, usable_cores
-from algos.host import available_memory, cache_base, caches, cpu_features
+from algos.engine.threads import limit_environment, share
+from algos.host import available_memory, cache_base, caches, cpu_features, usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS, AGAIN_S = 3, 86_400  # measurements of one machine in all, and what lies between two at least

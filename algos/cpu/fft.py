@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
+from algos.engine.blas import blas_limit
 from algos.engine.cyclic import fast_length, least_lengths
-from algos.engine.threads import blas_limit, share
+from algos.engine.threads import share
 from algos.spec import ConvSpec
 
 REAL_FACTORS, COMPLEX_FACTORS = (2, 3, 5), (2, 3, 5, 7, 11)  # as in scipy.fft.next_fast_len, without its slow import

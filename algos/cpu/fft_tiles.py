@@ -25,8 +25,9 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.cpu.fft import REAL_FACTORS
+from algos.engine.blas import blas_limit
 from algos.engine.cyclic import fast_length
-from algos.engine.threads import blas_limit, share, split
+from algos.engine.threads import share, split
 from algos.engine.windows import stuffed
 from algos.spec import ConvSpec
 

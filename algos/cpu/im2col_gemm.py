@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.threads import blas_limit, share, split
+from algos.engine.blas import blas_limit
+from algos.engine.threads import share, split
 from algos.engine.windows import interior, padded_shape, windows
 from algos.spec import ConvSpec
 

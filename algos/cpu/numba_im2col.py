@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
+from algos.engine.blas import blas_limit
 from algos.engine.jit import compile_for, compiled
-from algos.engine.threads import blas_limit, share, split
+from algos.engine.threads import share, split
 from algos.spec import ConvSpec
 
 SHARED_FLOPS = 2e7  # below, one thread needs less than a few hand-overs

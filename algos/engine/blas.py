@@ -21,7 +21,6 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterable
 from functools import wraps
 from itertools import product
 from typing import Any
@@ -169,14 +168,8 @@ class blas_limit:
         self._holds = False
 
     def __enter__(self) -> None:
-        if _modules != len(sys.modules):
-            find_blas()
-        if not _holders and not _others:
-            for library in _libraries.values():
-                if not library.free(self._threads):
-                    break
-            else:
-                return
+        if blas_threads_set(self._threads):
+            return
         try:
             with lock:
                 if not _holders:
@@ -210,10 +203,15 @@ class blas_limit:
 
 
 def blas_threads_set(threads: int) -> bool:
-    """Whether BLAS runs with ``threads`` now, so that holding it to them changes nothing."""
-    find_blas()
-    counts: Iterable[Any] = (library.free(threads) for library in _libraries.values())
-    return all(counts) and all(other.get_num_threads() == threads for other in _others)
+    """Whether BLAS runs with ``threads`` now, held by nobody, so that ``blas_limit`` has nothing to do."""
+    if _modules != len(sys.modules):
+        find_blas()
+    if _holders or _others:
+        return False
+    for library in _libraries.values():  # noqa: SIM110  # a loop, since every small call asks
+        if not library.free(threads):
+            return False
+    return True
 
 
 def own_limit() -> int | None:

@@ -25,7 +25,8 @@ from numba.extending import intrinsic
 
 from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.simd import I64
-from algos.engine.threads import once, usable_cores
+from algos.engine.threads import once
+from algos.host import usable_cores
 
 SPIN_S = 2e-4
 MOST_HELPERS = 62  # bits in run_job
