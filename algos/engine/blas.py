@@ -158,7 +158,7 @@ def _lead(kind: Any) -> None:
 
 
 class blas_limit:
-    """``with blas_limit(threads):`` holds BLAS to ``threads`` inside the block, for 1 to 2 us."""
+    """``with blas_limit(threads):`` holds BLAS to ``threads`` inside the block; some microseconds."""
 
     __slots__ = ("_before", "_holds", "_threads")
 
