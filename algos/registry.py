@@ -127,7 +127,8 @@ def get(name: str) -> Algorithm:
         base, _, tunables = name.partition(":")
         return _variant(get(base), tunables)
     if not isinstance(name, str) or name not in found:
-        raise ValueError(f"no algorithm is named {shown(name)}: {_advice(str(name), found)}")
+        text = name if isinstance(name, str) else shown(name)  # str() of a number refuses thousands of digits
+        raise ValueError(f"no algorithm is named {shown(name)}: {_advice(text, found)}")
     return found[name]
 
 
