@@ -6,14 +6,16 @@ the reason for each one that it leaves out. Nothing that gave a wrong result her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from algos import machine, wisdom
 from algos.contract import Algorithm, Cost
+from algos.engine.kept import compiling_s
 from algos.engine.threads import checked_threads
-from algos.estimate import DOUBT, Estimate, Knowledge
+from algos.estimate import DOUBT, Estimate, Knowledge, Source
 from algos.grammar import checked_int, shown
 from algos.host import available_memory, usable_cores
 from algos.spec import ConvSpec, SpecError
@@ -30,22 +32,25 @@ class Candidate:
     ----------
     algorithm : str
     expected_s : float or None
-        Seconds per call, the share of prepare included; None when excluded.
+        Seconds per call, the share of prepare and of compiling included; None when excluded.
     run_s, prepare_s : float or None
-    source : str
-        "measured", "nearest" or "model"; empty when excluded.
+    source : "measured", "nearest", "model" or ""
+        Empty when excluded.
     workspace_bytes : int or None
     excluded : str
         Why it is out of the question; empty for one that is ranked.
+    compile_s : float
+        What the first plan takes beside ``prepare_s`` for want of compiled code, which later ones find.
     """
 
     algorithm: str
     expected_s: float | None = None
     run_s: float | None = None
     prepare_s: float | None = None
-    source: str = ""
+    source: Source | Literal[""] = ""
     workspace_bytes: int | None = None
     excluded: str = ""
+    compile_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def pick(
     max_workspace_bytes : int, optional
         Leaves out what needs more beside its operands.
     calls : int, optional
-        Shares prepare over so many calls; without it only the run counts.
+        Shares prepare, and compiling where it has yet to be done, over so many calls; without it only the run counts.
     device : {"cpu", "cuda"}, optional
         Any when left out.
     accuracy : {"componentwise"}, optional
@@ -170,6 +175,8 @@ def choose(
             names[algorithm] = variant_name(algorithm, base)
             reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, received) or why_not(algorithm)
             estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
+            if estimate and (seconds := compiling_s(algorithm, received)):
+                estimate = replace(estimate, compile_s=seconds)
         except (Exception, SystemExit) as error:  # of one algorithm: the others can still be ranked
             reason, estimate = f"breaks the contract: {type(error).__name__}: {error}", None
         if estimate is None:
@@ -181,14 +188,34 @@ def choose(
         raise SpecError(f"no algorithm can compute {spec}: {reasons}; see convbench list '{spec}'")
     ranked.sort(key=lambda pair: pair[1].expected_s(calls) * DOUBT[pair[1].source])
     candidates = tuple(
-        Candidate(names[a], e.expected_s(calls), e.run_s, e.prepare_s, e.source, a.workspace_bytes(received, threads))
+        Candidate(names[a], e.expected_s(calls), e.run_s, e.prepare_s, e.source, a.workspace_bytes(received, threads),
+                  compile_s=e.compile_s)
         for a, e in ranked
-    )
+    )  # fmt: skip
     best, estimate = ranked[0]
-    return Choice(
-        names[best], estimate.source, estimate.expected_s(calls),
-        ("tuned, " if names[best] != best.name else "") + _reason(ranked, calls), candidates + tuple(excluded),
-    )
+    reason = ("tuned, " if names[best] != best.name else "") + _reason(ranked, calls)
+    choice = Choice(names[best], estimate.source, estimate.expected_s(calls), reason, candidates + tuple(excluded))
+    if calls == 1 and (later := pays_off(choice)):
+        choice = replace(choice, reason=f"{reason}; after {later[0]} single calls compiling {later[1]} pays")
+    return choice
+
+
+def pays_off(choice: Choice) -> tuple[int, str] | None:
+    """After how many calls, each with its own prepare, another algorithm would have saved what compiling it takes; its name.
+
+    Who compiles then has lost at most as much as by compiling at once, and as much as by never compiling: the best rule for
+    one who cannot know how many calls will come.
+    """
+    chosen, *others = [c for c in choice.candidates if not c.excluded]
+    later = min((c for c in others if c.compile_s > chosen.compile_s), key=_call_s, default=None)
+    saved = _call_s(chosen) - _call_s(later) if later else 0.0
+    return (math.ceil(later.compile_s / saved), later.algorithm) if later and saved > 0 else None
+
+
+def _call_s(candidate: Candidate) -> float:
+    """Of a call that prepares, with compiled code, as much as its source is to be doubted."""
+    assert candidate.run_s is not None and candidate.prepare_s is not None and candidate.source
+    return (candidate.run_s + candidate.prepare_s) * DOUBT[candidate.source]
 
 
 def known() -> Knowledge:

@@ -108,6 +108,17 @@ class Algorithm:
         """The default counts the definition's operations and the bytes of workspace, written and read once."""
         return Cost(spec.flops, spec.min_bytes + 2 * self.workspace_bytes(spec, threads))
 
+    def compile_s(self, spec: ConvSpec) -> float:
+        """Seconds of one core that compiling a plan for ``spec`` takes; 0 for what compiles nothing.
+
+        The picker counts them where calls are few, unless this machine keeps the code of ``specialised(spec)`` already.
+        """
+        return 1.5 if self.runtime == "numba" else 0.0
+
+    def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
+        """What its machine code is made for: specs with equal answers share it."""
+        return spec.dtype, spec.ndim
+
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         """Itself with other tunables that are worth a try on ``spec``; ``convbench run --tune`` measures them."""
         return []

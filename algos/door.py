@@ -42,7 +42,14 @@ class Door:
         The caller's.
     received : ConvSpec
         What the algorithm is asked to solve.
+
+    Attributes
+    ----------
+    calls_left : int
+        After so many calls the algorithm ``faster`` is worth compiling; negative: never.
     """
+
+    calls_left, faster = -1, ""
 
     def __init__(self, spec: ConvSpec, received: ConvSpec, algorithm: Algorithm, threads: int) -> None:
         self.spec, self.received, self.algorithm, self.threads = spec, received, algorithm, threads

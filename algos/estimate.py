@@ -29,16 +29,17 @@ PREPARE_S, PREPARE_BYTES_PER_S = 30e-6, 2e9
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one run and of prepare, and where they come from."""
+    """Seconds of one run, of prepare and of compiling before the first, and where they come from."""
 
     run_s: float
     prepare_s: float
     source: Source
     detail: str = ""
+    compile_s: float = 0.0
 
     def expected_s(self, calls: int | None) -> float:
-        """Seconds per call when prepare is shared by ``calls``; None means so many that it vanishes."""
-        return self.run_s + (self.prepare_s / calls if calls else 0.0)
+        """Seconds per call when ``calls`` share prepare and compiling; None means so many that both vanish."""
+        return self.run_s + ((self.prepare_s + self.compile_s) / calls if calls else 0.0)
 
 
 @lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ import numpy as np
 from algos import auto, registry
 from algos.contract import Algorithm
 from algos.door import Door, apart, as_array, is_device_array, overlaps, regular
+from algos.engine.kept import compiled_now
 from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
 from algos.host import usable_cores
@@ -48,6 +49,7 @@ class Plan:
         self._door, self._weights = door, weights
         self._lock, self._busy = threading.RLock(), False
         self._run = door.prepare(weights)
+        compiled_now(door.algorithm, door.received)
         _plans.add(self)
 
     def __call__(self, *operands: Any, out: Any = None) -> Any:
@@ -126,11 +128,11 @@ def prepared(spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked:
     return apart(Plan, Door(spec, (ranked or spec).received(), algorithm, threads), w)
 
 
-def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any, calls: int | None = None) -> Algorithm:
+def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any) -> Algorithm:
     """The algorithm of that name, or the picked one, sure to run ``spec`` here."""
     if isinstance(name, str) and name == "auto":
         device = "cuda" if is_device_array(operand) else "cpu"
-        return registry.get(auto.pick(spec, threads=threads, calls=calls, device=device).algorithm)
+        return registry.get(auto.pick(spec, threads=threads, device=device).algorithm)
     chosen = registry.get(name)
     if reason := chosen.unavailable():
         raise ValueError(f"{name} is unavailable: {reason}")
@@ -202,10 +204,9 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
         door = _memo.get(key)
     except (TypeError, RecursionError):  # no hash: the option is refused below, or is an odd kind of sequence
         key = door = None
-    if door is None:
+    if fresh := door is None or not door.calls_left:
         spec = _spec_of(ndim, x, w, stride, padding, dilation, groups, mode)
-        count = checked_threads(threads)
-        door = Door(spec, spec.received(), _resolve(spec, algorithm, count, x, calls=1), count)
+        door = _for_single_calls(spec, algorithm if door is None else door.faster, checked_threads(threads), x)
         if len(_memo) >= MEMO_SIZE:
             _memo.clear()
         if key is not None:
@@ -227,12 +228,28 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
     if isinstance(out, np.ndarray) and overlaps(out, w):
         raise ValueError("out overlaps w: pass an array of its own")
     w = regular("w", w, spec.weight_shape, spec.in_dtype, door.algorithm)
-    y = door.call(door.prepare(w), (x,), out)
+    door.calls_left -= 1
+    run = door.prepare(w)
+    if fresh:
+        compiled_now(door.algorithm, door.received)
+    y = door.call(run, (x,), out)
     if bias is not None:
         y += bias
     if result is not None:
         return result
     return y[0] if single else y
+
+
+def _for_single_calls(spec: ConvSpec, algorithm: str, threads: int, operand: Any) -> Door:
+    """For calls that prepare each time: fastest with the code that is compiled, until compiling other code has paid off."""
+    if not isinstance(algorithm, str) or algorithm != "auto":
+        return Door(spec, spec.received(), _resolve(spec, algorithm, threads, operand), threads)
+    device = "cuda" if is_device_array(operand) else "cpu"
+    choice = auto.pick(spec, threads=threads, calls=1, device=device)
+    door = Door(spec, spec.received(), registry.get(choice.algorithm), threads)
+    if later := auto.pays_off(choice):
+        door.calls_left, door.faster = later
+    return door
 
 
 def _spec_of(ndim: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str) -> ConvSpec:

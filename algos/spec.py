@@ -284,6 +284,11 @@ class ConvSpec:
         The door has reversed flipped weights, padded other modes than zeros, and answers an empty batch itself. Strides past
         the only output of an axis, and the dilation of a single tap, are as small as they may be.
         """
+        return self._received or self
+
+    @cached_property
+    def _received(self) -> ConvSpec | None:
+        """None where it is this one: a reference to itself would keep it alive."""
         if self.padding_mode != "zeros":
             return self.with_(size=self.padded_size, padding=0, padding_mode="zeros", flip=False).received()
         past_last = (n - extent + 1 for n, extent in zip(self.padded_size, self.kernel_extent, strict=True))
@@ -291,7 +296,7 @@ class ConvSpec:
         dilation = tuple(1 if k == 1 else d for k, d in zip(self.kernel, self.dilation, strict=True))
         if self.flip or not self.batch or stride != self.stride or dilation != self.dilation:
             return self.with_(batch=max(1, self.batch), flip=False, stride=stride, dilation=dilation)
-        return self
+        return None
 
     def unread_text(self) -> str:
         """``unread`` in words, empty when every element is read."""

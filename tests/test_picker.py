@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import algos
-from algos import machine, wisdom
-from algos.auto import choose
+from algos import functional, machine, wisdom
+from algos.auto import choose, pays_off
 from algos.contract import Algorithm, Cost
+from algos.engine import kept
 from algos.estimate import Knowledge, tunables_text
 from algos.spec import ConvSpec
 
@@ -205,3 +211,73 @@ def test_a_log_that_cannot_be_read_is_said(mount: Any, tmp_path: Any, monkeypatc
     wisdom.recall_anew()
     assert wisdom.recall(entry.machine) == () and "cannot be read here" in capsys.readouterr().err
     wisdom.recall_anew()
+
+
+TIMES = "run_s", "prepare_s", "compile_s"
+COMPILED = Modelled("compiled", runtime="numba", rate=8e9)
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on a machine whose cache of compiled code is empty."""
+    monkeypatch.setattr(kept, "_here", set())
+    monkeypatch.setattr(kept, "_on_disk", set())
+    monkeypatch.setattr(kept, "_path", lambda key: str(tmp_path / str(abs(hash(key)))))
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_one_call_does_not_wait_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling counts where calls are few, until the code lies on the disk, and not at all once the process has it."""
+    def ask_both(calls: int | None) -> algos.Choice:
+        found = {a.name: a for a in (SLOW, COMPILED)}
+        return choose(SPEC, list(found.values()), Knowledge((), found, lambda a: "b"), threads=2, calls=calls)
+
+    once = ask_both(1)
+    assert once.algorithm == "slow" and once.candidates[1].compile_s == COMPILED.compile_s(SPEC)
+    assert once.candidates[1].expected_s == pytest.approx(sum(getattr(once.candidates[1], s) for s in TIMES))
+    calls, name = pays_off(once)
+    assert name == "compiled" and f"after {calls} single calls compiling compiled pays" in once.reason
+    assert ask_both(None).algorithm == ask_both(100 * calls).algorithm == "compiled"
+
+    kept.compiled_now(COMPILED, SPEC)
+    assert ask_both(1).algorithm == "compiled" and ask_both(1).candidates[0].compile_s == 0
+    monkeypatch.setattr(kept, "_here", set())  # another process
+    assert ask_both(1).candidates[1].compile_s == kept.LOAD_S
+    assert pays_off(ask_both(1))[0] < calls
+
+
+@pytest.mark.usefixtures("nothing_compiled", "own_wisdom")
+def test_a_loop_of_single_calls_compiles_when_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "_memo", {})
+    rng = np.random.default_rng(0)
+    x, w = rng.random((1, 8, 20, 20), np.float32), rng.random((8, 1, 3, 3), np.float32)
+    first = algos.conv2d(x, w, padding=1, groups=8)
+    (door,) = functional._memo.values()
+    assert door.algorithm.compile_s(door.received) == 0 and door.calls_left > 100
+    better, door.calls_left = door.faster, 1
+    algos.conv2d(x, w, padding=1, groups=8)
+    later = algos.conv2d(x, w, padding=1, groups=8)
+    (door,) = functional._memo.values()
+    assert door.algorithm.name == better and door.algorithm.compile_s(door.received) > 0 and door.calls_left < 0
+    np.testing.assert_allclose(later, first, rtol=1e-5)
+    assert kept.compiling_s(door.algorithm, door.received) == 0
+
+
+KEPT = """
+import sys
+import numpy as np, algos
+from algos.engine.kept import compiling_s
+spec = algos.ConvSpec.parse("1x4x20x20,4x1x3x3,p1")
+print(compiling_s(algos.get("depthwise"), spec))
+if sys.argv[1:]:
+    algos.plan(spec, np.ones(spec.weight_shape, np.float32), algorithm="depthwise")
+"""
+
+
+def test_compiled_code_is_remembered_from_process_to_process(tmp_path: Path) -> None:
+    environment = {**os.environ, "CONVBENCH_CACHE": str(tmp_path)}
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", KEPT, *more], env=environment, capture_output=True, check=True).stdout)
+        for more in (["plan"], [])
+    ]
+    assert seconds == [algos.get("depthwise").compile_s(ConvSpec.parse("1x4x20x20,4x1x3x3,p1")), kept.LOAD_S]

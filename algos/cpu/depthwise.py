@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -169,6 +170,12 @@ class Depthwise(Algorithm):
             return y
 
         return run
+
+    def compile_s(self, spec: ConvSpec) -> float:
+        return 0.7 + 0.01 * (math.prod(spec.kernel) if len(_written(spec)) > 1 else 0)
+
+    def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
+        return spec.dtype, spec.ndim, self._rows(spec), *_written(spec)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         parallel = threads > 1 and self._cut(spec, threads)[0] > 1

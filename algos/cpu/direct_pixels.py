@@ -302,6 +302,9 @@ class DirectPixels(Algorithm):
 
         return run
 
+    def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
+        return spec.dtype, self._flat(spec)
+
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         threads, block = self._threads(spec, threads), VECTORS * lanes(spec.in_dtype)
         pixels = math.prod(spec.output_size)

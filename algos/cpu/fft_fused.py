@@ -197,6 +197,9 @@ class FftFused(Algorithm):
 
         return run
 
+    def compile_s(self, spec: ConvSpec) -> float:
+        return 2.7
+
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         plan = self._plan(spec, threads)
         # Tiles are chosen by best times; what is seen over many runs is about 1.7 times as much. Layers read the spectra of

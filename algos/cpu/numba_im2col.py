@@ -121,6 +121,9 @@ class NumbaIm2col(Algorithm):
 
         return run
 
+    def compile_s(self, spec: ConvSpec) -> float:
+        return 0.5
+
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         wide = spec.out_channels // spec.groups >= 16
         speed = (2.6e10 if wide else 1.3e10) * 4 / spec.in_dtype.itemsize

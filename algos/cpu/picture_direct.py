@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -167,6 +168,15 @@ class NumbaPicture(Algorithm):
         layout = Layout.of(spec, threads)
         return min(threads, layout.items) * (layout.scratch * spec.in_dtype.itemsize + 8 * layout.pointers)
 
+    @staticmethod
+    def _written(spec: ConvSpec) -> tuple[int, int]:
+        """What is written into the code: taps of a row, 0 for a loop, and rows of a strip."""
+        row, col = axes(spec)
+        return col.kernel if col.kernel <= UNROLLED else 0, strip_rows(row.kernel)
+
+    def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
+        return spec.dtype, *self._written(spec)
+
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         threads = self._threads(spec, threads)
         layout = Layout.of(spec, threads)
@@ -176,8 +186,7 @@ class NumbaPicture(Algorithm):
         w = in_2d(weights)
         scratch = aligned((threads, layout.scratch), spec.in_dtype, zeros=True)
         pointers = np.zeros((threads, layout.pointers), np.int64)
-        taps = (0,) * w.shape[3] if w.shape[3] <= UNROLLED else ()
-        strip = (0,) * layout.rows
+        taps, strip = ((0,) * count for count in self._written(spec))
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         fixed = (scratch, pointers, numbers, taps, strip, layout.items, work, crew.boxes, hands)
         compile_for(correlate_all, image, w, image, *fixed)

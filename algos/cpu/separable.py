@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -258,6 +259,10 @@ class Separable(Algorithm):
             return y
 
         return run
+
+    def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
+        strips = Strips.of(spec)
+        return spec.dtype, *((spec.kernel[1], strips.rows, strips.part) if strips else ())
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         threads = self._threads(spec, threads)

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -203,6 +203,12 @@ class Winograd(Tiled, Algorithm):
             return y
 
         return run
+
+    def compile_s(self, spec: ConvSpec) -> float:
+        return 2.5
+
+    def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
+        return spec.dtype, self.m, *spec.kernel
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         t_h, t_w = self._tile(spec)

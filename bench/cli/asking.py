@@ -69,8 +69,8 @@ def pick(arguments: argparse.Namespace) -> int:
         return print_json({"spec": str(spec), **asdict(choice)})
     show(f"{choice.algorithm}\n{choice.reason}\n")
     ranked = [c for c in choice.candidates if not c.excluded]
-    rows = [(c.algorithm, text.seconds(c.expected_s), text.seconds(c.run_s), text.seconds(c.prepare_s), c.source,
-             text.size(c.workspace_bytes)) for c in ranked]
+    rows = [(c.algorithm, text.seconds(c.expected_s), text.seconds(c.run_s), text.seconds((c.prepare_s or 0) + c.compile_s),
+             c.source, text.size(c.workspace_bytes)) for c in ranked]
     show(text.table(("algorithm", "expected per call", "run", "prepare", "source", "workspace"), rows))
     if excluded := [(c.algorithm, c.excluded) for c in choice.candidates if c.excluded]:
         show("\n" + text.table(("excluded", "because"), excluded))
