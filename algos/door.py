@@ -24,13 +24,13 @@ MOST_WORK: Any = 10_000  # of the exact search for shared elements; harder cases
 
 Run = Callable[..., Any]
 
-_state = Context()  # what NumPy does about floating-point errors is a context variable
-_state.run(np.seterr, all="ignore")
+OWN_STATE = Context()  # what NumPy does about floating-point errors is a context variable, which the caller may have set
+OWN_STATE.run(np.seterr, all="ignore")
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)`` out of reach of the caller's ``np.seterr``; costs a tenth of a microsecond."""
-    return _state.copy().run(function, *arguments)
+    """``function(*arguments)`` in a copy of ``OWN_STATE``; costs a tenth of a microsecond."""
+    return OWN_STATE.copy().run(function, *arguments)
 
 
 class Door:

@@ -12,7 +12,7 @@ import numpy as np
 
 from algos import auto, registry
 from algos.contract import Algorithm
-from algos.door import Door, apart, as_array, is_device_array, overlaps, regular
+from algos.door import OWN_STATE, Door, apart, as_array, is_device_array, overlaps, regular
 from algos.engine.kept import compiled_now
 from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
@@ -21,6 +21,7 @@ from algos.spec import ConvSpec, Padding, SpecError
 
 DETECTED_KERNELS = 4  # looking costs 0.1 ms for 31 x 31 taps: rank is looked for unasked in so few kernels only
 MEMO_SIZE = 4096
+PLAIN = frozenset((int, str, type(None)))  # of these, equal options are the same
 
 Ints = int | Sequence[int]
 
@@ -47,7 +48,7 @@ class Plan:
         self.spec, self.algorithm, self.threads = door.spec, registry.variant_name(door.algorithm), door.threads
         self.workspace_bytes = int(door.algorithm.workspace_bytes(door.received, door.threads)) if door.spec.batch else 0
         self._door, self._weights = door, weights
-        self._lock, self._busy = threading.RLock(), False
+        self._lock, self._busy, self._apart = threading.RLock(), False, OWN_STATE.copy().run
         self._run = door.prepare(weights)
         compiled_now(door.algorithm, door.received)
         _plans.add(self)
@@ -58,7 +59,7 @@ class Plan:
                 raise RuntimeError(f"the plan of {self.spec} is in a call of this thread already: use another plan here")
             try:
                 self._busy = True
-                return apart(self._door.call, self._run, operands, out)
+                return self._apart(self._door.call, self._run, operands, out)
             finally:
                 self._busy = False
 
@@ -199,7 +200,9 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
     key: tuple | None
     try:
         cores = usable_cores() if threads is None else threads
-        options = _exact((stride, padding, dilation, groups, mode, algorithm, threads, cores))
+        options: tuple = (stride, padding, dilation, groups, mode, algorithm, threads, cores)
+        if not PLAIN.issuperset(map(type, options)):
+            options = _exact(options)
         key = (ndim, x.shape, x.dtype, w.shape, w.dtype, options)
         door = _memo.get(key)
     except (TypeError, RecursionError):  # no hash: the option is refused below, or is an odd kind of sequence
