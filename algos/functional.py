@@ -77,7 +77,7 @@ def _release() -> None:
         if one._lock.acquire(blocking=False):
             one._lock.release()
         else:
-            one._lock, one._busy = threading.RLock(), False
+            one._lock, one._busy, one._apart = threading.RLock(), False, OWN_STATE.copy().run
 
 
 if hasattr(os, "register_at_fork"):

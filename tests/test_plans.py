@@ -165,6 +165,21 @@ def test_calls_of_other_threads_wait_for_their_turn(monkeypatch: pytest.MonkeyPa
     assert order == ["first", "second"]
 
 
+def test_hiring_from_within_hiring_does_with_the_helpers_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from algos.engine import relay
+
+    crew, found = relay.Helpers(), []
+    if relay.usable_cores() < 2:
+        pytest.skip("helpers need a second core")
+    monkeypatch.setattr(relay, "compile_for", lambda *ignored: found.append(crew.hire(1)))  # as a signal handler might
+    done: list[int] = []
+    thread = threading.Thread(target=lambda: done.append(crew.hire(1)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert (found, done, len(crew._threads)) == ([0], [1], 1)
+    crew.end()
+
+
 HANDLER = """
 import gc, signal, sys, time
 import numpy as np
@@ -242,7 +257,11 @@ for name in sys.argv[1:]:
             pass
         child = os.fork()
         if not child:
-            os._exit(not all(np.array_equal(plan(x), right) for _ in range(3)))
+            try:
+                failed = not all(np.array_equal(plan(x), right) for _ in range(3))
+            except BaseException as error:
+                failed = print(repr(error), file=sys.stderr) or True
+            os._exit(failed)
         end = time.monotonic() + 30
         while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
             if time.monotonic() > end:

@@ -248,7 +248,7 @@ class Helpers:
         self._locks: list[Any] = []
         self._threads: list[threading.Thread] = []
         self._avoided: list[int] = []
-        self._growing = threading.Lock()
+        self._growing, self._hiring = threading.RLock(), False
         self._ending = False
         self._turns = 0
         self._asked = 0.0
@@ -259,23 +259,32 @@ class Helpers:
         self.limit = max(self.limit, min(usable_cores() - 1, MOST_HELPERS))  # cores may be added later
         count = min(count, self.limit)
         with self._growing:
-            if count > 0 and not self._turns:
-                compile_for(listen, self.boxes, 0, 1)
-                nobody, times = np.zeros((1, BOX), np.int64), []
-                for turns in (1, 1, 10_001):  # the first call of all, a call, and a call with 10,000 turns more
-                    start = time.perf_counter()
-                    listen(nobody, 0, turns)
-                    times.append(time.perf_counter() - start)
-                self._turns = max(1000, int(1e4 * SPIN_S / max(times[2] - times[1], 1e-6)))
-            while len(self._threads) < count:
-                lock = threading.Lock()
-                lock.acquire()
-                thread = threading.Thread(target=self._serve, args=(len(self._threads), lock), name="convbench", daemon=True)
-                thread.start()
-                self._locks.append(lock)
-                self._avoided.append(-1)
-                self._threads.append(thread)
+            if self._hiring:  # by this very thread: a signal handler does with those that are there
+                return max(0, min(count, len(self._threads)))
+            try:
+                self._hiring = True
+                self._grow(count)
+            finally:
+                self._hiring = False
         return max(count, 0)
+
+    def _grow(self, count: int) -> None:
+        if count > 0 and not self._turns:
+            compile_for(listen, self.boxes, 0, 1)
+            nobody, times = np.zeros((1, BOX), np.int64), []
+            for turns in (1, 1, 10_001):  # the first call of all, a call, and a call with 10,000 turns more
+                start = time.perf_counter()
+                listen(nobody, 0, turns)
+                times.append(time.perf_counter() - start)
+            self._turns = max(1000, int(1e4 * SPIN_S / max(times[2] - times[1], 1e-6)))
+        while len(self._threads) < count:
+            lock = threading.Lock()
+            lock.acquire()
+            thread = threading.Thread(target=self._serve, args=(len(self._threads), lock), name="convbench", daemon=True)
+            thread.start()
+            self._locks.append(lock)
+            self._avoided.append(-1)
+            self._threads.append(thread)
 
     def wake(self, count: int, long: bool = True) -> None:
         """Have the first ``count`` helpers listen, now or in some 50 us.

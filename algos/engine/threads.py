@@ -79,7 +79,7 @@ class _Crew:
 
     def __init__(self) -> None:
         self.inbox: SimpleQueue = SimpleQueue()
-        self._size, self._growing = 0, threading.Lock()
+        self._size, self._growing = 0, threading.RLock()  # a signal handler may convolve, too
 
     def grow(self, size: int) -> None:
         """Have at least ``size`` of them, or as many as the system lets start."""

@@ -13,8 +13,6 @@ from bench import text
 from bench.arguments import threads_of
 from bench.cli.output import Bar, print_json, show
 
-READABLE = 10**8  # rows and columns never read are worked out for sizes and taps up to this product
-
 
 def list_algorithms(arguments: argparse.Namespace) -> int:
     from algos.registry import refusal, registry
@@ -74,7 +72,7 @@ def pick(arguments: argparse.Namespace) -> int:
     show(text.table(("algorithm", "expected per call", "run", "prepare", "source", "workspace"), rows))
     if excluded := [(c.algorithm, c.excluded) for c in choice.candidates if c.excluded]:
         show("\n" + text.table(("excluded", "because"), excluded))
-    if max(spec.padded_size) * max(spec.kernel) <= READABLE and (words := spec.unread_text()):
+    if words := spec.unread_text():
         show(f"\nnote: the stride does not fit, {words}")
     return 0
 
