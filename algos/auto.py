@@ -252,8 +252,9 @@ def _distrust(algorithm: Algorithm, spec: ConvSpec, knowledge: Knowledge, thread
     entry = knowledge.measured(algorithm, spec, threads)
     if entry is not None and entry.status not in ("ok", "unsupported", "unavailable", "too_large"):
         return f"{entry.status} when measured: {entry.reason}"
-    if is_external(algorithm) and not knowledge.checked(algorithm, threads):
-        return f"never checked here: convbench run '{spec}' --algorithms {algorithm.name}"
+    here = entry is not None and entry.status == "ok" and entry.spec in (str(spec), str(spec.received()))
+    if is_external(algorithm) and not here:  # right elsewhere proves nothing
+        return f"never checked on this spec: convbench run '{spec}' --algorithms {algorithm.name}"
     return ""
 
 

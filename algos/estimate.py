@@ -93,10 +93,6 @@ class Knowledge:
                 return variant
         return algorithm
 
-    def checked(self, algorithm: Algorithm, threads: int) -> bool:
-        """Whether anything was ever found right with this build here, on so many threads."""
-        return any(entry.threads == threads for entry in self._ok.get(algorithm.name, ()))
-
     def estimate(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Estimate:
         """The best answer that there is for a spec as the caller states it."""
         entry = self.measured(algorithm, spec, threads)

@@ -183,18 +183,23 @@ def is_external(algorithm: Algorithm) -> bool:
     return type(algorithm).__module__.startswith(EXTERNAL_PREFIX)
 
 
+def source_of(algorithm: Algorithm) -> str:
+    """The file that an algorithm from outside stands in; empty for those of this distribution."""
+    return str(getattr(sys.modules[type(algorithm).__module__], "__file__", "")) if is_external(algorithm) else ""
+
+
 EXTERNAL_PREFIX = "convbench_path_"
 
 
 def _files() -> list[Path]:
-    folders = [ROOT / package for package in PACKAGES]
+    places = [ROOT / package for package in PACKAGES]
     for text in filter(None, os.environ.get("CONVBENCH_PATH", "").split(os.pathsep)):
-        folder = Path(text).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"CONVBENCH_PATH names {text!r}, which is not a folder: correct or unset it")
-        folders.append(folder)
-    files = [path for folder in folders for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
-    return [*files, ROOT / "auto.py"]
+        place = Path(text).expanduser()
+        if not place.is_dir() and not (place.suffix == ".py" and place.is_file()):
+            raise ValueError(f"CONVBENCH_PATH names {text!r}, which is no folder and no Python file: correct or unset it")
+        places.append(place)
+    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*.py")))]
+    return [*(path for path in files if not path.name.startswith("_")), ROOT / "auto.py"]
 
 
 def _load(path: Path) -> list[tuple[Algorithm, str]]:

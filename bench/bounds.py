@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 
-from algos.contract import Algorithm
 from algos.spec import ConvSpec
 from bench.data import Operands
 from bench.oracle import border_value, copies, oracle, oracle_at, padded, reduction
@@ -25,6 +24,19 @@ PRECISE_MACS = 1 << 26  # the definition is computed in long double up to here, 
 TILE_ELEMENTS = 1 << 22  # of a block of Winograd tiles
 LEFT_OVER = 72  # roundings of a tap by which weights may miss the rank that their spec promises
 Transforms = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # per axis A^T (m, t), G (t, r), B^T (t, t)
+
+
+class Judgeable(Protocol):
+    """What a judge must know of an algorithm; ``transforms(spec)`` as well, where its class is winograd."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def accuracy(self) -> str: ...
 
 
 class UnjudgedError(Exception):
@@ -49,6 +61,7 @@ class Case:
     spec: ConvSpec
     data: Operands
     points: np.ndarray | None = None
+    tolerances: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def evaluate(
         self, change: Callable[[Any], Any] = lambda a: a, w: np.ndarray | None = None, precise: bool = False
@@ -136,7 +149,7 @@ class Case:
         return last + self.repeats * self.out_unit * self.magnitude if self.repeats > 1 else last
 
 
-def tolerance(case: Case, algorithm: Algorithm) -> np.ndarray:
+def tolerance(case: Case, algorithm: Judgeable) -> np.ndarray:
     """E + u_out * |y| + K * tiny, float64 in the shape of ``case.exact``; for float types.
 
     Raises
@@ -146,10 +159,15 @@ def tolerance(case: Case, algorithm: Algorithm) -> np.ndarray:
     """
     if case.terms * case.unit >= 0.5:
         raise UnjudgedError(f"{case.terms} products in one result are too many for a bound in {case.dtype}")
-    bound = _BOUNDS[algorithm.accuracy](case, algorithm) + case.rounding
-    if case.dtype == np.float64 and not case.precise:
-        bound = bound + _growth(case) * case.magnitude  # the float64 definition's own rounding
-    return bound
+    key = algorithm.accuracy
+    if key == "winograd":
+        key += repr(_transforms(algorithm, case.spec))
+    if key not in case.tolerances:  # algorithms of a class share it
+        bound = _BOUNDS[algorithm.accuracy](case, algorithm) + case.rounding
+        if case.dtype == np.float64 and not case.precise:
+            bound = bound + _growth(case) * case.magnitude  # the float64 definition's own rounding
+        case.tolerances[key] = bound
+    return case.tolerances[key]
 
 
 def _growth(case: Case) -> float:
@@ -162,11 +180,11 @@ def _absolute(a: Any) -> Any:
     return np.abs(np.asarray(a, np.float64))
 
 
-def _componentwise(case: Case, algorithm: Algorithm) -> np.ndarray:
+def _componentwise(case: Case, algorithm: Judgeable) -> np.ndarray:
     return _growth(case) * case.magnitude
 
 
-def _lowrank(case: Case, algorithm: Algorithm) -> np.ndarray:
+def _lowrank(case: Case, algorithm: Judgeable) -> np.ndarray:
     """(sum of kernel sizes + 2 + rank * channels) * u * |x| conv F, plus what r products leave over, up to ``LEFT_OVER`` u F.
 
     F is |w| for one product and where the spec promises no rank, so that no tap may be lost beside larger ones; for more
@@ -190,7 +208,7 @@ def _lowrank(case: Case, algorithm: Algorithm) -> np.ndarray:
 # ---- FFT --------------------------------------------------------------------------------------------------------
 
 
-def _normwise(case: Case, algorithm: Algorithm) -> np.ndarray:
+def _normwise(case: Case, algorithm: Judgeable) -> np.ndarray:
     """16 u (sqrt(L) sqrt(2 ln n) sqrt(sum norm(x_c)^2 norm(w_c)^2 / N) + (sqrt(L) + sqrt(C)) max|y|), L = log2 N.
 
     N is the padded full size whatever the tiling, n the results, C the planes summed.
@@ -230,14 +248,14 @@ def _squares(spec: ConvSpec, name: str, a: np.ndarray) -> np.ndarray:
 # ---- Winograd ---------------------------------------------------------------------------------------------------
 
 
-def _winograd(case: Case, algorithm: Algorithm) -> np.ndarray:
+def _winograd(case: Case, algorithm: Judgeable) -> np.ndarray:
     """4 u sqrt(q) S with q = 2(2t + r) + C + 2 for two equal axes."""
     matrices = winograd_matrices(algorithm, case.spec)
     q = sum(2 * g.shape[0] + g.shape[1] for _, g, _ in matrices) + case.inner_channels + 2
     return 4 * case.unit * math.sqrt(q) * amplified(case, matrices)
 
 
-def winograd_matrices(algorithm: Algorithm, spec: ConvSpec) -> Transforms:
+def winograd_matrices(algorithm: Judgeable, spec: ConvSpec) -> Transforms:
     """The algorithm's matrices in float64, after proving with fractions that they compute correlation.
 
     Raises
@@ -250,24 +268,32 @@ def winograd_matrices(algorithm: Algorithm, spec: ConvSpec) -> Transforms:
     """
     if spec.direction != "forward" or max(spec.stride) > 1 or max(spec.dilation) > 1:
         raise UnjudgedError("the Winograd bound covers forward passes of stride and dilation 1")
-    if not hasattr(algorithm, "transforms"):
+    transforms = _transforms(algorithm, spec)
+    if transforms is None:
         raise UnjudgedError(f"{algorithm.name} exposes no transforms(spec), which the Winograd bound is computed from")
-    transforms = algorithm.transforms(spec.received())
     if len(transforms) != spec.ndim:
         raise TransformsError(f"transforms gives {len(transforms)} axes: the spec has {spec.ndim}")
     for axis, (back, kernel, data) in enumerate(transforms):
         if problem := _misfit(back, kernel, data, spec.kernel[axis]):
             raise TransformsError(f"the transforms of axis {axis} do not compute correlation: {problem}")
-    return [tuple(np.array(m, np.float64) for m in axis) for axis in transforms]  # type: ignore[misc]
+    return [tuple(np.array([[float(v) for v in row] for row in m]) for m in axis) for axis in transforms]  # type: ignore[misc]
 
 
+def _transforms(algorithm: Judgeable, spec: ConvSpec) -> tuple[Any, ...] | None:
+    """The matrices per axis as nested tuples of fractions; None where the algorithm exposes none."""
+    exposed = getattr(algorithm, "transforms", None)
+    found = exposed and exposed(spec.received())
+    return found and tuple(tuple(tuple(tuple(map(Fraction, row)) for row in m) for m in axis) for axis in found)
+
+
+@lru_cache(64)
 def _misfit(back: Any, kernel: Any, data: Any, size: int) -> str | None:
     """Why sum over k of A^T[i, k] G[k, j] B^T[k, l] is not 1 where l = i + j and 0 elsewhere, or None."""
     m, t, r = len(back), len(data), len(kernel[0])
     if t != m + r - 1 or r != size or any(len(row) != t for row in (*back, *data)) or len(kernel) != t:
         return f"A^T is {m}x{len(back[0])}, G {len(kernel)}x{r}, B^T {t}x{len(data[0])} for a kernel of {size}"
     for i, j, k in np.ndindex(m, r, t):
-        total = sum((Fraction(back[i][p]) * Fraction(kernel[p][j]) * Fraction(data[p][k]) for p in range(t)), Fraction(0))
+        total = sum((back[i][p] * kernel[p][j] * data[p][k] for p in range(t)), Fraction(0))
         if total != (k == i + j):
             return f"output {i}, tap {j}, input {k} has the weight {total}"
     return None
@@ -324,7 +350,7 @@ def _applied(matrices: list[np.ndarray], a: np.ndarray) -> np.ndarray:
     return a
 
 
-_BOUNDS: dict[str, Callable[[Case, Algorithm], np.ndarray]] = {
+_BOUNDS: dict[str, Callable[[Case, Judgeable], np.ndarray]] = {
     "componentwise": _componentwise,
     "lowrank": _lowrank,
     "normwise": _normwise,

@@ -109,10 +109,13 @@ def oracle_at(
 # ---- geometry ---------------------------------------------------------------------------------------------------
 
 
-def sources(spec: ConvSpec, axis: int) -> np.ndarray:
-    """For every position of the padded axis, the index of the input that stands there; -1 for zeros or a constant."""
+def sources(spec: ConvSpec, axis: int, positions: np.ndarray | None = None) -> np.ndarray:
+    """For every position of the padded axis, or those given, the index of the input that stands there.
+
+    It is -1 for zeros or a constant.
+    """
     size, (before, after), mode = spec.size[axis], spec.padding[axis], spec.padding_mode
-    i = np.arange(-before, size + after)
+    i = np.arange(-before, size + after) if positions is None else positions - before
     if mode == "replicate":
         return i.clip(0, size - 1)
     if mode == "circular":
@@ -186,14 +189,15 @@ def _gathered(spec: ConvSpec, dx: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(dx)
 
 
-def _offset(spec: ConvSpec, axis: int, tap: int) -> int:
+def offset(spec: ConvSpec, axis: int, tap: int) -> int:
+    """Where a tap lies behind the first position that its output reads, in the padded input."""
     return (spec.kernel[axis] - 1 - tap if spec.flip else tap) * spec.dilation[axis]
 
 
 def _taps(spec: ConvSpec) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
     """Every tap of the kernel with the positions of the padded input that it meets, one per output."""
     for tap in np.ndindex(*spec.kernel):
-        offsets = [_offset(spec, axis, t) for axis, t in enumerate(tap)]
+        offsets = [offset(spec, axis, t) for axis, t in enumerate(tap)]
         reach = [(n - 1) * s + 1 for n, s in zip(spec.output_size, spec.stride, strict=True)]
         yield tap, tuple(slice(o, o + r, s) for o, r, s in zip(offsets, reach, spec.stride, strict=True))
 
@@ -251,7 +255,7 @@ def _forward_at(spec: ConvSpec, x: np.ndarray, w: np.ndarray, at: np.ndarray, wo
     total: np.ndarray = np.zeros(len(at), work)
     for tap in np.ndindex(*spec.kernel):
         index = [
-            table[axis][place[axis] * spec.stride[axis] + _offset(spec, axis, t)] for axis, t in enumerate(tap)
+            table[axis][place[axis] * spec.stride[axis] + offset(spec, axis, t)] for axis, t in enumerate(tap)
         ]
         values = x[(n[:, None], channel, *(i.clip(0)[:, None] for i in index))].astype(work)
         values[np.min(index, axis=0) < 0] = fill
@@ -278,7 +282,7 @@ def _input_gradient_at(
             read = np.min(position, axis=0) >= 0
             index: list[np.ndarray] = []
             for axis, t in enumerate(tap):
-                quotient, rest = np.divmod(position[axis] - _offset(spec, axis, t), spec.stride[axis])
+                quotient, rest = np.divmod(position[axis] - offset(spec, axis, t), spec.stride[axis])
                 read &= (rest == 0) & (quotient >= 0) & (quotient < spec.output_size[axis])
                 index.append(quotient)
             if not read.any():

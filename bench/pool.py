@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any
 
-from algos.engine.threads import limit_environment
+from algos.contract import Algorithm
+from algos.engine.threads import limit_environment, usable_cores
 from algos.host import data_base
+from algos.registry import source_of
 from bench.record import STATUSES
 from bench.text import printable
 
 START_S, END_S = 120.0, 10.0
+JUDGE_S = 900.0  # for the definition of the largest problems
 ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -37,21 +40,24 @@ class Worker:
 
     Parameters
     ----------
-    runtime, device : str
-        What it is for; the device decides whether its memory is limited.
     threads : int
         Every library's thread pool in it.
+    device : str
+        What it is for, which decides whether its memory is limited.
+    source : str
+        The file outside this distribution whose algorithms it finds beside ours; none when empty.
+    module : str
+        Whose ``main`` it runs.
     """
 
-    def __init__(self, runtime: str, device: str, threads: int) -> None:
-        self.runtime, self.device, self.threads = runtime, device, threads
+    def __init__(self, threads: int, device: str = "cpu", source: str = "", module: str = "bench.worker") -> None:
         started = perf_counter()
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker
         answers, answers_write = os.pipe()
         alive_read, self._alive = os.pipe()
-        environment = {**os.environ, **limit_environment(threads)}
+        environment = {**os.environ, **limit_environment(threads), "CONVBENCH_PATH": source}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH", ""))))
-        code = "from bench.worker import main; main()"
+        code = f"from {module} import main; main()"
         arguments = [str(answers_write), str(alive_read), device, str(os.getpid())]
         try:
             # -P: a folder named bench or algos in the working directory must not shadow the package
@@ -64,6 +70,8 @@ class Worker:
             os.close(answers_write)
             os.close(alive_read)
         self._answers, self._buffer, self._asked = answers, b"", 0
+        self._arrivals = selectors.DefaultSelector()  # select.select refuses descriptors from 1024 on
+        self._arrivals.register(answers, selectors.EVENT_READ)
         try:
             self._read(START_S)
         except BaseException:
@@ -103,7 +111,7 @@ class Worker:
         deadline = perf_counter() + timeout_s
         while b"\n" not in self._buffer:
             left = deadline - perf_counter()
-            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+            if left <= 0 or not self._arrivals.select(left):
                 raise WorkerFailed("timeout", f"no answer in {timeout_s:.0f} s")
             received = os.read(self._answers, 1 << 16)
             if not received:
@@ -151,6 +159,7 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._arrivals.close()
         with contextlib.suppress(OSError):
             os.close(self._answers)
         self._alive = self._answers = -1
@@ -160,26 +169,74 @@ class Worker:
         self.log.close()
 
 
-class Pool:
-    """Workers by (runtime, device, threads), started when first needed."""
+class JudgeLostError(Exception):
+    """The judge's process died, or did not answer."""
+
+
+class Judge(Worker):
+    """The process that finds verdicts."""
 
     def __init__(self) -> None:
-        self._workers: dict[tuple[str, str, int], Worker] = {}
+        super().__init__(usable_cores(), module="bench.judge")
+
+    def ask(self, timeout_s: float = JUDGE_S, **request: Any) -> dict[str, Any]:
+        """The answer to one question; JudgeLostError when there is none."""
+        try:
+            return super().ask(timeout_s, **request)
+        except WorkerFailed as failure:
+            raise JudgeLostError(str(failure).replace("the worker", "the judge")) from None
+
+    def check(self, carry: Callable[[dict[str, Any]], dict[str, Any] | None], **about: Any) -> dict[str, Any] | None:
+        """The verdict on an algorithm that obeys through ``carry``; None when it cannot obey any more."""
+        reply = self.ask(do="check", **about)
+        while "order" in reply:
+            answer = None
+            try:
+                answer = carry(reply["order"])
+            finally:
+                if answer is None:
+                    with contextlib.suppress(JudgeLostError):
+                        self.ask(do="abandon")
+            if answer is None:
+                return None
+            reply = self.ask(do="told", answer=answer)
+        return reply
+
+
+class Pool:
+    """The judge, and workers by what must not share a process; each is started when first needed.
+
+    Algorithms of one runtime and number of threads share one, since they trust each other; each from outside has its own.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[tuple[str, str, int, str, str], Worker] = {}
+        self._judge: Judge | None = None
         self.start_s = 0.0
 
-    def get(self, runtime: str, device: str, threads: int) -> Worker:
+    def get(self, algorithm: Algorithm, threads: int) -> Worker:
         """A living worker; a dead one is replaced."""
-        key = (runtime, device, threads)
+        source = source_of(algorithm)
+        key = (algorithm.runtime, algorithm.device, threads, source, algorithm.name if source else "")
         worker = self._workers.get(key)
         if worker is None or not worker.running:
             if worker is not None:
                 worker.end()
-            worker = self._workers[key] = Worker(*key)
+            worker = self._workers[key] = Worker(threads, algorithm.device, source)
             self.start_s += worker.start_s
         return worker
 
+    def judge(self) -> Judge:
+        """The living judge."""
+        if self._judge is None or not self._judge.running:
+            if self._judge is not None:
+                self._judge.end()
+            self._judge = Judge()
+            self.start_s += self._judge.start_s
+        return self._judge
+
     def end(self) -> None:
-        """End every worker: the next launch starts with fresh processes."""
+        """End every worker: the next launch starts with fresh processes. The judge stays."""
         for worker in self._workers.values():
             worker.end()
         self._workers.clear()
@@ -189,6 +246,9 @@ class Pool:
 
     def __exit__(self, *ignored: object) -> None:
         self.end()
+        if self._judge is not None:
+            self._judge.end()
+            self._judge = None
 
 
 @contextlib.contextmanager

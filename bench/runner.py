@@ -1,13 +1,15 @@
 """The controller: turns specs into cases, has workers measure them in interleaved rounds, and stores every result at once.
 
 A case is (spec, algorithm, threads). Launch by launch, in fresh processes, the algorithms of one spec are opened, checked
-in the first launch, and sampled in seeded random rounds until each one's noise, budget or cap says stop.
+in the first launch, and sampled in seeded random rounds until each one's noise, budget or cap says stop. Verdicts come from the
+judge's process, and samples count only where they add up to what this process's clock says.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,12 +19,15 @@ from typing import Any
 from algos import machine, wisdom
 from algos.registry import get, registry, variant_name
 from bench.cases import Case, Settings, limit_text
-from bench.pool import Pool, Worker, WorkerFailed, measuring
+from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record
 from bench.store import Store
+from bench.timing import believable
 
 LEAST_LIMIT_S = 1.0
 REMEMBERED = ("ok", "wrong", "too_slow", "timeout", "crashed", "error")
+LOOKED_AT_AGAIN = ("unsupported", "unavailable", "too_large", "timeout", "crashed")  # what may be over at the next run
+DISAGREEMENTS = 20  # turns in a row whose samples do not add up; a busy machine delays one or two
 
 
 @dataclass
@@ -132,7 +137,7 @@ class Runner:
         """Whether what stopped it may no longer hold: it is looked at again at every run."""
         if record.status == "too_slow":
             return not record.reason.endswith(limit_text(self.settings))  # another limit than today's
-        return record.status in ("unsupported", "unavailable", "too_large")
+        return record.status in LOOKED_AT_AGAIN
 
     def _lacks(self, case: Case, launch: int) -> bool:
         record = self._records[case.record.key]
@@ -156,7 +161,12 @@ class Runner:
             self._lessons.append(known(record))
 
     def _fail(self, case: Case, status: str, reason: str) -> None:
-        self._keep(case, replace(self._records[case.record.key], status=status, reason=reason, launches=()))
+        before = self._records[case.record.key]
+        if before.launches and status != "wrong":  # what was measured stays; the next run tries again
+            print(f"convbench: {before.algorithm} on {before.spec}: {status}, {reason}; its {len(before.launches)} stored "
+                  "launches stay", file=sys.stderr)  # fmt: skip
+            return
+        self._keep(case, replace(before, status=status, reason=reason, launches=()))
 
     # ---- one spec, one launch ----------------------------------------------------------------------------------
 
@@ -170,7 +180,7 @@ class Runner:
             opened: list[_Open] = []
             for case in cases:
                 state = _Open(case, launch)
-                if self._open(state) and self._checked(state):
+                if self._twice(state, self._ready):
                     opened.append(state)
                 else:
                     self._done(state)
@@ -182,7 +192,11 @@ class Runner:
             active = list(opened)
             while active:
                 self._random.shuffle(active)
-                active = [state for state in active if self._sampled(state)]
+                again = [state for state in active if self._twice(state, self._sampled)]
+                for state in active:
+                    if state not in again:
+                        self._done(state)
+                active = again
 
     @contextlib.contextmanager
     def _remembering(self) -> Iterator[None]:
@@ -193,6 +207,25 @@ class Runner:
             wisdom.remember(self._lessons)
             self._lessons.clear()
 
+    def _twice(self, state: _Open, step: Callable[[_Open], bool]) -> bool:
+        """``step``; when its process is lost, once more in a fresh one: not every death is the case's fault."""
+        try:
+            return step(state)
+        except WorkerFailed as failure:
+            lost = failure
+        if not state.retried:
+            state.retried = True
+            with contextlib.suppress(WorkerFailed):
+                if not self._ready(state):
+                    return False  # for another reason, which is recorded
+                return step is self._ready or self._twice(state, step)
+        self._fail(state.case, lost.status, str(lost))
+        return False
+
+    def _ready(self, state: _Open) -> bool:
+        """Opened, and right."""
+        return self._open(state) and self._checked(state)
+
     def _open(self, state: _Open) -> bool:
         """Prepare in a worker; false when the case failed. Also the way back after another case killed the worker."""
         case, settings = state.case, self.settings
@@ -200,7 +233,7 @@ class Runner:
         reply = self._ask(
             state, settings.answer_s + 3 * settings.slow_s, do="open", spec=str(case.spec),
             algorithm=variant_name(case.algorithm), threads=record.threads, budget=asdict(settings.budget),
-            cold=settings.cold, seed=settings.seed, slow_s=settings.slow_s,
+            cold=settings.cold, seed=settings.seed, slow_s=settings.slow_s, launch=state.launch,
         )
         if reply is None:
             return False
@@ -218,8 +251,7 @@ class Runner:
         if record.launches:
             state.record = record
             return True
-        allowed_s = self.settings.answer_s + 20 * state.phases["first_run_s"]
-        reply = self._ask(state, allowed_s, do="check")
+        reply = self._verdict(state)
         if reply is None:
             return False
         self.outcome.spent.checks += reply["spent_s"]
@@ -232,32 +264,75 @@ class Runner:
 
     def _sampled(self, state: _Open) -> bool:
         """One turn; true while the case wants more."""
-        if not state.worker.running and not self._open(state):
-            self._done(state)
+        if not state.worker.running and not self._open(state):  # another case took it along
             return False
         settings = self.settings
-        start = perf_counter()
-        count = settings.budget.chunk(state.phases["call_s"], state.phases["loops"])
-        turn_s = state.phases["call_s"] * state.phases["loops"] * (count + 1)
-        reply = self._ask(state, settings.answer_s + 20 * turn_s, do="sample")
-        if reply is None:
-            self._done(state)
+        loops, start = state.phases["loops"], perf_counter()
+        count = settings.budget.chunk(state.phases["call_s"], loops)
+        allowed_s = settings.answer_s + 20 * state.phases["call_s"] * loops * (count + 1)
+        if self._ask(state, allowed_s, do="warm") is None:
             return False
-        state.samples += reply["samples_s"]
-        state.spent_s += perf_counter() - start
+        asked = perf_counter()
+        reply = self._ask(state, allowed_s, do="sample")
+        turn_s = perf_counter() - asked
+        if reply is None or self._ask(state, settings.answer_s, do="rest") is None:
+            return False
         self.outcome.spent.prepared_runs += reply["spent_s"]
+        state.spent_s += perf_counter() - start
+        if not believable(reply["samples_s"], loops, turn_s, settings.cold):
+            state.disagreements += 1
+            if state.disagreements < DISAGREEMENTS:
+                return True
+            total = sum(reply["samples_s"]) * loops
+            self._fail(state.case, "wrong", f"its clock is wrong: samples of {total:.3g} s in a turn of {turn_s:.3g} s")
+            return False
+        state.disagreements = 0
+        state.samples += reply["samples_s"]
         if not settings.budget.enough(state.samples, state.spent_s):
             return True
-        again = self._ask(state, settings.answer_s + 20 * state.phases["call_s"], do="again")
-        if again is None or not again["same"]:
-            if again is not None:
-                self._fail(state.case, "wrong", "a call after the last sample gave another result than the first call")
-            self._done(state)
-            return False
-        self._keep(state.case, replace(state.record, launches=(state.result(),)))
-        self.outcome.measured += 1
-        self._done(state)
+        same = self._late(state)
+        if same:
+            self._keep(state.case, replace(state.record, launches=(state.result(),)))
+            self.outcome.measured += 1
+        elif same is not None:
+            self._fail(state.case, "wrong", "a call among or after the last samples gave another result than the definition")
         return False
+
+    # ---- the judge ---------------------------------------------------------------------------------------------
+
+    def _verdict(self, state: _Open) -> dict[str, Any] | None:
+        """What the judge says of the case, whose worker does as it orders; None when the case has failed."""
+        case, limit_s = state.case, self.settings.answer_s + 20 * state.phases["first_run_s"]
+        algorithm = case.algorithm
+
+        def carried(order: dict[str, Any]) -> dict[str, Any] | None:
+            answer = self._ask(state, limit_s, do="obey", order=order)
+            return answer and answer["answer"]
+
+        return self._judged(state, lambda judge: judge.check(
+            carried, spec=str(case.spec), threads=case.record.threads, seed=self.settings.seed, name=algorithm.name,
+            family=algorithm.family, accuracy=algorithm.accuracy,
+        ))  # fmt: skip
+
+    def _late(self, state: _Open) -> bool | None:
+        """Whether timed calls, and some after them, gave what is right; None when the case has failed."""
+        case, limit_s = state.case, self.settings.answer_s + 20 * state.phases["call_s"]
+        about: dict[str, Any] = {"spec": str(case.spec), "seed": self.settings.seed, "launch": state.launch}
+        asked = self._judged(state, lambda judge: judge.ask(do="points", **about))
+        answer = asked and self._ask(state, limit_s, do="late", points=asked["points"])
+        verdict = answer and self._judged(state, lambda judge: judge.ask(do="late", calls=answer["calls"], **about))
+        return None if verdict is None else bool(verdict["same"])
+
+    def _judged(self, state: _Open, question: Callable[[Judge], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """The judge's answer; None when the case has failed, or when the judge can give none, which is no fault of it."""
+        try:
+            reply = question(self._pool.judge())
+        except JudgeLostError as failure:
+            reply = {"failure": "unsupported", "reason": f"cannot be judged: {failure}"}
+        if reply is not None and "failure" in reply:
+            self._fail(state.case, reply["failure"], reply["reason"])
+            return None
+        return reply
 
     def _done(self, state: _Open) -> None:
         if state.worker is not None and state.worker.running:
@@ -266,19 +341,23 @@ class Runner:
         self.progress.advance(1, f"{state.case.spec} {state.case.record.algorithm}")
 
     def _ask(self, state: _Open, timeout_s: float, **request: Any) -> dict[str, Any] | None:
-        """A worker's answer, or None when the case has failed and is recorded so."""
+        """A worker's answer, or None when the case has failed and is recorded so.
+
+        Raises
+        ------
+        WorkerFailed
+            The process is lost.
+        """
         case = state.case
         if request["do"] == "open":
             try:
-                state.worker = self._pool.get(case.algorithm.runtime, case.algorithm.device, case.record.threads)
+                state.worker = self._pool.get(case.algorithm, case.record.threads)
             except WorkerFailed as failure:
-                self._fail(case, failure.status, f"the worker did not start: {failure}")
-                return None
+                raise WorkerFailed(failure.status, f"the worker did not start: {failure}") from None
         try:
             reply = state.worker.ask(timeout_s, case=state.number, **request)
         except WorkerFailed as failure:
-            self._fail(case, failure.status, f"{failure}, in {request['do']}")
-            return None
+            raise WorkerFailed(failure.status, f"{failure}, in {request['do']}") from None
         if "failure" in reply:
             self._fail(case, reply["failure"], reply["reason"])
             return None
@@ -298,6 +377,8 @@ class _Open:
         self.phases: dict[str, Any] = {}
         self.samples: list[float] = []
         self.spent_s = 0.0
+        self.disagreements = 0
+        self.retried = False
         self.workspace_seen_bytes: int | None = None
 
     def result(self) -> Launch:

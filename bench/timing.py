@@ -15,6 +15,7 @@ import numpy as np
 Thunk = Callable[[], Any]
 DEVICE_CACHE_BYTES = 128 << 20  # the largest second-level cache of a GPU so far
 WARM_UP_S = 0.01  # a thread that Linux wakes on its caller's core stays there for some milliseconds
+CLOCK_SHARE, CLOCK_SLACK_S = 0.25, 0.003  # what a turn may take beyond its samples: the messages around it
 LONGEST_WARM_UP_S = 0.05  # a call beyond it gains nothing from a warm-up call before every chunk
 
 
@@ -64,44 +65,62 @@ def pilot(call: Thunk, synchronize: Thunk, budget: Budget, cold: bool) -> tuple[
     """Seconds of one steady call, and the calls that make one sample; cold samples are single calls."""
     times: list[float] = []
     while not times or (sum(times) < budget.sample_s and len(times) < 50):
-        times.append(_timed(call, synchronize, 1))
+        times.append(_timed(call, synchronize, 1)[0])
     estimate = min(times)
     if cold:
         return estimate, 1
     return estimate, max(1, min(1_000_000, math.ceil(budget.sample_s / max(estimate, 1e-9))))
 
 
-def take(call: Thunk, synchronize: Thunk, loops: int, count: int, flush: Thunk | None = None, warm: bool = True) -> list[float]:
-    """``count`` samples of ``loops`` calls each, seconds per call; ``flush`` empties the caches before every call.
+def warm_up(call: Thunk) -> None:
+    """Another process ran in between: it took the caches, and helper threads went to sleep."""
+    end = perf_counter() + WARM_UP_S
+    call()
+    while perf_counter() < end:
+        call()
 
-    The device is synchronised before the clock starts and before it stops. Garbage is collected outside the clock.
+
+def take(call: Thunk, synchronize: Thunk, loops: int, count: int, flush: Thunk | None = None) -> tuple[list[float], Any]:
+    """``count`` samples of ``loops`` calls each, seconds per call, and what the very last call returned.
+
+    ``flush`` empties the caches before every call. The device is synchronised before the clock starts and before it stops.
+    Garbage is collected outside the clock.
     """
     collecting = gc.isenabled()
     gc.disable()
     try:
-        if warm and flush is None:  # another process ran in between: it took the caches, and helper threads went to sleep
-            end = perf_counter() + WARM_UP_S
-            call()
-            while perf_counter() < end:
-                call()
-        samples = []
+        samples, result = [], None
         for _ in range(count):
+            result = None  # its memory is the next call's
             if flush is not None:
                 flush()
-            samples.append(_timed(call, synchronize, loops) / loops)
-        return samples
+            seconds, result = _timed(call, synchronize, loops)
+            samples.append(seconds / loops)
+        return samples, result
     finally:
         if collecting:
             gc.enable()
 
 
-def _timed(call: Thunk, synchronize: Thunk, loops: int) -> float:
+def _timed(call: Thunk, synchronize: Thunk, loops: int) -> tuple[float, Any]:
     synchronize()
     start = perf_counter()
-    for _ in range(loops):
+    for _ in range(loops - 1):
         call()
+    result = call()
     synchronize()
-    return perf_counter() - start
+    return perf_counter() - start, result
+
+
+def believable(samples: Sequence[float], loops: int, turn_s: float, cold: bool) -> bool:
+    """Whether samples add up to what the turn took by the clock of the process that asked for them.
+
+    What lies between two cold samples is not theirs.
+    """
+    total = math.fsum(samples) * loops
+    if not (total <= turn_s + CLOCK_SLACK_S / 10 and min(samples) > 0):
+        return False
+    return cold or turn_s - total <= CLOCK_SHARE * total + CLOCK_SLACK_S
 
 
 def cache_flusher(cache_bytes: int) -> Thunk:

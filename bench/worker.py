@@ -1,6 +1,8 @@
-"""The process that measures: one per runtime and number of threads; it does one thing at a time, when told to.
+"""The process that measures: one per runtime and number of threads, and one for each algorithm from outside.
 
-Commands come as JSON lines on stdin, answers go as JSON lines to a pipe of their own: libraries print banners on stdout.
+It does one thing at a time, when told to, and decides nothing: verdicts are found by ``bench.judge``, and its times are held
+against the controller's clock. Commands come as JSON lines on stdin, answers go as JSON lines to a pipe of their own: libraries
+print banners on stdout.
 A guardian, its parent, kills all that it started when the controller or the worker ends, whatever the worker is doing then.
 """
 
@@ -11,14 +13,14 @@ import ctypes
 import faulthandler
 import json
 import os
-import select
+import selectors
 import signal
 import statistics
 import sys
 import threading
-import tracemalloc
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from random import Random
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.02
-TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
-REPEATED = 1e-4  # of the largest result: another order of summation moves it by less
+LATE_CALLS = 2  # after the last sample: what goes wrong on every other call shows in one of them
 QUIET_WAIT_S, QUIET_LIMIT_S = 0.001, 0.5
 COLD_FACTOR = 10.0  # a first call takes longer than the steady ones by less than this
 MEMORY_SHARE = 0.9  # of what is available when the worker starts
@@ -60,7 +61,10 @@ def _watch(worker: int, alive: int) -> NoReturn:
     for fd in {*range(256)} - {alive, watched}:
         with contextlib.suppress(OSError):
             os.close(fd)
-    select.select([alive, watched], [], [])
+    with selectors.DefaultSelector() as ends:
+        ends.register(alive, selectors.EVENT_READ)
+        ends.register(watched, selectors.EVENT_READ)
+        ends.select()
     status = 0
     with contextlib.suppress(ChildProcessError):  # none is left
         while True:
@@ -108,11 +112,13 @@ class Case:
         from algos.machine import caches
         from algos.registry import get
         from algos.spec import ConvSpec
+        from bench.judged import Judged
         from bench.timing import Budget, cache_flusher, device_cache_flusher, pilot
 
         self.spec = ConvSpec.parse(request["spec"])
         self.algorithm = get(request["algorithm"])
         self.threads: int = request["threads"]
+        self.judged = Judged(self.algorithm, self.threads)
         self.budget = Budget(**request["budget"])
         self.cold: bool = request["cold"]
         self.flush = None
@@ -120,17 +126,18 @@ class Case:
             on_device = self.algorithm.device == "cuda"
             self.flush = device_cache_flusher(self.algorithm.to_device) if on_device else cache_flusher(caches()["L3"])
         self.operands, self.weights, self.h2d_s = self._arrays(request["seed"])
+        self.cell = self._changing(request["seed"], request["launch"])
         prepare = lambda: prepared(self.spec, self.weights, self.algorithm, self.threads)  # noqa: E731
         start = perf_counter()
         self.plan = prepare()
         self.algorithm.synchronize()
         self.prepare_cold_s = perf_counter() - start
+        self.call = caller(self.plan, self.operands, self.cell)
         start = perf_counter()
-        result = self.plan(*self.operands)
+        result = self.call()
         self.algorithm.synchronize()
         self.first_run_s = perf_counter() - start
-        self.result_bytes = int(result.nbytes)
-        self.first_result = result
+        self.last: tuple[float | None, Any] = (None, None)
         self.d2h_s = None
         if self.algorithm.device == "cuda":
             start = perf_counter()
@@ -168,8 +175,15 @@ class Case:
         self.algorithm.synchronize()
         return moved, weights, perf_counter() - start
 
-    def call(self) -> Any:
-        return self.plan(*self.operands)
+    def _changing(self, seed: int, launch: int) -> memoryview | None:
+        """The element that every call finds changed, so that no result can be remembered; None on a device."""
+        from bench.trials import changing
+
+        element = changing(self.spec, seed, launch)
+        if element is None or self.algorithm.device != "cpu" or self.spec.in_dtype.itemsize < 4:
+            return None
+        *outer, last = element
+        return memoryview(self.operands[0][(*outer, slice(last, last + 1))])
 
     def opened(self) -> dict[str, Any]:
         return {
@@ -182,50 +196,59 @@ class Case:
             "loops": self.loops,
         }
 
-    def check(self) -> dict[str, Any]:
-        from bench.check import check
+    def warm(self) -> dict[str, Any]:
+        """The uncounted calls at the beginning of a turn."""
+        from bench.timing import LONGEST_WARM_UP_S, warm_up
 
-        verdict = check(self.spec, self.algorithm, self.threads)
-        if not verdict.judged:
-            return {"failure": "unsupported", "reason": verdict.reason}
-        return {
-            "verdict": bool(verdict.ok),
-            "reason": verdict.reason,
-            "max_error": finite(verdict.max_error),
-            "error_ratio": finite(verdict.error_ratio),
-            "workspace_seen_bytes": self.workspace_seen() if verdict.ok else None,
-        }
-
-    def again(self) -> dict[str, Any]:
-        """After the last sample: the measured calls were not checked, so one more must give what the first one gave."""
-        import numpy as np
-
-        first, last = (np.asarray(self.algorithm.to_host(y)) for y in (self.first_result, self.call()))
-        scale = float(np.abs(first).max(initial=0)) or 1.0
-        return {"same": bool(np.abs(first - last).max(initial=0) <= REPEATED * scale)}
-
-    def workspace_seen(self) -> int | None:
-        """Peak of prepare and one run as traced, without operands and result; None where NumPy does not allocate."""
-        from algos.functional import prepared
-
-        if self.algorithm.runtime not in TRACED:
-            return None
-        tracemalloc.start()
-        try:
-            before = tracemalloc.get_traced_memory()[0]
-            prepared(self.spec, self.weights, self.algorithm, self.threads)(*self.operands)
-            return max(0, tracemalloc.get_traced_memory()[1] - before - self.result_bytes)
-        finally:
-            tracemalloc.stop()
+        if self.call_s < LONGEST_WARM_UP_S and self.flush is None:
+            warm_up(self.call)
+        return {}
 
     def sample(self) -> dict[str, Any]:
-        from bench.timing import LONGEST_WARM_UP_S, take
+        """The counted ones: nothing else happens between the controller's question and the answer."""
+        from bench.timing import take
 
         count = 1 if self.cold else self.budget.chunk(self.call_s, self.loops)
-        warm = self.call_s < LONGEST_WARM_UP_S
-        samples = take(self.call, self.algorithm.synchronize, self.loops, count, self.flush, warm)
-        quieten()
+        self.last = (None, None)
+        samples, result = take(self.call, self.algorithm.synchronize, self.loops, count, self.flush)
+        self.last = (self._value(), result)
         return {"samples_s": samples}
+
+    def rest(self) -> dict[str, Any]:
+        quieten()
+        return {}
+
+    def _value(self) -> float | None:
+        """What the changing element holds now."""
+        return None if self.cell is None else float(self.cell[0])
+
+    def late(self, points: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """What the last of the timed calls gave at ``points``, and a few calls more, each with its changing element."""
+        import numpy as np
+
+        at = tuple(np.array(points, np.int64).T)
+        calls, results = [], [self.last]
+        for _ in range(LATE_CALLS):
+            result = self.call()
+            self.algorithm.synchronize()
+            results.append((self._value(), result))
+        for value, result in results:
+            found = np.asarray(self.algorithm.to_host(result))[at].astype(np.float64)
+            calls.append((value, [float(v) if np.isfinite(v) else None for v in found]))
+        return {"calls": calls}
+
+
+def caller(plan: Callable[..., Any], operands: Sequence[Any], cell: memoryview | None) -> Callable[[], Any]:
+    """A call of the plan that finds one element of its first operand changed: that costs some 50 ns."""
+    if cell is None:
+        return lambda: plan(*operands)
+    draw: Callable[[], Any] = Random(0).random if cell.format in ("f", "d") else partial(Random(0).randrange, 8)
+
+    def call() -> Any:
+        cell[0] = draw()
+        return plan(*operands)
+
+    return call
 
 
 def quieten() -> None:
@@ -239,12 +262,11 @@ def quieten() -> None:
 
 def _others_run() -> bool:
     """Whether another thread of this process is on a core or waits for one; False where the system does not say."""
-    own, tasks = str(threading.get_native_id()), Path("/proc/self/task")
+    from bench.judged import running
+
+    own = str(threading.get_native_id())
     with contextlib.suppress(OSError):
-        for task in tasks.iterdir() if tasks.exists() else ():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                if task.name != own and (task / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"R":
-                    return True
+        return any(running(int(task)) for task in os.listdir("/proc/self/task") if task != own)
     return False
 
 
@@ -280,12 +302,16 @@ def serve(commands: Any, answers: Any, device: str) -> None:
                 case "open":
                     cases[request["case"]] = case = Case(request)
                     reply = case.opened()
-                case "check":
-                    reply = cases[request["case"]].check()
+                case "obey":
+                    reply = {"answer": cases[request["case"]].judged.obey(**request["order"])}
+                case "warm":
+                    reply = cases[request["case"]].warm()
                 case "sample":
                     reply = cases[request["case"]].sample()
-                case "again":
-                    reply = cases[request["case"]].again()
+                case "rest":
+                    reply = cases[request["case"]].rest()
+                case "late":
+                    reply = cases[request["case"]].late(request["points"])
                 case _:  # close
                     cases.pop(request["case"], None)
                     reply = {}
@@ -316,8 +342,9 @@ def _is_lost(name: str) -> bool:
     return False
 
 
-def main() -> None:
-    """Started by the controller as ``-c "from bench.worker import main; main()" ANSWERS ALIVE DEVICE PARENT``."""
+@contextlib.contextmanager
+def enter() -> Iterator[tuple[Any, Any, str]]:
+    """Begin a process that the controller started: the commands, where answers go, and the device that it is for."""
     answers_fd, alive, device, parent = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's business
     if os.getppid() != parent:  # it is dead already
@@ -325,11 +352,19 @@ def main() -> None:
     guard(alive)
     faulthandler.enable()
     os.set_inheritable(answers_fd, False)
-    import bench.check  # noqa: F401  # what every case needs is start-up, not the first case's time
-    from algos.registry import registry
-
-    registry()
     if device == "cpu":
         limit_memory()
     with os.fdopen(answers_fd, "w") as answers:
-        serve(sys.stdin, answers, device)
+        yield sys.stdin, answers, device
+
+
+def main() -> None:
+    """Started by the controller as ``-c "from bench.worker import main; main()" ANSWERS ALIVE DEVICE PARENT``."""
+    with enter() as (commands, answers, device):
+        import bench.judged  # what every case needs is start-up, not the first case's time
+        import bench.timing
+        import bench.trials  # noqa: F401
+        from algos.registry import registry
+
+        registry()
+        serve(commands, answers, device)

@@ -28,7 +28,7 @@ class Transformed(Algorithm):
         return forward_float(spec, (1, 2, 3))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        return 0
+        return 64 * (spec.min_bytes + math.prod(spec.padded_size) * spec.in_channels * spec.batch * 8)
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
         axes = tuple(range(3, 3 + spec.ndim))
@@ -86,7 +86,8 @@ class Minimal(Algorithm):
         return forward_float(spec, (1, 2, 3))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        return 0
+        t = math.prod(self.m + r - 1 for r in spec.kernel)
+        return 16 * t * (spec.min_bytes + math.prod(spec.weight_shape))
 
     def transforms(self, spec: ConvSpec) -> tuple[Any, ...]:
         points = [Fraction(p) for p in ("0", "1", "-1", "2", "-2", "1/2", "-1/2")]

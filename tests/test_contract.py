@@ -98,7 +98,7 @@ GRID = [
 SOLVED = {
     "direct_loops": 40, "direct_shift": 49, "im2col_gemm": 49, "fft": 49, "fft_fused": 46, "separable": 4, "numba_direct": 46,
     "depthwise": 35, "direct_channels": 46, "direct_pixels": 46,
-    "scipy_correlate2d": 43, "scipy_fftconvolve": 49, "scipy_oaconvolve": 49, "scipy_ndimage_correlate": 49,
+    "scipy_correlate2d": 38, "scipy_fftconvolve": 49, "scipy_oaconvolve": 49, "scipy_ndimage_correlate": 49,
     "opencv_filter2d": 22, "opencv_sepfilter2d": 2, "torch_nchw": 52, "torch_channels_last": 49, "torch_prepacked": 40,
     "torch_cuda_nchw": 50, "torch_cuda_channels_last": 47,
 }  # fmt: skip

@@ -71,7 +71,7 @@ EXPECTED = {
     "prints": ("ok", ""),
     "predicts_too_much": ("too_large", "bytes"),
     "slow": ("too_slow", "one call took"),
-    "forgets": ("wrong", "after the last sample"),
+    "forgets": ("wrong", "called again"),
     "forks": ("crashed", "something else than an answer"),
     "breaks_the_contract": ("error", "breaks the contract"),
     "gives_no_reason": ("error", "breaks the contract: TypeError: unsupported returned False"),

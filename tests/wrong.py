@@ -28,7 +28,8 @@ class Right(Algorithm):
         return None
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        return 0
+        """Operands in the wider type, and three times every window."""
+        return 8 * (3 * spec.macs // (spec.out_channels // spec.groups) + 4 * spec.min_bytes)
 
     def shows(self, spec: ConvSpec) -> bool:
         """Whether the fault changes anything for this spec."""

@@ -88,23 +88,27 @@ class Correlate2d(Peer):
     name: str = "scipy_correlate2d"
     dimensions: tuple[int, ...] = (2,)
 
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        if max(spec.dilation) > 1:
+            return "knows no dilation, and zeros between the taps would spread a NaN"
+        return super().unsupported(spec)
+
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         """A padded copy, a full result at stride 1 and the weights."""
         unit = spec.in_dtype.itemsize
         copied = math.prod(spec.padded_size) if any(map(any, spec.padding)) and not is_centred(spec) else 0
-        return unit * (copied + _stride1_outputs(spec) + _stuffed_elements(spec))
+        return unit * (copied + _stride1_outputs(spec) + math.prod(spec.weight_shape))
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         from scipy.signal import correlate2d
 
-        w = stuffed(weights, spec.dilation)
         mode, border = ("same", ((0, 0),) * 2) if is_centred(spec) else ("valid", spec.padding)
         kept = every(spec, (0, 0))
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
             for n, o, c, i in pairs_of(spec):
-                found = correlate2d(padded(x[n, c], border), w[o, i], mode)[kept]
+                found = correlate2d(padded(x[n, c], border), weights[o, i], mode)[kept]
                 if i:
                     y[n, o] += found
                 else:

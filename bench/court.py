@@ -1,0 +1,167 @@
+"""The judge's side of a check: orders to whoever runs the algorithm, the arena shared with it, and what no result may be."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from bench.arena import Arena, Slot, room, shared_file
+from bench.bounds import Case, Judgeable
+from bench.judged import Judged, overlapping
+
+AGAIN, AGAIN_S = 24, 0.01  # calls of the same plan, and seconds after which one of them is enough
+WORKSPACE_FACTOR, WORKSPACE_SLACK = 2, 1 << 20  # how far a run may exceed its prediction
+POISON = {"f": math.nan, "i": 113, "u": 113}
+
+
+class WrongResultError(Exception):
+    """Carries a reason, and the figures known when it was found, to the verdict."""
+
+    def __init__(self, reason: str, **figures: Any) -> None:
+        super().__init__(reason)
+        self.figures = figures
+
+
+class Obeys(Protocol):
+    """Whoever runs the algorithm: in this process or in another one."""
+
+    def obey(self, order: str, **details: Any) -> dict[str, Any]: ...
+
+
+class Court:
+    """The judged, and the arena that it shares with the judge; one plan at a time."""
+
+    def __init__(self, judged: Obeys, algorithm: Judgeable) -> None:
+        self.judged, self.algorithm = judged, algorithm
+        self._arena: Arena | None = None
+        self._size = 0
+        self._last: Sitting | None = None
+
+    def prepare(self, case: Case) -> Sitting:
+        """A plan of the judged for the case's weights; the one before is given up."""
+        self._last = Sitting(self, case)
+        return self._last
+
+    def arena(self, size: int) -> Arena:
+        """An empty one of at least ``size`` bytes."""
+        if self._arena is None or self._size < size:
+            self._size = -(-size // (1 << 16)) << 16
+            if isinstance(self.judged, Judged):
+                self._arena = Arena(self._size)
+                self.judged.share(self._arena)
+            else:
+                file, path = shared_file(self._size)
+                try:
+                    self._arena = Arena(self._size, file)
+                    self.judged.obey("map", path=path, size=self._size)
+                finally:
+                    os.close(file)
+                    os.unlink(path)
+        self._arena.clear()
+        return self._arena
+
+    def traced(self) -> int | None:
+        """Bytes that prepare and a run of the last plan took, held against the prediction; None where nobody can tell."""
+        assert self._last is not None
+        found = self.judged.obey("trace", **self._last.traceable)
+        seen, predicted = found["seen"], found["predicted"]
+        ours = self.algorithm.family != "peer"
+        if ours and seen is not None and seen > WORKSPACE_FACTOR * predicted + WORKSPACE_SLACK:
+            raise WrongResultError(f"it took {seen:,} bytes of workspace and predicts {predicted:,}")
+        return seen
+
+
+class Sitting:
+    """One prepared case: every operand at one address, overwritten in place from call to call."""
+
+    def __init__(self, court: Court, case: Case) -> None:
+        self._judged, self._case = court.judged, case
+        spec, data = case.spec, case.data
+        arrays = [(a.shape, a.dtype) for a in data.call]
+        weights = [] if data.w is None else [(data.w.shape, data.w.dtype)]
+        results = [(spec.result_shape, case.dtype)] * 3
+        self._arena = court.arena(room([*arrays, *weights, *results]))
+        self._operands = [self._arena.take(*a) for a in arrays]
+        self._out, *self._results = (self._arena.take(*r) for r in results)
+        self._w: Slot | None = None
+        if data.w is not None:
+            self._w = self._arena.take(*weights[0])
+            self._arena.view(self._w)[...] = data.w
+        self._judged.obey("prepare", spec=str(spec), w=self._w and self._w.text)
+
+    @property
+    def traceable(self) -> dict[str, Any]:
+        return {"spec": str(self._case.spec), "w": self._w and self._w.text, "operands": [o.text for o in self._operands]}
+
+    def call(self, operands: Sequence[np.ndarray], place: int = 0, out: bool = False, watch: bool = False) -> np.ndarray:
+        """The result of one call, in one of two places that later calls overwrite; WrongResultError for what is no result."""
+        for slot, values in zip(self._operands, operands, strict=True):
+            self._arena.view(slot)[...] = values
+        target = self._arena.view(self._out)
+        target[...] = POISON[target.dtype.kind]
+        facts = self._judged.obey(
+            "call", operands=[o.text for o in self._operands], result=self._results[place].text,
+            out=self._out.text if out else None, watch=watch,
+        )
+        self._regular(facts, out)
+        self._untouched(operands)
+        return target if out else self._arena.view(self._results[place])
+
+    def again(self) -> list[np.ndarray]:
+        """The last two results of up to ``AGAIN`` calls with the same operands."""
+        facts = self._judged.obey("again", operands=[o.text for o in self._operands], results=[r.text for r in self._results],
+                                  least=1, most=AGAIN, seconds=AGAIN_S)  # fmt: skip
+        if facts["left_over"]:
+            raise WrongResultError("threads that a call started outlive it")
+        if facts["remembered"]:
+            raise WrongResultError("calls on operands seen before take a fraction of the time: results are remembered")
+        if overlapping(facts["spans"]):
+            raise WrongResultError("results of several calls share memory: a buffer is reused")
+        return [self._arena.view(r) for r in self._results[: facts["calls"]]]
+
+    def kept(self, number: int) -> np.ndarray:
+        """What an earlier result looks like now; afterwards none is kept."""
+        self._judged.obey("look", number=number, result=self._results[0].text)
+        self._judged.obey("drop")
+        return self._arena.view(self._results[0])
+
+    def _regular(self, facts: dict[str, Any], out: bool) -> None:
+        spec, dtype = self._case.spec, self._case.dtype
+        if out and not facts["out"]:
+            raise WrongResultError("a call with out= returned another array")
+        if facts["kind"] != "ndarray":
+            raise WrongResultError(f"the result is a {facts['kind']}, not an array")
+        if tuple(facts["shape"]) != spec.result_shape:
+            raise WrongResultError(f"the result has shape {tuple(facts['shape'])}, not {spec.result_shape}")
+        if np.dtype(facts["dtype"]) != dtype:
+            raise WrongResultError(f"the result is {np.dtype(facts['dtype'])}, not {dtype}")
+        if facts["inside"]:
+            raise WrongResultError("the result lies in the memory of an operand")
+        if not facts["writable"]:
+            raise WrongResultError("the result is read-only")
+        if not facts["ordered"]:
+            raise WrongResultError("the result is not contiguous in the order of its layout")
+        if facts.get("moved"):
+            raise WrongResultError("the result still changed after the call had returned")
+        if facts.get("busy"):
+            raise WrongResultError("threads still work after the call has returned")
+
+    def _untouched(self, operands: Sequence[np.ndarray]) -> None:
+        """Operands and weights hold what they held, and nobody wrote beside an array."""
+        named = [*zip(("first operand", "second operand"), self._operands, operands, strict=False)]
+        if self._w is not None:
+            assert self._case.data.w is not None
+            named.append(("weights", self._w, self._case.data.w))
+        for name, slot, values in named:
+            if not np.array_equal(bits(self._arena.view(slot)), bits(values)):
+                raise WrongResultError(f"the plan changed its {name}")
+        if not all(self._arena.intact(slot) for slot in (*(slot for _, slot, _ in named), self._out)):
+            raise WrongResultError("the plan wrote beside an array that it was given")
+
+
+def bits(a: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(a).reshape(-1).view(np.uint8)

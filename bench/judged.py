@@ -1,0 +1,226 @@
+"""The judged side of a check: runs an algorithm as it is told, reports what it saw, and decides nothing.
+
+Orders and answers are plain JSON; arrays lie in an arena that the judge lays out, so that the verdict can be found in another
+process than the one in which the algorithm ran. ``bench.check`` gives the orders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import statistics
+import sys
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+
+from algos.contract import Algorithm
+from algos.functional import Plan, prepared
+from algos.spec import ConvSpec
+from bench.arena import Arena, Slot
+
+WATCH_S, LONGEST_WATCH_S = 0.005, 0.1  # how long after a call it is watched whether anything still works for it
+BUSY_S = 0.001  # of CPU time in it; threads that only wait take none
+PAIRS = 7  # of calls on operands that are new, and again on the same
+REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when results are remembered
+TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
+KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
+
+
+class Judged:
+    """An algorithm that does what a judge orders.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+    threads : int
+    """
+
+    def __init__(self, algorithm: Algorithm, threads: int) -> None:
+        self._algorithm, self._threads = algorithm, threads
+        self._arena: Arena | None = None
+        self._plan: Plan | None = None
+        self._kept: list[np.ndarray] = []
+        self._strangers = threading.enumerate()  # threads that cannot be the algorithm's
+
+    def obey(self, order: str, **details: Any) -> dict[str, Any]:
+        """Carry out one order; whatever the algorithm raises propagates."""
+        return getattr(self, f"_{order}")(**details)
+
+    def share(self, arena: Arena) -> None:
+        """Use an arena of the same process."""
+        self._arena = arena
+
+    def _map(self, path: str, size: int) -> dict[str, Any]:
+        """Map the judge's arena."""
+        file = os.open(path, os.O_RDWR)
+        try:
+            self._plan, self._kept, self._arena = None, [], None
+            self._arena = Arena(size, file)
+        finally:
+            os.close(file)
+        return {}
+
+    def _supports(self, spec: str) -> dict[str, Any]:
+        return {"supported": self._algorithm.unsupported(ConvSpec.parse(spec).received()) is None}
+
+    def _matrices(self, spec: str) -> dict[str, Any]:
+        """The matrices of a Winograd algorithm, their fractions as text; None where it exposes none."""
+        if not hasattr(self._algorithm, "transforms"):
+            return {"transforms": None}
+        found = self._algorithm.transforms(ConvSpec.parse(spec).received())
+        return {"transforms": [[[[str(v) for v in row] for row in matrix] for matrix in axis] for axis in found]}
+
+    def _prepare(self, spec: str, w: list[Any] | None) -> dict[str, Any]:
+        self._kept.clear()
+        self._plan = None
+        weights = None if w is None else self._view(w)
+        self._plan = prepared(ConvSpec.parse(spec), weights, self._algorithm, self._threads)
+        return {}
+
+    def _call(self, operands: list[Any], result: list[Any], out: list[Any] | None, watch: bool) -> dict[str, Any]:
+        """One call; its result is copied to ``result`` at once, kept, and described."""
+        assert self._plan is not None
+        given = [self._view(o) for o in operands]
+        target = None if out is None else self._view(out)
+        y = self._plan(*given) if target is None else self._plan(*given, out=target)
+        facts: dict[str, Any] = {"out": y is target, "kind": type(y).__name__}
+        if not isinstance(y, np.ndarray):
+            y = self._algorithm.to_host(y)
+            if not isinstance(y, np.ndarray):
+                return facts
+        facts |= {"kind": "ndarray", "shape": list(y.shape), "dtype": y.dtype.str, "writable": bool(y.flags.writeable),
+                  "ordered": self._ordered(y), "inside": any(np.may_share_memory(y, a) for a in given)}
+        copy = self._view(result)
+        if y.shape == copy.shape and y.dtype == copy.dtype:
+            copy[...] = y
+            if watch:
+                facts |= self._watched(y, copy)
+        self._kept.append(y)
+        return facts
+
+    def _ordered(self, y: np.ndarray) -> bool:
+        """Whether elements lie as the algorithm's layout says; rows of an array without channels-last are fine as well."""
+        return bool(y.flags.c_contiguous or (self._algorithm.layout == "nhwc" and np.moveaxis(y, 1, -1).flags.c_contiguous))
+
+    def _watched(self, y: np.ndarray, copy: np.ndarray) -> dict[str, Any]:
+        """What still happens after a call has returned."""
+        own = [thread for thread in threading.enumerate() if thread not in self._strangers]
+        before, start, busy = _busy_seconds(own), perf_counter(), False
+        while not busy:  # a helper that was woken too late finds nothing to do, once a busy machine lets it run
+            sleep(WATCH_S)
+            busy = any(seconds - before.get(name, seconds) > BUSY_S for name, seconds in _busy_seconds(own).items())
+            if not any(running(thread.native_id) for thread in own) or perf_counter() - start > LONGEST_WATCH_S:
+                break
+        same = np.array_equal(y, copy, equal_nan=y.dtype.kind == "f")
+        return {"busy": busy, "moved": not same}
+
+    def _again(self, operands: list[Any], results: list[Any], least: int, most: int, seconds: float) -> dict[str, Any]:
+        """Call again, ``least`` to ``most`` times for about ``seconds``; all results are held where memory allows.
+
+        The last two are copied to ``results``.
+        """
+        assert self._plan is not None
+        given, targets = [self._view(o) for o in operands], [self._view(r) for r in results]
+        end, last, left_over, made = perf_counter() + seconds, self._kept[-1:], False, 0
+        while made < least or (made < most and perf_counter() < end):
+            alive = set(sys._current_frames())
+            y = self._plan(*given)
+            left_over |= made > 0 and not set(sys._current_frames()) <= alive  # the first one may start a pool
+            made += 1
+            last = [*last[-1:], y]
+            if (len(self._kept) + 1) * y.nbytes <= KEPT_BYTES:
+                self._kept.append(y)
+        for y, target in zip(last[-len(targets) :], targets[-len(last) :], strict=True):
+            target[...] = y if isinstance(y, np.ndarray) else self._algorithm.to_host(y)
+        spans = [_span(y) for y in self._kept if isinstance(y, np.ndarray)]
+        timed = made == most and given[0].size > 0
+        return {"calls": made, "left_over": left_over, "spans": spans, "remembered": timed and self._remembers(given)}
+
+    def _remembers(self, operands: list[np.ndarray]) -> bool:
+        """Whether a call is far faster on operands that the call before has seen; leaves them as they were."""
+        assert self._plan is not None
+        first = operands[0].reshape(-1)  # a view: slots are contiguous
+        original = first[0]
+        times: tuple[list[float], list[float]] = ([], [])
+        for k in range(PAIRS):
+            first[0] = k + 1
+            for seen in times:
+                start = perf_counter()
+                self._plan(*operands)
+                seen.append(perf_counter() - start)
+        first[0] = original
+        fresh, again = map(statistics.median, times)
+        return fresh > REMEMBERED * again + REMEMBERED_S
+
+    def _drop(self) -> dict[str, Any]:
+        """Hold no results any more."""
+        self._kept.clear()
+        return {}
+
+    def _trace(self, spec: str, w: list[Any] | None, operands: list[Any]) -> dict[str, Any]:
+        """Peak bytes of prepare and one run, without operands and result, and what the algorithm predicts."""
+        problem, algorithm = ConvSpec.parse(spec), self._algorithm
+        predicted = int(algorithm.workspace_bytes(problem.received(), self._threads)) if problem.batch else 0
+        if algorithm.runtime not in TRACED:
+            return {"seen": None, "predicted": predicted}
+        self._plan = None
+        self._kept.clear()
+        weights, given = None if w is None else self._view(w), [self._view(o) for o in operands]
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            result = prepared(problem, weights, algorithm, self._threads)(*given)
+            seen = tracemalloc.get_traced_memory()[1] - before - int(result.nbytes)
+        finally:
+            tracemalloc.stop()
+        return {"seen": max(0, seen), "predicted": predicted}
+
+    def _look(self, number: int, result: list[Any]) -> dict[str, Any]:
+        """Copy a kept result once more."""
+        self._view(result)[...] = self._kept[number]
+        return {}
+
+    def _view(self, text: list[Any]) -> np.ndarray:
+        assert self._arena is not None
+        return self._arena.view(Slot.of(text))
+
+
+def _span(y: np.ndarray) -> list[int]:
+    """First and last address of an array's elements."""
+    low, high = np.lib.array_utils.byte_bounds(y)
+    return [int(low), int(high)]
+
+
+def _busy_seconds(threads: list[threading.Thread]) -> dict[int, float]:
+    """CPU seconds of each; none where the system does not say."""
+    found = {}
+    for thread in threads:
+        if thread.native_id is not None:
+            with contextlib.suppress(AttributeError, OSError):  # no such clocks here, or it has ended
+                # Linux's clock of a thread, by number: pthread_getcpuclockid of one that has just ended may crash.
+                found[thread.native_id] = time.clock_gettime(~thread.native_id << 3 | 6)
+    return found
+
+
+def running(task: int | None) -> bool:
+    """Whether a thread of this process is on a core or waits for one; False where the system does not say."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/self/task/{task}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"R"
+    return False
+
+
+def overlapping(spans: list[list[int]]) -> bool:
+    """Whether two of the arrays that were held at once shared memory."""
+    end = -math.inf
+    for low, high in sorted(spans):
+        if high > low and low < end:
+            return True
+        end = max(end, high)
+    return False

@@ -1,0 +1,239 @@
+"""What an algorithm is tried with: for each spec and seed, operands and what the definition says of them.
+
+Every algorithm of a spec meets the same trials, and the definition costs more than most of them: trials are kept for a while.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from algos.spec import ConvSpec
+from bench.bounds import Case
+from bench.data import SPAN, Operands, operands
+from bench.footprint import Reach, chosen, inside, reach, some
+from bench.oracle import border_value, oracle_at, reduction
+from bench.photograph import filters
+
+# Every element is compared up to 2 G multiply-adds; less where the definition is bound by memory: few channels, many taps.
+FULL_MACS = 2 << 30
+FULL_UPDATES = 1 << 28  # result elements * taps
+FULL_ELEMENTS = 1 << 23
+POINTS = 4096
+POINT_TERMS = 1 << 31  # products in all chosen elements together: fewer points where one element sums millions
+FEW_POINTS, FEW_TERMS = 256, 1 << 23  # of the trials beside the first
+WHOLE_BYTES = 1 << 30  # of the arrays of a whole batch; beyond it two images stand for all
+# Powers of two by which images are scaled up and down, and by which weights fall off along each of three axes.
+SCALES = {2: (2, -2, 2), 4: (70, -60, 10), 8: (560, -500, 10)}
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A single pixel far below images far above it, under weights of very different size.
+
+    Attributes
+    ----------
+    case : Case
+        Unscaled, at chosen points.
+    exponents : int array (N,)
+        Powers of two: image n of the operands, and of the results, is to be multiplied by 2 ** exponents[n].
+    """
+
+    case: Case
+    exponents: np.ndarray
+
+
+@dataclass(frozen=True)
+class Late:
+    """What the calls that were timed must have given: x with one element that changed from call to call.
+
+    Attributes
+    ----------
+    points : int array (points, axes)
+        Of the result.
+    original : float
+        What the changing element holds in the operands as they are made.
+    base, slope : arrays (points,)
+        The result is base + slope * value.
+    """
+
+    points: np.ndarray
+    original: float
+    base: np.ndarray
+    slope: np.ndarray
+
+    def error(self, values: np.ndarray, value: float | None) -> float:
+        """Largest deviation of results at the points, over the largest that is right; None is the original value."""
+        right = self.base + self.slope * (self.original if value is None else value)
+        off = np.abs(np.asarray(values, np.float64) - right)
+        return float(np.where(np.isfinite(off), off, np.inf).max(initial=0)) / (float(np.abs(right).max(initial=0)) or 1.0)
+
+
+@lru_cache(4)
+def seeded(spec: ConvSpec, seed: int, kind: str, span: tuple[float, ...] = (*SPAN, 1.0)) -> Case:
+    """Seeded operands, at all results or at chosen points of large problems."""
+    points = None
+    size = math.prod(spec.result_shape)
+    updates = math.prod(spec.output_shape) * math.prod(spec.kernel)
+    if spec.macs > FULL_MACS or updates > FULL_UPDATES or size > FULL_ELEMENTS:
+        rng = np.random.default_rng([seed, 3])
+        count = max(min(POINTS, POINT_TERMS // max(reduction(spec), 1)), 64)
+        corners = np.array(list(np.ndindex(*(2,) * len(spec.result_shape)))) * (np.array(spec.result_shape) - 1)
+        near = [some(reached, FEW_POINTS // 4, rng) for _, reached in spoiled(spec, seed)]
+        points = np.unique(np.concatenate([_drawn(spec, count, rng), corners, *near]), axis=0)
+    return Case(spec, operands(spec, seed, kind, (int(span[0]), int(span[1])), span[2]), points)
+
+
+@lru_cache(4)
+def spoiled(spec: ConvSpec, seed: int) -> list[tuple[tuple[int, ...], Reach]]:
+    """Two elements of the first operand's last image, for a NaN and an infinity, and the results that they reach."""
+    rng = np.random.default_rng([seed, 5])
+    elements = [element for element in (chosen(spec, rng), chosen(spec, rng)) if element is not None]
+    return [(element, reach(spec, element)) for element in elements]
+
+
+@lru_cache(4)
+def graded(spec: ConvSpec, seed: int) -> list[Graded]:
+    """One trial for a batch of two or more, two for a single image; none where there is nothing to tell apart."""
+    if spec.padding_mode.startswith("constant:"):
+        spec = spec.with_(padding_mode="replicate")  # a border that stays as it is would not be scaled
+    high, low, fall = SCALES[spec.in_dtype.itemsize]
+    data = operands(spec, seed)
+    if spec.direction == "weight_gradient":
+        exponents = np.full(spec.batch, high)
+        case = Case(spec, data, _few(spec, _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 7]))))
+        return [Graded(case, exponents)]
+    rng = np.random.default_rng([seed, 7])
+    first, w = data.call[0], _falling(data.w, fall, rng)
+    element = chosen(spec, rng)
+    if element is None:
+        return []
+    pixel = np.zeros_like(first[:1])
+    pixel[(0, *element[1:])] = 1
+    at = reach(spec, (0, *element[1:]))
+    near, clear = some(at, FEW_POINTS // 2, rng), _drawn(spec, FEW_POINTS // 4, rng, image=0)
+    rest = _drawn(spec, FEW_POINTS, rng, image=spec.batch - 1)
+    if spec.batch > 1:
+        image = np.concatenate([pixel, first[1:]])
+        case = _with_first(spec, image, w, _few(spec, np.concatenate([near, clear, rest])))
+        return [Graded(case, np.array([low] + [high] * (spec.batch - 1)))]
+    return [Graded(_with_first(spec, pixel, w, _few(spec, np.concatenate([near, clear]))), np.array([low])),
+            Graded(_with_first(spec, first, w, _few(spec, rest)), np.array([high]))]
+
+
+@lru_cache(2)
+def whole_batch(spec: ConvSpec, seed: int) -> Case | None:
+    """The batch as it is, at points of its third, its middle and its last image; None where it is too large to hold."""
+    if spec.min_bytes > WHOLE_BYTES:
+        return None
+    rng = np.random.default_rng([seed, 9])
+    if spec.direction == "weight_gradient":
+        points = _drawn(spec, FEW_POINTS, rng)
+    else:
+        images = (2, spec.batch // 2, spec.batch - 1)
+        points = np.concatenate([_drawn(spec, FEW_POINTS // 3, rng, image) for image in images])
+    return Case(spec, operands(spec, seed), _few(spec, points))
+
+
+@lru_cache(2)
+def photographed(spec: ConvSpec) -> Case:
+    """A smooth, positive picture under kernels with names."""
+    return Case(spec, Operands(*filters(spec), None))
+
+
+def changing(spec: ConvSpec, seed: int, launch: int) -> tuple[int, ...] | None:
+    """The element of the first operand that is another one in every call that is timed; None in a weight gradient."""
+    return None if spec.direction == "weight_gradient" else chosen(spec, np.random.default_rng([seed, launch, 11]))
+
+
+@lru_cache(2)
+def late(spec: ConvSpec, seed: int, launch: int) -> Late:
+    """For the operands that are timed: points all over the batch, and those that the changing element reaches."""
+    rng, element = np.random.default_rng([seed, launch, 13]), changing(spec, seed, launch)
+    near = some(reach(spec, element), FEW_POINTS // 4, rng) if element else np.zeros((0, len(spec.result_shape)), np.int64)
+    points = _few(spec, np.concatenate([_drawn(spec, FEW_POINTS // 4, rng), near]))
+    data = operands(spec, seed)
+    first, *rest = data.call
+    original, slope = 0.0, np.zeros(len(points))
+    if element is not None:
+        original = float(first[element])
+        first[element] = 0
+        one = np.zeros_like(first)
+        one[element] = 1
+        slope = np.asarray(_definition(spec, one, data.w, rest, points, fill=0.0), np.float64)
+    base = _definition(spec, first, data.w, rest, points, fill=border_value(spec))
+    return Late(points, original, np.asarray(base, np.float64), slope)
+
+
+def _definition(spec: ConvSpec, first: Any, w: Any, rest: Any, points: np.ndarray, fill: float) -> np.ndarray:
+    if spec.direction == "forward":
+        return oracle_at(spec, first, w, None, points, fill=fill)
+    if spec.direction == "input_gradient":
+        return oracle_at(spec, None, w, first, points, fill=fill)
+    return oracle_at(spec, first, None, rest[0], points, fill=fill)
+
+
+def _with_first(spec: ConvSpec, first: np.ndarray, w: np.ndarray, points: np.ndarray) -> Case:
+    forward = spec.direction == "forward"
+    return Case(spec, Operands(first if forward else None, w, None if forward else first), points)
+
+
+def _falling(w: np.ndarray | None, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights times powers of two down to ``-most`` along each of channels, rows and columns, which keep their rank."""
+    assert w is not None
+    result = w
+    for axis in (1, *range(w.ndim - 2, w.ndim)):
+        if axis >= 1 and w.shape[axis] > 1:
+            shape = [1] * w.ndim
+            shape[axis] = w.shape[axis]
+            result = np.ldexp(result, -rng.integers(0, most, w.shape[axis], endpoint=True).reshape(shape))
+    return result.astype(w.dtype)
+
+
+def _drawn(spec: ConvSpec, count: int, rng: np.random.Generator, image: int | None = None) -> np.ndarray:
+    """Random places of the result (count, axes), of one image if given."""
+    found = np.stack([rng.integers(0, max(n, 1), count) for n in spec.result_shape], 1)
+    if image is not None:
+        found[:, 0] = image
+    return found
+
+
+def _few(spec: ConvSpec, points: np.ndarray) -> np.ndarray:
+    """Distinct points, fewer where one result sums many products."""
+    points = np.unique(points, axis=0)
+    step = max(1, len(points) * max(reduction(spec), 1) // FEW_TERMS)
+    return points[:: min(step, max(1, len(points) // 16))]
+
+
+def untouched(case: Case, seed: int, others_only: bool) -> np.ndarray:
+    """Which of the case's results neither the NaN nor the infinity of ``spoiled`` may change: a mask like ``case.exact``.
+
+    With ``others_only`` those of the other images alone, for algorithms that spread a NaN over its whole image; a weight
+    gradient sums over images, so that nothing is left then.
+    """
+    spec = case.spec
+    shape = spec.result_shape
+    if others_only and spec.direction == "weight_gradient":
+        return np.zeros(case.exact.shape, bool)
+    if case.points is not None:
+        mask = np.ones(len(case.points), bool)
+        for element, reached in spoiled(spec, seed):
+            mask &= ~inside(case.points, reached)
+            if others_only:
+                mask &= case.points[:, 0] != element[0]
+        return mask
+    mask = np.ones(shape, bool)
+    for element, reached in spoiled(spec, seed):
+        mask[np.ix_(*reached)] = False
+        if others_only:
+            mask[element[0]] = False
+    return mask
+
+
+def spoilt(case: Case, seed: int) -> np.ndarray:
+    """Which of the case's results read the NaN or the infinity: a mask like ``case.exact``."""
+    return ~untouched(case, seed, others_only=False)

@@ -1,0 +1,299 @@
+"""Algorithms that are right where a check would look first, and wrong or dishonest elsewhere; for a folder in CONVBENCH_PATH.
+
+Each makes one mistake that a real author makes, or plays one trick. ``good`` beside them is right.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from algos.contract import Algorithm
+from algos.spec import ConvSpec
+
+
+@dataclass(frozen=True)
+class Good(Algorithm):
+    """Correlation of layers and pictures with zero padding, by windows and one product."""
+
+    name: str = "good"
+    family: str = "gemm"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        plain = spec.direction == "forward" and spec.dtype in ("float32", "float64") and spec.ndim == 2 and spec.groups == 1
+        return None if plain and {*spec.stride, *spec.dilation} == {1} else "plain ones only"
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        return 4 * spec.min_bytes + 4 * spec.macs // spec.out_channels * spec.in_dtype.itemsize
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Any:
+        state: dict[Any, Any] = {"calls": 0}
+        w = self.kernel(weights)
+        k = w.reshape(len(w), -1)
+
+        def right(x: np.ndarray) -> np.ndarray:
+            x = np.pad(self.operand(x), ((0, 0), (0, 0), *spec.padding))
+            windows = np.lib.stride_tricks.sliding_window_view(x, spec.kernel, (2, 3))  # (n, c, oh, ow, kh, kw)
+            columns = np.ascontiguousarray(windows.transpose(0, 1, 4, 5, 2, 3)).reshape(len(x), k.shape[1], -1)
+            return (k @ columns).reshape(spec.output_shape)
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            state["calls"] += 1
+            y = self.computed(right, x, state)
+            if out is None:
+                return y
+            out[...] = y
+            self.written(out)
+            return out
+
+        return run
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        return w
+
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        return right(x)
+
+    def written(self, out: np.ndarray) -> None:
+        """After ``out`` was written."""
+
+
+# ---- wrong for some data ----------------------------------------------------------------------------------------
+
+
+class ThirdImage(Good):
+    """Only the first two images are right."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        y[2:] *= 1.5
+        return y
+
+
+class Clipped(Good):
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        return np.clip(x, -300, 300)
+
+
+class NanToZero(Good):
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(x, nan=0.0, posinf=np.inf, neginf=-np.inf)
+
+
+class FaintTaps(Good):
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(w) < 1e-6, 0, w).astype(w.dtype)
+
+
+class RelativeTaps(Good):
+    """Taps that are faint beside the largest are left out."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(w) < 1e-6 * np.abs(w).max(), 0, w).astype(w.dtype)
+
+
+class Squares(Good):
+    """Operands are scaled by their norm, whose square overflows."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        norm = np.sqrt((x * x).sum(dtype=x.dtype))
+        return right(x / norm) * norm
+
+
+class Neighbours(Good):
+    """Images are computed as differences from their mean."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        mean = np.broadcast_to(x.mean(0, keepdims=True), x.shape)
+        return right(x - mean) + right(mean)
+
+
+class Single(Good):
+    """Sums images of a batch in float32 whatever their type."""
+
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        return x.astype(np.float32).astype(x.dtype) if len(x) > 1 else x
+
+
+# ---- wrong from call to call ------------------------------------------------------------------------------------
+
+
+class ByAddress(Good):
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        key = x.ctypes.data
+        if key not in state:
+            state[key] = right(x)
+        return state[key].copy()
+
+
+class BySample(Good):
+    """A result is found again by a few elements of its input."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        key = x.reshape(-1)[:: max(1, x.size // 16)].tobytes()
+        if key not in state:
+            state[key] = right(x)
+        return state[key].copy()
+
+
+class ByContent(Good):
+    """Never wrong, and never timed: results are found again by all that their input holds."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        key = x.tobytes()
+        if key not in state:
+            for _ in range(20):  # slower than finding it again, however small the problem
+                state[key] = right(x)
+        return state[key].copy()
+
+
+class Ring(Good):
+    """Eight buffers take turns."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        ring = state.setdefault("ring", [np.empty_like(y) for _ in range(8)])
+        kept = ring[state["calls"] % 8]
+        kept[...] = y
+        return kept
+
+
+class OddLater(Good):
+    """Every other call after the twentieth is wrong."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        return y * y.dtype.type(1.01) if state["calls"] > 20 and state["calls"] % 2 else y
+
+
+class Stack(Good):
+    """Computes only where nobody times it."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        frame: Any = sys._getframe()
+        while frame is not None:
+            if frame.f_code.co_name in ("_timed", "take", "sample"):
+                return state["last"].copy()
+            frame = frame.f_back
+        state["last"] = right(x)
+        return state["last"].copy()
+
+
+# ---- wrong in what is handed back -------------------------------------------------------------------------------
+
+
+class Beyond(Good):
+    """Writes one element beyond ``out``."""
+
+    def written(self, out: np.ndarray) -> None:
+        np.lib.stride_tricks.as_strided(out.reshape(-1), (out.size + 1,), (out.itemsize,))[-1] = 0
+
+
+class ReadOnly(Good):
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        y.flags.writeable = False
+        return y
+
+
+class Columns(Good):
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        return np.asfortranarray(right(x))
+
+
+class Threads(Good):
+    """Leaves a thread behind at every call."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        threading.Thread(target=time.sleep, args=(0.2,), daemon=True).start()
+        return right(x)
+
+
+class Later(Good):
+    """Returns before its result is written."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        last = y[-1, -1, -1, -1]
+        y[-1, -1, -1, -1] = 0
+
+        def finish() -> None:
+            time.sleep(0.01)
+            y[-1, -1, -1, -1] = last
+
+        threading.Thread(target=finish, daemon=True).start()
+        return y
+
+
+class Busy(Good):
+    """A thread of its own works on after the call."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        def work() -> None:
+            while True:
+                event.wait()
+                for _ in range(3000):
+                    np.ones(1000).sum()
+                event.clear()
+
+        if "event" not in state:
+            state["event"] = threading.Event()
+            event = state["event"]
+            threading.Thread(target=work, daemon=True).start()
+        event = state["event"]
+        event.set()
+        return right(x)
+
+
+class Workspace(Good):
+    """Takes megabytes and predicts nothing."""
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        return 0
+
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        return np.ones(1 << 20, x.dtype)[0] * x
+
+
+# ---- wrong in what surrounds it ---------------------------------------------------------------------------------
+
+
+class Clock(Good):
+    """Makes the clock of its process ten times too slow."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        import bench.timing
+
+        if not hasattr(bench.timing, "honest"):
+            honest = bench.timing.honest = time.perf_counter  # type: ignore[attr-defined]
+            time.perf_counter = bench.timing.perf_counter = lambda: honest() / 10  # type: ignore[attr-defined]
+        return w
+
+
+class Judge(Good):
+    """Finds everything right, and is wrong."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        import bench.check
+        import bench.court
+        import bench.judged
+
+        bench.check._judge = lambda *a, **k: {}  # type: ignore[assignment]
+        bench.check._judge_spoilt = bench.check._on_graded_sizes = lambda *a, **k: None  # type: ignore[assignment]
+        bench.court.Sitting._regular = bench.court.Sitting._untouched = lambda *a: None  # type: ignore[assignment, method-assign]
+        np.array_equal = lambda *a, **k: True  # type: ignore[assignment]
+        return w * w.dtype.type(1.01)
+
+
+WRONG = (ThirdImage, Clipped, NanToZero, FaintTaps, RelativeTaps, Squares, Neighbours, Single, ByAddress, BySample, ByContent,
+         Ring, OddLater, Beyond, ReadOnly, Columns, Threads, Later, Busy, Workspace)
+DISHONEST = (Stack, Clock, Judge)  # a run in processes finds them, and nothing in their own process can
+ALGORITHMS = [Good(), *(cheat(name=cheat.__name__.lower()) for cheat in (*WRONG, *DISHONEST))]

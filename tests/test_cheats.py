@@ -1,0 +1,78 @@
+"""What looks right at first sight is judged in another process than its own: each kind of mistake and trick is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench.check import check
+from bench.timing import believable
+from tests import cheats
+from tests.conftest import Convbench
+
+SPEC = "5x3x20x22,4x3x3x3,p1"
+NAMES = ["good", *(cheat.__name__.lower() for cheat in (*cheats.WRONG, *cheats.DISHONEST))]
+
+
+@pytest.mark.parametrize("cheat", cheats.WRONG, ids=lambda cheat: cheat.__name__)
+def test_a_mistake_beyond_the_first_call_is_found(cheat: type[cheats.Good]) -> None:
+    spec = f"{SPEC},float64" if cheat is cheats.Single else SPEC
+    verdict = check(spec, cheat(name="x"))
+    assert not verdict.ok and verdict.reason
+    if cheat is not cheats.ThirdImage:
+        assert not check(spec.replace("5x", "2x", 1), cheat(name="x")).ok  # a batch of two shows it as well
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_right_one_beside_them_is_accepted(seed: int) -> None:
+    for spec in (SPEC, f"{SPEC},float64", "1x1x30x31,1x1x5x4,p2:1", "2x300x4x4,7x300x1x1"):
+        verdict = check(spec, cheats.Good(), seed=seed)
+        assert verdict.ok, verdict.reason
+
+
+@pytest.fixture
+def cheats_path(tmp_path: Path) -> str:
+    folder = tmp_path / "cheats"
+    folder.mkdir()
+    shutil.copy(Path(__file__).with_name("cheats.py"), folder)
+    return str(folder)
+
+
+def test_what_an_algorithm_patches_in_its_process_changes_no_verdict_and_no_time(
+    convbench: Convbench, cheats_path: str, tmp_path: Path
+) -> None:
+    """The clock, the judge and the timer on the stack are known to algorithms that stand in one file with a right one."""
+    names = ("good", "judge", "clock", "stack")
+    done = convbench("run", SPEC, "--algorithms", ",".join((*names, "im2col_gemm")), "--launches", "2", "--json",
+                     "--out", str(tmp_path / "out"), CONVBENCH_PATH=cheats_path)
+    assert done.returncode == 1, done.stderr
+    from bench.store import Store
+
+    with Store(tmp_path / "out", create=False) as store:
+        records = {record.algorithm: record for record in store.records()}
+    assert records["good"].status == "ok" and all(records[name].status == "wrong" for name in names[1:])
+    assert records["im2col_gemm"].status == "ok" and len(records["good"].launches) == 2
+    assert "clock" in records["clock"].reason
+    choice = convbench("pick", SPEC, "--json", CONVBENCH_PATH=cheats_path)
+    excluded = {c["algorithm"]: c["excluded"] for c in json.loads(choice.stdout)["candidates"] if c["excluded"]}
+    assert {"judge", "clock", "stack"} <= set(excluded)
+
+
+@pytest.mark.exhaustive
+def test_every_cheat_is_refused_from_outside(convbench: Convbench, cheats_path: str) -> None:
+    names = [name for name in NAMES if name not in ("single", "stack", "clock")]  # float64 only, and only while timed
+    done = convbench("check", SPEC, "--algorithms", ",".join(names), "--json", timeout=600, CONVBENCH_PATH=cheats_path)
+    statuses = {row["algorithm"]: row["status"] for row in json.loads(done.stdout)}
+    assert done.returncode == 1 and statuses == {"good": "ok", **{name: "wrong" for name in names if name != "good"}}
+
+
+def test_samples_must_add_up_to_the_turn() -> None:
+    samples = [1e-3] * 10
+    assert believable(samples, 2, 0.021, cold=False)
+    assert not believable(samples, 2, 0.0195, cold=False)  # more than the turn took
+    assert not believable(samples, 2, 0.2, cold=False)
+    assert believable(samples, 2, 0.2, cold=True)  # emptying the caches is not theirs
+    assert not believable([0.0] * 10, 2, 0.02, cold=False)
