@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import IO, Any
 
 from algos.contract import Algorithm
-from algos.engine.threads import limit_environment, usable_cores
+from algos.engine.threads import default_threads, limit_environment
 from algos.host import data_base
 from algos.registry import source_of
 from bench.record import STATUSES
@@ -177,7 +177,7 @@ class Judge(Worker):
     """The process that finds verdicts."""
 
     def __init__(self) -> None:
-        super().__init__(usable_cores(), module="bench.judge")
+        super().__init__(default_threads(), module="bench.judge")
 
     def ask(self, timeout_s: float = JUDGE_S, **request: Any) -> dict[str, Any]:
         """The answer to one question; JudgeLostError when there is none."""
