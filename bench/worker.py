@@ -65,13 +65,14 @@ def _watch(worker: int, alive: int) -> NoReturn:
         ends.register(alive, selectors.EVENT_READ)
         ends.register(watched, selectors.EVENT_READ)
         ends.select()
-    status = 0
+    status, known = 0, {worker}
     with contextlib.suppress(ChildProcessError):  # none is left
         while True:
-            for child in _children():
+            for child in known.union(_children()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             ended, code = os.wait()
+            known.discard(ended)
             status = code if ended == worker else status
     if os.WIFSIGNALED(status):
         import resource
@@ -84,9 +85,12 @@ def _watch(worker: int, alive: int) -> NoReturn:
 
 
 def _children() -> list[int]:
-    """Children of this process, adopted ones included."""
-    found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
+    """Children of this process, adopted ones included; none where the system does not say."""
+    found: list[int] = []
+    entries: list[str] = []
+    with contextlib.suppress(OSError):
+        entries = os.listdir("/proc")
+    for entry in filter(str.isdigit, entries):
         with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
             if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
                 found.append(int(entry))
