@@ -163,8 +163,8 @@ class Runner:
     def _fail(self, case: Case, status: str, reason: str) -> None:
         before = self._records[case.record.key]
         if before.launches and status != "wrong":  # what was measured stays; the next run tries again
-            print(f"convbench: {before.algorithm} on {before.spec}: {status}, {reason}; its {len(before.launches)} stored "
-                  "launches stay", file=sys.stderr)  # fmt: skip
+            print(f"convbench: {before.algorithm} on {before.spec}: {status}, {reason}; what is stored stays "
+                  f"(launches: {len(before.launches)})", file=sys.stderr)  # fmt: skip
             return
         self._keep(case, replace(before, status=status, reason=reason, launches=()))
 

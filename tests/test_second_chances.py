@@ -1,0 +1,96 @@
+"""A worker that dies need not be its case's fault: it is tried once more, and what was measured before stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from algos.spec import ConvSpec
+from bench.cases import Settings
+from bench.timing import Budget
+from tests.runs import algorithms_from, measured
+
+SPEC = ConvSpec.parse("1x1x32x32,1x1x3x3")
+SETTINGS = Settings(launches=1, answer_s=20, budget=Budget(case_s=0.02))
+
+MORTAL = '''
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from algos.contract import Algorithm
+
+DEATHS = Path({deaths!r})
+
+
+@dataclass(frozen=True)
+class Mortal(Algorithm):
+    """Is killed as often as a file has letters."""
+
+    name: str = "mortal"
+    family: str = "direct"
+
+    def unsupported(self, spec):
+        return None
+
+    def workspace_bytes(self, spec, threads=1):
+        return 4 * spec.min_bytes
+
+    def prepare(self, spec, weights, threads=1):
+        left = DEATHS.read_text() if DEATHS.exists() else ""
+        if left:
+            DEATHS.write_text(left[1:])
+            os.kill(os.getpid(), 9)
+
+        def run(x, out=None):
+            windows = np.lib.stride_tricks.sliding_window_view(x[:, 0], spec.kernel, axis=(1, 2))
+            y = np.einsum("nhwij,ij->nhw", windows, weights[0, 0])[:, None]
+            if out is None:
+                return y
+            out[...] = y
+            return out
+        return run
+
+
+ALGORITHMS = [Mortal()]
+'''
+
+
+@pytest.fixture
+def deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """How often it is still to be killed: a file's letters."""
+    path, folder = tmp_path / "deaths", tmp_path / "mortal"
+    folder.mkdir()
+    (folder / "mortal.py").write_text(MORTAL.replace("{deaths!r}", repr(str(path))))
+    with algorithms_from(folder, tmp_path / "data", monkeypatch):
+        yield path
+
+
+def test_a_case_whose_worker_was_killed_is_tried_once_more(deaths: Path, tmp_path: Path) -> None:
+    deaths.write_text("x")
+    (record,) = measured(tmp_path, [SPEC], ["mortal"], SETTINGS).records
+    assert record.status == "ok" and len(record.launches) == 1
+
+
+def test_what_crashed_twice_is_tried_again_at_the_next_run(deaths: Path, tmp_path: Path) -> None:
+    deaths.write_text("xx")
+    (record,) = measured(tmp_path, [SPEC], ["mortal"], SETTINGS).records
+    assert record.status == "crashed" and "SIGKILL" in record.reason
+    (record,) = measured(tmp_path, [SPEC], ["mortal"], SETTINGS).records
+    assert record.status == "ok" and len(record.launches) == 1
+
+
+def test_launches_that_are_stored_survive_a_crash(deaths: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = replace(SETTINGS, launches=2)
+    (first,) = measured(tmp_path, [SPEC], ["mortal"], SETTINGS).records
+    deaths.write_text("xx")
+    (record,) = measured(tmp_path, [SPEC], ["mortal"], two).records
+    assert record.status == "ok" and record.launches == first.launches
+    assert "what is stored stays (launches: 1)" in capsys.readouterr().err
+    (record,) = measured(tmp_path, [SPEC], ["mortal"], two).records
+    assert [launch.index for launch in record.launches] == [0, 1] and record.launches[0] == first.launches[0]
