@@ -19,13 +19,13 @@ from typing import Any
 from algos import machine, wisdom
 from algos.registry import get, registry, variant_name
 from bench.cases import Case, Settings, limit_text
+from bench.lessons import REMEMBERED, known
 from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record
 from bench.store import Store
 from bench.timing import believable
 
 LEAST_LIMIT_S = 1.0
-REMEMBERED = ("ok", "wrong", "too_slow", "timeout", "crashed", "error")
 LOOKED_AT_AGAIN = ("unsupported", "unavailable", "too_large", "timeout", "crashed")  # what may be over at the next run
 DISAGREEMENTS = 20  # turns in a row whose samples do not add up; a busy machine delays one or two
 
@@ -395,11 +395,3 @@ def _groups(cases: Iterable[Case]) -> list[list[Case]]:
     for case in cases:
         found.setdefault((case.record.threads, case.record.spec), []).append(case)
     return list(found.values())
-
-
-def known(record: Record) -> wisdom.Known:
-    """What the picker is to remember of a record."""
-    return wisdom.Known(
-        record.machine, record.build, record.spec, record.algorithm, record.tunables, record.threads, record.status,
-        record.reason, record.prepare_s or 0.0, record.median_s or 0.0,
-    )

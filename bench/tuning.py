@@ -8,8 +8,8 @@ from typing import Any
 from algos import wisdom
 from algos.estimate import tunables_text
 from algos.registry import registry
+from bench.lessons import known
 from bench.record import Record
-from bench.runner import known
 
 
 def own_tunables() -> dict[str, str]:

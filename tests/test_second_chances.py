@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -94,3 +95,20 @@ def test_launches_that_are_stored_survive_a_crash(deaths: Path, tmp_path: Path, 
     assert "what is stored stays (launches: 1)" in capsys.readouterr().err
     (record,) = measured(tmp_path, [SPEC], ["mortal"], two).records
     assert [launch.index for launch in record.launches] == [0, 1] and record.launches[0] == first.launches[0]
+
+
+def test_a_process_with_many_open_files_measures(deaths: Path, tmp_path: Path) -> None:
+    """Descriptors from 1024 on, which ``select`` refuses."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip(f"at most {hard} files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        (record,) = measured(tmp_path, [SPEC], ["mortal"], SETTINGS).records
+        assert record.status == "ok", record.reason
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
