@@ -12,8 +12,8 @@ from algos.auto import choose
 from algos.estimate import Knowledge, tunables_text
 from algos.registry import registry
 from algos.spec import ConvSpec
+from bench.lessons import known
 from bench.record import Record
-from bench.runner import known
 
 SOURCES = ("measured", "nearest", "model")
 

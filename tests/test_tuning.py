@@ -16,7 +16,7 @@ from algos.estimate import Knowledge, tunables_text
 from algos.registry import registry, variant_name
 from algos.spec import ConvSpec
 from bench.check import check
-from bench.runner import known
+from bench.lessons import known
 from bench.tuning import own_tunables, remember
 from reports.frame import to_frame
 from reports.tuning import tunings, tunings_table
