@@ -5,8 +5,8 @@ rows that it serves, and nothing is copied or packed. Rows above and below the p
 and the last vectors of a row load only the lanes that are inside, and the last overlaps the one before. Stride 2 picks even
 and odd elements from two vectors within 128 bits, which is one instruction, and puts the lanes of the sums in order at the
 end. The kernel's size and small strides and dilations are in the types, so that one function compiles to unrolled code for
-each of them; wider ones are numbers at run time, in one loop over the taps for all of them. Threads take planes through
-``algos/engine/relay.py``.
+each of them; wider dilations and row strides are numbers at run time, and so is all of it for column strides from 3 on, in
+one loop over the taps (``algos/engine/planes.py``). Threads take planes through ``algos/engine/relay.py``.
 
 Cost: 2 * O * taps operations for each output pixel; small layers are bound by memory. Workspace: a row of zeros.
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
@@ -78,19 +78,20 @@ def chunk_of_planes(x, y, w, zeros, table, chunks, shape, chunk, slot):
 def depthwise_planes(x, y, w, zeros, table, shape, job, boxes, hands):
     """All planes; ``shape`` is (element, rows of a tile, kernel, strides, dilations), numbers given as tuples' lengths.
 
-    Where strides or dilations are wide it is (element, rows of a tile, column stride or 2), and ``table`` has the rest.
+    A wide dilation or row stride is given as 0, and all that follows the rows as (column stride or 2) where that is wide:
+    ``table`` has them then.
     """
     arguments = place_of(x), place_of(y), place_of(w), place_of(zeros), place_of(table), job[CHUNKS], shape
     fork(chunk_of_planes, arguments, job, boxes, hands)
 
 
 def _written(spec: ConvSpec) -> tuple[int, ...]:
-    """What of ``SHAPE`` is compiled into the code: all of it while strides and dilations are small."""
+    """What of ``SHAPE`` is compiled into the code, 0 for what is a number at run time; or (column stride or 2), and no more."""
     row, col = axes(spec)
-    steps = row.stride, row.dilation, col.dilation
-    if col.stride > UNROLLED_STRIDE or max(steps) > UNROLLED_STEP or col.size + col.before > UNROLLED_COLUMNS:
+    if col.stride > UNROLLED_STRIDE or spec.padded_size[-1] > UNROLLED_COLUMNS:
         return (min(col.stride, 2),)
-    return row.kernel, col.kernel, row.stride, col.stride, row.dilation, col.dilation
+    down, row_gap, gap = (n if n <= UNROLLED_STEP else 0 for n in (row.stride, row.dilation, col.dilation))
+    return row.kernel, col.kernel, down, col.stride, row_gap, gap
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Tiles of a plane filtered by one kernel: a few rows of outputs by one vector, in registers, read from the image itself.
 
-``Unrolled`` has the kernel, its strides and dilations written into the code: each vector of the input is loaded once for all
-the rows that it serves. Code must not grow with numbers of a spec, nor be made anew for each: ``Looped`` takes all at run time.
+``Unrolled`` has the kernel and small strides and dilations written into the code: each vector of the input is loaded once for
+all the rows that it serves. Code must not grow with numbers of a spec, nor be made anew for each, so wide strides and dilations
+are numbers at run time, and ``Looped`` takes all of them so.
 """
 
 from __future__ import annotations
@@ -72,52 +73,72 @@ class Lanes:
 class Unrolled(Lanes):
     """Sums of a tile, ``rows`` rows by a vector, with every tap in the code: column strides 1 and 2.
 
-    row_at: the row of the input so far below the first that the tile reads; w: a pointer to the weights.
+    shape: as in ``SHAPE``, 0 for a stride or dilation that is a number at run time, in ``sizes``; then no two rows of the
+    outputs share a row of the input, and no two taps a vector. row_at: the row of the input so far below the first that the
+    tile reads; w: a pointer to the weights.
     """
 
-    def __init__(self, emit: Emitter, rows: int, shape: Sequence[int], row_at: Callable[[Any], Any], w: Any) -> None:
+    def __init__(self, emit: Emitter, rows: int, shape: Sequence[int], sizes: Sequence[Any], row_at: Callable, w: Any) -> None:
         super().__init__(emit, emit.bytes * 8)  # columns as wide as elements are: masks then need no conversion
+        builder, lanes = self.builder, emit.lanes
         kh, kw, row_stride, self.stride, row_dilation, dilation = shape
-        self.rows, self.taps = rows, [k * dilation for k in range(kw)]
+        self.rows = rows
         each = 16 // emit.bytes  # stride 2 picks from two vectors, 128 bits of each at a time
-        order = [(c, v, i) for c in range(emit.lanes // each) for v in range(2) for i in range(0, each, 2)]
-        self.picks = [[v * emit.lanes + c * each + i + odd for c, v, i in order] for odd in range(2)]
-        outputs = [(v * emit.lanes + c * each + i) // 2 for c, v, i in order]
-        self.restored = [outputs.index(i) for i in range(emit.lanes)]
-        starts = self.taps if self.stride == 1 else [tap - tap % 2 for tap in self.taps]
-        self.starts = sorted({start + i * emit.lanes for start in starts for i in range(self.stride)})
-        self.span = I64(self.starts[-1] + emit.lanes)
-        self.weights = [[emit.splat(self.builder.load(emit.at(w, t * kw + k))) for k in range(kw)] for t in range(kh)]
-        self.uses: dict[int, list[tuple[int, int]]] = {}  # row of the input: outputs' rows that it serves, and by which tap
+        order = [(c, v, i) for c in range(lanes // each) for v in range(2) for i in range(0, each, 2)]
+        self.picks = [[v * lanes + c * each + i + odd for c, v, i in order] for odd in range(2)]
+        outputs = [(v * lanes + c * each + i) // 2 for c, v, i in order]
+        self.restored = [outputs.index(i) for i in range(lanes)]
+        self.weights = [[emit.splat(builder.load(emit.at(w, t * kw + k))) for k in range(kw)] for t in range(kh)]
+
+        # By what stands for it, the first column of each load, and for each tap its first load and whether the odd elements.
+        self.taps: list[tuple[Any, int]] = [(k * dilation // self.stride * self.stride, k * dilation % self.stride) if dilation
+                                            else ((k, 0), 0) for k in range(kw)]  # fmt: skip
+        self.starts: dict[Any, Any] = {}
+        for k, (tap, _) in enumerate(self.taps):
+            first = I64(tap) if dilation else builder.mul(I64(k), sizes[5])
+            for i in range(self.stride):
+                self.starts[self._next(tap, i)] = builder.add(first, I64(i * lanes))
+        last = I64((kw - 1) * dilation) if dilation else builder.mul(I64(kw - 1), sizes[5])
+        self.span = builder.add(last, I64(self.stride * lanes))
+
+        # By what stands for it, each row of the input, and the outputs' rows that it serves, by which row of taps.
+        self.uses: dict[Any, list[tuple[int, int]]] = {}
+        self.sources: dict[Any, Any] = {}
         for r in range(rows):
             for t in range(kh):
-                self.uses.setdefault(r * row_stride + t * row_dilation, []).append((r, t))
-        self.sources = {q: row_at(I64(q)) for q in sorted(self.uses)}
+                row = r * row_stride + t * row_dilation if row_stride and row_dilation else (r, t)
+                self.uses.setdefault(row, []).append((r, t))
+        for row in sorted(self.uses):
+            r, t = self.uses[row][0]
+            self.sources[row] = row_at(builder.add(builder.mul(I64(r), sizes[2]), builder.mul(I64(t), sizes[4])))
+
+    def _next(self, tap: Any, vectors: int) -> Any:
+        """What stands for the load so many vectors after a tap's."""
+        return (tap[0], vectors) if isinstance(tap, tuple) else tap + vectors * self.emit.lanes
 
     def sums(self, at: Any, width: Any) -> list[Any]:
         """Of consecutive outputs from the one whose first tap is column ``at``, inside a row so wide unless that is None."""
         masks = {}
         if width is not None:
-            moved = {start: ir.Constant(self.lane, [start] * self.emit.lanes) for start in self.starts}
             first = self.numbers(at)
-            masks = {start: self.below(self.builder.add(first, by), width) for start, by in moved.items()}
+            masks = {k: self.below(self.builder.add(first, self.splat(start)), width) for k, start in self.starts.items()}
         sums: list[Any] = [None] * self.rows
-        for q, source in self.sources.items():
+        for row, source in self.sources.items():
             for k, vector in enumerate(self._vectors(source, at, masks)):
-                for r, t in self.uses[q]:
+                for r, t in self.uses[row]:
                     weight, total = self.weights[t][k], sums[r]
                     sums[r] = self.builder.fmul(weight, vector) if total is None else self.emit.fma(weight, vector, total)
         return [self.emit.shuffle(total, total, self.restored) if self.stride == 2 else total for total in sums]
 
-    def _vectors(self, row: Any, at: Any, masks: dict[int, Any]) -> list[Any]:
+    def _vectors(self, row: Any, at: Any, masks: dict[Any, Any]) -> list[Any]:
         """One for each tap."""
         emit, found = self.emit, {}
-        for start in self.starts:
+        for k, start in self.starts.items():
             place = emit.at(row, at, start)
-            found[start] = self.load(place, masks[start]) if masks else emit.load(place)
+            found[k] = self.load(place, masks[k]) if masks else emit.load(place)
         if self.stride == 1:
-            return [found[tap] for tap in self.taps]
-        return [emit.shuffle(found[tap - tap % 2], found[tap - tap % 2 + emit.lanes], self.picks[tap % 2]) for tap in self.taps]
+            return [found[tap] for tap, _ in self.taps]
+        return [emit.shuffle(found[tap], found[self._next(tap, 1)], self.picks[odd]) for tap, odd in self.taps]
 
 
 class Looped(Lanes):
@@ -184,15 +205,17 @@ def tile_rows(typingctx, x, w, y, end, zeros, height, width, out_width, top, lef
 
         inner: Unrolled | Looped
         outer: Unrolled | Looped
-        if len(known) == len(SHAPE):
-            unrolled = Unrolled(emit, count, known, row_at, w)
-            lines = max(unrolled.uses) + 1
-            inner, stride, sizes = unrolled, I64(known[3]), list(map(I64, known))
+        unrolled, lines = len(known) == len(SHAPE), 0
+        written = known if unrolled else [0] * len(SHAPE)
+        numbers = builder.inttoptr(table, I64.as_pointer())
+        sizes = [I64(n) if n else builder.load(builder.gep(numbers, [I64(i)])) for n, i in zip(written, SHAPE, strict=True)]
+        stride = sizes[3]
+        if unrolled:
+            inner = Unrolled(emit, count, known, sizes, row_at, w)
             outer = inner if MASKED else Looped(emit, count, sizes, row_at, w, known[3] > 1)
+            if all(known) and known[3] == 2:
+                lines = max(inner.uses) + 1
         else:
-            numbers = builder.inttoptr(table, I64.as_pointer())
-            sizes = [builder.load(builder.gep(numbers, [I64(i)])) for i in SHAPE]
-            stride, lines = sizes[3], 0
             inner = outer = Looped(emit, count, sizes, row_at, w, known[0] > 1)
         below = builder.inttoptr(builder.add(x, builder.mul(builder.add(top, I64(lines)), line_bytes)), pointer)
 
@@ -207,7 +230,7 @@ def tile_rows(typingctx, x, w, y, end, zeros, height, width, out_width, top, lef
         builder.cbranch(builder.and_(builder.icmp_signed(">=", at, I64(0)), inside), middle, border)
 
         builder.position_at_end(middle)
-        if lines and known[3] == 2:  # two rows of the input for one of outputs: the machine's own prefetching falls behind
+        if lines:  # two rows of the input for one of outputs: the machine's own prefetching falls behind
             _prefetch(emit, below, column, count * known[2] * known[3])
         for value, target in zip(inner.sums(at, None), targets, strict=True):
             emit.store(value, emit.at(target, column))
