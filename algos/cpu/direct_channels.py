@@ -31,11 +31,10 @@ from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import aligned, results_of, spread
 from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
 from algos.engine.simd import (
-    ROWS,
-    TAILS,
+    RUN_ROWS,
+    RUN_VECTORS,
     UNROLLED,
     VECTOR_BYTES,
-    VECTORS,
     address,
     advance,
     clear,
@@ -47,7 +46,8 @@ from algos.host import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
-R1, R2 = TAILS
+ROWS, R1, R2 = RUN_ROWS, RUN_ROWS * 2 // 3, RUN_ROWS // 3  # pixels of a block, and of a last one
+NARROW = 2  # vectors of a block where ``RUN_VECTORS`` would leave more than an eighth of all empty
 SHARED_FLOPS = 2e6
 CLOSE = 4  # columns apart
 STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB of them with AVX2
@@ -102,29 +102,30 @@ def unpack_sums(sums, y, n, o, count, at, pixels):
 
 
 @linked(**FLAGS)
-def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w, sums, more):
+def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w, sums, more, vectors):
     """Sums (pixel, channel) of one block of channels over the elements that ``outer_runs`` says, added to if ``more``."""
     block, at = sums.shape[1], 0
     while at < outputs:
         pixel, to = address(pixels, at), address(sums, at * block)
         if outputs - at > R1:
-            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, ROWS, VECTORS)
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, ROWS, vectors)
             at += ROWS
         elif outputs - at > R2:
-            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, R1, VECTORS)
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, R1, vectors)
             at += R1
         else:
-            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, R2, VECTORS)
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, R2, vectors)
             at += R2
 
 
 @linked(**FLAGS)
 def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels, starts,
-                singles, piece, patch, sums, first, last):  # fmt: skip
+                singles, piece, vectors, patch, sums, first, last):  # fmt: skip
     """Items [first, last): image x group x block of ``rows`` output rows x part of the group's output channels.
 
     w: (group, block of outputs, element of the window, outputs of a block), elements as ``starts`` and ``singles`` have them;
-    pixels: where the window of each output of a block begins in the patch; piece: starts between two passes over the pixels.
+    pixels: where the window of each output of a block begins in the patch; piece: starts between two passes over the pixels;
+    vectors: a zero for each of a block of outputs.
     """
     channels, filters = x.shape[1] // groups, y.shape[1] // groups
     blocks, elements, block, width = w.shape[1], w.shape[2], w.shape[3], y.shape[3]
@@ -146,7 +147,7 @@ def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_r
                 here = min(piece, starts.size - s)
                 runs_block(address(patch, 0), outputs, pixels, address(starts, s), here, address(singles, 0),
                            singles.size if s + here == starts.size else 0, advance(weights, s * UNROLLED * block), sums,
-                           s > 0)  # fmt: skip
+                           s > 0, vectors)  # fmt: skip
             unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
 
 
@@ -158,10 +159,10 @@ def runs_chunk(arguments, patch, sums, items, chunks, chunk, slot):
 
 @compiled(**FLAGS)
 def direct_all(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels, starts,
-               singles, piece, patch, sums, items, job, boxes, hands):  # fmt: skip
+               singles, piece, vectors, patch, sums, items, job, boxes, hands):  # fmt: skip
     """Every item, shared with the helpers; patch and sums have one row for each thread."""
     arguments = (x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels,
-                 starts, singles, piece)  # fmt: skip
+                 starts, singles, piece, vectors)  # fmt: skip
     fork(runs_chunk, (arguments, patch, sums, items, job[CHUNKS]), job, boxes, hands)
 
 
@@ -187,6 +188,13 @@ def _patch_length(axis: Axis, outputs: int) -> tuple[int, int]:
     return (outputs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1, 1
 
 
+def _block(spec: ConvSpec) -> int:
+    """Output channels of a block: as many vectors as hide the latency of the sums, fewer where most would be empty."""
+    filters, wide = spec.out_channels // spec.groups, lanes(spec.in_dtype)
+    wanted = -(-filters // (NARROW * wide)) * NARROW
+    return (RUN_VECTORS if -(-filters // (RUN_VECTORS * wide)) * RUN_VECTORS <= wanted * 9 // 8 else NARROW) * wide
+
+
 @lru_cache(maxsize=1024)
 def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     """Blocks whose patch fits ``patch_bytes``, and enough of them for the threads."""
@@ -205,7 +213,7 @@ def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     while rows > 1 and _patch_length(row, rows)[0] * line > patch_bytes:
         rows -= max(1, rows // 16)
     count, outer = -(-row.outputs // rows), spec.batch * spec.groups
-    blocks = -(-filters // (VECTORS * wide))
+    blocks = -(-filters // _block(spec))
     parts = 1
     if outer * count % threads and outer * count < 4 * threads:  # the last items would leave threads idle
         halo = _patch_length(row, 1)[0] / row.stride
@@ -257,7 +265,7 @@ class DirectChannels(Algorithm):
     def _sizes(self, spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
         """Elements of the packed weights, of a patch, and rows of a thread's sums."""
         _, col = axes(spec)
-        block = VECTORS * lanes(spec.in_dtype)
+        block = _block(spec)
         filters = -(-spec.out_channels // spec.groups // block) * block * spec.groups
         weights = filters * (spec.in_channels // spec.groups) * math.prod(spec.kernel)
         return weights, found.patch_rows * found.cols * found.step + lanes(spec.in_dtype), found.rows * col.outputs + ROWS
@@ -265,7 +273,7 @@ class DirectChannels(Algorithm):
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         found = self._cut(spec, threads)
         weights, patch, pixels = self._sizes(spec, found)
-        block = VECTORS * lanes(spec.in_dtype)
+        block = _block(spec)
         packing = 2 * spec.groups * spec.reduction_length * block  # one block's weights, and they in order
         kept = weights + max(found.threads * (patch + pixels * block), packing)
         return kept * spec.in_dtype.itemsize + 8 * (2 * pixels + spec.reduction_length)
@@ -274,7 +282,7 @@ class DirectChannels(Algorithm):
         found = self._cut(spec, threads)
         row, col = axes(spec)
         _, patch_length, pixels_length = self._sizes(spec, found)
-        block = VECTORS * lanes(spec.in_dtype)
+        block = _block(spec)
         channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         pixel_rows = np.arange(found.rows) * (row.stride // found.row_step * found.cols)
         pixels = np.zeros(pixels_length, np.int64)
@@ -293,8 +301,8 @@ class DirectChannels(Algorithm):
         crew, job = helpers(), new_job(found.items, found.threads)
         hands = crew.hire(found.threads - 1)
         fixed = (spec.groups, found.parts, found.rows, row.stride, row.before, found.row_step, found.patch_rows, col.before,
-                 found.col_step, found.cols, found.step, pixels, starts, singles, piece, patch, sums, found.items, job,
-                 crew.boxes, hands)  # fmt: skip
+                 found.col_step, found.cols, found.step, pixels, starts, singles, piece, (0,) * (block // lanes(spec.in_dtype)),
+                 patch, sums, found.items, job, crew.boxes, hands)  # fmt: skip
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(direct_all, image, w, image, *fixed)
         new_result = results_of(spec)

@@ -46,6 +46,9 @@ REGISTERS = 32 if simd() == "avx512" or binding.get_process_triple().startswith(
 # A block of sums: rows of scalars times vectors. Both operands of a step and one broadcast must fit beside it.
 ROWS, VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)
 TAILS = ROWS * 2 // 3, ROWS // 3  # rows of a last block: at most a third of it is empty
+# The same of ``outer_runs``, which holds a pointer for each row: for 12 of them x86 has no registers, and the loop would read
+# them, and whole vectors that LLVM loads ahead, from the stack.
+RUN_ROWS, RUN_VECTORS = (6, 4) if simd() == "avx512" else (ROWS, VECTORS)
 # Steps of a microkernel between two ends of its loop. Where a neighbour shares the core, instructions count: with 22 a step (2
 # between ends) it ran at 0.90 of its arithmetic, with 21 (4 between ends) at 0.94.
 UNROLLED = 4
@@ -276,11 +279,12 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
     """y[i, :] = sum over k of x[pixels[i] + offset[k]] * w[k, :] for ``rows`` pixels.
 
     offset: ``UNROLLED`` elements side by side from each of ``starts`` on, then one at each of ``singles``; w: (k, vectors *
-    lanes) packed; y: rows ``y_step`` apart, added to if ``more``, else overwritten. One loop, whatever the runs are.
+    lanes) packed; y: rows ``y_step`` apart, added to if ``more``, else overwritten; vectors: as many zeros. One loop, whatever
+    the runs are.
     """
-    if (shape := literal(rows, vectors)) is None:
+    if (shape := literal(rows)) is None:
         return None
-    n_rows, n_vectors = shape
+    n_rows, n_vectors = shape[0], len(vectors)
     integers = types.intp
     signature = types.void(x, pixels, pixels, integers, pixels, integers, x, x, integers, types.boolean, rows, vectors)
 
