@@ -24,6 +24,8 @@ FLOPS_PER_S, ELEMENTS_PER_S = 5e10, 5e9  # of one thread in these loops, measure
 SHARED_S = 1.5e-4  # less work than this stays on one thread
 COLUMNS = (2048, 1024, 512, 256, 128)  # widths to choose from, when the whole row is not the best
 ROW_COST = 100  # a loop's start and end, in elements of its body
+SPILLED = 2.0  # how much longer a block takes whose patch leaves the cache
+SHARED_HALO = 1.5  # of the work that blocks may add so that threads end together
 SPAN = 2048  # outputs accumulated at a time: their sums stay in the first-level cache over all taps
 FLAGS = {"fastmath": {"contract"}, "error_model": "numpy"}  # fused multiply-adds only: NaN and rounding stay as written
 
@@ -94,15 +96,23 @@ class Blocks:
         planes = spec.in_channels // spec.groups * row.phase_count * col.phase_count
         elements = max(1, block_bytes // spec.in_dtype.itemsize // planes)
         best, rows, cols = math.inf, 1, 1
+        halo = lambda rows: 1 + patch_cost * (1 + row.reach / rows)  # noqa: E731
         for narrow in {col.outputs, *(width for width in COLUMNS if width < col.outputs)}:
             pitch = narrow + col.reach
-            fitting = max(1, min(row.outputs, elements // pitch - row.reach))
-            waste = (1 + patch_cost * (1 + row.reach / fitting)) * pitch / narrow + ROW_COST / (fitting * pitch)
-            if waste < best:
-                best, rows, cols = waste, fitting, narrow
+            # Few rows of a tall kernel are mostly halo: then rather more than fit the cache.
+            for wanted in (elements // pitch - row.reach, row.reach // 2, row.reach):
+                held = max(1, min(row.outputs, wanted))
+                waste = halo(held) * pitch / narrow + ROW_COST / (held * pitch)
+                if (held + row.reach) * pitch > elements:
+                    waste *= SPILLED
+                if waste < best:
+                    best, rows, cols = waste, held, narrow
         outer, outputs = spec.batch * spec.groups * -(-col.outputs // cols), spec.out_channels // spec.groups
-        wanted = 4 * threads if threads > 1 else 1
         count = -(-row.outputs // rows)
+        wanted = 1 if threads == 1 else next(
+            n for n in (4 * threads, 2 * threads, threads)
+            if n == threads or halo(row.outputs / max(count, -(-n // outer))) <= SHARED_HALO * halo(row.outputs / count)
+        )  # fmt: skip
         parts = 1
         if outer * count < wanted:
             parts = max(1, min(-(-wanted // (outer * count)), outputs // 8))
