@@ -22,7 +22,7 @@ from algos.engine.blocks import Blocks, axes, locate
 from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.memory import aligned
 from algos.engine.overlap_save import rows_in
-from algos.engine.simd import lanes
+from algos.engine.simd import lanes, simd
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
 from algos.engine.windows import interior, padded_shape, reach, read_slice, stuffed, windows
 from bench.data import operands
@@ -168,6 +168,16 @@ def test_blocks_cover_every_output_once(spec: ConvSpec, threads: int, block_byte
     assert reads <= blocks.scratch
 
 
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_tall_kernels_do_not_fall_apart_into_single_rows(threads: int) -> None:
+    """Rows filtered for all blocks together: less than twice what sharing allows, whatever the taps and the cache."""
+    for size, taps in itertools.product((64, 512, 2048), (3, 65, 129, 257, 513, 1025)):
+        spec = ConvSpec.parse(f"{size}x{size},{taps}x{taps},p{taps // 2},rank1")
+        blocks = Blocks.of(spec, threads, 1 << 18, (taps + 3) / taps)
+        bands = -(-size // blocks.rows)
+        assert bands * (blocks.rows + taps - 1) <= 2.5 * max(size + taps - 1, size + (threads - 1) * (taps - 1)), spec
+
+
 def test_cyclic_lengths_hold_the_longer_border(spec: ConvSpec) -> None:
     for length, size, (before, after), padded in zip(cyclic_size(spec), spec.size, spec.padding, spec.padded_size, strict=True):
         assert length >= size + before
@@ -188,6 +198,30 @@ def test_runs_compile_nothing(name: str, text: str) -> None:
     plan(data.x, out=np.empty(spec.output_shape, spec.out_dtype))
     assert [len(f.signatures) for f in compiled] == before
     assert any(before)  # those that compiled code alone calls have none of their own
+
+
+ASSEMBLY = """
+import re
+from algos import ConvSpec, get
+from algos.cpu.direct_channels import direct_all
+from bench.data import operands
+for text in ("1x64x14x14,64x64x3x3,p1", "1x64x14x14,32x64x3x3,p1"):
+    spec = ConvSpec.parse(text)
+    data = operands(spec)
+    get("direct_channels").prepare(spec, data.w, 1)(data.x)
+for assembly in direct_all.inspect_asm().values():
+    block = max(re.split(r"\\n(?=\\.?\\w+:)", assembly), key=lambda text: text.count("vfmadd"))
+    print(block.count("vfmadd"), block.count("(%rsp"))
+"""
+
+
+@pytest.mark.skipif(simd() != "avx512", reason="with fewer registers a block is smaller, and was always free of the stack")
+def test_the_hottest_loop_of_direct_channels_touches_no_stack(tmp_path: Path) -> None:
+    """Where it does, half of all processes run at half of its speed: those whose stack puts vectors across two lines."""
+    environment = {**os.environ, "CONVBENCH_CACHE": str(tmp_path)}  # what comes from the cache has no assembly
+    done = subprocess.run([sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["96 0", "48 0"]
 
 
 CACHED = """

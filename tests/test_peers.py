@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from algos import ConvSpec, get
+from algos import ConvSpec, algorithms, get
 from algos.door import in_layout
 from algos.functional import prepared
 from algos.peers import opencv, torch_conv
@@ -270,7 +270,7 @@ FITTED = {"torch": "2.13.", "cv2": "5.0."}  # the versions that were seen: other
 RSS_SLACK = 1 << 20  # pages and packing buffers that the libraries keep for good
 PEAK = """
 import json, re, sys
-from algos import ConvSpec, get
+from algos import ConvSpec, algorithms, get
 from algos.door import in_layout
 from algos.functional import prepared
 from bench.data import operands
@@ -320,3 +320,26 @@ def test_workspace_is_as_predicted(name: str, threads: int) -> None:
     if off and not version.startswith(FITTED[library]):
         pytest.skip(f"{library} {version} is not {FITTED[library]}x: {'; '.join(off)}")
     assert not off, "\n".join(off)
+
+
+# ---- weights that a library drops ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(a.name for a in algorithms() if a.family == "peer" and a.device == "cpu"))
+@pytest.mark.parametrize("text", ["1x1x40x41,1x1x3x3,p1", "1x1x40x41,1x1x15x15,p7", "1x1x40x41,1x1x15x15,p7,float64"])
+def test_faint_weights_are_right_or_refused(text: str, name: str) -> None:
+    """A library that takes small weights for zeros, by a threshold of its own, must not pass that on as a result."""
+    algorithm, spec = get(name), ConvSpec.parse(text)
+    spec = spec.with_(rank=1) if name == "opencv_sepfilter2d" else spec
+    if reason := algorithm.unavailable() or algorithm.unsupported(spec):
+        pytest.skip(reason)
+    data = operands(spec)
+    for scale in (1e-12, 1e-17, 1e-30, 1e-300 if spec.dtype == "float64" else 1e-35, 1e30):
+        w = (data.w * scale).astype(spec.dtype)
+        expected = oracle(spec, data.x, w)
+        try:
+            y = prepared(spec, w, algorithm, 1)(data.x)
+        except ValueError as error:
+            assert name == "scipy_ndimage_correlate" and scale < 1e-15 and "leaves out weights" in str(error)
+        else:
+            np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=f"{scale}")

@@ -152,7 +152,7 @@ class Fft(Algorithm):
         kernels = self._kernels(spec, weights)
         if dense:
             kernels = kernels.transpose(3, 0, 2, 1)  # (frequency, group, input, output), contiguous
-        spectrum = np.zeros((images, spec.in_channels, *half), kernels.dtype)
+        spectrum = np.zeros((images if spec.ndim > 1 else 0, spec.in_channels, *half), kernels.dtype)
         products = None if self._in_place(spec) else np.empty((images, spec.out_channels, *half), kernels.dtype)
 
         def forward(x: np.ndarray) -> np.ndarray:

@@ -54,19 +54,19 @@ class Kn2rowGemm(Algorithm):
         return max(1, min(spec.size[0], self.block_bytes // row))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        products = spec.out_channels * math.prod(spec.kernel) * self._step(spec) * math.prod(spec.size[1:])
-        buffers = 3 * np.getbufsize() if products > np.getbufsize() else 0  # NumPy's own, for sums over views
+        each = spec.out_channels * self._step(spec) * math.prod(spec.size[1:])  # products of one tap
+        products, buffers = each * math.prod(spec.kernel), 3 * min(each, np.getbufsize())  # NumPy's own, for sums over views
         weights = math.prod(spec.weight_shape) if math.prod(spec.kernel) > 1 else 0  # of one tap they lie right already
         return (products + buffers + weights) * spec.in_dtype.itemsize
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
-        groups, outputs, taps = spec.groups, spec.out_channels // spec.groups, list(itertools.product(*map(range, spec.kernel)))
+        groups, outputs, taps = spec.groups, spec.out_channels // spec.groups, math.prod(spec.kernel)
         # (groups, taps * outputs, inputs): all taps of an output channel's row stand in one matrix
-        by_tap = weights.reshape(groups, outputs, -1, len(taps)).transpose(0, 3, 1, 2)
-        w = np.ascontiguousarray(by_tap).reshape(groups, len(taps) * outputs, -1)
+        by_tap = weights.reshape(groups, outputs, -1, taps).transpose(0, 3, 1, 2)
+        w = np.ascontiguousarray(by_tap).reshape(groups, taps * outputs, -1)
         step, inner = self._step(spec), math.prod(spec.size[1:])
-        buffer = np.empty(spec.out_channels * len(taps) * step * inner, spec.in_dtype)
-        ranges = [tuple(reach(spec, axis, t) for axis, t in enumerate(tap)) for tap in taps]
+        buffer = np.empty(spec.out_channels * taps * step * inner, spec.in_dtype)
+        ranges = [[reach(spec, axis, t) for t in range(count)] for axis, count in enumerate(spec.kernel)]
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
@@ -76,14 +76,15 @@ class Kn2rowGemm(Algorithm):
                 for first in range(0, spec.size[0], step):
                     last = min(spec.size[0], first + step)
                     count = (last - first) * inner
-                    block = buffer[: spec.out_channels * len(taps) * count].reshape(groups, -1, count)
+                    block = buffer[: spec.out_channels * taps * count].reshape(groups, -1, count)
                     np.matmul(w, flat[..., first * inner : last * inner], out=block)
-                    products = block.reshape(groups, len(taps), outputs, last - first, *spec.size[1:])
-                    for index, tap in enumerate(taps):
-                        add(result, products[:, index], tap, ranges[index], first, last)
+                    products = block.reshape(groups, taps, outputs, last - first, *spec.size[1:])
+                    for index, tap in enumerate(itertools.product(*map(range, spec.kernel))):
+                        inside = [ranges[axis][t] for axis, t in enumerate(tap)]
+                        add(result, products[:, index], tap, inside, first, last)
             return y
 
-        def add(result: np.ndarray, product: np.ndarray, tap: tuple[int, ...], inside: tuple, first: int, last: int) -> None:
+        def add(result: np.ndarray, product: np.ndarray, tap: tuple[int, ...], inside: list, first: int, last: int) -> None:
             """Add one tap's products of the input positions [first, last) to the outputs that they belong to."""
             shift = tap[0] * spec.dilation[0] - spec.padding[0][0]  # output o reads o + shift
             low, high = max(inside[0][0], first - shift), min(inside[0][1], last - shift)

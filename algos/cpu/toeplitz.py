@@ -4,8 +4,8 @@ For one channel it is the doubly blocked Toeplitz matrix of the textbooks; paddi
 It shows that a convolution is a linear map, and what its structure saves: the matrix stores every weight once per output.
 
 Cost: 2 operations for each stored entry, at the speed of memory: a column number is read with every weight.
-Workspace: 8 (float32) or 12 bytes for each multiply-add of one image, three times that while it is built; refused above
-``ENTRIES`` of them.
+Workspace: 8 (float32) or 12 bytes for each multiply-add of one image, and while it is built as much again for one channel of
+the result; refused above ``ENTRIES`` multiply-adds.
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
 Forward, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups.
 
@@ -26,21 +26,21 @@ from algos.engine.windows import pairs_inside
 from algos.spec import ConvSpec
 
 ENTRIES = 1 << 24
-ROWS_BYTES = 700  # SciPy's own of one output channel's matrix
 
 
 def _numbered(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(*outputs, *taps): the index of the pixel in its channel, and whether it lies inside the image."""
-    position = np.zeros((1,) * (2 * spec.ndim), np.int64)
-    inside = np.ones_like(position, dtype=bool)
+    """(outputs, taps): the index of the pixel in its channel, int32, and whether it lies inside the image."""
+    shape = (*spec.output_size, *spec.kernel)
+    position, inside = np.zeros(shape, np.int32), np.ones(shape, bool)
     for axis, size in enumerate(spec.size):
         out = np.arange(spec.output_size[axis]) * spec.stride[axis]
         pixel = out[:, None] + np.arange(spec.kernel[axis]) * spec.dilation[axis] - spec.padding[axis][0]
-        shape = [1] * (2 * spec.ndim)
-        shape[axis], shape[spec.ndim + axis] = pixel.shape
-        position = position * size + pixel.reshape(shape)
-        inside = inside & ((pixel >= 0) & (pixel < size)).reshape(shape)
-    return position, inside
+        along = [1] * (2 * spec.ndim)
+        along[axis], along[spec.ndim + axis] = pixel.shape
+        position *= size
+        position += np.clip(pixel, 0, size - 1).astype(np.int32).reshape(along)  # what lies outside is left out
+        inside &= ((pixel >= 0) & (pixel < size)).reshape(along)
+    return position.reshape(-1, math.prod(spec.kernel)), inside.reshape(-1, math.prod(spec.kernel))
 
 
 @dataclass(frozen=True)
@@ -55,30 +55,35 @@ class Toeplitz(Algorithm):
         return f"its matrix would have {entries} entries, more than {ENTRIES}" if entries > ENTRIES else None
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        inputs = spec.in_channels // spec.groups
+        inputs, unit = spec.in_channels // spec.groups, spec.in_dtype.itemsize
         windows = math.prod(spec.output_size) * math.prod(spec.kernel)
-        kept = math.prod(pairs_inside(spec, axis) for axis in range(spec.ndim))  # of output and tap
-        numbering = windows * 9 + windows * inputs * 12  # positions, a mask, and columns in two integer types
-        entries = kept * inputs * spec.out_channels * (spec.in_dtype.itemsize + 4)
-        stacking = 3 if spec.out_channels > 1 else 1  # the rows of each output, and all of them in one matrix
-        return numbering + entries * stacking + 12 * math.prod(spec.output_shape) // spec.batch + ROWS_BYTES * spec.out_channels
+        inside = inputs * math.prod(pairs_inside(spec, axis) for axis in range(spec.ndim))  # entries of one channel of y
+        axes = 26 * max(n * k for n, k in zip(spec.output_size, spec.kernel, strict=True))
+        numbering = windows * 5 + max(axes, windows * inputs * 5 + inside * max(4, unit) + 16 * math.prod(spec.output_size))
+        matrix = inside * spec.out_channels * (unit + 4) + 4 * math.prod(spec.output_shape[1:])
+        return matrix + max(numbering, unit * math.prod(spec.output_shape[1:]))
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         import scipy.sparse
 
         groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
         position, inside = _numbered(spec)
-        pixels, taps, count = math.prod(spec.output_size), math.prod(spec.kernel), math.prod(spec.size)
-        position, inside = position.reshape(pixels, 1, taps), inside.reshape(pixels, 1, taps)
-        blocks = []
+        pixels, count = len(position), math.prod(spec.size)
+        kept = np.broadcast_to(inside[:, None], (pixels, inputs, position.shape[1]))
+        lengths = inside.sum(1) * inputs
+        entries = int(lengths.sum())
+        ends = np.zeros(spec.out_channels * pixels + 1, np.int32)
+        starts = np.arange(spec.out_channels, dtype=np.int32)[:, None] * np.int32(entries)
+        np.add(starts, np.cumsum(lengths).astype(np.int32), out=ends[1:].reshape(-1, pixels))
+        values, columns = (np.empty((spec.out_channels, entries), dtype) for dtype in (spec.in_dtype, np.int32))
         for group in range(groups):
-            columns = ((group * inputs + np.arange(inputs))[:, None] * count + position).astype(np.int32)
-            kept = np.broadcast_to(inside, columns.shape)
-            ends = np.concatenate(([0], np.cumsum(kept.reshape(pixels, -1).sum(1))))
-            for o in range(group * outputs, (group + 1) * outputs):
-                values = np.broadcast_to(weights[o].reshape(inputs, taps), columns.shape)[kept]
-                blocks.append(scipy.sparse.csr_array((values, columns[kept], ends), (pixels, spec.in_channels * count)))
-        matrix = scipy.sparse.vstack(blocks, format="csr") if len(blocks) > 1 else blocks[0]
+            channels = np.arange(group * inputs, (group + 1) * inputs, dtype=np.int32) * np.int32(count)
+            mine = slice(group * outputs, (group + 1) * outputs)
+            columns[mine] = (channels[:, None] + position[:, None])[kept]
+            for o, taps in zip(range(groups * outputs)[mine], weights[mine].reshape(outputs, inputs, -1), strict=True):
+                values[o] = np.broadcast_to(taps, kept.shape)[kept]
+        shape = (spec.out_channels * pixels, spec.in_channels * count)
+        matrix = scipy.sparse.csr_array((values.ravel(), columns.ravel(), ends), shape)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out

@@ -36,7 +36,7 @@ def factors(weights: np.ndarray, rank: int) -> Product:
 
 def factor_bytes(kernels: int, height: int, width: int) -> int:
     """What ``factors`` holds besides its results: a chunk's left-overs, how far rounding moves them, and NumPy's steps."""
-    return 8 * 8 * min(kernels, _step(height, width)) * height * width
+    return 10 * 8 * min(kernels, _step(height, width)) * height * width
 
 
 def numerical_rank(w: np.ndarray, dtype: np.dtype, most: int | None = None, each_tap: bool = False) -> int:

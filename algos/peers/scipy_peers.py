@@ -11,7 +11,7 @@ image and kernel, to the size of the full output, at every call; oaconvolve does
 images and results, and for the FFTs the transforms of a call. More than ``LARGEST_CALLS`` pairs of channels are refused.
 Accuracy: componentwise for correlate2d, which sums in the input's type, and ndimage, which sums in double precision;
 normwise for the FFTs. NaN and infinity stay in the windows that hold them, except in an FFT's whole image or tile.
-ndimage leaves out taps smaller than 2.2e-16 in magnitude.
+ndimage leaves out taps of 2.2e-16 and less in magnitude, and NaN: such weights are refused.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from algos.contract import Algorithm, Cost, forward_float
 from algos.cpu.fft import COMPLEX_FACTORS
 from algos.engine.cyclic import fast_length
 from algos.engine.windows import stuffed
-from algos.spec import ConvSpec
+from algos.spec import ConvSpec, SpecError
 
+LEAST_TAP = float(np.finfo(np.float64).eps)  # of scipy.ndimage, whatever the type
 LARGEST_CALLS = 4096  # pairs of channels, times images
 TRANSFORM_COPIES = 5.5  # of a transform's points: both spectra, the result, a padded copy, and rounding up the length
-TILED_COPIES = 5.0
+TILED_COPIES = 6.0
+PLAIN_COPIES = 2.5  # where every axis has one tap and SciPy multiplies without a transform
 
 
 def pairs_of(spec: ConvSpec) -> Iterator[tuple[int, int, int, int]]:
@@ -40,6 +42,15 @@ def pairs_of(spec: ConvSpec) -> Iterator[tuple[int, int, int, int]]:
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     for n, o, i in product(range(spec.batch), range(spec.out_channels), range(inputs)):
         yield n, o, o // outputs * inputs + i, i
+
+
+def sum_pairs(spec: ConvSpec, y: np.ndarray, found: Callable[[int, int, int, int], np.ndarray]) -> None:
+    """y[n, o] = the sum of ``found`` over the input channels; no result is kept while the next one is computed."""
+    for n, o, c, i in pairs_of(spec):
+        if i:
+            y[n, o] += found(n, o, c, i)
+        else:
+            y[n, o] = found(n, o, c, i)
 
 
 def is_centred(spec: ConvSpec) -> bool:
@@ -107,12 +118,7 @@ class Correlate2d(Peer):
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            for n, o, c, i in pairs_of(spec):
-                found = correlate2d(padded(x[n, c], border), weights[o, i], mode)[kept]
-                if i:
-                    y[n, o] += found
-                else:
-                    y[n, o] = found
+            sum_pairs(spec, y, lambda n, o, c, i: correlate2d(padded(x[n, c], border), weights[o, i], mode)[kept])
             return y
 
         return run
@@ -149,18 +155,15 @@ class NdimageCorrelate(Peer):
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         from scipy.ndimage import correlate
 
+        if not ((np.abs(weights) > LEAST_TAP) | (weights == 0)).all():
+            raise SpecError(f"{self.name} leaves out weights that are NaN or no larger than {LEAST_TAP:.2g}: scale them up")
         w = stuffed(weights, spec.dilation)
         widths, firsts = self._border(spec)
         kept = every(spec, firsts)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            for n, o, c, i in pairs_of(spec):
-                found = correlate(padded(x[n, c], widths), w[o, i], mode="constant")[kept]
-                if i:
-                    y[n, o] += found
-                else:
-                    y[n, o] = found
+            sum_pairs(spec, y, lambda n, o, c, i: correlate(padded(x[n, c], widths), w[o, i], mode="constant")[kept])
             return y
 
         return run
@@ -203,8 +206,19 @@ class FftConvolve(Peer):
         )
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        channels = spec.in_channels if self._calls(spec) == spec.batch else spec.in_channels // spec.groups
-        return int(spec.in_dtype.itemsize * (_stuffed_elements(spec) + TRANSFORM_COPIES * channels * self._full(spec)))
+        return self._held(spec, TRANSFORM_COPIES, self._full(spec))
+
+    def _channels(self, spec: ConvSpec) -> int:
+        """Of one call."""
+        return spec.in_channels if self._calls(spec) == spec.batch else spec.in_channels // spec.groups
+
+    def _held(self, spec: ConvSpec, copies: float, points: int) -> int:
+        """Bytes of the weights, twice while they are turned, or with a call's copies and other channels' bordered one."""
+        _, over, _ = self._border(spec)
+        image = math.prod(n + b + a for n, (b, a) in zip(spec.size, over, strict=True)) if any(map(any, over)) else 0
+        copies = copies if max(spec.kernel) > 1 else PLAIN_COPIES
+        run = copies * self._channels(spec) * points + (spec.in_channels - self._channels(spec)) * image
+        return int(spec.in_dtype.itemsize * (_stuffed_elements(spec) + max(run, _stuffed_elements(spec))))
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         import scipy.fft
@@ -227,9 +241,8 @@ class FftConvolve(Peer):
                         result[...] = function(image, w[:, 0], mode, axes=axes)[(slice(None), *kept)]
                         continue
                     for o in range(spec.out_channels):
-                        first = o // outputs * inputs
-                        found = function(image[first : first + inputs], w[o], mode, axes=axes)
-                        np.sum(found[(slice(None), *kept)], axis=0, out=result[o])
+                        some = image[o // outputs * inputs :][:inputs]
+                        np.sum(function(some, w[o], mode, axes=axes)[(slice(None), *kept)], axis=0, out=result[o])
             return y
 
         return run
@@ -267,8 +280,7 @@ class OaConvolve(FftConvolve):
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         points, tiles = self._tiles(spec)
-        channels = spec.in_channels if self._calls(spec) == spec.batch else spec.in_channels // spec.groups
-        return int(spec.in_dtype.itemsize * (_stuffed_elements(spec) + TILED_COPIES * channels * points * tiles))
+        return self._held(spec, TILED_COPIES, points * tiles)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         points, tiles = self._tiles(spec)

@@ -1,0 +1,74 @@
+"""What an algorithm predicts to hold is what it holds, on problems that nobody chose."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from algos import Algorithm, ConvSpec, algorithms, get
+from bench.data import operands
+from tests.test_contract import SLACK
+
+TRACED = [a for a in algorithms() if a.device == "cpu" and a.runtime in ("numpy", "numba") and a.family != "auto"]
+SPECS = {"numpy": 12, "numba": 3}  # of each algorithm: most of the compiled ones compile anew for each kernel
+LARGEST = 1 << 20  # elements of an array
+SLOWEST_S = 0.005  # tracing slows plain Python down tenfold
+
+
+def drawn(rng: random.Random) -> ConvSpec:
+    """Any number of axes, channels, groups, taps, strides and borders, from a few pixels to ``LARGEST`` elements.
+
+    Raises
+    ------
+    ValueError
+        Where no convolution has these numbers.
+    """
+    ndim, pixels = rng.choice((1, 2, 2, 2, 3)), 2 ** rng.uniform(4, 20 if rng.random() < 0.3 else 13)
+    size = [max(1, round(pixels ** (1 / ndim) * 2 ** rng.uniform(-1.5, 1.5))) for _ in range(ndim)]
+    taps = (1, 1, 2, 3, 3, 4, 5, 7, 9, 15, 31, 64) if ndim < 3 else (1, 2, 3, 3, 5)
+    kernel = [min(rng.choice(taps), 4 * n) for n in size]
+    padding = [(rng.choice((0, k // 2, k - 1, k + 3)), rng.choice((0, k // 2, k - 1))) for k in kernel]
+    stride = [rng.choice((1, 1, 2, 3)) for _ in size] if rng.random() < 0.4 else 1
+    dilation = [rng.choice((1, 1, 2, 5)) for _ in size] if rng.random() < 0.25 else 1
+    groups, inputs, outputs = map(rng.choice, ((1, 1, 1, 2, 3, 8), (1, 1, 2, 3, 16, 40), (1, 1, 2, 7, 33, 100)))
+    if rng.random() < 0.2:
+        groups, inputs, outputs = rng.choice((4, 16, 64)), 1, rng.choice((1, 2))
+    rank = rng.randint(1, min(3, *kernel)) if ndim == 2 and rng.random() < 0.4 else None
+    spec = ConvSpec(rng.choice((1, 1, 2, 3)), inputs * groups, tuple(size), outputs * groups, tuple(kernel), stride, padding,
+                    dilation, groups, rank, rng.choice(("float32", "float32", "float64")))  # type: ignore[arg-type]  # fmt: skip
+    if max(np.prod(spec.input_shape), np.prod(spec.output_shape), np.prod(spec.weight_shape)) > LARGEST:
+        raise ValueError("too large")
+    return spec
+
+
+def seen(algorithm: Algorithm, spec: ConvSpec, threads: int) -> int:
+    """Peak of prepare and of two runs, without operands and result."""
+    data, out = operands(spec), np.empty(spec.output_shape, spec.out_dtype)
+    algorithm.prepare(spec, data.w, threads)(data.x, out=out)  # imports and compiles
+    tracemalloc.start()
+    try:
+        plan = algorithm.prepare(spec, data.w, threads)
+        plan(data.x, out=out)
+        plan(data.x, out=out)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", [a.name for a in TRACED if a.unavailable() is None])
+def test_no_problem_takes_more_memory_than_predicted(name: str) -> None:
+    algorithm, rng, off, left = get(name), random.Random(name), [], SPECS[get(name).runtime]
+    while left:
+        try:
+            spec, threads = drawn(rng), rng.choice((1, 2, 3))
+        except ValueError:
+            continue
+        if algorithm.unsupported(spec) is None and algorithm.cost(spec).seconds() < SLOWEST_S:
+            left -= 1
+            predicted = algorithm.workspace_bytes(spec, threads)
+            if (held := seen(algorithm, spec, threads)) > predicted + SLACK:
+                off.append(f"{spec} in {threads} threads: predicted {predicted}, seen {held}")
+    assert not off, "\n".join(off)
