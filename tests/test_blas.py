@@ -18,6 +18,7 @@ from algos.engine import blas
 from algos.engine.blas import blas_limit
 from algos.engine.threads import blas_limit as shared_limit
 from algos.engine.threads import share
+from tests.conftest import HUNG_S
 
 X, W = np.ones((1, 8, 16, 16), np.float32), np.ones((8, 8, 3, 3), np.float32)
 Found = TypeVar("Found")
@@ -270,5 +271,5 @@ print(checked_threads(None), real(), by_number)
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a second core")
 def test_omp_num_threads_is_a_default_that_threads_by_number_overrule(environment: dict[str, str]) -> None:
     one = {**environment, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", STARTED], env=one, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", STARTED], env=one, capture_output=True, text=True, timeout=HUNG_S)
     assert done.stdout.split("\n")[0] == "1 [1] [2]", done.stderr

@@ -11,7 +11,7 @@ import pytest
 from bench.check import check
 from bench.timing import believable
 from tests import cheats
-from tests.conftest import Convbench
+from tests.conftest import HUNG_S, Convbench
 
 SPEC = "5x3x20x22,4x3x3x3,p1"
 NAMES = ["good", *(cheat.__name__.lower() for cheat in (*cheats.WRONG, *cheats.DISHONEST))]
@@ -64,7 +64,7 @@ def test_what_an_algorithm_patches_in_its_process_changes_no_verdict_and_no_time
 @pytest.mark.exhaustive
 def test_every_cheat_is_refused_from_outside(convbench: Convbench, cheats_path: str) -> None:
     names = [name for name in NAMES if name not in ("single", "stack", "clock")]  # float64 only, and only while timed
-    done = convbench("check", SPEC, "--algorithms", ",".join(names), "--json", timeout=600, CONVBENCH_PATH=cheats_path)
+    done = convbench("check", SPEC, "--algorithms", ",".join(names), "--json", timeout=HUNG_S, CONVBENCH_PATH=cheats_path)
     statuses = {row["algorithm"]: row["status"] for row in json.loads(done.stdout)}
     assert done.returncode == 1 and statuses == {"good": "ok", **{name: "wrong" for name in names if name != "good"}}
 

@@ -17,7 +17,7 @@ from bench.cli import main
 from bench.exchange import from_pytest_benchmark
 from bench.record import Record
 from bench.store import Store
-from tests.conftest import Convbench
+from tests.conftest import HUNG_S, Convbench
 from tests.record_makers import record
 
 BAD = [
@@ -245,7 +245,7 @@ def test_closed_standard_streams(closed: str, environment: dict[str, str], tmp_p
     """Nothing else is written to what takes their numbers."""
     command = f"{sys.executable} -m bench run 9x9,3x3 --algorithms direct_shift --launches 1 --out out {closed}"
     environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HUNG_S)
     assert done.returncode == 0 and done.stderr == ""
     assert ("report:" in done.stdout) == ("1>" not in closed)
     with closing(sqlite3.connect(tmp_path / "out" / "convbench.sqlite")) as database:
@@ -257,14 +257,15 @@ def test_bad_usage_with_closed_streams(environment: dict[str, str], tmp_path: Pa
     environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
     for command in ("check 9x9", "nosuchcommand"):
         done = subprocess.run(f"{sys.executable} -m bench {command} 2>&-", shell=True, cwd=tmp_path, env=environment,
-                              capture_output=True, text=True, timeout=60)  # fmt: skip
+                              capture_output=True, text=True, timeout=HUNG_S)  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 
 def test_a_reader_that_has_seen_enough(environment: dict[str, str], tmp_path: Path) -> None:
     environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = f"{sys.executable} -m bench list | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, timeout=HUNG_S, capture_output=True,
+                          text=True)  # fmt: skip
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.conftest import HUNG_S
+
 HEAVY = ("scipy.signal", "scipy.fft", "scipy.ndimage", "scipy.sparse", "scipy.linalg", "pandas", "matplotlib", "jinja2",
          "torch", "cv2", "cupy", "bench", "reports")  # fmt: skip
 CALLS = {
@@ -20,7 +22,7 @@ CALLS = {
 def loaded(code: str, environment: dict[str, str]) -> set[str]:
     """The modules that are imported once ``code`` has run in a process of its own."""
     script = f"import numpy as np, algos\n{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=HUNG_S)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout))
 

@@ -17,6 +17,7 @@ import pytest
 
 from algos import Algorithm, ConvSpec, algorithms
 from algos.engine import jit
+from tests.conftest import HUNG_S
 from tests.extremes import extreme_specs
 
 COMPILED = [a for a in algorithms() if a.runtime == "numba" and a.device == "cpu" and a.unavailable() is None]
@@ -54,7 +55,7 @@ def first_call(algorithm: Algorithm, spec: ConvSpec, cache: Path) -> dict[str, f
     """Seconds and peak bytes of a process that compiles for ``spec`` with an empty cache."""
     done = subprocess.run(
         [sys.executable, "-c", FIRST_CALL, algorithm.name, str(spec)], env={**os.environ, "CONVBENCH_CACHE": str(cache)},
-        capture_output=True, text=True, timeout=600,
+        capture_output=True, text=True, timeout=HUNG_S,
     )  # fmt: skip
     assert done.returncode == 0, f"{algorithm.name} {spec}: {done.stderr[-300:]}"
     return json.loads(done.stdout)

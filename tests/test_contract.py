@@ -16,6 +16,7 @@ from algos.contract import ACCURACIES, FAMILIES
 from algos.functional import prepared
 from bench.check import check
 from bench.data import operands
+from tests.conftest import HUNG_S
 from tests.covering import covered, covering, traits
 
 GRID = [
@@ -251,7 +252,7 @@ def right_apart(cases: list[tuple[str, str]], **environment: str) -> None:
     """Check algorithms in a process of their own."""
     done = subprocess.run(
         [sys.executable, "-c", CHECKED_APART, *itertools.chain(*cases)], env={**os.environ, **environment},
-        capture_output=True, text=True, timeout=600,
+        capture_output=True, text=True, timeout=HUNG_S,
     )  # fmt: skip
     assert cases and done.returncode == 0, done.stderr
 
@@ -279,5 +280,5 @@ def test_right_with_vectors_of_another_width(width: str) -> None:
 
 def test_an_unknown_width_is_refused() -> None:
     done = subprocess.run([sys.executable, "-c", "import algos.engine.simd"], env={**os.environ, "CONVBENCH_SIMD": "mmx"},
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+                          capture_output=True, text=True, timeout=HUNG_S)  # fmt: skip
     assert done.returncode == 1 and "use avx512, avx2, plain" in done.stderr.splitlines()[-1]

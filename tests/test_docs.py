@@ -14,6 +14,7 @@ import pytest
 from bench.arguments import algorithms_of, parser
 from bench.cli import COMMANDS
 from bench.suites import resolve
+from tests.conftest import HUNG_S
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -56,7 +57,7 @@ def test_documented_commands_run(page: Path, whole: bool, tmp_path: Path, enviro
     for command in commands(page):
         command = command if whole else shortened(command)
         done = subprocess.run(command, shell=True, cwd=work, env={**environment, **path}, capture_output=True, text=True,
-                              timeout=300, check=False)  # fmt: skip
+                              timeout=HUNG_S, check=False)  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert (done.stdout or " > " in command) and "Traceback" not in done.stderr
 

@@ -26,7 +26,7 @@ from algos.engine.simd import lanes, simd
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
 from algos.engine.windows import interior, padded_shape, reach, read_slice, stuffed, windows
 from bench.data import operands
-from tests.conftest import Mount
+from tests.conftest import HUNG_S, Mount
 
 SPECS = [
     "1x1x20x21,1x1x3x3,p1",
@@ -81,7 +81,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_plans_work_in_a_forked_child(environment: dict[str, str]) -> None:
     names = ["im2col_gemm", "numba_direct", "fft", "fft_tiles", "numba_im2col", "direct_channels", "winograd_f2"]
     command = [sys.executable, "-W", "ignore", "-c", AFTER_A_FORK, *names]
-    done = subprocess.run(command, env=environment, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, timeout=HUNG_S, check=False)
     assert done.returncode == 0
 
 
@@ -246,7 +246,7 @@ def run(environment: dict[str, str], tmp_path: Path, **extra: str) -> tuple[str,
     """The folder of compiled code, and whether everything was found in it."""
     done = subprocess.run(
         [sys.executable, "-c", CACHED], env={**environment, "CONVBENCH_CACHE": str(tmp_path), **extra},
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=HUNG_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder, misses = done.stdout.split()
@@ -275,7 +275,7 @@ def test_code_of_another_signature_is_not_taken(environment: dict[str, str], tmp
     double = CACHED.replace("np.float32", "np.float64").replace("p1", "p1,float64")
     environment = {**environment, "CONVBENCH_CACHE": str(tmp_path)}
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", double], env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, "-c", double], env=environment, capture_output=True, text=True, timeout=HUNG_S)
         assert done.returncode == 0, done.stderr
         for first in Path(name).rglob("*.1.nbc"):
             if (second := first.with_name(first.name.replace(".1.nbc", ".2.nbc"))).exists():
@@ -297,7 +297,7 @@ reasons = {a.name: a.unavailable() for a in algos.algorithms() if a.runtime == "
 print(json.dumps([reasons, algos.pick("64x64,5x5,rank1").algorithm, peaks._measured_apart()]))
 """
     done = subprocess.run([sys.executable, "-c", code], env={**environment, "NUMBA_DISABLE_JIT": "1"}, capture_output=True,
-                          text=True, timeout=120)  # fmt: skip
+                          text=True, timeout=HUNG_S)  # fmt: skip
     assert done.returncode == 0, done.stderr
     reasons, picked, peaks = json.loads(done.stdout)
     assert reasons and all(reason.startswith("NUMBA_DISABLE_JIT is set") for reason in reasons.values())

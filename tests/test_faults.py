@@ -25,7 +25,7 @@ from bench.cases import Settings, cases_of
 from bench.runner import Outcome, Runner
 from bench.store import Store
 from bench.timing import Budget
-from tests.conftest import Convbench, cache_without_probes
+from tests.conftest import HUNG_S, Convbench, cache_without_probes
 
 SPEC = ConvSpec.parse("1x1x32x32,1x1x3x3")
 SETTINGS = Settings(launches=2, answer_s=60, slow_s=0.5, budget=Budget(case_s=0.02))
@@ -179,7 +179,7 @@ def acknowledged(folder: Path) -> list[tuple]:
 
 
 def wait_for_none(found: Callable[[], list[psutil.Process]]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HUNG_S
     while found() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not found()
@@ -196,7 +196,7 @@ def test_kill_9_loses_nothing_and_leaves_no_process(
     killed, progress, after = 0, set(), []
     for turn in range(kills):
         process = start(environment, folder, *more)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HUNG_S
         while turn % 2 and len(acknowledged(folder)) <= len(after) and time.monotonic() < deadline:
             time.sleep(0.02)  # every other one after its first new row, however busy the machine is
         time.sleep(moments.uniform(0, 0.2 if turn % 2 else 0.9))
@@ -213,7 +213,7 @@ def test_kill_9_loses_nothing_and_leaves_no_process(
                 assert sum(len(record.launches) for record in store.records()) == len(after)
     assert killed == kills and len(progress) >= kills // 2  # the moments were spread over the run
     process = start(environment, folder, *more)
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=HUNG_S)
     assert process.returncode == 0, errors
     final = acknowledged(folder)
     assert set(after) <= set(final)
@@ -226,7 +226,7 @@ def test_children_in_sessions_of_their_own_die_with_the_controller(
 ) -> None:
     environment = {**environment, "CONVBENCH_PATH": faulty_path}
     process = start(environment, tmp_path / "out", "--algorithms", "hang")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HUNG_S
     while len(children_of(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(children_of(tmp_path)) == 2
@@ -238,11 +238,11 @@ def test_children_in_sessions_of_their_own_die_with_the_controller(
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(environment: dict[str, str], faulty_path: str, tmp_path: Path) -> None:
     process = start({**environment, "CONVBENCH_PATH": faulty_path}, tmp_path / "out", "--launches", "50")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HUNG_S
     while len(acknowledged(tmp_path / "out")) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=HUNG_S)
     assert process.returncode == 130
     assert "run the same command again" in errors and "Traceback" not in errors
     wait_for_none(lambda: workers_of(process.pid))
@@ -253,7 +253,7 @@ def test_two_runs_on_one_store_keep_everything(environment: dict[str, str], faul
     less = ("--sizes", "16,24", "--kernels", "3")
     both = [start(environment, tmp_path / "out", *less) for _ in range(2)]
     for process in both:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=HUNG_S)
         assert process.returncode == 0, errors
     assert len(acknowledged(tmp_path / "out")) == 2 * 2 * 3
 

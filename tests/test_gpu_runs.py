@@ -13,6 +13,7 @@ from algos.spec import ConvSpec
 from bench.cases import Settings
 from bench.suites import resolve, suited, suites
 from bench.timing import Budget
+from tests.conftest import HUNG_S
 from tests.runs import algorithms_from, measured
 
 SPECS = [ConvSpec.parse(text) for text in ("1x1x32x32,1x1x3x3", "1x1x24x24,1x1x5x5")]
@@ -174,7 +175,7 @@ def test_the_suite_is_small_and_shows_every_kind() -> None:
 @pytest.mark.skipif(any(a.device == "cuda" and a.unavailable() is None for a in algorithms()), reason="a GPU answers here")
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_without_a_gpu_one_line_says_why(convbench, command: str) -> None:
-    done = convbench(command, "gpu", timeout=30)
+    done = convbench(command, "gpu", timeout=HUNG_S)
     assert done.returncode == 2 and not done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("convbench: gpu needs an algorithm on cuda and none runs here: cupy_direct")

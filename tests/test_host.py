@@ -18,6 +18,7 @@ from algos import auto, host, machine
 from algos.engine import threads
 from algos.engine.threads import checked_threads, default_threads, once
 from bench.arguments import threads_of
+from tests.conftest import HUNG_S
 
 CORES, MEMORY = 64, 1 << 40
 MOUNTS = {
@@ -286,7 +287,7 @@ def test_a_user_without_a_home_computes_and_is_told_once_that_nothing_is_kept(tm
     tmp_path.chmod(0o777)
     command = ["unshare", "-U", "--map-user=2000", "--map-group=2000", "env", "-i", "PATH=/usr/bin:/bin", "NUMBA_DISABLE_JIT=1",
                sys.executable, "-c", HOMELESS]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HUNG_S, check=False)
     if "unshare" in done.stderr:
         pytest.skip(f"no user namespace here: {done.stderr.strip()}")
     assert done.stdout.split("\n")[0] == "9.0 True []", done.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from reports.page import write_report
+from tests.conftest import HUNG_S
 from tests.record_makers import HOSTILE, MACHINE, record, sweep
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -86,7 +87,7 @@ def _visit(page: Path, profile: Path) -> tuple[dict[str, Any], str]:
                "--disable-extensions", "--no-first-run", "--proxy-server=127.0.0.1:9", f"--user-data-dir={profile}",
                "--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom"]  # fmt: skip
     done = subprocess.run(
-        [str(BROWSER), *options, page.as_uri()], capture_output=True, timeout=120, stdin=subprocess.DEVNULL, check=False
+        [str(BROWSER), *options, page.as_uri()], capture_output=True, timeout=HUNG_S, stdin=subprocess.DEVNULL, check=False
     )
     parser = _Outcome()
     parser.feed(done.stdout.decode("utf-8", "replace"))

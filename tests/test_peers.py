@@ -26,7 +26,7 @@ from algos.peers import opencv, torch_conv
 from bench.check import check
 from bench.data import operands
 from bench.oracle import oracle
-from tests.conftest import Convbench, cache_without_probes
+from tests.conftest import HUNG_S, Convbench, cache_without_probes
 
 NAMES = {"torch": [a.name for a in torch_conv.ALGORITHMS], "cv2": [a.name for a in opencv.ALGORITHMS]}
 with_cv2 = pytest.mark.skipif(importlib.util.find_spec("cv2") is None, reason="cv2 is not installed")
@@ -62,7 +62,8 @@ opencv.PROBE_S = torch_conv.PROBE_S = {1 if "sleep" in source else 60}
 for name in {NAMES[library]!r}:
     print(get(name).unavailable())
 """
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=HUNG_S, capture_output=True, text=True,
+                          check=True)  # fmt: skip
     lines = done.stdout.splitlines()
     assert len(lines) == len(NAMES[library]) and done.stderr == ""
     assert all("does not work: " in line and says in line for line in lines), done.stdout
@@ -311,7 +312,7 @@ def test_workspace_is_as_predicted(name: str, threads: int) -> None:
     # every large block is mapped for itself and goes back at once
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAK, name, str(threads), *MEMORY_GRID[name]], env=environment,
-                          capture_output=True, text=True, timeout=300)
+                          capture_output=True, text=True, timeout=HUNG_S)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(MEMORY_GRID[name])

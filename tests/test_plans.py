@@ -22,6 +22,7 @@ import algos
 from algos.contract import Algorithm
 from algos.engine.outer import numerical_rank
 from algos.functional import prepared
+from tests.conftest import HUNG_S
 from tests.test_door import Elsewhere
 
 rng = np.random.default_rng(3)
@@ -226,7 +227,7 @@ assert outcomes["refused"] and outcomes["computed"], outcomes
 def run(script: str, *arguments: str, **environment: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], env={**os.environ, **environment}, cwd=Path(__file__).parents[1],
-        timeout=120, capture_output=True, text=True, check=False,
+        timeout=HUNG_S, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr[-2000:]
 
@@ -262,7 +263,7 @@ for name in sys.argv[1:]:
             except BaseException as error:
                 failed = print(repr(error), file=sys.stderr) or True
             os._exit(failed)
-        end = time.monotonic() + 30
+        end = time.monotonic() + HUNG_S
         while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
             if time.monotonic() > end:
                 os.kill(child, 9)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HUNG_S
+
 ROOT = Path(__file__).parents[1]
 TESTS = """
 import time
@@ -39,7 +41,8 @@ def run_pytest(folder: Path, *arguments: str, **extra: str) -> subprocess.Comple
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     quick = () if extra or "no:benchmark" in arguments else ("--benchmark-min-rounds=2", "--benchmark-max-time=0.01")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *quick, *arguments]
-    return subprocess.run(command, cwd=folder, env={**kept, **extra}, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, cwd=folder, env={**kept, **extra}, timeout=HUNG_S, capture_output=True, text=True,
+                          check=False)  # fmt: skip
 
 
 @pytest.mark.parametrize("start", [".", "tests"])

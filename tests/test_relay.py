@@ -16,6 +16,7 @@ from algos.engine import relay
 from algos.engine.jit import compiled, linked
 from algos.engine.relay import ASLEEP, Helpers, fork, helpers, new_job, pause
 from algos.engine.threads import usable_cores
+from tests.conftest import HUNG_S
 
 SPEC = ConvSpec.parse("1x64x60x60,64x1x3x3,p1")
 
@@ -55,7 +56,7 @@ def test_helpers_sleep_when_nothing_comes_and_wake_again(two_cores: None) -> Non
     plan = get("depthwise").prepare(SPEC, w, 2)
     right = plan(x)
     crew = sys.modules["algos.cpu.depthwise"].helpers()
-    end = time.monotonic() + 30
+    end = time.monotonic() + HUNG_S
     while crew.boxes[0, 0] != ASLEEP and time.monotonic() < end:
         time.sleep(0.01)
     assert crew.boxes[0, 0] == ASLEEP
@@ -133,7 +134,7 @@ def test_a_helper_that_wakes_late_still_joins_a_long_job() -> None:
     crew.limit, crew.boxes = 1, np.zeros((1, relay.BOX), np.int64)
     crew.hire(1)
     slots, job = np.zeros(64, np.int64), new_job(64, 16)
-    end = time.monotonic() + 60
+    end = time.monotonic() + HUNG_S
     while 2 not in slots and time.monotonic() < end:
         while crew.boxes[0, 0] != ASLEEP and time.monotonic() < end:
             time.sleep(0.001)
@@ -156,7 +157,7 @@ print(y[0, 0, 30, 30])
 
 def test_exit_while_helpers_listen() -> None:
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=HUNG_S)
         assert (done.returncode, done.stdout, done.stderr) == (0, "9.0\n", "")
 
 
@@ -186,7 +187,7 @@ os._exit(0)
 
 def test_a_helper_never_takes_a_job_that_its_owner_took_back() -> None:
     """It used to read address 0 when it woke in the very moment in which a job ended."""
-    done = subprocess.run([sys.executable, "-c", TAKEN_BACK], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", TAKEN_BACK], capture_output=True, text=True, timeout=HUNG_S)
     assert done.returncode == 0, done.stderr
 
 
@@ -223,5 +224,5 @@ print(os.waitpid(child, 0)[1], os.sched_getaffinity(thread) == os.sched_getaffin
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or usable_cores() < 2, reason="needs a second core, and a say in it")
 def test_a_forked_child_leaves_its_parents_threads_alone() -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=HUNG_S)
     assert (done.returncode, done.stdout) == (0, "0 True\n"), done.stderr

@@ -19,7 +19,7 @@ import pytest
 from bench.cli import main
 from bench.record import Record
 from bench.store import FILE_NAME, Store, StoreError
-from tests.conftest import Convbench, Mount
+from tests.conftest import HUNG_S, Convbench, Mount
 from tests.record_makers import record
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a store that a run has written."""
     folder = tmp_path_factory.mktemp("real")
     done = subprocess.run([sys.executable, "-m", "bench", *ONE_RUN, "--out", str(folder)], cwd=folder, check=False, text=True,
-                          capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)  # fmt: skip
+                          capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=HUNG_S)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {path.name for path in folder.iterdir()} == {FILE_NAME, "report"}  # everything is in the file itself
     return folder
@@ -281,7 +281,7 @@ def test_output_that_cannot_be_written_is_an_error(convbench: Convbench, environ
     for command in ("list", "suites"):
         with open("/dev/full", "w") as full:
             done = subprocess.run([sys.executable, "-m", "bench", command], stdout=full, stderr=subprocess.PIPE, text=True,
-                                  env={**environment, "PYTHONPATH": str(ROOT)}, check=False, timeout=60)  # fmt: skip
+                                  env={**environment, "PYTHONPATH": str(ROOT)}, check=False, timeout=HUNG_S)  # fmt: skip
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
 
 
@@ -335,7 +335,7 @@ def test_a_run_whose_folder_is_deleted_says_what_it_had_measured(tmp_path: Path,
         while run.poll() is None and not _launches(folder):
             time.sleep(0.02)
         shutil.rmtree(folder)
-        out, err = run.communicate(timeout=100)
+        out, err = run.communicate(timeout=HUNG_S)
     assert run.returncode == 2 and err.count("\n") == 1 and f"{folder / FILE_NAME} was deleted" in err, err
     assert specs[0] in out and "report:" not in out and not folder.exists()
 
