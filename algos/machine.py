@@ -53,7 +53,7 @@ def _identity(cores: int) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": cores,
         "caches_bytes": caches(),
-        "simd": _simd(),
+        "simd": vector_extension(),
         "system": platform.system(),
         "arch": platform.machine(),
         "gpu": _gpu_driver(),
@@ -134,7 +134,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _simd() -> str:
+@cache
+def vector_extension() -> str:
     """The widest vector extension that matters to the kernels."""
     for name, label in (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX"), ("sve", "SVE"), ("neon", "NEON")):
         if cpu_features().get(name):

@@ -181,6 +181,12 @@ def test_half_precision_is_found_where_the_bound_is_loose() -> None:
     assert check(spec, Right()).spreads < 2.5
 
 
+@pytest.mark.parametrize("text", ["2x3x9x8,4x3x3x3,p1", "1x64x9x9,8x64x3x3,p1", "2x3x9x8,4x3x3x3,p1,float64"])
+def test_a_rounding_too_many_is_found_on_whole_numbers(text: str) -> None:
+    verdict = refused(text, wrong.Rescaled())
+    assert verdict.reason.startswith("on whole numbers") and verdict.error_ratio < 1
+
+
 @pytest.mark.parametrize("fault, words", [
     (wrong.ReusedBuffer, "buffer is reused"), (wrong.ChangedInput, "changed its first operand"),
     (wrong.ChangedWeights, "changed its weights"), (wrong.NanCorner, "not finite"), (wrong.UnwrittenCorner, "written into out"),

@@ -267,7 +267,7 @@ MEMORY_GRID = {
                             "2x32x112x112,32x32x3x3,p1,float64", "1x64x224x224,64x64x3x3,p1,input_gradient"],
     "torch_prepacked": ["1x64x224x224,64x64x3x3,p1", "1x512x14x14,512x512x3x3,p1"],
 }  # fmt: skip
-FITTED = {"torch": "2.13.", "cv2": "5.0."}  # the versions that were seen: others may allocate in other ways
+FITTED = {"torch": ("2.13.", "2.14."), "cv2": ("4.10.", "5.0.")}  # seen with vectors of 256 or of 512 bits
 RSS_SLACK = 1 << 20  # pages and packing buffers that the libraries keep for good
 PEAK = """
 import json, re, sys
@@ -319,7 +319,7 @@ def test_workspace_is_as_predicted(name: str, threads: int) -> None:
     off = [f"{text}: predicted {predicted}, seen {seen}" for text, seen, predicted in rows
            if not seen - RSS_SLACK <= predicted <= 2 * seen + RSS_SLACK]
     if off and not version.startswith(FITTED[library]):
-        pytest.skip(f"{library} {version} is not {FITTED[library]}x: {'; '.join(off)}")
+        pytest.skip(f"{library} {version} was not yet looked at: {'; '.join(off)}")
     assert not off, "\n".join(off)
 
 

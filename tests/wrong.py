@@ -287,6 +287,16 @@ class Remembered(Right):
         return super().result(spec, self.first.setdefault(y.shape, y).copy(), operands, out)
 
 
+class Rescaled(Right):
+    """A division too many, undone afterwards: within every bound of rounding, and never exact."""
+
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        return w / w.dtype.type(3)
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        return super().result(spec, y * y.dtype.type(3), operands, out)
+
+
 ARITHMETIC = (FlippedKernel, ShiftedPadding, SwappedAxes, IgnoredStride, IgnoredDilation, MixedGroups, DroppedChannel, Zeros,
               RepeatedImage, HalfInside, SingleInside)
 WRITING = (ZeroedLastRow, NanCorner, UnwrittenCorner, IgnoredOut, AddsToOut, ChangedInput, ChangedWeights, TransposedResult,

@@ -30,7 +30,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost
 from algos.door import PAD_MODES, DeviceArray
 from algos.engine.threads import once
-from algos.machine import probe, version
+from algos.machine import probe, vector_extension, version
 from algos.spec import ConvSpec
 
 PROBE_S = 60.0
@@ -169,10 +169,11 @@ class TorchConv(Algorithm):
         return each * (min(spec.batch, threads) if spec.direction == "input_gradient" else spec.batch)
 
     def _copied(self, spec: ConvSpec, x: int, w: int, y: int) -> int:
-        """Elements that oneDNN copies at a call: to blocks of 8 channels and back."""
+        """Elements that oneDNN copies at a call: to blocks of as many channels as a vector has lanes, and back."""
+        block = 16 if vector_extension() == "AVX-512" else 8
         few = spec.in_channels <= 4  # are read as they lie
-        blocked_x = 0 if few else x * -(-spec.in_channels // 8) * 8 // spec.in_channels
-        blocked_y = y * -(-spec.out_channels // 8) * 8 // spec.out_channels
+        blocked_x = 0 if few else x * -(-spec.in_channels // block) * block // spec.in_channels
+        blocked_y = y * -(-spec.out_channels // block) * block // spec.out_channels
         return w + (max(blocked_x, blocked_y) if spec.groups > 1 else blocked_x + blocked_y)
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
