@@ -194,6 +194,8 @@ def choose(
     )  # fmt: skip
     best, estimate = ranked[0]
     reason = ("tuned, " if names[best] != best.name else "") + _reason(ranked, calls)
+    if caveat := getattr(best, "caveat", None):
+        reason += f"; {caveat(received)}"
     choice = Choice(names[best], estimate.source, estimate.expected_s(calls), reason, candidates + tuple(excluded))
     if calls == 1 and (later := pays_off(choice)):
         choice = replace(choice, reason=f"{reason}; after {later[0]} single calls compiling {later[1]} pays")

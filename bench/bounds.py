@@ -211,7 +211,8 @@ def _lowrank(case: Case, algorithm: Judgeable) -> np.ndarray:
 def _normwise(case: Case, algorithm: Judgeable) -> np.ndarray:
     """16 u (sqrt(L) sqrt(2 ln n) sqrt(sum norm(x_c)^2 norm(w_c)^2 / N) + (sqrt(L) + sqrt(C)) max|y|), L = log2 N.
 
-    N is the padded full size whatever the tiling, n the results, C the planes summed.
+    N is the padded full size whatever the tiling, n the results, C the planes summed. Norms and max|y| are those of one plane
+    of the result, an output channel of an image: nothing else may show in it. At chosen points max|y| is an image's.
     """
     spec, data = case.spec, case.data
     n, groups = spec.batch, spec.groups
@@ -227,8 +228,13 @@ def _normwise(case: Case, algorithm: Judgeable) -> np.ndarray:
         energy = np.einsum("ngi,ngo->goi", norms["x"], norms["grad"]).reshape(-1, i)
     points = math.prod(p + e - 1 for p, e in zip(spec.padded_size, spec.kernel_extent, strict=True))
     levels = math.sqrt(max(math.log2(points), 1.0))
-    spread = levels * math.sqrt(2 * math.log(max(math.prod(spec.result_shape), 2))) * np.sqrt(energy / points)
-    largest = float(np.abs(case.exact).max(initial=0))
+    spread = levels * math.sqrt(2 * math.log(max(math.prod(spec.result_shape), 2))) * np.sqrt(energy / points).astype(float)
+    size = np.abs(case.exact).astype(np.float64)
+    if case.points is None:
+        largest = size.max(tuple(range(2, size.ndim)), initial=0)
+    else:
+        largest = np.zeros((len(spread), 1))
+        np.maximum.at(largest[:, 0], case.points[:, 0], size)
     bound = 16 * case.unit * case.repeats * (spread + (levels + math.sqrt(case.inner_channels)) * largest)
     if case.points is not None:
         return bound[tuple(case.points.T[:2])]
@@ -237,7 +243,7 @@ def _normwise(case: Case, algorithm: Judgeable) -> np.ndarray:
 
 def _squares(spec: ConvSpec, name: str, a: np.ndarray) -> np.ndarray:
     """Squared norm of every plane (first axis, second axis); of x with its border, each element as often as it stands there."""
-    total = np.square(a.astype(np.float64))
+    total = np.square(a.astype(np.longdouble if a.dtype == np.float64 else np.float64))  # wider than squares of the type
     if name != "x":
         return total.sum(tuple(range(2, a.ndim)))
     for count in reversed(copies(spec)):
@@ -307,13 +313,13 @@ def amplified(case: Case, matrices: Transforms) -> np.ndarray:
     inner, outer = spec.in_channels // groups, spec.out_channels // groups
     m, t = ([len(a[which]) for a in matrices] for which in (0, 2))
     tiles = [-(-n // k) for n, k in zip(spec.output_size, m, strict=True)]
-    x = padded(spec, _absolute(data.x), abs(border_value(spec)))
+    x, x_exponent = _near_one(padded(spec, _absolute(data.x), abs(border_value(spec))))
     reach = [n * k + b - k for n, k, b in zip(tiles, m, t, strict=True)]
     x = np.pad(x, ((0, 0), (0, 0), *((0, max(n - have, 0)) for n, have in zip(reach, x.shape[2:], strict=True))))
     windows = np.lib.stride_tricks.sliding_window_view(x, t, tuple(range(2, 2 + ndim)))
     steps: Any = (slice(None), slice(None), *(slice(0, n * k, k) for n, k in zip(tiles, m, strict=True)))
     windows = windows[steps]
-    w = _absolute(np.flip(data.w, tuple(range(2, 2 + ndim))) if spec.flip else data.w)
+    w, w_exponent = _near_one(_absolute(np.flip(data.w, tuple(range(2, 2 + ndim))) if spec.flip else data.w))
     kernel = _applied([g for _, g, _ in matrices], w)  # (O, C / groups, *t)
     kernel = kernel.reshape(groups, outer, inner, -1).transpose(3, 0, 2, 1)  # (prod t, groups, C / groups, O / groups)
 
@@ -334,6 +340,7 @@ def amplified(case: Case, matrices: Transforms) -> np.ndarray:
         product = block.transpose(3, 1, 0, 2) @ kernel  # (prod t, groups, tiles, O / groups)
         product = product.transpose(2, 1, 3, 0).reshape(-1, spec.out_channels, *t)
         result[start : start + step] = _applied([a for a, _, _ in matrices], product)
+    result = np.ldexp(result, x_exponent + w_exponent)
     if case.points is not None:
         return result[(inverse, channel, *(p % k for p, k in zip(place, m, strict=True)))]
     whole = result.reshape(*places, spec.out_channels, *m)
@@ -341,6 +348,12 @@ def amplified(case: Case, matrices: Transforms) -> np.ndarray:
     whole = whole.transpose(order).reshape(spec.batch, spec.out_channels, *(n * k for n, k in zip(tiles, m, strict=True)))
     inside: Any = (..., *(slice(0, n) for n in spec.output_size))
     return whole[inside]
+
+
+def _near_one(a: np.ndarray) -> tuple[np.ndarray, int]:
+    """a / 2^e, whose finite elements are 1 at most, and e: what grows inside must not overflow."""
+    exponent = int(np.frexp(a.max(initial=0, where=np.isfinite(a)))[1])
+    return np.ldexp(a, -exponent), exponent
 
 
 def _applied(matrices: list[np.ndarray], a: np.ndarray) -> np.ndarray:

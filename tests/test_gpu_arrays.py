@@ -16,6 +16,7 @@ from bench.data import operands
 from tests.covering import covered, traits
 from tests.cuda_on_cpu import on_numpy
 from tests.test_contract import GRID, LARGER, SLACK
+from tests.test_images import alone
 
 MORE = [
     "1x1x40x50,1x1x31x31,p15,float64",
@@ -145,3 +146,22 @@ def test_results_are_fresh_and_kept(name: str) -> None:
     out = np.full(spec.output_shape, np.nan, spec.out_dtype)
     assert plan(data.x, out=out) is out
     np.testing.assert_array_equal(out, kept)
+
+
+@pytest.mark.parametrize("text", ["3x3x20x21,4x3x3x3,p1", "3x1x30x31,1x1x3x3,p1,rank1,float64", "3x20x9x8,24x20x3x3,p1"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_image_depends_on_its_neighbours(name: str, text: str) -> None:
+    """In blocks as large as the batch and smaller; nor do weights near an end of the type's range lose anything."""
+    spec = ConvSpec.parse(text)
+    if get(name).unsupported(spec):
+        return
+    found = operands(spec, 3)
+    for algorithm in (twin(name), twin(name, block_bytes=8192)) if hasattr(get(name), "block_bytes") else (twin(name),):
+        for size in (1.0, 2.0**-130, 2.0**100):
+            x, w = found.x * found.x.dtype.type(size**-0.5), found.w * found.w.dtype.type(size)
+            x[0] *= 1e8 if size == 1 else 1
+            x[2].flat[[7, -9]] = np.nan, np.inf
+            with np.errstate(all="ignore"):
+                y = prepared(spec, w, algorithm, 1)(x)
+            for n in range(2):
+                assert alone(spec, x[n], w, name, y[n]) <= 1, f"image {n} beside a spoilt one, weights of about {size}"

@@ -10,6 +10,7 @@ operations for every pair of channels in a group. Workspace: transformed weights
 transformed channels of ``block_bytes`` of images.
 Accuracy: normwise: errors are relative to the largest output, so small outputs beside huge ones are noise. One NaN or
 infinity in an image makes all outputs of the channels that read it NaN.
+Range: that of the type. Weights are scaled by powers of two, and so is a copy of an image near an end of it.
 Forward, 1-D to 3-D, float32 and float64, every stride (outputs are subsampled), dilation (zeros between taps), padding, groups.
 
 Source: Mathieu, Henaff and LeCun, "Fast training of convolutional networks through FFTs", arXiv:1312.5851.
@@ -19,7 +20,7 @@ Equivalent: ``scipy.signal.fftconvolve(x, w[..., ::-1, ::-1])``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -30,7 +31,9 @@ import numpy as np
 from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.blas import blas_limit
 from algos.engine.cyclic import fast_length, least_lengths
+from algos.engine.ranges import Scaling
 from algos.engine.threads import share
+from algos.host import caches
 from algos.spec import ConvSpec
 
 REAL_FACTORS, COMPLEX_FACTORS = (2, 3, 5), (2, 3, 5, 7, 11)  # as in scipy.fft.next_fast_len, without its slow import
@@ -90,7 +93,8 @@ class Fft(Algorithm):
 
     def _workers(self, spec: ConvSpec, threads: int) -> int:
         channels = self._images(spec) * max(spec.in_channels, spec.out_channels)
-        return threads if channels * math.prod(self._half(spec)) > THREADED_POINTS else 1
+        alone = spec.ndim == 1 and channels == 1  # scipy.fft's threads take whole lines
+        return threads if channels * math.prod(self._half(spec)) > THREADED_POINTS and not alone else 1
 
     def _in_place(self, spec: ConvSpec) -> bool:
         """One channel in and one out in every group: the product overwrites the image's transform."""
@@ -110,7 +114,8 @@ class Fft(Algorithm):
             products += outputs * points * 2
         if images > 1 and not self._in_place(spec):
             products += outputs * points * 2  # seen with several images: NumPy takes a copy of the result on its way
-        placing = 3 * self._placed(spec) * (spec.in_channels // spec.groups) * math.prod(cyclic_size(spec))
+        scaling = 4 * spec.out_channels * (spec.in_channels // spec.groups) * math.prod(spec.kernel)
+        placing = scaling + 3 * self._placed(spec) * (spec.in_channels // spec.groups) * math.prod(cyclic_size(spec))
         return (kernels + max(held + products + max(rows_in, rows_out), placing)) * unit
 
     def _placed(self, spec: ConvSpec) -> int:
@@ -149,7 +154,8 @@ class Fft(Algorithm):
         points = math.prod(half)
         workers = self._workers(spec, threads)
         dense = self._dense(spec)
-        kernels = self._kernels(spec, weights)
+        scaling = Scaling(weights, math.prod(lengths))
+        kernels = self._kernels(spec, scaling.weights)
         if dense:
             kernels = kernels.transpose(3, 0, 2, 1)  # (frequency, group, input, output), contiguous
         spectrum = np.zeros((images if spec.ndim > 1 else 0, spec.in_channels, *half), kernels.dtype)
@@ -197,20 +203,21 @@ class Fft(Algorithm):
                     y += x[:, :, i : i + 1] * kernels[:, :, i]
             return products[:n]
 
-        def backward(spectra: np.ndarray, y: np.ndarray) -> None:
-            """Invert, first axis first, keeping only the rows that become outputs."""
+        def backward(spectra: np.ndarray, kinds: Sequence[int], y: np.ndarray) -> None:
+            """Invert, first axis first, keeping only the rows that become outputs; ``kinds``: of ``scaling``."""
             for axis in axes[:-1]:
-                spectra = scipy.fft.ifft(spectra, axis=axis, workers=workers, overwrite_x=True)
+                spectra = scipy.fft.ifft(spectra, axis=axis, norm="forward", workers=workers, overwrite_x=True)
                 stop, step = (spec.output_size[axis - 2] - 1) * spec.stride[axis - 2] + 1, spec.stride[axis - 2]
                 spectra = spectra[(slice(None),) * axis + (slice(0, stop, step),)]
-            rows = scipy.fft.irfft(spectra, lengths[-1], workers=workers, overwrite_x=True)
-            y[...] = rows[..., : (spec.output_size[-1] - 1) * spec.stride[-1] + 1 : spec.stride[-1]]
+            rows = scipy.fft.irfft(spectra, lengths[-1], norm="forward", workers=workers, overwrite_x=True)
+            scaling.store(rows[..., : (spec.output_size[-1] - 1) * spec.stride[-1] + 1 : spec.stride[-1]], kinds, y)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
             for first in range(0, spec.batch, images):
                 part = slice(first, first + images)
-                backward(multiply(forward(x[part])), y[part])
+                some, kinds = scaling.load(x[part])
+                backward(multiply(forward(some)), kinds, y[part])
             return y
 
         return run
@@ -222,9 +229,13 @@ class Fft(Algorithm):
         transforms = 2.5 * points * math.log2(max(2, points)) * channels
         unit = spec.in_dtype.itemsize
         weights = pairs // spec.batch * points * unit * -(-spec.batch // self._images(spec))
+        # A line beyond the caches is passed over, read and written, for each radix; with strides, which cost memory four times.
+        line, passes = cyclic_size(spec)[-1] * unit, 4.0
+        if 2 * line > caches()["L2"]:
+            passes += 2 * math.log(cyclic_size(spec)[-1], 4) * (4 if 2 * line > caches()["L3"] // 2 else 1)
         return Cost(
             transforms + 4 * points * pairs,
-            spec.min_bytes + 4 * points * channels * unit + weights,
+            spec.min_bytes + passes * points * channels * unit + weights,
             calls=20 + 20 * spec.ndim + (0.3 * math.prod(self._half(spec)) if self._dense(spec) else 0),
             flops_per_s=1e10 if spec.dtype == "float32" else 6e9,
             parallel=self._workers(spec, threads) > 1,

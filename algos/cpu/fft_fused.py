@@ -1,22 +1,25 @@
-"""Overlap-save with everything fused: pairs of real tiles as complex ones, transformed in vectors that never leave the cache.
+"""Overlap-save with everything fused: real tiles as complex ones of half the size, in vectors that never leave the cache.
 
 From naive to this, 1024x1024 with 31x31, float32, one thread of a Zen 3, where ``cv2.filter2D`` takes 14 ms:
 ``scipy.signal.fftconvolve`` 25 ms; the kernel transformed once (``fft``) 12; the same on ducc0 instead of scipy.fft 7; then
 4.2 by tiles, with L transforms side by side in vectors (8 floats in AVX2) so that nothing is shuffled inside a transform; no
-digit reversal, since the product does not care for the order; two real tiles as one complex tile, which needs no
-untangling because the kernel is real; and rows forward, product and rows back in one visit of the cache. Reading and writing
+digit reversal, since the product does not care for the order; a real tile's two halves as the parts of one complex tile, which
+needs no untangling modulo z^n - i; and rows forward, product and rows back in one visit of the cache. Reading and writing
 four vectors of a row at a time keeps rows a power of two apart from evicting each other: reading alone became 2.9 times faster.
 Radix 8 instead of 4 bought nothing on 16 registers.
 
-Cost: for each pair of tiles of R x C points, about 4.25 R C log2(R C) operations for each input and output channel and 8 R C
+Cost: for each tile of R x C points, about 2.2 R C log2(R C) operations for each input and output channel and 4 R C
 for every pair of channels in a group; the tiles are those whose modelled time is least, from vectors to the whole image.
-Workspace: the kernels' spectra (8 or 16 bytes x R C x O x C/groups), and for each thread the spectra of the inputs of a pair
-of tiles. Many channels re-read many kernels: ``fft`` and ``fft_tiles`` do these as matrix products.
-Accuracy: normwise. One NaN or infinity spoils the outputs of its tile and of that tile's partner.
+Workspace: the kernels' spectra (4 or 8 bytes x R C x O x C/groups), and for each thread the spectra of the inputs of a
+tile. Many channels re-read many kernels: ``fft`` and ``fft_tiles`` do these as matrix products.
+Accuracy: normwise, tile by tile. One NaN or infinity spoils the outputs of its tile; signals go side by side, as many tiles
+of one as a vector has lanes, and those alone that hold it are spoilt.
+Range: that of the type. Weights are scaled by powers of two, and so are tiles near an end of it.
 Forward, 1-D and 2-D, float32 and float64, every stride (outputs are subsampled), dilation, padding and number of groups.
 
 Source: Rabiner and Gold, "Theory and application of digital signal processing", 1975, section 2.25; Frigo and Johnson, "The
-design and implementation of FFTW3", Proceedings of the IEEE 93(2), 2005.
+design and implementation of FFTW3", Proceedings of the IEEE 93(2), 2005; Crandall and Fagin, "Discrete weighted transforms and
+large-integer arithmetic", Mathematics of Computation 62, 1994 (modulo z^n - i).
 Equivalent: ``scipy.signal.oaconvolve(x, w[..., ::-1, ::-1])``.
 """
 
@@ -26,6 +29,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,17 +39,20 @@ from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.jit import compile_for
 from algos.engine.memory import aligned, results_of
 from algos.engine.overlap_save import STRIPS, all_lines, all_planes, kernel_lines, kernel_planes
+from algos.engine.ranges import Scaling, limit_bits, powers_of_two
 from algos.engine.relay import helpers, new_job
 from algos.engine.simd import lanes
 from algos.host import caches
 from algos.spec import ConvSpec
 
-POINT_S = 11e-9  # of a complex point of a vector there and back: reading, two transpositions each way, writing
+POINT_S = 12e-9  # of a complex point of a vector there and back: reading, turning, two transpositions each way, writing
 STAGE_S = 1.1e-9  # of a radix-4 stage for such a point, one way
 BEYOND = 0.1  # of the time, for each doubling of tile and kernel beyond a quarter of the second-level cache
-HAND_OVER_S, ITEM_S = 1e-5, 4e-6  # to a thread, cold caches and all; of a pair of tiles: its ragged edges
+STAGES_BEYOND = 1.45  # times the time, the same for signals beyond half of it: every stage passes over all of the tiles
+HAND_OVER_S, ITEM_S = 1e-5, 4e-6  # to a thread, cold caches and all; of a tile: its ragged edges
 HOPELESS = 2.0  # times the modelled time of the best tiles: not tried
 LONGEST = 1 << 12  # of a side of a tile: a strip of it still fits the cache
+SIGNAL = 8  # times as long are the tiles of a signal: there is one axis alone
 
 
 class Side(NamedTuple):
@@ -75,11 +82,16 @@ def sides(spec: ConvSpec, axis: int, multiple: int, longest: int) -> list[Side]:
     raise AssertionError("fast_lengths goes past the longest")
 
 
-class Plan(NamedTuple):
-    """Tiles of rows x cols, how many run at a time (``items``), and the threads that share them."""
+def _whole(first: Side, multiple: int) -> int:
+    """Rows of complex points, the last vector of which may lack some."""
+    return -(-first.points // 2 // multiple) * multiple
 
-    rows: Side
-    cols: Side
+
+class Plan(NamedTuple):
+    """Tiles of first x last points (last: the L of ``lines`` in 1-D), items to share, threads that share them."""
+
+    first: Side
+    last: Side
     items: int
     threads: int
     seconds: float
@@ -91,24 +103,25 @@ def plan_for(spec: ConvSpec, threads: int, longest: int) -> Plan:
     multiple, dtype = lanes(spec.in_dtype), str(spec.in_dtype)
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     flat = spec.ndim == 1
-    rows = [Side(multiple, 1, 1)] if flat else sides(spec, 0, multiple, longest)
-    stages_down = [0.0 if flat else Transform(row.points, dtype).cost for row in rows]
+    firsts = sides(spec, 0, 2 * multiple, longest * SIGNAL) if flat else sides(spec, 0, multiple, longest)
+    lasts = [Side(multiple, 1, 1)] if flat else sides(spec, 1, multiple, longest)
+    stages_first = {first.points // 2: Transform(first.points // 2, dtype).cost for first in firsts}
+    stages_last = [0.0 if flat else Transform(last.points, dtype).cost for last in lasts]
     best: Plan | None = None
-    for col in sides(spec, spec.ndim - 1, multiple, longest):
-        along = Transform(col.points, dtype).cost
-        for row, down in zip(rows, stages_down, strict=True):
-            tiles = row.tiles * col.tiles
-            count = spec.batch * -(-tiles // (2 * multiple)) if flat else -(-spec.batch * tiles // 2)
-            items = count * spec.groups
-            stages = along + down
-            points = row.points * col.points / multiple
-            moving = (inputs + outputs) * (POINT_S / 2 + STAGE_S * stages) + inputs * outputs * STAGE_S
-            beyond = math.log2(max(1, points * multiple * 16 * spec.in_dtype.itemsize / caches()["L2"]))
-            each = ITEM_S + points * moving * (1 + BEYOND * min(5, beyond))
-            for used in {1, min(threads, items)}:
-                seconds = -(-items // used) * each + (HAND_OVER_S if used > 1 else 0)
-                if best is None or seconds < best.seconds:
-                    best = Plan(row, col, items, used, seconds)
+    for first, (last, along) in product(firsts, zip(lasts, stages_last, strict=True)):
+        tiles = -(-first.tiles // multiple) if flat else first.tiles * last.tiles
+        items = spec.batch * tiles * spec.groups
+        half, whole = first.points // 2, _whole(first, multiple)
+        stages = stages_first[half] * half / whole + along
+        points = whole * last.points / multiple
+        moving = (inputs + outputs) * (POINT_S / 2 + STAGE_S * stages) + inputs * outputs * STAGE_S
+        beyond = math.log2(max(1, points * multiple * 16 * spec.in_dtype.itemsize / caches()["L2"]))
+        slower = STAGES_BEYOND ** max(0, beyond - 1) if flat else 1 + BEYOND * min(5, beyond)
+        each = ITEM_S + points * moving * slower
+        for used in {1, min(threads, items)}:
+            seconds = -(-items // used) * each + (HAND_OVER_S if used > 1 else 0)
+            if best is None or seconds < best.seconds:
+                best = Plan(first, last, items, used, seconds)
     assert best is not None
     return best
 
@@ -141,50 +154,68 @@ class FftFused(Algorithm):
         return [other for other in found if other._plan(spec, threads).seconds < limit]
 
     def _spectra(self, spec: ConvSpec) -> int:
-        """Spectra of pairs of tiles that a thread holds."""
+        """Spectra of tiles that a thread holds."""
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         return 1 if inputs == outputs == 1 else inputs + 1
 
+    def _taken(self, spec: ConvSpec, plan: Plan) -> int:
+        """Elements of the spectrum of a tile of ``planes``, or of L of ``lines``."""
+        return 2 * _whole(plan.first, lanes(spec.in_dtype)) * plan.last.points
+
+    def _strip(self, spec: ConvSpec, plan: Plan) -> int:
+        """Elements that a thread holds of columns, or of the ends of signals."""
+        width = lanes(spec.in_dtype)
+        return width * (width if spec.ndim == 1 else STRIPS * 2 * _whole(plan.first, width))
+
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        plan = self._plan(spec, threads)
-        points = plan.rows.points * plan.cols.points
-        strip = 0 if spec.ndim == 1 else STRIPS * plan.rows.points * lanes(spec.in_dtype) * 2
-        held = spec.out_channels * (spec.in_channels // spec.groups) * points * 2
-        factors = 8 * (plan.rows.points + plan.cols.points)
-        return spec.in_dtype.itemsize * (held + plan.threads * (self._spectra(spec) * points * 2 + strip) + points + factors)
+        plan, pairs = self._plan(spec, threads), spec.out_channels * (spec.in_channels // spec.groups)
+        points = self._taken(spec, plan)
+        strip = self._strip(spec, plan)
+        running = points + plan.threads * (self._spectra(spec) * points + strip)
+        factors = 8 * (plan.first.points + plan.last.points) + 8 * spec.out_channels
+        scaling = 5 * pairs * math.prod(spec.kernel)
+        return spec.in_dtype.itemsize * (pairs * points + running + factors + scaling)
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         flat = spec.ndim == 1
         plan, dtype, width = self._plan(spec, threads), str(spec.in_dtype), lanes(spec.in_dtype)
-        rows, cols = plan.rows, plan.cols
+        first, last, half = plan.first, plan.last, plan.first.points // 2
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        taken = 2 * rows.points * cols.points
-        along, down = Transform(cols.points, dtype), Transform(rows.points, dtype)
+        taken = self._taken(spec, plan)
+        turned, along = Transform(half, dtype), Transform(last.points, dtype)
         spectra = aligned((plan.threads, self._spectra(spec) * taken), dtype)
-        strips = aligned((plan.threads, 0 if flat else STRIPS * 2 * width * rows.points), dtype)
+        strips = aligned((plan.threads, self._strip(spec, plan)), dtype, zeros=True)
         kernels = aligned(spec.out_channels * inputs * taken, dtype)
-        sizes = (cols.points,) if flat else (rows.points, cols.points)
-        where = [-np.arange(k) * d % n for k, d, n in zip(spec.kernel, spec.dilation, sizes, strict=True)]
-        pairs = weights.reshape(-1, *spec.kernel)
+        scaling = Scaling(weights, half if flat else half * last.points)
+        pairs = scaling.weights.reshape(-1, *spec.kernel)
+        scales = np.concatenate([powers_of_two(scaling.shifts, spec.in_dtype)[None], scaling.factors.swapaxes(0, 1)]).ravel()
+        limits = limit_bits(scaling.limits, spec.in_dtype)
+        stages = (turned.stages, turned.factors)
+        sizes = (first.points,) if flat else (first.points, last.points)
+        taps = [-np.arange(k) * d for k, d in zip(spec.kernel, spec.dilation, strict=True)]
+        where = [tap % n for tap, n in zip(taps, sizes, strict=True)]
+        signs = 1 - 2 * (taps[0] // first.points % 2)  # z^first.points is -1
+        pairs *= signs.reshape(-1, *(1,) * (spec.ndim - 1)).astype(dtype)
         if flat:
-            kernel_lines(pairs, *where, width, cols.points, along.stages, along.factors, kernels)
+            kernel_lines(pairs, *where, width, half, *stages, turned.turns, scales, kernels)
         else:
-            kernel_planes(pairs, *where, np.empty(sizes, dtype), width, along.stages, along.factors, down.stages, down.factors,
-                          strips[0], kernels)  # fmt: skip
+            kernel_planes(pairs, *where, np.empty(sizes, dtype), width, along.stages, along.factors, *stages, turned.turns,
+                          scales, strips[0], kernels)  # fmt: skip
         channels = (spec.groups, inputs, outputs, width)
         crew, job = helpers(), new_job(plan.items, plan.threads)
         hands = crew.hire(plan.threads - 1)
         work: Any
         fixed: tuple[Any, ...]
         if flat:
-            table = (*spec.size, *spec.output_size, cols.points, cols.kept, *spec.stride, spec.padding[0][0], *channels,
-                     -(-cols.tiles // (2 * width)))  # fmt: skip
-            work, fixed = all_lines, (table, along.stages, along.factors, spectra)
+            table = (*spec.size, *spec.output_size, half, first.kept, *spec.stride, spec.padding[0][0], *channels,
+                     -(-first.tiles // width), *limits)  # fmt: skip
+            work, fixed = all_lines, (table, *stages, turned.turns, scales, strips, spectra)
         else:
-            table = (*spec.size, *spec.output_size, rows.points, cols.points, rows.kept, cols.kept, rows.tiles, cols.tiles,
-                     *spec.stride, spec.padding[0][0], spec.padding[1][0], spec.batch, *channels,
-                     plan.items // spec.groups)  # fmt: skip
-            work, fixed = all_planes, (table, along.stages, along.factors, down.stages, down.factors, strips, spectra)
+            table = (*spec.size, *spec.output_size, half, last.points, first.kept, last.kept, first.tiles, last.tiles,
+                     *spec.stride, spec.padding[0][0], spec.padding[1][0], *channels, plan.items // spec.groups,
+                     *limits)  # fmt: skip
+            work = all_planes
+            fixed = (table, along.stages, along.factors, *stages, turned.turns, scales, strips, spectra)
         fixed = (*fixed, plan.items, job, crew.boxes, hands)
         compile_for(work, kernels, kernels, kernels, *fixed)
         new_result = results_of(spec)
@@ -202,11 +233,11 @@ class FftFused(Algorithm):
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         plan = self._plan(spec, threads)
-        # Tiles are chosen by best times; what is seen over many runs is about 1.7 times as much. Layers read the spectra of
-        # all their kernels for every pair of tiles.
-        pairs, points = spec.out_channels * spec.in_channels // spec.groups, plan.rows.points * plan.cols.points
-        spectra = 2.0 * points * pairs * spec.in_dtype.itemsize * plan.items / spec.groups if pairs > spec.groups else 0.0
-        seconds = self._plan(spec, 1).seconds * 1.7
+        # Tiles are chosen by best times; what is seen over many runs is about 1.7 times as much, or 0.85 of signals, which are
+        # transposed once each way instead of twice. Layers read the spectra of all their kernels for every tile.
+        pairs, points = spec.out_channels * spec.in_channels // spec.groups, self._taken(spec, plan)
+        spectra = 1.0 * points * pairs * spec.in_dtype.itemsize * plan.items / spec.groups if pairs > spec.groups else 0.0
+        seconds = self._plan(spec, 1).seconds * (0.85 if spec.ndim == 1 else 1.7)
         return Cost(seconds * 2e10, spec.min_bytes + spectra, 4, 2e10, parallel=plan.threads > 1)
 
 

@@ -8,6 +8,7 @@ Cost: for each tile 2.5 N^d log2 N^d for every input and output channel and 4 N^
 chosen to make that least per output. Workspace: transformed weights, one padded image, and for each thread a block of tiles
 and of their transforms, about ``block_bytes``.
 Accuracy: normwise, like fft. One NaN or infinity spoils the outputs of the tiles that hold it.
+Range: that of the type. Weights are scaled by powers of two, and so is a copy of an image near an end of it.
 Forward, 1-D and 2-D, float32 and float64, every stride (outputs are subsampled), dilation, padding and number of groups.
 
 Source: Rabiner and Gold, "Theory and application of digital signal processing", 1975, section 2.25.
@@ -17,9 +18,10 @@ Equivalent: ``scipy.signal.oaconvolve(x, w[..., ::-1, ::-1])``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +29,10 @@ from algos.contract import Algorithm, Cost, forward_float
 from algos.cpu.fft import REAL_FACTORS
 from algos.engine.blas import blas_limit
 from algos.engine.cyclic import fast_length
+from algos.engine.ranges import Scaling
 from algos.engine.threads import share, split
 from algos.engine.windows import stuffed
+from algos.host import caches
 from algos.spec import ConvSpec
 
 LONGEST = 1 << 15  # of all points of a tile: its transform still fits a second-level cache
@@ -112,7 +116,7 @@ class FftTiles(Algorithm):
         writing = (spectra + points * unit * tiles + kept) * spec.out_channels + spectra * spec.in_channels
         each = max(reading, product, writing)
         held = weights * half * 2 * unit
-        building = weights * (points * unit + half * 2 * unit * (2 if dense else 1))
+        building = weights * (4 * math.prod(spec.kernel) * unit + points * unit + half * 2 * unit * (2 if dense else 1))
         return max(building, held + image + self._threads(spec, threads) * each)
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
@@ -123,14 +127,15 @@ class FftTiles(Algorithm):
         tiles, step, half = self._tiles(spec), self._step(spec), self._half(spec)
         groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
         axes = tuple(range(-spec.ndim, 0))
-        kernels = scipy.fft.rfftn(stuffed(weights, spec.dilation), points, axes=axes).conj()
+        scaling = Scaling(weights, math.prod(points))
+        kernels = scipy.fft.rfftn(stuffed(scaling.weights, spec.dilation), points, axes=axes).conj()
         kernels = kernels.reshape(groups, outputs, inputs, half)
         if inputs > 1:
             kernels = np.ascontiguousarray(kernels.transpose(3, 0, 2, 1))  # (frequency, group, input, output)
         padded = np.zeros((spec.in_channels, *self._covered(spec)), spec.in_dtype)
         seen = tuple(min(n, room - b) for n, room, (b, _) in zip(spec.size, self._covered(spec), spec.padding, strict=True))
         core = tuple(slice(b, b + n) for n, (b, _) in zip(seen, spec.padding, strict=True))
-        image_core = tuple(slice(n) for n in seen)
+        image_core: Any = (0, slice(None), *(slice(n) for n in seen))
         views = np.lib.stride_tricks.sliding_window_view(padded, points, axes)
         views = views[(slice(None), *(slice(None, None, k) for k in kept))]  # (c, *tiles, *points)
         blocks = -(-tiles[0] // step)
@@ -138,8 +143,8 @@ class FftTiles(Algorithm):
         outs = tuple(k // s for k, s in zip(kept, spec.stride, strict=True))
         cropped = (..., *(slice(0, k, s) for k, s in zip(kept, spec.stride, strict=True)))
 
-        def block_of(first: int, result: np.ndarray) -> None:
-            """Outputs of the tile rows [first, first + step), into result (o, *output_size)."""
+        def block_of(first: int, kinds: Sequence[int], result: np.ndarray) -> None:
+            """Outputs of the tile rows [first, first + step), into result (1, o, *output_size)."""
             last = min(tiles[0], first + step)
             chosen = views[:, first:last]
             grid = chosen.shape[1 : 1 + spec.ndim]
@@ -150,20 +155,22 @@ class FftTiles(Algorithm):
             else:
                 product = np.matmul(np.ascontiguousarray(x.transpose(3, 0, 2, 1)), kernels).transpose(1, 3, 2, 0)
             product = product.reshape(spec.out_channels, *grid, *spectra.shape[1 + spec.ndim :])
-            y = scipy.fft.irfftn(product, points, axes=axes, overwrite_x=True)[cropped]
+            y = scipy.fft.irfftn(product, points, axes=axes, norm="forward", overwrite_x=True)[cropped]
             order = (0, *(axis for i in range(spec.ndim) for axis in (1 + i, 1 + spec.ndim + i)))
             y = y.transpose(order).reshape(spec.out_channels, *(n * k for n, k in zip(grid, outs, strict=True)))
             rows = slice(first * outs[0], min(spec.output_size[0], last * outs[0]))
-            result[:, rows] = y[(slice(None), slice(rows.stop - rows.start), *(slice(n) for n in spec.output_size[1:]))]
+            y = y[(slice(None), slice(rows.stop - rows.start), *(slice(n) for n in spec.output_size[1:]))]
+            scaling.store(y[None], kinds, result[:, :, rows])
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            for image, result in zip(x, y, strict=True):
-                padded[(slice(None), *core)] = image[(slice(None), *image_core)]
+            for n in range(spec.batch):
+                image, kinds = scaling.load(x[n : n + 1])
+                padded[(slice(None), *core)] = image[image_core]
 
-                def job(part: int, _: int, result: np.ndarray = result) -> None:
+                def job(part: int, _: int, result: np.ndarray = y[n : n + 1], kinds: Sequence[int] = kinds) -> None:
                     for block in range(*parts[part]):
-                        block_of(block * step, result)
+                        block_of(block * step, kinds, result)
 
                 with blas_limit(1):
                     share(job, len(parts), len(parts))
@@ -177,7 +184,10 @@ class FftTiles(Algorithm):
         pairs = spec.out_channels * (spec.in_channels // spec.groups)
         transforms = 2.5 * points * math.log2(points) * (spec.in_channels + spec.out_channels)
         blocks = spec.batch * -(-self._tiles(spec)[0] // self._step(spec))
-        return Cost(tiles * (transforms + 4 * points * pairs), spec.min_bytes, 20 + 60 * blocks, FLOPS_PER_S, threads > 1)
+        slower = 2 if 2 * points * spec.in_dtype.itemsize > caches()["L2"] else 1
+        return Cost(
+            tiles * (transforms * slower + 4 * points * pairs), spec.min_bytes, 20 + 60 * blocks, FLOPS_PER_S, threads > 1
+        )
 
 
 ALGORITHMS = [FftTiles()]

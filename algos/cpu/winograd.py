@@ -9,6 +9,7 @@ Cost: for 3x3 kernels 2.25 (F2), 4 (F4) or 5.06 (F6) times fewer multiplications
 tile and channel. Workspace: t^2 / r^2 times the weights, and blocks of transformed tiles of ``block_bytes``.
 Accuracy: winograd: rounding is amplified by the transforms, little by F2, most by F6. One NaN or infinity spoils the whole
 tiles around it: up to 16 (F2), 36 (F4) or 64 (F6) outputs instead of 9.
+Range: that of the type. Weights and images near an end of it are scaled by powers of two, where they are read and written.
 Forward, 2-D, stride 1, dilation 1, kernels of 2 to 9 - m on each axis, float32 and float64, every padding and number of groups
 (with few channels in a group the transforms cost more than they save).
 
@@ -29,6 +30,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost
 from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.memory import LINE, aligned, results_of
+from algos.engine.ranges import ORDINARY, kind_of
 from algos.engine.relay import CHUNKS, fork, helpers, new_job
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
 from algos.engine.tiles import load_tiles, multiply, store_tiles
@@ -40,9 +42,9 @@ SHARED_FLOPS = 4e6
 
 
 @linked(**FLAGS)
-def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra, products, scratch,
-                item, phase, parts, chunk, slot):  # fmt: skip
-    """All of item number ``chunk`` if ``phase`` is 0, else part ``chunk`` of one phase of ``item``.
+def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, limits, kind, peaks,
+                scales, spectra, products, scratch, item, phase, parts, chunk, slot):  # fmt: skip
+    """All of item number ``chunk`` if ``phase`` is 0, else part ``chunk`` of one phase of ``item``, an item of that ``kind``.
 
     An item is image x group x block of ``rows`` tile rows; kernels: (group, point, block of outputs, channel, its outputs).
     """
@@ -53,28 +55,45 @@ def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, output
         item, part, parts, own = chunk, 0, 1, slot
     n, group, row = item // blocks // groups, item // blocks % groups, item % blocks * rows
     count = min(rows, tiles_h - row)
-    if phase <= 1:
-        load_tiles(x, n, group * channels, channels, top, left, outputs, taps_h, taps_w, row, count, tiles_w, scratch[slot],
-                   spectra[own], part, parts)  # fmt: skip
+    again = phase <= 1
+    while again:
+        found = load_tiles(x, n, group * channels, channels, top, left, outputs, taps_h, taps_w, row, count, tiles_w,
+                           scales[kind, 0], scratch[slot], spectra[own], part, parts)  # fmt: skip
+        again = phase == 0 and kind == ORDINARY and kind_of(found, limits) != ORDINARY
+        if again:
+            kind = kind_of(found, limits)
+        if phase == 1:
+            peaks[part] = found
     if phase == 0 or phase == 2:
         multiply(spectra[own], kernels[group], products[own], channels, count * tiles_w, part, parts)
     if phase == 0 or phase == 3:
         store_tiles(products[own], y, n, group * filters, filters, outputs, taps_h, taps_w, row, count, tiles_w,
-                    scratch[slot], part, parts)  # fmt: skip
+                    scales[kind, 1], scales[kind, 2], scratch[slot], part, parts)  # fmt: skip
 
 
 @compiled(**FLAGS)
-def winograd_tiles(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra, products,
-                   scratch, together, job, boxes, hands):  # fmt: skip
-    """Every item, each by one thread, or each phase of one item after the other by all threads together."""
+def winograd_tiles(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, limits, peaks, scales,
+                   spectra, products, scratch, together, job, boxes, hands):  # fmt: skip
+    """Every item, each by one thread, or each phase of one item after the other by all threads together.
+
+    peaks: (channels of a group), written; scales: for items of each kind the factor of what is read, and two of results.
+    """
     items = x.shape[0] * groups * -(-tiles_h // rows)
     lanes = VECTOR_BYTES // x.itemsize
     shares = (items, -(-x.shape[1] // groups // lanes), spectra.shape[1], -(-y.shape[1] // groups // lanes))
-    for run in range(3 * items if together else 1):
+    run, kind = 0, ORDINARY
+    while run < (3 * items if together else 1):
         phase = 1 + run % 3 if together else 0
         job[CHUNKS] = parts = shares[phase]
-        fork(tiles_chunk, (x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra,
-                           products, scratch, run // 3, phase, parts), job, boxes, hands)  # fmt: skip
+        fork(tiles_chunk, (x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, limits, kind,
+                           peaks, scales, spectra, products, scratch, run // 3, phase, parts), job, boxes, hands)  # fmt: skip
+        if phase == 1 and kind == ORDINARY:
+            kind = kind_of(peaks[:parts].max(), limits)
+            if kind != ORDINARY:
+                continue  # once more, scaled
+        run += 1
+        if phase == 3:
+            kind = ORDINARY
 
 
 class Tiling(NamedTuple):
@@ -148,7 +167,7 @@ class Winograd(Tiled, Algorithm):
         pitch = -(-(tiling.tiles_w * self.m + t_w - self.m) // wide) * wide
         # A power of two between tiles or points would map all of them to the same few sets of the first-level cache.
         line = LINE // spec.in_dtype.itemsize
-        return (points, tiles, inputs + line), (points, tiles, outputs + line), pitch * (t_h + wide + t_h * wide)
+        return (points, tiles, inputs + line), (points, tiles, outputs + line), pitch * (t_h + wide + t_h * wide) + wide
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         tiling = self._tiling(spec, threads)
@@ -161,14 +180,14 @@ class Winograd(Tiled, Algorithm):
         unit = spec.in_dtype.itemsize
         return weights * unit + max(running * unit, building)
 
-    def _kernels(self, spec: ConvSpec, weights: np.ndarray) -> np.ndarray:
+    def _kernels(self, spec: ConvSpec, weights: np.ndarray, taken: int) -> np.ndarray:
         """(group, point, block of outputs, channel, outputs of a block), the last block filled with zeros."""
         groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
         g_h, g_w = (np.array(g, np.float64) for _, g, _ in self.transforms(spec))
         block = VECTORS * lanes(spec.in_dtype)
         blocks, points = -(-outputs // block), math.prod(self._tile(spec))
         kernels = aligned((groups, points, blocks, inputs, block), spec.in_dtype, zeros=True)
-        taps = weights.reshape(groups, outputs, inputs, *spec.kernel)
+        taps = (np.ldexp(weights, -taken) if taken else weights).reshape(groups, outputs, inputs, *spec.kernel)
         for group in range(groups):
             half = np.tensordot(g_h, taps[group], ([1], [2]))  # (t_h, o, i, kw)
             found = np.tensordot(g_w, half, ([1], [3])).swapaxes(0, 1).reshape(points, outputs, inputs)
@@ -180,7 +199,8 @@ class Winograd(Tiled, Algorithm):
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         tiling = self._tiling(spec, threads)
         tiles_h, tiles_w, rows, together, threads = tiling
-        kernels = self._kernels(spec, weights)
+        taken, limits, scales = self.scaling(spec, float(np.abs(weights).max(initial=0)))
+        kernels = self._kernels(spec, weights, taken)
         spectra_shape, products_shape, length = self._shapes(spec, tiling)
         copies = 1 if together else threads
         spectra = aligned((copies, *spectra_shape), spec.in_dtype, zeros=True)
@@ -190,8 +210,9 @@ class Winograd(Tiled, Algorithm):
         outputs, taps_h, taps_w = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
         crew, job = helpers(), new_job()
         hands = crew.hire(threads - 1)
-        fixed = (spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, spectra, products, scratch, together,
-                 job, crew.boxes, hands)  # fmt: skip
+        fixed = (spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, limits,
+                 np.empty(spec.in_channels // spec.groups, np.int64), scales, spectra, products, scratch, together, job,
+                 crew.boxes, hands)  # fmt: skip
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(winograd_tiles, image, kernels, image, *fixed)
         new_result = results_of(spec)

@@ -132,6 +132,33 @@ class Vectors:
         return rows
 
 
+class Peak:
+    """The largest magnitude of the vectors seen, as bits, which are in the order of the numbers."""
+
+    def __init__(self, v: Vectors) -> None:
+        self.v, self.whole = v, ir.IntType(8 * v.itemsize)
+        self.type = ir.VectorType(self.whole, v.lanes)
+        self.place = cgutils.alloca_once_value(v.builder, ir.Constant(self.type, [0] * v.lanes))
+
+    def see(self, *vectors: Any) -> None:
+        builder, mask = self.v.builder, (1 << (8 * self.v.itemsize - 1)) - 1
+        for vector in vectors:
+            bits = builder.and_(builder.bitcast(vector, self.type), ir.Constant(self.type, [mask] * self.v.lanes))
+            builder.store(self._larger(builder.load(self.place), bits), self.place)
+
+    def result(self) -> Any:
+        """i64"""
+        found, step = self.v.builder.load(self.place), self.v.lanes // 2
+        while step:
+            found = self._larger(found, self.v.shuffle(found, found, [(j + step) % self.v.lanes for j in range(self.v.lanes)]))
+            step //= 2
+        one = self.v.builder.extract_element(found, I32(0))
+        return one if self.v.itemsize == 8 else self.v.builder.zext(one, I64)
+
+    def _larger(self, a: Any, b: Any) -> Any:
+        return self.v.builder.select(self.v.builder.icmp_unsigned(">", a, b), a, b)
+
+
 def _void(*arguments: Any) -> Any:
     return types.void(*(a if isinstance(a, types.Array | types.IntegerLiteral) else types.intp for a in arguments))
 
@@ -211,6 +238,68 @@ def _copying(work: Callable[[Vectors, list[Any]], list[Any]], count: Callable[[V
         return context.get_dummy_value()
 
     return generate
+
+
+@intrinsic(prefer_literal=True)
+def turn(typingctx, data, at, count, table, scales, s, kind):
+    """``count`` points at ``data[at:]`` times exp(i pi n / (2 count)), point n of ``table``, and ``scales[s]`` and the next.
+
+    FORWARD scales, then turns, and returns the ``peak`` of what it found; INVERSE turns back, then scales.
+    """
+    if not isinstance(kind, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, signature.args[0])
+        values, table, scales = (v.data(signature.args[i], args[i]) for i in (0, 3, 4))
+        factors, found = [v.spread(scales, v.builder.add(args[5], I64(i))) for i in range(2)], Peak(v)
+        scaled = lambda x: tuple(reduce(v.mul, factors, part) for part in x)  # noqa: E731
+        with cgutils.for_range(builder, args[2], intp=I64) as loop:
+            place, k = v.offset(args[1], loop.index, 2 * v.lanes), builder.mul(loop.index, I64(2))
+            other = builder.add(place, I64(v.lanes))
+            x = v.load(values, place), v.load(values, other)
+            cos, sin = v.spread(table, k), v.spread(table, builder.add(k, I64(1)))
+            if signature.args[6].literal_value == FORWARD:
+                found.see(*x)
+                re, im = v.times(scaled(x), (cos, sin))
+            else:
+                im, re = scaled(v.times((x[1], x[0]), (cos, sin)))  # times the conjugate: parts exchanged, as in ``stage``
+            v.store(re, values, place)
+            v.store(im, values, other)
+        return found.result()
+
+    return types.intp(*_void(data, at, count, table, scales, s, kind).args), generate
+
+
+@intrinsic
+def gather_peak(typingctx, data, at, count, into):
+    """Take ``data[at : at + count]``, whole vectors, into the largest magnitudes at ``data[into:]``, lane by lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, signature.args[0])
+        data = v.data(signature.args[0], args[0])
+        found = Peak(v)
+        found.see(v.load(data, args[3]))
+        with cgutils.for_range_slice(builder, args[1], builder.add(args[1], args[2]), I64(v.lanes), I64) as (place, _):
+            found.see(v.load(data, place))
+        v.store(builder.bitcast(builder.load(found.place), v.type), data, args[3])
+        return context.get_dummy_value()
+
+    return _void(data, at, count, into), generate
+
+
+@intrinsic
+def peak(typingctx, data, at, count):
+    """The largest of |data[at : at + count]|, whole vectors, as bits, which have the numbers' order; NaN is above infinity."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(context, builder, signature.args[0])
+        data, found = v.data(signature.args[0], args[0]), Peak(v)
+        with cgutils.for_range_slice(builder, args[1], builder.add(args[1], args[2]), I64(v.lanes), I64) as (place, _):
+            found.see(v.load(data, place))
+        return found.result()
+
+    return types.intp(*_void(data, at, count).args), generate
 
 
 @intrinsic

@@ -85,6 +85,13 @@ class Transform:
         return np.concatenate([*parts, np.zeros(2)]).astype(self.dtype)
 
 
+    @cached_property
+    def turns(self) -> np.ndarray:
+        """(length, 2): exp(i pi n / (2 length)): a transform of points so turned convolves modulo z^length - i."""
+        angle = np.pi / (2 * self.length) * np.arange(self.length)
+        return np.stack((np.cos(angle), np.sin(angle)), -1).ravel().astype(self.dtype)
+
+
 @linked(**FLAGS)
 def forward(data, at, length, stages, factors, last):
     """Stages [0, last) forward of the signal at ``data[at:]``."""

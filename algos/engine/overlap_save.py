@@ -1,27 +1,42 @@
-"""Overlap-save, compiled: two real tiles as one complex one, read from the image, filtered and written strip by strip.
+"""Overlap-save, compiled: each real tile as a complex one of half the rows, read, filtered and written strip by strip.
 
-A tile is ``rows`` x ``cols`` points, both multiples of the L lanes of a vector. Its columns are transformed L at a time in a
-strip that stays in the first-level cache; each strip goes, transposed, into ``spectra``, where L rows lie side by side. There
-rows are transformed, multiplied and transformed back in one visit; then columns, strip by strip, straight into the result.
-Tile A is the real part and tile B the imaginary part: the kernel is real, so what comes back has the two results as its parts.
+A tile is 2 ``rows`` x ``cols`` points, ``cols`` a multiple of the L lanes of a vector; what ``rows`` lacks of one is zeros.
+Its upper half is the real part and its lower half the imaginary part of ``rows`` x ``cols`` complex points: modulo z^rows - i a
+polynomial with real coefficients loses nothing, since z^(2 rows) is -1 there. What wraps round comes back negative, and is
+dropped as in any overlap-save. A transform reaches that ring by turning point n by exp(i pi n / (2 rows)) before, and back
+after; the same pass scales. So nothing is shared between tiles, let alone between images.
+
+Columns are transformed L at a time in a strip that stays in the first-level cache; each strip goes, transposed, into
+``spectra``, where L rows lie side by side. There rows are transformed, multiplied and transformed back in one visit; then
+columns, strip by strip, straight into the result.
+
+Range (``algos/engine/ranges.py``): tiles that are LARGE or FAINT, by ``limits``, are scaled while they are turned, and so are
+all results. ``scales`` holds two factors for each kind of tile, then for each output channel the same.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from algos.engine.butterflies import move, multiply, transpose
+from algos.engine.butterflies import FORWARD, INVERSE, move, multiply, transpose, turn
 from algos.engine.fourier import FLAGS, filtered, forward, inverse
 from algos.engine.jit import compiled, linked
+from algos.engine.ranges import ORDINARY, kind_of
 from algos.engine.relay import CHUNKS, fork, part_of
 
 STRIPS = 4  # strips of columns read and written together: whole cache lines, even where rows lie a power of two apart
 
 
 @linked(**FLAGS)
-def _read(x, plane, height, width, top, left, data, at, rows, strips, lanes):
+def whole(count, lanes):
+    """``count`` and what it lacks of a multiple of ``lanes``."""
+    return (count + lanes - 1) // lanes * lanes
+
+
+@linked(**FLAGS)
+def _read(x, plane, height, width, top, left, data, at, rows, strips, lanes, pitch):
     """Strips of ``rows`` x ``lanes`` pixels from (top, left) on, zero outside the image, each a part of complex points."""
-    point, pitch = 2 * lanes, 2 * lanes * rows
+    point = 2 * lanes
     first = min(rows, max(0, -top))
     last = max(first, min(rows, height - top))
     for k in range(strips):
@@ -93,22 +108,23 @@ def filter_rows(spectra, taken, rows, cols, lanes, stages, factors, kernels, ker
 
 
 @linked(**FLAGS)
-def columns_in(x, plane_a, plane_b, height, width, top_a, left_a, top_b, left_b, rows, cols, lanes, stages, factors,
-               strip, spectra, to):  # fmt: skip
-    """Columns of tiles A and B forward into ``spectra[to:]``; plane_b -1: there is no tile B."""
-    point, pitch = 2 * lanes, 2 * lanes * rows
+def columns_in(x, plane, height, width, top, left, rows, cols, lanes, stages, factors, turns, scales, s, strip, spectra,
+               to):  # fmt: skip
+    """Columns of a tile of 2 rows x cols forward into ``spectra[to:]``, scaled by ``scales[s]``; the tile's ``peak``."""
+    point, pitch, found = 2 * lanes, 2 * lanes * whole(rows, lanes), 0
     for c in range(0, cols, STRIPS * lanes):
         strips = min(STRIPS, (cols - c) // lanes)
         for part in range(2):
-            plane, top, left = (plane_b, top_b, left_b) if part else (plane_a, top_a, left_a)
-            _read(x, plane, height if plane >= 0 else 0, width, top, left + c, strip, part * lanes, rows, strips, lanes)
+            _read(x, plane, height, width, top + part * rows, left + c, strip, part * lanes, rows, strips, lanes, pitch)
         for k in range(strips):
             at = k * pitch
+            found = max(found, turn(strip, at, rows, turns, scales, s, FORWARD))
             forward(strip, at, rows, stages, factors, len(stages))
             for r in range(0, rows, lanes):
                 place = to + (r * cols + (c + k * lanes) * lanes) * 2
                 transpose(strip, at + r * point, point, spectra, place, point)
                 transpose(strip, at + r * point + lanes, point, spectra, place + lanes, point)
+    return found
 
 
 @linked(**FLAGS)
@@ -119,136 +135,169 @@ def rows_in(spectra, to, rows, cols, lanes, stages, factors):
 
 
 @compiled(error_model="numpy")
-def kernel_planes(weights, down, across, image, lanes, row_stages, row_factors, col_stages, col_factors, strip, kernels):
+def kernel_planes(weights, down, across, image, lanes, row_stages, row_factors, col_stages, col_factors, turns, scales, strip,
+                  kernels):  # fmt: skip
     """Spectra of kernels (pair, kh, kw), over the points of a tile; down, across: where taps stand in ``image``, the tile."""
-    rows, cols = image.shape
-    zero, nothing = np.int64(0), np.int64(-1)  # no literals, for which everything would be compiled once more
+    rows, cols = image.shape[0] // 2, image.shape[1]
+    zero = np.int64(0)  # no literal, for which everything would be compiled once more
     for pair in range(weights.shape[0]):
         image[:] = 0
         for i in range(down.size):
             for j in range(across.size):
-                image[down[i], across[j]] += weights[pair, i, j] / image.size
-        at = pair * image.size * 2
-        columns_in(image.reshape(image.size), zero, nothing, rows, cols, zero, zero, zero, zero, rows, cols, lanes, col_stages,
-                   col_factors, strip, kernels, at)  # fmt: skip
-        rows_in(kernels, at, rows, cols, lanes, row_stages, row_factors)
+                image[down[i], across[j]] += weights[pair, i, j]
+        at = pair * whole(rows, lanes) * cols * 2
+        columns_in(image.reshape(image.size), zero, 2 * rows, cols, zero, zero, rows, cols, lanes, col_stages, col_factors,
+                   turns, scales, zero, strip, kernels, at)  # fmt: skip
+        rows_in(kernels, at, whole(rows, lanes), cols, lanes, row_stages, row_factors)
 
 
 @compiled(error_model="numpy")
-def kernel_lines(weights, across, lanes, cols, stages, factors, kernels):
+def kernel_lines(weights, across, lanes, cols, stages, factors, turns, scales, kernels):
     """The same for ``lines``: kernels (pair, k), the same in all lanes."""
     taken = cols * lanes * 2
     kernels[:] = 0
     for pair in range(weights.shape[0]):
+        at = pair * taken
         for j in range(across.size):
+            place = across[j] % cols * 2 * lanes + (lanes if across[j] >= cols else 0)
             for lane in range(lanes):
-                kernels[pair * taken + across[j] * 2 * lanes + lane] += weights[pair, j] / cols
-        rows_in(kernels, pair * taken, lanes, cols, lanes, stages, factors)
+                kernels[at + place + lane] += weights[pair, j]
+        turn(kernels, at, cols, turns, scales, np.int64(0), FORWARD)
+        rows_in(kernels, at, lanes, cols, lanes, stages, factors)
 
 
 @linked(**FLAGS)
-def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strip, spectra, first, last):
-    """Items [first, last): a group and a pair of tiles each. x: (n * c * h * w); y: (n * o * oh * ow); see ``fft_fused``."""
+def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strip, spectra, first, last):
+    """Items [first, last): a group and a tile each. x: (n * c * h * w); y: (n * o * oh * ow); see ``fft_fused``."""
     (height, width, out_height, out_width, rows, cols, kept_rows, kept_cols, down, across, row_step, col_step,
-     top, left, batch, groups, inputs, outputs, lanes, pairs) = table  # fmt: skip
-    tiles, taken, point = down * across, rows * cols * 2, 2 * lanes
+     top, left, groups, inputs, outputs, lanes, per_group, faint, large) = table  # fmt: skip
+    tiles, point, lines = down * across, 2 * lanes, whole(rows, lanes)
+    taken = lines * cols * 2
     target = 0 if inputs == outputs == 1 else inputs * taken
     for item in range(first, last):
-        group, a = item // pairs, item % pairs * 2
-        b = a + 1
-        row_a, col_a = a % tiles // across * kept_rows, a % across * kept_cols
-        row_b, col_b = b % tiles // across * kept_rows, b % across * kept_cols
-        has_b = b < batch * tiles
-        for i in range(inputs):
-            plane_a = ((a // tiles * groups + group) * inputs + i) * height * width
-            plane_b = ((b // tiles * groups + group) * inputs + i) * height * width if has_b else -1
-            columns_in(x, plane_a, plane_b, height, width, row_a - top, col_a - left, row_b - top, col_b - left,
-                       rows, cols, lanes, col_stages, col_factors, strip, spectra, i * taken)  # fmt: skip
+        group, tile = item // per_group, item % per_group
+        n, row, col = tile // tiles, tile % tiles // across * kept_rows, tile % across * kept_cols
+        kind, found = ORDINARY, 0
+        i = 0
+        while i < inputs:
+            plane = ((n * groups + group) * inputs + i) * height * width
+            seen = columns_in(x, plane, height, width, row - top, col - left, rows, cols, lanes, col_stages, col_factors, turns,
+                              scales, 2 * kind, strip, spectra, i * taken)  # fmt: skip
+            found = max(found, seen)
             if target:
-                rows_in(spectra, i * taken, rows, cols, lanes, row_stages, row_factors)
+                rows_in(spectra, i * taken, lines, cols, lanes, row_stages, row_factors)
+            i += 1
+            if i == inputs and kind == ORDINARY:
+                kind = kind_of(found, (faint, large))
+                i = 0 if kind != ORDINARY else inputs  # once more: channels are summed and must be scaled alike
         for o in range(group * outputs, group * outputs + outputs):
-            filter_rows(spectra, taken, rows, cols, lanes, row_stages, row_factors, kernels, o * inputs * taken, inputs, target)
-            plane_a = (a // tiles * groups * outputs + o) * out_height * out_width
-            plane_b = (b // tiles * groups * outputs + o) * out_height * out_width
+            filter_rows(spectra, taken, lines, cols, lanes, row_stages, row_factors, kernels, o * inputs * taken, inputs,
+                        target)  # fmt: skip
+            plane = (n * groups * outputs + o) * out_height * out_width
             for c in range(0, kept_cols, STRIPS * lanes):
                 strips = min(STRIPS, (kept_cols - c + lanes - 1) // lanes)
                 for k in range(strips):
-                    at = k * rows * point
+                    at = k * lines * point
                     for r in range(0, rows, lanes):
                         place = target + (r * cols + (c + k * lanes) * lanes) * 2
                         transpose(spectra, place, point, strip, at + r * point, point)
                         transpose(spectra, place + lanes, point, strip, at + r * point + lanes, point)
                     inverse(strip, at, rows, col_stages, col_factors, len(col_stages))
-                for part in range(2 if has_b else 1):
-                    row, col, plane = (row_b, col_b, plane_b) if part else (row_a, col_a, plane_a)
-                    _write(strip, part * lanes, rows * point, strips, lanes, row, kept_rows, row_step, col + c,
-                           kept_cols - c, col_step, y, plane, out_height, out_width)  # fmt: skip
+                    turn(strip, at, rows, turns, scales, 6 * (o + 1) + 2 * kind, INVERSE)
+                for part in range(2):
+                    skip = -part * rows % row_step  # rows of this half before the first that the stride keeps
+                    count = min(rows, kept_rows - part * rows) - skip
+                    if count > 0:
+                        _write(strip, part * lanes + skip * point, lines * point, strips, lanes, row + part * rows + skip,
+                               count, row_step, col + c, kept_cols - c, col_step, y, plane, out_height,
+                               out_width)  # fmt: skip
 
 
 @linked(**FLAGS)
-def lines(x, y, kernels, table, stages, factors, spectra, first, last):
-    """As ``planes`` for signals: an item is a group and 2 L tiles of an image, L as real parts and L as imaginary parts."""
-    (width, out_width, cols, kept, step, left, groups, inputs, outputs, lanes, blocks) = table
+def lines(x, y, kernels, table, stages, factors, turns, scales, block, spectra, first, last):
+    """As ``planes`` for signals: an item is a group and L tiles of an image, side by side; ``cols`` is half a tile.
+
+    block: L * L elements, for what reaches over an end.
+    """
+    (width, out_width, cols, kept, step, left, groups, inputs, outputs, lanes, blocks, faint, large) = table
     taken, point = cols * lanes * 2, 2 * lanes
     target = 0 if inputs == outputs == 1 else inputs * taken
     for item in range(first, last):
-        group, tile = item // blocks % groups, item % blocks * 2 * lanes
+        group, tile = item // blocks % groups, item % blocks * lanes
         n = item // blocks // groups
-        for i in range(inputs):
-            plane = ((n * groups + group) * inputs + i) * width
+        kind, found = ORDINARY, 0
+        i = 0
+        while i < inputs:
+            plane, begin = ((n * groups + group) * inputs + i) * width, tile * kept - left
             for part in range(2):
-                start = (tile + part * lanes) * kept - left
+                start = begin + part * cols
                 for c in range(0, cols, lanes):
                     place = i * taken + c * point + part * lanes
                     if start + c >= 0 and start + c + (lanes - 1) * kept + lanes <= width:
                         transpose(x, plane + start + c, kept, spectra, place, point)
                         continue
                     for k in range(lanes):
+                        at = start + k * kept + c
+                        if at >= 0 and at + lanes <= width:
+                            move(x, plane + at, 0, block, k * lanes, 0)
+                            continue
                         for j in range(lanes):
-                            at = start + k * kept + c + j
-                            spectra[place + j * point + k] = x[plane + at] if at >= 0 and at < width else 0
+                            block[k * lanes + j] = x[plane + at + j] if at + j >= 0 and at + j < width else 0
+                    transpose(block, 0, lanes, spectra, place, point)
+            found = max(found, turn(spectra, i * taken, cols, turns, scales, 2 * kind, FORWARD))
             if target:
                 forward(spectra, i * taken, cols, stages, factors, len(stages))
+            i += 1
+            if i == inputs and kind == ORDINARY:
+                kind = kind_of(found, (faint, large))
+                i = 0 if kind != ORDINARY else inputs
         for o in range(group * outputs, group * outputs + outputs):
             filter_rows(spectra, taken, lanes, cols, lanes, stages, factors, kernels, o * inputs * taken, inputs, target)
+            turn(spectra, target, cols, turns, scales, 6 * (o + 1) + 2 * kind, INVERSE)
             plane = (n * groups * outputs + o) * out_width
             for part in range(2):
-                start = (tile + part * lanes) * kept
-                for c in range(0, kept, lanes):
+                start, held = tile * kept + part * cols, min(cols, kept - part * cols)
+                for c in range(0, held, lanes):
                     place = target + c * point + part * lanes
                     end = start + (lanes - 1) * kept + c + lanes
-                    if step == 1 and c + lanes <= kept and end <= out_width:
+                    if step == 1 and c + lanes <= held and end <= out_width:
                         transpose(spectra, place, point, y, plane + start + c, kept)
                         continue
+                    transpose(spectra, place, point, block, 0, lanes)
                     for k in range(lanes):
-                        for j in range(min(lanes, kept - c)):
-                            at = start + k * kept + c + j
-                            if at % step == 0 and at // step < out_width:
-                                y[plane + at // step] = spectra[place + j * point + k]
+                        at, count = start + k * kept + c, min(lanes, held - c)
+                        if step == 1 and count == lanes and at + lanes <= out_width:
+                            move(block, k * lanes, 0, y, plane + at, 0)
+                            continue
+                        for j in range(-at % step, count, step):
+                            if (at + j) // step < out_width:
+                                y[plane + (at + j) // step] = block[k * lanes + j]
 
 
 @linked(**FLAGS)
-def planes_chunk(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips, spectra, items, chunks,
-                 chunk, slot):  # fmt: skip
+def planes_chunk(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, spectra, items,
+                 chunks, chunk, slot):  # fmt: skip
     first, last = part_of(items, chunks, chunk)
-    planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips[slot], spectra[slot], first, last)
+    planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips[slot], spectra[slot],
+           first, last)  # fmt: skip
 
 
 @linked(**FLAGS)
-def lines_chunk(x, y, kernels, table, stages, factors, spectra, items, chunks, chunk, slot):
+def lines_chunk(x, y, kernels, table, stages, factors, turns, scales, blocks, spectra, items, chunks, chunk, slot):
     first, last = part_of(items, chunks, chunk)
-    lines(x, y, kernels, table, stages, factors, spectra[slot], first, last)
+    lines(x, y, kernels, table, stages, factors, turns, scales, blocks[slot], spectra[slot], first, last)
 
 
 @compiled(error_model="numpy")
-def all_planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips, spectra, items, job, boxes,
-               hands):  # fmt: skip
+def all_planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, spectra, items,
+               job, boxes, hands):  # fmt: skip
     """Every item of ``planes``, shared with the helpers; strips and spectra have one row for each thread."""
-    arguments = (x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, strips, spectra, items, job[CHUNKS])
-    fork(planes_chunk, arguments, job, boxes, hands)
+    fork(planes_chunk, (x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, spectra,
+                        items, job[CHUNKS]), job, boxes, hands)  # fmt: skip
 
 
 @compiled(error_model="numpy")
-def all_lines(x, y, kernels, table, stages, factors, spectra, items, job, boxes, hands):
+def all_lines(x, y, kernels, table, stages, factors, turns, scales, blocks, spectra, items, job, boxes, hands):
     """Every item of ``lines``, shared with the helpers."""
-    fork(lines_chunk, (x, y, kernels, table, stages, factors, spectra, items, job[CHUNKS]), job, boxes, hands)
+    fork(lines_chunk, (x, y, kernels, table, stages, factors, turns, scales, blocks, spectra, items, job[CHUNKS]), job, boxes,
+         hands)  # fmt: skip

@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from algos.engine.butterflies import gather_peak, peak
 from algos.engine.jit import linked
 from algos.engine.simd import (
     I64,
@@ -114,10 +115,20 @@ def _sum(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
 
 
 @linked(**FLAGS)
-def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, rows, tiles_w, scratch, spectra, part, parts):
+def scale(data, at, count, factor):
+    """``count`` elements times ``factor``, which is 1 but for operands at the ends of their type's range."""
+    if factor != 1:
+        for i in range(at, at + count):
+            data[i] *= factor
+
+
+@linked(**FLAGS)
+def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, rows, tiles_w, down, scratch, spectra, part,
+               parts):  # fmt: skip
     """Transform the tile rows [first, first + rows) of ``channels`` channels from c0 on, every ``parts``-th group of them.
 
-    x: (n, c, h, w); spectra: (point, tile, channel); scratch: this thread's.
+    x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's. Returns the
+    ``peak`` of those rows of x, so multiplied.
     """
     all_channels, height, width = x.shape[1:]
     m = len(outputs)
@@ -126,7 +137,8 @@ def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, ro
     pitch = -(-(tiles_w * m + t_w - m) // lanes) * lanes
     strip, half, line = 0, t_h * pitch, t_h * pitch * (1 + lanes)
     point, tile = spectra.shape[1] * spectra.shape[2], spectra.shape[2]
-    before = min(left, pitch)
+    before, seen = min(left, pitch), line + pitch * lanes
+    clear(address(scratch, seen), lanes)
     inside = min(width, pitch - before)
     for group in range(part, -(-channels // lanes), parts):
         for r in range(rows):
@@ -140,8 +152,10 @@ def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, ro
                         clear(address(scratch, at), before)
                         copy(address(scratch, at + before), address(x, source), inside)
                         clear(address(scratch, at + before + inside), pitch - before - inside)
+                        scale(scratch, at + before, inside, down)
                     else:
                         clear(address(scratch, at), pitch)
+                gather_peak(scratch, strip, (t_h if r == rows - 1 else m) * pitch, seen)  # the others are read again below
                 for j in range(0, pitch, lanes):
                     transform(outputs, taps_h, None, address(scratch, strip + j), pitch,
                               address(scratch, half + lane * pitch + j), lanes * pitch)  # fmt: skip
@@ -152,6 +166,7 @@ def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, ro
                 for k in range(tiles_w):
                     transform(outputs, taps_w, None, address(scratch, line + k * m * lanes), lanes,
                               advance(to, k * tile), point)  # fmt: skip
+    return peak(scratch, seen, lanes)
 
 
 @linked(**FLAGS)
@@ -178,8 +193,12 @@ def multiply(spectra, kernels, products, channels, tiles, part, parts):
 
 
 @linked(**FLAGS)
-def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, rows, tiles_w, scratch, part, parts):
-    """Write the outputs of the tile rows [first, first + rows), every ``parts``-th group of channels; y: (n, o, oh, ow)."""
+def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, rows, tiles_w, up, again, scratch, part,
+                parts):  # fmt: skip
+    """Write the outputs of the tile rows [first, first + rows), every ``parts``-th group of channels; y: (n, o, oh, ow).
+
+    They are multiplied by ``up`` and then by ``again``.
+    """
     all_channels, height, width = y.shape[1:]
     m = len(outputs)
     t_h, t_w = m + len(taps_h) - 1, m + len(taps_w) - 1
@@ -203,4 +222,6 @@ def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, ro
                               address(scratch, strip + j), pitch)  # fmt: skip
                 for i in range(min(m, height - oh0)):
                     to = ((n * all_channels + o0 + group * lanes + lane) * height + oh0 + i) * width
+                    scale(scratch, strip + i * pitch, width, up)
+                    scale(scratch, strip + i * pitch, width, again)
                     copy(address(y, to), address(scratch, strip + i * pitch), width)

@@ -9,14 +9,19 @@ and Gregg, "Error analysis and improving the accuracy of Winograd convolution", 
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from functools import cache
 
+import numpy as np
+
 from algos.contract import forward_float
+from algos.engine.ranges import limit_bits, powers_of_two, thresholds
 from algos.spec import ConvSpec
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 LARGEST_TILE = 8
+PLAIN = 32  # weights whose largest lies within 2^-32 and 2^32 are not scaled
 
 # The finite points, by their number. Pairs of opposite points halve the arithmetic of the transforms, and 1/2 with 2 keeps the
 # powers small: in 2-D, F(4, 3) amplifies the worst case 54-fold, against 97 for 0, 1, -1, 1/2, -2 and 256 for 0, +-1, +-2.
@@ -79,6 +84,22 @@ class Tiled:
         if min(spec.kernel) < 2 or self.m + max(spec.kernel) - 1 > LARGEST_TILE:
             return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} on each axis, not {spec.kernel[0]}x{spec.kernel[1]}"
         return None
+
+    def growth(self, spec: ConvSpec) -> int:
+        """The most that numbers inside exceed the product of the largest element and the largest weight by."""
+        largest = [max(sum(map(abs, row)) for row in matrix) for axis in self.transforms(spec) for matrix in axis]
+        return math.ceil(math.prod(max(Fraction(1), total) for total in largest) * spec.in_channels / spec.groups)
+
+    def scaling(self, spec: ConvSpec, largest: float) -> tuple[int, tuple[int, ...], np.ndarray]:
+        """Exponent taken out of weights whose largest is given, the bits of ``thresholds``, and (3, 3) factors.
+
+        The factors are what operands of each kind are multiplied by, and results twice.
+        """
+        taken = math.frexp(largest)[1] if math.isfinite(largest) else 0
+        taken = taken if abs(taken) > PLAIN else 0
+        limits, shifts = thresholds(2**PLAIN * self.growth(spec), spec.in_dtype)
+        scales = powers_of_two(shifts, spec.in_dtype)[:, :1], powers_of_two(taken - shifts, spec.in_dtype)
+        return taken, limit_bits(limits, spec.in_dtype), np.concatenate(scales, axis=1)
 
     def transforms(self, spec: ConvSpec) -> tuple[tuple[Matrix, Matrix, Matrix], ...]:
         """A^T, G and B^T of each axis, as exact fractions."""

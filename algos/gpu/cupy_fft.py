@@ -1,15 +1,15 @@
 """Products in the frequency domain with cuFFT: both plans, the transformed weights and the buffers are made in ``prepare``.
 
 The kernel is placed so that the first output lands at index 0, and the cyclic length need only reach size + max(padding):
-what wraps round meets zeros, or falls on outputs that are not kept. The inverse transform's 1 / F is multiplied into the
-weights. With few channels a pass over memory for each input channel makes the products; with more, frequencies become the
-leading axis and cuBLAS multiplies one small matrix for each of them.
+what wraps round meets zeros, or falls on outputs that are not kept. With few channels a pass over memory for each input channel
+makes the products; with more, frequencies become the leading axis and cuBLAS multiplies one small matrix for each of them.
 
 Cost, for each image, with F = length of the cyclic grid: 2.5 F log2 F for every input and output channel, and 4 F operations
 for every pair of channels in a group. Workspace: transformed weights (4 or 8 bytes x F x O x C/groups), images and
 transforms of ``block_bytes`` of images, and cuFFT's own work areas, reckoned as large as the transforms.
 Accuracy: normwise: errors are relative to the largest output, so small outputs beside huge ones are noise. One NaN or
 infinity in an image makes all outputs of the channels that read it NaN.
+Range: weights are scaled by powers of two; images are not: see ``caveat``.
 Forward, 1-D to 3-D, float32 and float64, every stride (outputs are subsampled), dilation (zeros between taps), padding, groups.
 
 Source: Mathieu, Henaff and LeCun, "Fast training of convolutional networks through FFTs", arXiv:1312.5851.
@@ -29,6 +29,7 @@ import numpy as np
 
 from algos.contract import Cost, forward_float
 from algos.engine.cyclic import fast_length, least_lengths
+from algos.engine.ranges import Scaling, thresholds
 from algos.gpu._cupy import CupyAlgorithm, broken, device_cost
 from algos.spec import ConvSpec
 
@@ -126,7 +127,7 @@ class CupyFft(CupyAlgorithm):
         return (kernels + planned + max(running, inputs * lengths + placing)) * unit
 
     def _kernels(self, spec: ConvSpec, weights: Any) -> Any:
-        """(group, output, input, frequency), or dense (frequency, group, input, output); 1 / F is multiplied in."""
+        """(group, output, input, frequency), or dense (frequency, group, input, output)."""
         xp, lengths, points = self.xp, cyclic_size(spec), math.prod(self._half(spec))
         groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
         unit = np.result_type(spec.in_dtype, np.complex64)
@@ -146,7 +147,6 @@ class CupyFft(CupyAlgorithm):
                 plans[len(placed)] = self.plan(placed, lengths, axes, "R2C")
             with plans[len(placed)]:
                 found = self.fft.rfftn(placed, axes=axes)
-            found *= spec.in_dtype.type(1 / math.prod(lengths))
             found = found.reshape(*chosen.shape[:2], inputs, points)
             if dense:
                 result[:, owners, :, part] = found.transpose(3, 0, 2, 1)
@@ -158,7 +158,8 @@ class CupyFft(CupyAlgorithm):
         xp, fft, lengths, half, images = self.xp, self.fft, cyclic_size(spec), self._half(spec), self._images(spec)
         groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
         axes, points = tuple(range(2, 2 + spec.ndim)), math.prod(half)
-        kernels = self._kernels(spec, weights)
+        scaling = Scaling(weights, math.prod(lengths), xp)
+        kernels = self._kernels(spec, scaling.weights)
         image = xp.zeros((images, spec.in_channels, *lengths), spec.in_dtype)  # its border stays zero
         products = None if self._in_place(spec) else xp.empty((images, spec.out_channels, *half), kernels.dtype)
         forward = self.plan(image, lengths, axes, "R2C")
@@ -197,10 +198,14 @@ class CupyFft(CupyAlgorithm):
                 spectra = multiply(spectra)
                 with backward:
                     rows = fft.irfftn(spectra, lengths, axes=axes, norm="forward", overwrite_x=True)
-                y[first : first + some] = rows[(slice(some), slice(None), *kept)]
+                scaling.store(rows[(slice(some), slice(None), *kept)], (), y[first : first + some])
             return y
 
         return run
+
+    def caveat(self, spec: ConvSpec) -> str:
+        (_, large), _ = thresholds(math.prod(cyclic_size(spec)), spec.in_dtype)
+        return f"sums inside may overflow from elements of {large:.0e} on"
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         points, unit = math.prod(cyclic_size(spec)), spec.in_dtype.itemsize

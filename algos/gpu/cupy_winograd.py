@@ -9,6 +9,7 @@ Cost: for 3x3 kernels 2.25 (F2) or 4 (F4) times fewer multiplications than the d
 channel. Workspace: t^2 / r^2 times the weights, and a block of transformed tiles of the input and of products.
 Accuracy: winograd: rounding is amplified by the transforms, little by F2, more by F4; TF32 is never used. One NaN or
 infinity spoils the whole tiles around it: up to 16 (F2) or 36 (F4) outputs instead of 9.
+Range: weights near an end of the type are scaled by powers of two; images are not: see ``caveat``.
 Forward, 2-D, stride 1, dilation 1, kernels of 2 to 5 on each axis, float32 and float64, every padding and number of groups
 (with few channels in a group the transforms cost more than they save).
 
@@ -26,12 +27,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from algos.contract import Cost
-from algos.engine.toom_cook import Matrix, Tiled
+from algos.engine.ranges import thresholds
+from algos.engine.toom_cook import PLAIN, Matrix, Tiled
 from algos.gpu._cupy import CupyAlgorithm, Kernel, blocks_for, c_type, defined, device_cost
 from algos.spec import ConvSpec
 
 # x: (n, groups * inputs, height, width); spectra: (groups, TH * TW, inputs, tiles) of ``count`` tiles from ``first``;
-# products: (groups, TH * TW, outputs, tiles); y: (n, groups * outputs, oh, ow). into_h and its like apply one matrix.
+# products: (groups, TH * TW, outputs, tiles); y: (n, groups * outputs, oh, ow), to be multiplied by both of ``ups``. into_h and
+# its like apply one matrix.
 SPREAD = r"""
 extern "C" __global__ void spread(const T* __restrict__ x, T* __restrict__ spectra, Index first, Index count, Index groups,
                                   Index inputs, Index height, Index width, Index tiles_h, Index tiles_w, Index top,
@@ -68,8 +71,9 @@ extern "C" __global__ void spread(const T* __restrict__ x, T* __restrict__ spect
 }
 """
 GATHER = r"""
-extern "C" __global__ void gather(const T* __restrict__ products, T* __restrict__ y, Index first, Index count, Index groups,
-                                  Index outputs, Index oh, Index ow, Index tiles_h, Index tiles_w) {
+extern "C" __global__ void gather(const T* __restrict__ products, const T* __restrict__ ups, T* __restrict__ y, Index first,
+                                  Index count, Index groups, Index outputs, Index oh, Index ow, Index tiles_h,
+                                  Index tiles_w) {
     const Index step = (Index)gridDim.x * blockDim.x;
     for (Index at = (Index)blockIdx.x * blockDim.x + threadIdx.x; at < groups * outputs * count; at += step) {
         const Index tile = at % count, o = at / count, place = first + tile;
@@ -92,7 +96,7 @@ extern "C" __global__ void gather(const T* __restrict__ products, T* __restrict_
             from_h(points, sums);
             #pragma unroll
             for (int i = 0; i < M; ++i)
-                if (oh0 + i < oh && ow0 + j < ow) plane[(oh0 + i) * ow + ow0 + j] = sums[i];
+                if (oh0 + i < oh && ow0 + j < ow) plane[(oh0 + i) * ow + ow0 + j] = sums[i] * ups[0] * ups[1];
         }
     }
 }
@@ -160,10 +164,10 @@ class CupyWinograd(Tiled, CupyAlgorithm):
         back = product_code("from_h", at_h) + product_code("from_w", at_w)
         return [Kernel("spread", head + into + SPREAD), Kernel("gather", head + back + GATHER)]
 
-    def _weights(self, spec: ConvSpec, weights: Any) -> Any:
-        """(groups * points, outputs, inputs): G g G^T, computed in double precision."""
+    def _weights(self, spec: ConvSpec, weights: Any, taken: int) -> Any:
+        """(groups * points, outputs, inputs): G g G^T of weights * 2^-taken, computed in double precision."""
         xp = self.xp
-        kernels = weights.astype(np.float64)
+        kernels = xp.ldexp(weights, -taken).astype(np.float64)
         for axis in self.transforms(spec):  # each takes the first spatial axis away and appends its transform
             kernels = xp.tensordot(kernels, xp.asarray(np.array(axis[1], np.float64)), axes=(2, 1))
         shape = (spec.groups, spec.out_channels // spec.groups, spec.in_channels // spec.groups, self._points(spec))
@@ -174,7 +178,8 @@ class CupyWinograd(Tiled, CupyAlgorithm):
         xp, groups, points = self.xp, spec.groups, self._points(spec)
         inputs, outputs = spec.in_channels // groups, spec.out_channels // groups
         spread, gather = map(self.compiled, self.kernels(spec))
-        kernels = self._weights(spec, weights)
+        taken, _, scales = self.scaling(spec, float(abs(weights).max()))
+        kernels, ups = self._weights(spec, weights, taken), xp.asarray(scales[0, 1:])
         tiles, block = self._tiles(spec), self._block(spec)
         total = spec.batch * math.prod(tiles)
         spectra = xp.empty(groups * points * inputs * block, spec.in_dtype)
@@ -189,10 +194,14 @@ class CupyWinograd(Tiled, CupyAlgorithm):
                 product = products[: groups * points * outputs * some].reshape(groups * points, outputs, some)
                 spread(blocks_for(spec.in_channels * some), x, into, first, some, groups, inputs, *spec.size, *tiles, *before)
                 xp.matmul(kernels, into, out=product)
-                gather(blocks_for(spec.out_channels * some), product, y, first, some, groups, outputs, *size, *tiles)
+                gather(blocks_for(spec.out_channels * some), product, ups, y, first, some, groups, outputs, *size, *tiles)
             return y
 
         return run
+
+    def caveat(self, spec: ConvSpec) -> str:
+        (_, large), _ = thresholds(2**PLAIN * self.growth(spec), spec.in_dtype)
+        return f"sums inside may overflow from elements of {large:.0e} on"
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         points, tiles = self._points(spec), spec.batch * math.prod(self._tiles(spec))
