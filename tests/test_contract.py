@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -118,8 +119,14 @@ def specs() -> list[ConvSpec]:
     return list(PROBLEMS.values())
 
 
-CASES = [
-    (name, text, threads) for name in NAMES for text, spec in PROBLEMS.items() if solves(get(name), spec) for threads in (1, 2)
+def some(algorithm: Algorithm, specs: Iterable[ConvSpec], whole: bool) -> list[ConvSpec]:
+    """Those that it solves, as the door hands them on; unless ``whole``, so many that every trait occurs."""
+    solved = list(dict.fromkeys(spec.received() for spec in specs if solves(algorithm, spec)))
+    return solved if whole else [solved[i] for i in sorted(covering([traits(spec) for spec in solved]))]
+
+
+CASES = [  # one problem after the other: its operands and the definition's answer are made once for all of its algorithms
+    (name, text, threads) for text, spec in PROBLEMS.items() for name in NAMES if solves(get(name), spec) for threads in (1, 2)
 ]
 TRAITS = [traits(PROBLEMS[text]) | {("algorithm", name), ("threads", threads)} for name, text, threads in CASES]
 
@@ -141,8 +148,8 @@ SHARED = ["2x32x30x30,32x32x3x3,p1", "1x1x300x400,1x1x9x9,p4,rank1", "2x16x200x1
 
 
 @pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
-@pytest.mark.parametrize("text", SHARED)
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", SHARED)
 def test_right_when_work_is_shared(name: str, text: str, threads: int) -> None:
     """Large enough that every algorithm uses its threads."""
     algorithm, spec = get(name), ConvSpec.parse(text)
@@ -208,17 +215,17 @@ LARGER = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["covering", "grid"])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", NAMES)
-def test_workspace_is_as_predicted(name: str, threads: int) -> None:
-    """seen <= predicted <= 2 x seen, over the arrays of prepare and of a run, without x, w and y."""
+@pytest.mark.parametrize("name", [name for name in NAMES if get(name).runtime not in ("torch", "opencv")])
+def test_workspace_is_as_predicted(name: str, threads: int, whole: bool) -> None:
+    """seen <= predicted <= 2 x seen, over the arrays of prepare and of a run, without x, w and y.
+
+    PyTorch and OpenCV allocate where tracemalloc can't see: test_peers.py measures the peak of their process.
+    """
     algorithm, off = get(name), []
-    if algorithm.runtime in ("torch", "opencv"):
-        pytest.skip("allocates where tracemalloc can't see: test_peers.py measures the peak of its process")
-    for spec in map(ConvSpec.parse, GRID + LARGER):
-        if not spec.batch or spec != spec.received() or not solves(algorithm, spec):
-            continue
-        if algorithm.cost(spec).seconds() > 0.01:  # tracing slows plain Python down tenfold
+    for spec in some(algorithm, map(ConvSpec.parse, GRID + LARGER), whole):
+        if not spec.batch or algorithm.cost(spec).seconds() > 0.01:  # tracing slows plain Python down tenfold
             continue
         data = operands(spec, 0, "normal")
         out = np.empty(spec.output_shape, spec.out_dtype)
@@ -262,12 +269,8 @@ def right_apart(cases: list[tuple[str, str]], **environment: str) -> None:
 def test_compiled_code_stays_inside_its_arrays(module: str, whole: bool) -> None:
     """Out-of-bounds reads return garbage silently, so the Numba algorithms run once with every index checked."""
     small = [s for s in specs() if s.dtype == "float32" and s.direction == "forward" and s.macs < 1e6]
-    small, cases = list(dict.fromkeys(s.received() for s in small)), []
-    for name in (name for name in COMPILED if type(get(name)).__module__ == module):
-        solved = [spec for spec in small if solves(get(name), spec)]
-        chosen = range(len(solved)) if whole else sorted(covering([traits(spec) for spec in solved]))
-        cases += [(name, str(solved[i])) for i in chosen]
-    right_apart(cases, NUMBA_BOUNDSCHECK="1")
+    names = [name for name in COMPILED if type(get(name)).__module__ == module]
+    right_apart([(name, str(spec)) for name in names for spec in some(get(name), small, whole)], NUMBA_BOUNDSCHECK="1")
 
 
 @pytest.mark.parametrize("width", ["plain", "avx512"])

@@ -37,8 +37,14 @@ def shortened(command: str) -> str:
     return command.replace("1x1x40x40,1x1x5x5,p2 --measure", "1x1x9x9x9,1x1x3x3x3 --measure")  # few compete in 3-D
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["shortened", "as it stands"])
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+CASES = [(page, whole) for page in PAGES if commands(page) for whole in (False, True)]
+
+
+@pytest.mark.parametrize(("page", "whole"), [
+    pytest.param(*case, marks=[pytest.mark.exhaustive] if case[1] or case[0].name == "measuring.md" else [],
+                 id=f"{case[0].name}-{'as it stands' if case[1] else 'shortened'}")
+    for case in CASES
+])  # fmt: skip
 def test_documented_commands_run(page: Path, whole: bool, tmp_path: Path, environment: dict[str, str]) -> None:
     """In one folder, in the order of the page, after the files that the page shows were written."""
     scripts = tmp_path / "bin"
@@ -63,8 +69,10 @@ def test_documented_commands_run(page: Path, whole: bool, tmp_path: Path, enviro
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_longer_commands_are_well_formed(page: Path) -> None:
+def test_documented_commands_are_well_formed(page: Path) -> None:
     """Those of shell blocks take minutes: their arguments, targets and algorithms must exist."""
+    for command in (command for command in commands(page) if command.startswith("convbench ")):
+        parser(COMMANDS).parse_args(shlex.split(command)[1:])
     for line in (line for block in blocks(page, "sh") for line in block.splitlines()):
         words = shlex.split(line, comments=True)
         if words[:1] != ["convbench"]:

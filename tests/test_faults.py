@@ -185,7 +185,7 @@ def wait_for_none(found: Callable[[], list[psutil.Process]]) -> None:
     assert not found()
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_kill_9_loses_nothing_and_leaves_no_process(
     kills: int, environment: dict[str, str], faulty_path: str, tmp_path: Path
 ) -> None:

@@ -279,8 +279,8 @@ from bench.data import operands
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
 
-algorithm, threads = get(sys.argv[1]), int(sys.argv[2])
-for text in sys.argv[3:]:
+algorithm = get(sys.argv[1])
+for threads, text in ((threads, text) for threads in (1, 2) for text in sys.argv[2:]):
     spec = ConvSpec.parse(text)
     data = operands(spec, 0)
     call = [in_layout(a, algorithm.layout) for a in data.call]
@@ -292,15 +292,14 @@ for text in sys.argv[3:]:
     for _ in range(2):
         result = None
         result = plan(*call)
-    print(json.dumps([text, status("VmHWM") - before - result.nbytes, algorithm.workspace_bytes(spec, threads)]))
+    print(json.dumps([threads, text, status("VmHWM") - before - result.nbytes, algorithm.workspace_bytes(spec, threads)]))
     del plan, result, call, w, data
 """
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of a process can't be reset here")
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", MEMORY_GRID)
-def test_workspace_is_as_predicted(name: str, threads: int) -> None:
+def test_workspace_is_as_predicted(name: str) -> None:
     """seen <= predicted <= 2 x seen by the peak of the process: these libraries allocate where tracemalloc can't see.
 
     With a version that nobody has looked at yet, what is off is a note among the skipped tests: fit it, then name the version.
@@ -311,12 +310,12 @@ def test_workspace_is_as_predicted(name: str, threads: int) -> None:
     version = importlib.import_module(library).__version__
     # every large block is mapped for itself and goes back at once
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAK, name, str(threads), *MEMORY_GRID[name]], env=environment,
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAK, name, *MEMORY_GRID[name]], env=environment,
                           capture_output=True, text=True, timeout=HUNG_S)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == len(MEMORY_GRID[name])
-    off = [f"{text}: predicted {predicted}, seen {seen}" for text, seen, predicted in rows
+    assert len(rows) == 2 * len(MEMORY_GRID[name])
+    off = [f"{text}, {threads} threads: predicted {predicted}, seen {seen}" for threads, text, seen, predicted in rows
            if not seen - RSS_SLACK <= predicted <= 2 * seen + RSS_SLACK]
     if off and not version.startswith(FITTED[library]):
         pytest.skip(f"{library} {version} was not yet looked at: {'; '.join(off)}")
