@@ -110,6 +110,9 @@ def test_what_is_stored_is_not_measured_again(tmp_path: Path) -> None:
     again = measure(tmp_path, "good", "off_by_a_little", "prints")
     assert again.measured == 0
     assert again.records == first.records
+    good, off, _ = first.records
+    assert good.error_ratio is not None and good.max_error is not None and 0 <= good.error_ratio <= 1
+    assert off.error_ratio is not None and off.error_ratio > 1 and "tolerance" in off.reason
     fresh = measure(tmp_path, "good", settings=Settings(**{**SETTINGS.__dict__, "fresh": True}))
     assert fresh.measured == 2
     assert fresh.records[0].launches != first.records[0].launches
@@ -237,7 +240,11 @@ def test_children_in_sessions_of_their_own_die_with_the_controller(
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(environment: dict[str, str], faulty_path: str, tmp_path: Path) -> None:
-    process = start({**environment, "CONVBENCH_PATH": faulty_path}, tmp_path / "out", "--launches", "50")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so their own
+    try:
+        process = start({**environment, "CONVBENCH_PATH": faulty_path}, tmp_path / "out", "--launches", "50")
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + HUNG_S
     while len(acknowledged(tmp_path / "out")) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
