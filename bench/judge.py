@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from algos.spec import ConvSpec
-from bench import trials
+from bench import perf_counter, trials
 from bench.check import check
 from bench.text import printable
 from bench.worker import enter, finite, quieten

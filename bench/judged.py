@@ -15,7 +15,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
-from time import perf_counter, sleep
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ import numpy as np
 from algos.contract import Algorithm
 from algos.functional import Plan, prepared
 from algos.spec import ConvSpec
+from bench import perf_counter
 from bench.arena import Arena, Slot
 
 WATCH_S, LONGEST_WATCH_S = 0.005, 0.1  # how long after a call it is watched whether anything still works for it
 BUSY_S = 0.001  # of CPU time in it; threads that only wait take none
+MOST_STARTS = 3
 PAIRS = 7  # of calls on operands that are new, and again on the same
 REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when results are remembered
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
@@ -128,11 +130,11 @@ class Judged:
         """
         assert self._plan is not None
         given, targets = [self._view(o) for o in operands], [self._view(r) for r in results]
-        end, last, left_over, made = perf_counter() + seconds, self._kept[-1:], False, 0
+        end, last, leaving, made = perf_counter() + seconds, self._kept[-1:], 0, 0
         while made < least or (made < most and perf_counter() < end):
             alive = set(sys._current_frames())
             y = self._plan(*given)
-            left_over |= made > 0 and not set(sys._current_frames()) <= alive  # the first one may start a pool
+            leaving += not set(sys._current_frames()) <= alive
             made += 1
             last = [*last[-1:], y]
             if (len(self._kept) + 1) * y.nbytes <= KEPT_BYTES:
@@ -140,6 +142,7 @@ class Judged:
         for y, target in zip(last[-len(targets) :], targets[-len(last) :], strict=True):
             target[...] = y if isinstance(y, np.ndarray) else self._algorithm.to_host(y)
         spans = [_span(y) for y in self._kept if isinstance(y, np.ndarray)]
+        left_over = leaving > MOST_STARTS and 2 * leaving > made  # a pool may grow in some of the first calls
         timed = made == most and given[0].size > 0
         return {"calls": made, "left_over": left_over, "spans": spans, "remembered": timed and self._remembers(given)}
 

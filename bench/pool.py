@@ -12,13 +12,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter
 from typing import IO, Any
 
 from algos.contract import Algorithm
 from algos.engine.threads import default_threads, limit_environment
 from algos.host import data_base
 from algos.registry import source_of
+from bench import perf_counter
 from bench.record import STATUSES
 from bench.text import printable
 

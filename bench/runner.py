@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from time import perf_counter
 from typing import Any
 
 from algos import machine, wisdom
 from algos.registry import get, registry, variant_name
+from bench import perf_counter
 from bench.cases import Case, Settings, limit_text
 from bench.lessons import REMEMBERED, known
 from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring

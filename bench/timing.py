@@ -7,10 +7,11 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import numpy as np
+
+from bench import perf_counter
 
 Thunk = Callable[[], Any]
 DEVICE_CACHE_BYTES = 128 << 20  # the largest second-level cache of a GPU so far

@@ -21,9 +21,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from random import Random
-from time import perf_counter, sleep
+from time import sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from bench import perf_counter
 from bench.text import printable
 
 if TYPE_CHECKING:

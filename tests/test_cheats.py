@@ -33,6 +33,15 @@ def test_the_right_one_beside_them_is_accepted(seed: int) -> None:
         assert verdict.ok, verdict.reason
 
 
+# Imported by the controller as well, before anything is measured.
+FROZEN = """
+import time
+
+time.perf_counter = time.monotonic = lambda: 0.0
+ALGORITHMS = []
+"""
+
+
 @pytest.fixture
 def cheats_path(tmp_path: Path) -> str:
     folder = tmp_path / "cheats"
@@ -45,6 +54,7 @@ def test_what_an_algorithm_patches_in_its_process_changes_no_verdict_and_no_time
     convbench: Convbench, cheats_path: str, tmp_path: Path
 ) -> None:
     """The clock, the judge and the timer on the stack are known to algorithms that stand in one file with a right one."""
+    (Path(cheats_path) / "frozen.py").write_text(FROZEN)
     names = ("good", "judge", "clock", "stack")
     done = convbench("run", SPEC, "--algorithms", ",".join((*names, "im2col_gemm")), "--launches", "2", "--json",
                      "--out", str(tmp_path / "out"), CONVBENCH_PATH=cheats_path)

@@ -251,7 +251,7 @@ for name in sys.argv[1:]:
         while not over.is_set():
             plan(x)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)  # a failure here ends at once
     thread.start()
     for _ in range(5):
         while not plan._busy:
@@ -263,7 +263,7 @@ for name in sys.argv[1:]:
             except BaseException as error:
                 failed = print(repr(error), file=sys.stderr) or True
             os._exit(failed)
-        end = time.monotonic() + HUNG_S
+        end = time.monotonic() + float(os.environ["CHILD_S"])
         while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
             if time.monotonic() > end:
                 os.kill(child, 9)
@@ -278,7 +278,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_that_was_forked_during_another_threads_call_can_use_the_plan() -> None:
-    run(FORK, "direct_shift", "direct_channels", "fft_fused")
+    run(FORK, "direct_shift", "direct_channels", "fft_fused", CHILD_S=str(HUNG_S / 2))
 
 
 # ---- the caller's state -------------------------------------------------------------------------------------------
@@ -304,6 +304,8 @@ def test_the_callers_floating_point_errors_stay_outside(text: str) -> None:
         warnings.simplefilter("error")
         for name in found:
             for x, w in data:
+                if name == "scipy_ndimage_correlate" and not (np.abs(w) > 1e-15).all():
+                    continue  # it would leave such weights out, and refuses them
                 algos.plan(spec, w, name, threads=2)(x)
         convolve = (algos.conv1d, algos.conv2d)[spec.ndim - 1]
         convolve(*data[0], padding=spec.padding, groups=spec.groups, padding_mode=spec.padding_mode)

@@ -156,6 +156,7 @@ class Fft(Algorithm):
         dense = self._dense(spec)
         scaling = Scaling(weights, math.prod(lengths))
         kernels = self._kernels(spec, scaling.weights)
+        del scaling.weights  # their spectra are kept
         if dense:
             kernels = kernels.transpose(3, 0, 2, 1)  # (frequency, group, input, output), contiguous
         spectrum = np.zeros((images if spec.ndim > 1 else 0, spec.in_channels, *half), kernels.dtype)

@@ -129,6 +129,7 @@ class FftTiles(Algorithm):
         axes = tuple(range(-spec.ndim, 0))
         scaling = Scaling(weights, math.prod(points))
         kernels = scipy.fft.rfftn(stuffed(scaling.weights, spec.dilation), points, axes=axes).conj()
+        del scaling.weights  # their spectra are kept
         kernels = kernels.reshape(groups, outputs, inputs, half)
         if inputs > 1:
             kernels = np.ascontiguousarray(kernels.transpose(3, 0, 2, 1))  # (frequency, group, input, output)
