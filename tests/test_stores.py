@@ -379,3 +379,15 @@ def test_a_machine_keeps_its_latest_peaks(order: tuple[str, str], tmp_path: Path
         store.put_machine({"id": "m", "cpu": "again", "peaks": {}})  # as when they cannot be measured now
         assert store.machines()["m"]["peaks"] == peaks(2)
         assert json.loads(json.dumps(store.machines())) == store.machines()
+
+
+def test_no_failure_elsewhere_takes_samples_away_and_wrong_stays_wrong(tmp_path: Path) -> None:
+    measured, failed, wrong = record(), record(status="crashed"), record(status="wrong")
+    machine = {"id": measured.machine}
+    with Store(tmp_path) as store:
+        store.merge([machine], [measured])
+        store.merge([machine], [failed])
+        assert store.records() == [measured]
+        store.merge([machine], [wrong])
+        store.merge([machine], [measured])
+        assert [held.status for held in store.records()] == ["wrong"]
