@@ -391,3 +391,12 @@ def test_no_failure_elsewhere_takes_samples_away_and_wrong_stays_wrong(tmp_path:
         store.merge([machine], [wrong])
         store.merge([machine], [measured])
         assert [held.status for held in store.records()] == ["wrong"]
+
+
+def test_a_launch_that_is_stored_is_never_overwritten(tmp_path: Path) -> None:
+    first, later = record(time_s=1e-3), record(time_s=2e-3)
+    assert first.key == later.key and first.launches != later.launches
+    with Store(tmp_path) as store:
+        store.put(first)
+        store.put(later)
+        assert store.records()[0].launches == first.launches
