@@ -96,6 +96,26 @@ def test_an_image_keeps_its_precision_whatever_the_scale_of_its_neighbours(name:
         assert alone(spec, x[n], found.w, name, y[n]) <= 1
 
 
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("shape", ("2x5x17x19,7x5x3x3,p1", "2x256x14x14,256x256x3x3,p1"))
+@pytest.mark.parametrize("name", ("winograd_f2", "winograd_f4", "winograd_f6"))
+def test_a_nan_or_zeros_in_a_faint_image_change_nothing_beyond_their_tiles(name: str, shape: str, threads: int) -> None:
+    """Results tell that an operand is large or faint: those of zeros and of a NaN tell neither. Blocks apart and shared."""
+    spec = ConvSpec.parse(shape)
+    found = operands(spec, 3)
+    assert found.x is not None and found.w is not None
+    x = found.x * np.float32(2.0**-120)
+    x[0, :, :, 12:] = 0
+    plan = prepared(spec, found.w, get(name), threads)
+    clean = plan(x)
+    assert all(alone(spec, x[n], found.w, name, clean[n]) <= 1 for n in range(2))
+    x[1, 0, 3, 3] = np.nan
+    spoilt = plan(x)
+    np.testing.assert_array_equal(spoilt[0], clean[0])
+    np.testing.assert_array_equal(spoilt[1, :, 10:, 10:], clean[1, :, 10:, 10:])
+    assert np.isnan(spoilt[1, :, 2:5, 2:5]).all()
+
+
 def test_componentwise_keeps_a_faint_tap() -> None:
     """A tap of 1e-8 beside 1, over a pixel of 1e10 beside zeros: transforms lose it, and are left out when asked."""
     w, x = np.zeros((1, 1, 15, 15), "f4"), np.zeros((1, 1, 256, 256), "f4")

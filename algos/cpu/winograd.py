@@ -33,7 +33,7 @@ from algos.engine.memory import LINE, aligned, results_of
 from algos.engine.ranges import ORDINARY, kind_of
 from algos.engine.relay import CHUNKS, fork, helpers, new_job
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
-from algos.engine.tiles import load_tiles, multiply, store_tiles
+from algos.engine.tiles import load_tiles, multiply, peak_of_rows, store_tiles
 from algos.engine.toom_cook import Tiled
 from algos.spec import ConvSpec
 
@@ -42,7 +42,7 @@ SHARED_FLOPS = 4e6
 
 
 @linked(**FLAGS)
-def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, limits, kind, peaks,
+def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits, kind, sums,
                 scales, spectra, products, scratch, item, phase, parts, chunk, slot):  # fmt: skip
     """All of item number ``chunk`` if ``phase`` is 0, else part ``chunk`` of one phase of ``item``, an item of that ``kind``.
 
@@ -55,45 +55,60 @@ def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, output
         item, part, parts, own = chunk, 0, 1, slot
     n, group, row = item // blocks // groups, item // blocks % groups, item % blocks * rows
     count = min(rows, tiles_h - row)
-    again = phase <= 1
+    again = True
     while again:
-        found = load_tiles(x, n, group * channels, channels, top, left, outputs, taps_h, taps_w, row, count, tiles_w,
-                           scales[kind, 0], scratch[slot], spectra[own], part, parts)  # fmt: skip
-        again = phase == 0 and kind == ORDINARY and kind_of(found, limits) != ORDINARY
+        if phase <= 1:
+            load_tiles(x, n, group * channels, channels, top, left, outputs, taps_h, taps_w, row, count, tiles_w,
+                       scales[kind, 0], scratch[slot], spectra[own], part, parts)  # fmt: skip
+        if phase == 0 or phase == 2:
+            multiply(spectra[own], kernels[group], products[own], channels, count * tiles_w, part, parts)
+        squares = 1.0
+        if phase == 0 or phase == 3:
+            squares = store_tiles(products[own], y, n, group * filters, filters, outputs, taps_h, taps_w, row, count,
+                                  tiles_w, scales[kind, 1], scales[kind, 2], scratch[slot], part, parts)  # fmt: skip
+        again = phase == 0 and kind == ORDINARY and not faint < squares < np.inf
         if again:
-            kind = kind_of(found, limits)
-        if phase == 1:
-            peaks[part] = found
-    if phase == 0 or phase == 2:
-        multiply(spectra[own], kernels[group], products[own], channels, count * tiles_w, part, parts)
-    if phase == 0 or phase == 3:
-        store_tiles(products[own], y, n, group * filters, filters, outputs, taps_h, taps_w, row, count, tiles_w,
-                    scales[kind, 1], scales[kind, 2], scratch[slot], part, parts)  # fmt: skip
+            kind = kind_of_item(x, groups, item, blocks, rows, len(outputs), len(taps_h), top, limits, scratch[slot])
+            again = kind != ORDINARY
+        if phase == 3:
+            sums[part] = squares
+
+
+@linked(**FLAGS)
+def kind_of_item(x, groups, item, blocks, rows, m, taps, top, limits, scratch):
+    """The kind of the elements of x that an item reads: looked at only where its results leave that open."""
+    n, group, first = item // blocks // groups, item // blocks % groups, item % blocks * rows * m - top
+    channels = x.shape[1] // groups
+    last = first + rows * m + taps - 1
+    return kind_of(peak_of_rows(x, n, group * channels, channels, first, last, scratch), limits)
 
 
 @compiled(**FLAGS)
-def winograd_tiles(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, limits, peaks, scales,
-                   spectra, products, scratch, together, job, boxes, hands):  # fmt: skip
+def winograd_tiles(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits, sums,
+                   scales, spectra, products, scratch, together, job, boxes, hands):  # fmt: skip
     """Every item, each by one thread, or each phase of one item after the other by all threads together.
 
-    peaks: (channels of a group), written; scales: for items of each kind the factor of what is read, and two of results.
+    Operands are taken for ORDINARY, and an item whose results tell otherwise is computed once more: results whose squares
+    overflow or sum to ``faint`` at most. sums: (channels of a group of y), written; scales: for items of each kind the factor
+    of what is read, and two of results.
     """
-    items = x.shape[0] * groups * -(-tiles_h // rows)
+    blocks = -(-tiles_h // rows)
+    items = x.shape[0] * groups * blocks
     lanes = VECTOR_BYTES // x.itemsize
     shares = (items, -(-x.shape[1] // groups // lanes), spectra.shape[1], -(-y.shape[1] // groups // lanes))
     run, kind = 0, ORDINARY
     while run < (3 * items if together else 1):
-        phase = 1 + run % 3 if together else 0
+        phase, item = 1 + run % 3 if together else 0, run // 3
         job[CHUNKS] = parts = shares[phase]
-        fork(tiles_chunk, (x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, limits, kind,
-                           peaks, scales, spectra, products, scratch, run // 3, phase, parts), job, boxes, hands)  # fmt: skip
-        if phase == 1 and kind == ORDINARY:
-            kind = kind_of(peaks[:parts].max(), limits)
-            if kind != ORDINARY:
-                continue  # once more, scaled
+        fork(tiles_chunk, (x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits,
+                           kind, sums, scales, spectra, products, scratch, item, phase, parts), job, boxes, hands)  # fmt: skip
         run += 1
         if phase == 3:
-            kind = ORDINARY
+            known, kind = kind, ORDINARY
+            if known == ORDINARY and not faint < sums[:parts].sum() < np.inf:
+                kind = kind_of_item(x, groups, item, blocks, rows, len(outputs), len(taps_h), top, limits, scratch[0])
+                if kind != ORDINARY:
+                    run -= 3
 
 
 class Tiling(NamedTuple):
@@ -199,7 +214,7 @@ class Winograd(Tiled, Algorithm):
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         tiling = self._tiling(spec, threads)
         tiles_h, tiles_w, rows, together, threads = tiling
-        taken, limits, scales = self.scaling(spec, float(np.abs(weights).max(initial=0)))
+        taken, faint, limits, scales = self.scaling(spec, float(np.abs(weights).max(initial=0)))
         kernels = self._kernels(spec, weights, taken)
         spectra_shape, products_shape, length = self._shapes(spec, tiling)
         copies = 1 if together else threads
@@ -210,8 +225,8 @@ class Winograd(Tiled, Algorithm):
         outputs, taps_h, taps_w = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
         crew, job = helpers(), new_job()
         hands = crew.hire(threads - 1)
-        fixed = (spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, limits,
-                 np.empty(spec.in_channels // spec.groups, np.int64), scales, spectra, products, scratch, together, job,
+        fixed = (spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint,
+                 limits, np.empty(spec.out_channels // spec.groups, spec.in_dtype), scales, spectra, products, scratch, together, job,
                  crew.boxes, hands)  # fmt: skip
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(winograd_tiles, image, kernels, image, *fixed)

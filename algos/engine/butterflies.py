@@ -146,6 +146,11 @@ class Peak:
             bits = builder.and_(builder.bitcast(vector, self.type), ir.Constant(self.type, [mask] * self.v.lanes))
             builder.store(self._larger(builder.load(self.place), bits), self.place)
 
+    def finite(self, vector: Any) -> Any:
+        """The vector, with zeros for NaN and infinities."""
+        builder, zero = self.v.builder, ir.Constant(self.v.type, [0.0] * self.v.lanes)
+        return builder.select(builder.fcmp_ordered("==", builder.fsub(vector, vector), zero), vector, zero)
+
     def result(self) -> Any:
         """i64"""
         found, step = self.v.builder.load(self.place), self.v.lanes // 2
@@ -273,7 +278,7 @@ def turn(typingctx, data, at, count, table, scales, s, kind):
 
 @intrinsic
 def gather_peak(typingctx, data, at, count, into):
-    """Take ``data[at : at + count]``, whole vectors, into the largest magnitudes at ``data[into:]``, lane by lane."""
+    """Take ``data[at : at + count]``, whole vectors, into the largest finite magnitudes at ``data[into:]``, lane by lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = Vectors(context, builder, signature.args[0])
@@ -281,7 +286,7 @@ def gather_peak(typingctx, data, at, count, into):
         found = Peak(v)
         found.see(v.load(data, args[3]))
         with cgutils.for_range_slice(builder, args[1], builder.add(args[1], args[2]), I64(v.lanes), I64) as (place, _):
-            found.see(v.load(data, place))
+            found.see(found.finite(v.load(data, place)))
         v.store(builder.bitcast(builder.load(found.place), v.type), data, args[3])
         return context.get_dummy_value()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from algos.engine.butterflies import gather_peak, peak
@@ -52,6 +53,34 @@ def transform(typingctx, outputs, taps, back, source, source_step, target, targe
         found = [emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, k)))) for k in range(len(matrix[0]))]
         for i, value in enumerate(combinations(emit, matrix, found)):
             emit.store(value, emit.at(target, builder.mul(target_step, ir.Constant(I64, i))))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def finish(typingctx, outputs, taps, source, source_step, target, target_step, count, squares):
+    """``transform`` back of ``count`` elements of rows a step apart, whole vectors; adds what it finds, squared, to ``squares``.
+
+    The squares are summed lane by lane: overflow and NaN stay in them, and so does a result too small for its square to count.
+    """
+    signature = types.void(outputs, taps, source, types.intp, target, types.intp, types.intp, target)
+
+    def codegen(context, builder, sig, args):
+        _, _, source, source_step, target, target_step, count, squares = args
+        matrix, _, _ = toom_cook(len(sig.args[0]), len(sig.args[1]))
+        emit = Emitter(builder, sig.args[2].dtype)
+        total = cgutils.alloca_once_value(builder, emit.load(squares))
+        with cgutils.for_range_slice(builder, I64(0), count, I64(emit.lanes), I64) as (j, _):
+            rows = [emit.at(source, j, builder.mul(source_step, I64(k))) for k in range(len(matrix[0]))]
+            found = combinations(emit, matrix, [emit.load(row) for row in rows])
+            square = builder.fmul(found[0], found[0])
+            for value in found[1:]:
+                square = emit.fma(value, value, square)
+            builder.store(builder.fadd(builder.load(total), square), total)
+            for i, value in enumerate(found):
+                emit.store(value, emit.at(target, j, builder.mul(target_step, I64(i))))
+        emit.store(builder.load(total), squares)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -116,10 +145,9 @@ def _sum(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
 
 @linked(**FLAGS)
 def scale(data, at, count, factor):
-    """``count`` elements times ``factor``, which is 1 but for operands at the ends of their type's range."""
-    if factor != 1:
-        for i in range(at, at + count):
-            data[i] *= factor
+    """``count`` elements times ``factor``."""
+    for i in range(at, at + count):
+        data[i] *= factor
 
 
 @linked(**FLAGS)
@@ -127,8 +155,7 @@ def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, ro
                parts):  # fmt: skip
     """Transform the tile rows [first, first + rows) of ``channels`` channels from c0 on, every ``parts``-th group of them.
 
-    x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's. Returns the
-    ``peak`` of those rows of x, so multiplied.
+    x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's.
     """
     all_channels, height, width = x.shape[1:]
     m = len(outputs)
@@ -137,8 +164,7 @@ def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, ro
     pitch = -(-(tiles_w * m + t_w - m) // lanes) * lanes
     strip, half, line = 0, t_h * pitch, t_h * pitch * (1 + lanes)
     point, tile = spectra.shape[1] * spectra.shape[2], spectra.shape[2]
-    before, seen = min(left, pitch), line + pitch * lanes
-    clear(address(scratch, seen), lanes)
+    before = min(left, pitch)
     inside = min(width, pitch - before)
     for group in range(part, -(-channels // lanes), parts):
         for r in range(rows):
@@ -152,10 +178,10 @@ def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, ro
                         clear(address(scratch, at), before)
                         copy(address(scratch, at + before), address(x, source), inside)
                         clear(address(scratch, at + before + inside), pitch - before - inside)
-                        scale(scratch, at + before, inside, down)
+                        if down != 1:  # looked at here: a call for each row costs 2 to 5% of all the time
+                            scale(scratch, at + before, inside, down)
                     else:
                         clear(address(scratch, at), pitch)
-                gather_peak(scratch, strip, (t_h if r == rows - 1 else m) * pitch, seen)  # the others are read again below
                 for j in range(0, pitch, lanes):
                     transform(outputs, taps_h, None, address(scratch, strip + j), pitch,
                               address(scratch, half + lane * pitch + j), lanes * pitch)  # fmt: skip
@@ -166,7 +192,20 @@ def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, ro
                 for k in range(tiles_w):
                     transform(outputs, taps_w, None, address(scratch, line + k * m * lanes), lanes,
                               advance(to, k * tile), point)  # fmt: skip
-    return peak(scratch, seen, lanes)
+
+
+@linked(**FLAGS)
+def peak_of_rows(x, n, c0, channels, first, last, scratch):
+    """The ``peak`` of finite elements of x in rows [first, last), where it has them, of ``channels`` channels from c0 on."""
+    all_channels, height, width = x.shape[1:]
+    lanes = VECTOR_BYTES // x.itemsize
+    line = -(-width // lanes) * lanes
+    clear(address(scratch, 0), lanes + line)
+    for c in range(c0, c0 + channels):
+        for ih in range(max(0, first), min(height, last)):
+            copy(address(scratch, lanes), address(x, ((n * all_channels + c) * height + ih) * width), width)
+            gather_peak(scratch, lanes, line, 0)
+    return peak(scratch, 0, lanes)
 
 
 @linked(**FLAGS)
@@ -197,7 +236,7 @@ def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, ro
                 parts):  # fmt: skip
     """Write the outputs of the tile rows [first, first + rows), every ``parts``-th group of channels; y: (n, o, oh, ow).
 
-    They are multiplied by ``up`` and then by ``again``.
+    They are multiplied by ``up`` and then by ``again``. Returns the sum of their squares before that.
     """
     all_channels, height, width = y.shape[1:]
     m = len(outputs)
@@ -205,7 +244,10 @@ def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, ro
     lanes = VECTOR_BYTES // y.itemsize
     pitch = -(-(tiles_w * m) // lanes) * lanes
     line, half, strip = 0, lanes * pitch, lanes * pitch * (1 + t_h)
+    squares = strip + m * pitch
     point, tile = products.shape[1] * products.shape[2], products.shape[2]
+    clear(address(scratch, line + tiles_w * m * lanes), (pitch - tiles_w * m) * lanes)  # columns beyond the last tile
+    clear(address(scratch, squares), lanes)
     for group in range(part, -(-channels // lanes), parts):
         for r in range(rows):
             for i in range(t_h):
@@ -217,11 +259,15 @@ def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, ro
                     transpose(address(scratch, line + j * lanes), lanes, address(scratch, half + i * lanes * pitch + j), pitch)
             oh0 = (first + r) * m
             for lane in range(min(lanes, channels - group * lanes)):
-                for j in range(0, pitch, lanes):
-                    transform(outputs, taps_h, (), address(scratch, half + lane * pitch + j), lanes * pitch,
-                              address(scratch, strip + j), pitch)  # fmt: skip
+                finish(outputs, taps_h, address(scratch, half + lane * pitch), lanes * pitch, address(scratch, strip), pitch,
+                       pitch, address(scratch, squares))  # fmt: skip
                 for i in range(min(m, height - oh0)):
                     to = ((n * all_channels + o0 + group * lanes + lane) * height + oh0 + i) * width
-                    scale(scratch, strip + i * pitch, width, up)
-                    scale(scratch, strip + i * pitch, width, again)
+                    if up != 1 or again != 1:
+                        scale(scratch, strip + i * pitch, width, up)
+                        scale(scratch, strip + i * pitch, width, again)
                     copy(address(y, to), address(scratch, strip + i * pitch), width)
+    total = scratch[squares]
+    for lane in range(1, lanes):
+        total += scratch[squares + lane]
+    return total

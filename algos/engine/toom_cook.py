@@ -90,16 +90,29 @@ class Tiled:
         largest = [max(sum(map(abs, row)) for row in matrix) for axis in self.transforms(spec) for matrix in axis]
         return math.ceil(math.prod(max(Fraction(1), total) for total in largest) * spec.in_channels / spec.groups)
 
-    def scaling(self, spec: ConvSpec, largest: float) -> tuple[int, tuple[int, ...], np.ndarray]:
-        """Exponent taken out of weights whose largest is given, the bits of ``thresholds``, and (3, 3) factors.
+    def scaling(self, spec: ConvSpec, largest: float) -> tuple[int, np.floating, tuple[int, ...], np.ndarray]:
+        """What range asks of operands and results, for weights whose largest is given.
 
-        The factors are what operands of each kind are multiplied by, and results twice.
+        Returns
+        -------
+        exponent : int
+            Taken out of the weights.
+        faint : number of the spec's dtype
+            More than the squares of all results that FAINT operands have sum to.
+        limits : (int, int)
+            The bits of ``thresholds``.
+        factors : array (3, 3)
+            What operands of each kind are multiplied by, and results twice.
         """
         taken = math.frexp(largest)[1] if math.isfinite(largest) else 0
         taken = taken if abs(taken) > PLAIN else 0
         limits, shifts = thresholds(2**PLAIN * self.growth(spec), spec.in_dtype)
+        terms, results = spec.in_channels // spec.groups * math.prod(spec.kernel), math.prod(spec.output_shape)
+        most = math.log2(limits[0] * terms) + (math.frexp(largest)[1] - taken if 0 < largest < math.inf else 0)
+        squares = math.ceil(2 * most + math.log2(max(1, results)))
+        faint = spec.in_dtype.type(2.0 ** min(0, max(squares, np.finfo(spec.in_dtype).minexp)))
         scales = powers_of_two(shifts, spec.in_dtype)[:, :1], powers_of_two(taken - shifts, spec.in_dtype)
-        return taken, limit_bits(limits, spec.in_dtype), np.concatenate(scales, axis=1)
+        return taken, faint, limit_bits(limits, spec.in_dtype), np.concatenate(scales, axis=1)
 
     def transforms(self, spec: ConvSpec) -> tuple[tuple[Matrix, Matrix, Matrix], ...]:
         """A^T, G and B^T of each axis, as exact fractions."""

@@ -178,7 +178,7 @@ class CupyWinograd(Tiled, CupyAlgorithm):
         xp, groups, points = self.xp, spec.groups, self._points(spec)
         inputs, outputs = spec.in_channels // groups, spec.out_channels // groups
         spread, gather = map(self.compiled, self.kernels(spec))
-        taken, _, scales = self.scaling(spec, float(abs(weights).max()))
+        taken, _, _, scales = self.scaling(spec, float(abs(weights).max()))
         kernels, ups = self._weights(spec, weights, taken), xp.asarray(scales[0, 1:])
         tiles, block = self._tiles(spec), self._block(spec)
         total = spec.batch * math.prod(tiles)
