@@ -226,8 +226,8 @@ class Winograd(Tiled, Algorithm):
         crew, job = helpers(), new_job()
         hands = crew.hire(threads - 1)
         fixed = (spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint,
-                 limits, np.empty(spec.out_channels // spec.groups, spec.in_dtype), scales, spectra, products, scratch, together, job,
-                 crew.boxes, hands)  # fmt: skip
+                 limits, np.empty(spec.out_channels // spec.groups, spec.in_dtype), scales, spectra, products, scratch,
+                 together, job, crew.boxes, hands)  # fmt: skip
         image = np.empty((1, 1, 1, 1), spec.in_dtype)
         compile_for(winograd_tiles, image, kernels, image, *fixed)
         new_result = results_of(spec)

@@ -60,7 +60,7 @@ def transform(typingctx, outputs, taps, back, source, source_step, target, targe
 
 @intrinsic
 def finish(typingctx, outputs, taps, source, source_step, target, target_step, count, squares):
-    """``transform`` back of ``count`` elements of rows a step apart, whole vectors; adds what it finds, squared, to ``squares``.
+    """``transform`` back of ``count`` elements of rows a step apart, whole vectors; adds their squares to ``squares``.
 
     The squares are summed lane by lane: overflow and NaN stay in them, and so does a result too small for its square to count.
     """
