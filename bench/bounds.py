@@ -188,7 +188,8 @@ def _lowrank(case: Case, algorithm: Judgeable) -> np.ndarray:
     """(sum of kernel sizes + 2 + rank * channels) * u * |x| conv F, plus what r products leave over, up to ``LEFT_OVER`` u F.
 
     F is |w| for one product and where the spec promises no rank, so that no tap may be lost beside larger ones; for more
-    products it is the sum of their magnitudes, since they cancel.
+    products it is the sum of their magnitudes, since they cancel. Which products they are is the algorithm's choice: rounded
+    taps have a rank only up to their rounding, and others than these leave over more, within the same limit.
     """
     spec, w = case.spec, case.data.w
     if w is None or spec.ndim != 2:
@@ -201,7 +202,9 @@ def _lowrank(case: Case, algorithm: Judgeable) -> np.ndarray:
     left, right = left[..., :rank] * values[..., None, :rank], right[..., :rank, :]
     if rank > 1:
         size = np.maximum(size, np.abs(left) @ np.abs(right))
-    over = np.minimum(np.abs(w - left @ right), LEFT_OVER * case.out_unit * size)
+    over = LEFT_OVER * case.out_unit * size
+    if rank == 1:
+        over = np.minimum(np.abs(w - left @ right), over)
     return case.evaluate(_absolute, steps * case.unit * size + over)
 
 

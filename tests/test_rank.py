@@ -13,6 +13,7 @@ from algos import ConvSpec
 from algos.engine.outer import MOST_FOUND, WITHIN, factors, numerical_rank
 from algos.functional import prepared
 from bench.bounds import Case, tolerance
+from bench.check import check
 from bench.data import Operands
 from tests.test_check import Right
 
@@ -166,3 +167,10 @@ def test_the_bound_of_separable_passes_fails_a_lost_tap(options: str) -> None:
     error = np.abs(lost.exact - case.exact)
     assert error.max() == pytest.approx(100) and (error > allowed).sum() == 1
     assert (np.abs(case.exact.astype(np.float32) - case.exact) <= allowed).all()
+
+
+@pytest.mark.parametrize("seed", [17, 42])
+def test_products_of_another_choice_are_not_refused(seed: int) -> None:
+    """Weights that fall off by powers of two have their rank up to rounding only: crosses miss some taps by 49 roundings."""
+    verdict = check("1x1x30x31,1x1x5x6,p2,rank2", algos.get("separable"), 1, seed=seed)
+    assert verdict.ok, verdict.reason
