@@ -1,0 +1,52 @@
+"""Filters of hundreds of taps: no cliff where a faster way ends, neither in predicted work nor in compiled code."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from algos import ConvSpec, get
+from algos.cpu import separable
+from algos.cpu.separable import SLID
+from algos.engine.jit import _kind
+from bench.check import check
+from tests.test_compile import longest_in
+
+TAPS = range(3, 600)
+
+
+def square(size: int, taps: int, dtype: str) -> ConvSpec:
+    return ConvSpec.parse(f"1x1x{size}x{size},1x1x{taps}x{taps},p{taps // 2},rank1,{dtype}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1x1x9x140,1x1x3x65,p1x32,rank1", "1x2x9x140,2x2x2x131,p1x65,rank2,float64", "2x1x7x203,1x1x3x200,p0x7:199,rank1"],
+)
+def test_rows_of_taps_in_pieces_are_right(text: str) -> None:
+    """NaN and infinity too: where the last piece overlaps the one before, its zeros reach no further than the window."""
+    verdict = check(text, get("separable"), threads=2)
+    assert verdict.ok, verdict
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [256, 512, 1024])
+def test_predicted_time_of_separable_passes_grows_with_the_taps(size: int, dtype: str) -> None:
+    algorithm = get("separable")
+    for threads in (1, 2):
+        each = [algorithm.cost(square(size, taps, dtype), threads).seconds(threads) / taps for taps in TAPS]
+        assert max(each[60:]) < 1.1 * min(each[60:])
+        assert all(after < 1.1 * before for before, after in pairwise(each))
+
+
+def test_compiled_code_of_separable_passes_does_not_grow_with_the_taps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of taps ask for no more kinds of code than ``SLID`` taps do, nor for more taps in one of them."""
+    asked: set[tuple] = set()
+    monkeypatch.setattr(separable, "compile_for", lambda _, *arguments: asked.add(tuple(map(_kind, arguments))))
+    for taps in range(SLID + 1, 10 * SLID):
+        spec = ConvSpec.parse(f"1x1x9x1000,1x1x3x{taps},rank1")
+        get("separable").prepare(spec, np.ones(spec.weight_shape, np.float32), 1)
+    assert len(asked) <= SLID
+    assert max(map(longest_in, asked)) <= SLID
