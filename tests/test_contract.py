@@ -68,6 +68,9 @@ GRID = [
     "1x3x15x14,3x1x7x7,p3",
     "1x3x21x40,3x1x3x3,p2,d2,s2",
     "1x2x13x20,4x1x3x3,p1,s1x3",
+    "1x2x9x190,4x1x5x4,p2:1,s3",  # whole vectors inside the row
+    "1x2x14x270,2x1x4x5,p0x3,s2x4,d1x3",
+    "1x3x9x150,3x1x3x5,p1,s3,float64",
     "2x3x33x47,6x1x3x4,p9x4,s5x1,d7x5",  # strides and dilations beyond those that are written into code
     "1x3x29x41,3x1x3x3,p12,d12,s2,float64",
     "1x2x8x9,4x1x3x3,p1,s999999999999999999",

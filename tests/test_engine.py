@@ -25,6 +25,7 @@ from algos.engine.overlap_save import rows_in
 from algos.engine.simd import lanes, simd
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
 from algos.engine.windows import interior, padded_shape, reach, read_slice, stuffed, windows
+from bench.check import check
 from bench.data import operands
 from tests.conftest import HUNG_S, Mount
 
@@ -182,6 +183,13 @@ def test_cyclic_lengths_hold_the_longer_border(spec: ConvSpec) -> None:
     for length, size, (before, after), padded in zip(cyclic_size(spec), spec.size, spec.padding, spec.padded_size, strict=True):
         assert length >= size + before
         assert length <= 2 * (padded + after) + 8
+
+
+@pytest.mark.parametrize("text", ["1x2x9x190,4x1x5x4,p2:1,s3", "1x2x14x270,2x1x2x5,p0x3,s2x4,d1x3,float64"])
+def test_every_third_and_fourth_column_of_depthwise_layers(text: str) -> None:
+    """Whole vectors inside the row, and both of its ends."""
+    verdict = check(text, get("depthwise"))
+    assert verdict.ok, verdict
 
 
 @pytest.mark.parametrize("name", ["numba_direct", "separable"])

@@ -4,14 +4,15 @@ Numba and LLVM IR. A tile is up to seven rows of outputs by one vector: each vec
 rows that it serves, and nothing is copied or packed. Rows above and below the picture are read from a row of zeros; the first
 and the last vectors of a row load only the lanes that are inside, and the last overlaps the one before. Stride 2 picks even
 and odd elements from two vectors within 128 bits, which is one instruction, and puts the lanes of the sums in order at the
-end. The kernel's size and small strides and dilations are in the types, so that one function compiles to unrolled code for
-each of them; wider dilations and row strides are numbers at run time, and so is all of it for column strides from 3 on, in
-one loop over the taps (``algos/engine/planes.py``). Threads take planes through ``algos/engine/relay.py``.
+end; strides 3 and 4 pick from three and four vectors, which serve all taps among them: 3 to 10 times as fast as one element
+at a time. The kernel's size and strides and dilations up to 4 are in the types, so that one function compiles to unrolled code
+for each of them; wider dilations and row strides are numbers at run time, and so is all of it for wider column strides, in one
+loop over the taps (``algos/engine/planes.py``). Threads take planes through ``algos/engine/relay.py``.
 
 Cost: 2 * O * taps operations for each output pixel; small layers are bound by memory. Workspace: a row of zeros.
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
 Forward, 1-D and 2-D, float32 and float64, every stride, dilation and padding, up to ``MOST_TAPS`` taps; fast for column
-strides 1 and 2. For one channel it is a picture's filter.
+strides 1 to 4. For one channel it is a picture's filter.
 
 Source: Zhang, Lo and Lu, "High performance depthwise and pointwise convolutions on mobile devices", arXiv:2001.02504.
 Equivalent: ``torch.nn.functional.conv2d(x, w, groups=x.shape[1])``.
@@ -38,7 +39,8 @@ from algos.spec import ConvSpec
 MOST_TAPS = 256  # of unrolled code: more take seconds to compile, and are faster by other methods
 ROWS, PRODUCTS = 7, 256  # rows of a tile, and products of one lane in it: beyond them sums leave the registers
 # What is written into the code: column strides; row strides and dilations, at which rows of a tile share rows of the input.
-UNROLLED_STRIDE, UNROLLED_STEP, UNROLLED_COLUMNS = 2, 4, 1 << 30
+UNROLLED_STRIDE, UNROLLED_STEP, UNROLLED_COLUMNS = 4, 4, 1 << 30
+PICKING = 1, 1.5, 3.5, 3.5, 12  # what column strides 1 to 4, and wider ones, cost beside 1, measured
 SHARED_S = 1e-5  # less work than this stays on one thread
 FLOPS_PER_S = 5e10  # of one thread, float32, measured on AVX2
 
@@ -123,9 +125,9 @@ class Depthwise(Algorithm):
         _, col = axes(spec)
         vector = VECTOR_BYTES // spec.in_dtype.itemsize
         vectors = math.prod(spec.output_shape) / col.outputs * -(-col.outputs // vector)
-        each = math.prod(spec.kernel) * 2 * 8 / FLOPS_PER_S * (VECTOR_BYTES / 32) * (1, 1, 1.5)[min(col.stride, 2)]
+        each = math.prod(spec.kernel) * 2 * 8 / FLOPS_PER_S * (VECTOR_BYTES / 32) * PICKING[min(col.stride, len(PICKING)) - 1]
         few = 1 + 2.4 / self._rows(spec) ** 1.6  # measured: a row alone loads an input and a weight for each multiply-add
-        return vectors * (each * few + 1e-9) * (1 if col.stride < 3 else 6)
+        return vectors * (each * few + 1e-9)
 
     def _rows(self, spec: ConvSpec) -> int:
         """Output rows of a tile."""

@@ -71,7 +71,7 @@ class Lanes:
 
 
 class Unrolled(Lanes):
-    """Sums of a tile, ``rows`` rows by a vector, with every tap in the code: column strides 1 and 2.
+    """Sums of a tile, ``rows`` rows by a vector, with every tap in the code: column strides 1 to 4.
 
     shape: as in ``SHAPE``, 0 for a stride or dilation that is a number at run time, in ``sizes``; then no two rows of the
     outputs share a row of the input, and no two taps a vector. row_at: the row of the input so far below the first that the
@@ -90,7 +90,7 @@ class Unrolled(Lanes):
         self.restored = [outputs.index(i) for i in range(lanes)]
         self.weights = [[emit.splat(builder.load(emit.at(w, t * kw + k))) for k in range(kw)] for t in range(kh)]
 
-        # By what stands for it, the first column of each load, and for each tap its first load and whether the odd elements.
+        # By what stands for it, the first column of each load, and for each tap its first load and which element of that.
         self.taps: list[tuple[Any, int]] = [(k * dilation // self.stride * self.stride, k * dilation % self.stride) if dilation
                                             else ((k, 0), 0) for k in range(kw)]  # fmt: skip
         self.starts: dict[Any, Any] = {}
@@ -136,9 +136,24 @@ class Unrolled(Lanes):
         for k, start in self.starts.items():
             place = emit.at(row, at, start)
             found[k] = self.load(place, masks[k]) if masks else emit.load(place)
-        if self.stride == 1:
-            return [found[tap] for tap, _ in self.taps]
-        return [emit.shuffle(found[tap], found[self._next(tap, 1)], self.picks[odd]) for tap, odd in self.taps]
+        return [self._every([found[self._next(tap, i)] for i in range(self.stride)], first) for tap, first in self.taps]
+
+    def _every(self, vectors: list[Any], first: int) -> Any:
+        """Elements first, first + n, ... of n vectors in a row; for stride 2 in the order that ``restored`` ends."""
+        emit, lanes, n = self.emit, self.emit.lanes, len(vectors)
+        if n == 1:
+            return vectors[0]
+        if self.stride == 2:
+            return emit.shuffle(vectors[0], vectors[1], self.picks[first])
+        if n % 2 == 0:
+            picks = range(first % 2, 2 * lanes, 2)
+            return self._every([emit.shuffle(vectors[i], vectors[i + 1], picks) for i in range(0, n, 2)], first // 2)
+        places = range(first, first + n * lanes, n)  # n is odd: no two of them lie in the same lane of two vectors
+        owner = {place % lanes: place // lanes for place in places}
+        merged = vectors[0]
+        for v in range(1, n):
+            merged = emit.shuffle(merged, vectors[v], [lane + lanes * (owner[lane] == v) for lane in range(lanes)])
+        return emit.shuffle(merged, merged, [place % lanes for place in places])
 
 
 class Looped(Lanes):
