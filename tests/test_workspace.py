@@ -72,3 +72,17 @@ def test_no_problem_takes_more_memory_than_predicted(name: str) -> None:
             if (held := seen(algorithm, spec, threads)) > predicted + SLACK:
                 off.append(f"{spec} in {threads} threads: predicted {predicted}, seen {held}")
     assert not off, "\n".join(off)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "threads"),
+    [
+        ("scipy_oaconvolve", "1x24x21x7,264x3x5x3,p4:0x6:1", 1),  # hundreds of calls, whose tuples Python keeps
+        ("fft_tiles", "3x4x58x19,8x1x101x4,p104:100x3", 3),  # images one after the other, each one block: nothing to share
+    ],
+)
+def test_a_prediction_is_near_what_is_held(name: str, text: str, threads: int) -> None:
+    spec = ConvSpec.parse(text).received()
+    predicted, held = get(name).workspace_bytes(spec, threads), seen(get(name), spec, threads)
+    assert held <= predicted + SLACK
+    assert predicted <= 2 * held + SLACK

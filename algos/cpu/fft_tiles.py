@@ -96,10 +96,12 @@ class FftTiles(Algorithm):
         row = math.prod(self._tiles(spec)[1:]) * self._half(spec) * (spec.in_channels + spec.out_channels)
         return max(1, min(self._tiles(spec)[0], self.block_bytes // (row * 2 * spec.in_dtype.itemsize)))
 
+    def _blocks(self, spec: ConvSpec) -> int:
+        """Of an image: threads share those, one image after the other."""
+        return -(-self._tiles(spec)[0] // self._step(spec))
+
     def _threads(self, spec: ConvSpec, threads: int) -> int:
-        if self.cost(spec, 1).operations / FLOPS_PER_S < SHARED_S:
-            return 1
-        return min(threads, spec.batch * -(-self._tiles(spec)[0] // self._step(spec)))
+        return 1 if self.cost(spec).operations / FLOPS_PER_S < SHARED_S else min(threads, self._blocks(spec))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         unit = spec.in_dtype.itemsize
@@ -139,8 +141,7 @@ class FftTiles(Algorithm):
         image_core: Any = (0, slice(None), *(slice(n) for n in seen))
         views = np.lib.stride_tricks.sliding_window_view(padded, points, axes)
         views = views[(slice(None), *(slice(None, None, k) for k in kept))]  # (c, *tiles, *points)
-        blocks = -(-tiles[0] // step)
-        parts = split(blocks, threads)
+        parts = split(self._blocks(spec), threads)
         outs = tuple(k // s for k, s in zip(kept, spec.stride, strict=True))
         cropped = (..., *(slice(0, k, s) for k, s in zip(kept, spec.stride, strict=True)))
 
@@ -184,11 +185,11 @@ class FftTiles(Algorithm):
         tiles = spec.batch * math.prod(self._tiles(spec))
         pairs = spec.out_channels * (spec.in_channels // spec.groups)
         transforms = 2.5 * points * math.log2(points) * (spec.in_channels + spec.out_channels)
-        blocks = spec.batch * -(-self._tiles(spec)[0] // self._step(spec))
+        blocks = spec.batch * self._blocks(spec)
         slower = 2 if 2 * points * spec.in_dtype.itemsize > caches()["L2"] else 1
-        return Cost(
-            tiles * (transforms * slower + 4 * points * pairs), spec.min_bytes, 20 + 60 * blocks, FLOPS_PER_S, threads > 1
-        )
+        operations = tiles * (transforms * slower + 4 * points * pairs)
+        shared = threads > 1 and operations / FLOPS_PER_S >= SHARED_S and self._blocks(spec) > 1
+        return Cost(operations, spec.min_bytes, 20 + 60 * blocks, FLOPS_PER_S, shared)
 
 
 ALGORITHMS = [FftTiles()]

@@ -34,6 +34,7 @@ LEAST_TAP = float(np.finfo(np.float64).eps)  # of scipy.ndimage, whatever the ty
 LARGEST_CALLS = 4096  # pairs of channels, times images
 TRANSFORM_COPIES = 5.5  # of a transform's points: both spectra, the result, a padded copy, and rounding up the length
 TILED_COPIES = 6.0
+TUPLES_BYTES, MOST_TUPLES_BYTES = 300, 200_000  # of NumPy's padding that CPython keeps for new ones: of a call, and of all
 PLAIN_COPIES = 2.5  # where every axis has one tap and SciPy multiplies without a transform
 
 
@@ -280,7 +281,8 @@ class OaConvolve(FftConvolve):
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         points, tiles = self._tiles(spec)
-        return self._held(spec, TILED_COPIES, points * tiles)
+        kept = min(TUPLES_BYTES * self._calls(spec), MOST_TUPLES_BYTES)
+        return self._held(spec, TILED_COPIES, points * tiles) + kept
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         points, tiles = self._tiles(spec)
