@@ -1,20 +1,26 @@
-"""Filters of hundreds of taps: no cliff where a faster way ends, neither in predicted work nor in compiled code."""
+"""Filters of hundreds of taps and more: no cliff where a faster way ends, and the model picks what was measured as fastest."""
 
 from __future__ import annotations
 
+import json
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from algos import ConvSpec, get
-from algos.cpu import separable
+from algos import ConvSpec, algorithms, get, host
+from algos.cpu import fft_fused, separable
 from algos.cpu.separable import SLID
 from algos.engine.jit import _kind
+from algos.engine.simd import simd
 from bench.check import check
 from tests.test_compile import longest_in
 
 TAPS = range(3, 600)
+MEASURED = json.loads((Path(__file__).parent / "golden" / "long_filters.json").read_text())
+REGRET = 1.5  # times the least measured time; 1.3 is reached, among loops that are equally fast but for noise
 
 
 def square(size: int, taps: int, dtype: str) -> ConvSpec:
@@ -50,3 +56,22 @@ def test_compiled_code_of_separable_passes_does_not_grow_with_the_taps(monkeypat
         get("separable").prepare(spec, np.ones(spec.weight_shape, np.float32), 1)
     assert len(asked) <= SLID
     assert max(map(longest_in, asked)) <= SLID
+
+
+@pytest.mark.skipif(simd() not in MEASURED, reason="long filters were measured with AVX-512 and AVX2")
+def test_long_signals_are_left_to_what_was_measured_as_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the model alone, as it is for the machine of the figures: its vectors and its caches."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "caches", None) is host.caches:
+            monkeypatch.setattr(module, "caches", lambda: MEASURED["caches"])
+    monkeypatch.setattr(fft_fused, "plan_for", fft_fused.plan_for.__wrapped__)  # which remembers plans for other caches
+    ours = [a for a in algorithms() if a.device == "cpu" and a.family not in ("auto", "peer")]
+    off = []
+    for key, times in MEASURED[simd()].items():
+        length, taps = key.split(",")
+        spec = ConvSpec.parse(f"1x1x{length},1x1x{taps}").received()
+        modelled = {a.name: a.cost(spec).seconds() for a in ours if a.unsupported(spec) is None}
+        chosen, best = min(modelled, key=modelled.__getitem__), min(times, key=times.__getitem__)
+        if chosen not in times or times[chosen] > REGRET * times[best]:
+            off.append(f"{spec}: {chosen} instead of {best}, {times}")
+    assert not off, "\n".join(off)
