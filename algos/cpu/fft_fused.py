@@ -48,7 +48,7 @@ from algos.spec import ConvSpec
 POINT_S = 12e-9  # of a complex point of a vector there and back: reading, turning, two transpositions each way, writing
 STAGE_S = 1.1e-9  # of a radix-4 stage for such a point, one way
 BEYOND = 0.1  # of the time, for each doubling of tile and kernel beyond a quarter of the second-level cache
-STAGES_BEYOND = 1.25  # times the time, the same for signals beyond half of it: on Zen 5 1.1 to 1.2, and 1.4 from 131,072 points on
+STAGES_BEYOND = 1.25  # times the time, the same for signals beyond half of it: on Zen 5 1.1 to 1.2, from 131,072 points on 1.4
 HAND_OVER_S, ITEM_S = 1e-5, 4e-6  # to a thread, cold caches and all; of a tile: its ragged edges
 HOPELESS = 2.0  # times the modelled time of the best tiles: not tried
 LONGEST = 1 << 12  # of a side of a tile: a strip of it still fits the cache
