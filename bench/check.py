@@ -8,7 +8,7 @@ whole numbers where most algorithms must be exact, a photograph, images and weig
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,17 +99,22 @@ def check(spec: ConvSpec | str, algorithm: Judgeable, threads: int = 1, seed: in
     figures: dict[str, Any] = {"max_error": 0.0, "error_ratio": 0.0, "accuracy": algorithm.accuracy}
     try:
         spec = _smaller(given, court)
-        figures |= _on_normals(spec, court, seed)
-        if spec == given:
-            figures["workspace_seen_bytes"] = court.traced()
-        if spec.batch and spec.in_dtype.kind == "f":
+        normals, plan, result = _on_normals(spec, court, seed, figures)
+        floats = spec.batch and spec.in_dtype.kind == "f"
+        if floats:
             figures["gate"] = _on_whole_numbers(spec, court, seed)
+        else:
+            court.prepare(_with_other_weights(normals), beside=True)
+        _called_again(normals, court, plan, result)
+        if spec == given:
+            figures["workspace_seen_bytes"] = _traced(normals, court, result)
+        if floats:
             _on_a_photograph(spec, court)
             _on_graded_sizes(spec, court, seed)
         if spec != given and (case := trials.whole_batch(given, seed)) is not None:
-            result = court.prepare(case).call(case.data.call)
+            result = court.prepare(case).call(case.data.call, out=True)
             _judge(case, result, _allowed(case, algorithm), algorithm, "in the whole batch: ", spreads=False)
-            figures["workspace_seen_bytes"] = court.traced()
+            figures["workspace_seen_bytes"] = _traced(case, court, result)
     except WrongResultError as wrong:
         return Verdict(False, str(wrong), **(figures | wrong.figures))
     except TransformsError as wrong:
@@ -132,8 +137,10 @@ def _smaller(spec: ConvSpec, court: Court) -> ConvSpec:
 # ---- seeded normals ---------------------------------------------------------------------------------------------
 
 
-def _on_normals(spec: ConvSpec, court: Court, seed: int) -> dict[str, Any]:
-    """Figures for the verdict; raises WrongResultError."""
+def _on_normals(
+    spec: ConvSpec, court: Court, seed: int, figures: dict[str, Any]
+) -> tuple[Case, Sitting, np.ndarray]:
+    """What was judged, its plan and a result that is right; fills in the figures; raises WrongResultError."""
     algorithm, case = court.algorithm, trials.seeded(spec, seed, "normal")
     if case.dtype.kind in "iu" and spec.batch and not _fits(case):
         raise UnjudgedError(f"the sums do not fit {case.dtype}")
@@ -143,24 +150,42 @@ def _on_normals(spec: ConvSpec, court: Court, seed: int) -> dict[str, Any]:
     # Other operands first, so that neither a buffer that is kept nor memory that is freed holds the right result.
     spoiled = trials.spoiled(spec, seed) if spec.in_dtype.kind == "f" else []
     other = call[0].copy() if spoiled else _other(call[0])
-    for (element, _), value in zip(spoiled, (math.inf, math.nan), strict=False):
+    for (element, _), value in zip(spoiled, (math.inf, math.nan, -math.inf), strict=False):
         other[element] = value
     first = plan.call((other, *call[1:])).copy()
     result = plan.call(call, place=1, watch=True)
     if not np.array_equal(bits(plan.kept(0)), bits(first)):
         raise WrongResultError("the second call changed the result of the first: a buffer is reused")
-    figures = _judge(case, result, allowed, algorithm)
+    figures |= _judge(case, result, allowed, algorithm)
     if spoiled:
         _judge_spoilt(case, first, allowed, algorithm, seed)
 
     out = plan.call(call, out=True)
     if not np.array_equal(out, result):
         _judge(case, out, allowed, algorithm, "written into out=: ")
-    result = result.copy()
+    return case, plan, result.copy()
+
+
+def _called_again(case: Case, court: Court, plan: Sitting, result: np.ndarray) -> None:
+    """The first plan still computes with its own weights after another of the same spec was prepared and called."""
+    court.back_to(plan)
     for late in plan.again():
         if not np.array_equal(late, result):
-            _judge(case, late, allowed, algorithm, "called again: ")
-    return figures
+            _judge(case, late, _allowed(case, court.algorithm), court.algorithm, "called again: ")
+
+
+def _with_other_weights(case: Case) -> Case:
+    data = case.data
+    return replace(case, data=data if data.w is None else replace(data, w=np.flip(data.w)))
+
+
+def _traced(case: Case, court: Court, result: np.ndarray) -> int | None:
+    """Bytes of workspace; the run in which they were seen is right as well."""
+    result = result.copy()
+    seen, again = court.traced()
+    if again is not None and not np.array_equal(again, result):
+        _judge(case, again, _allowed(case, court.algorithm), court.algorithm, "called again: ", spreads=False)
+    return seen
 
 
 def _allowed(case: Case, algorithm: Judgeable) -> np.ndarray:
@@ -324,7 +349,7 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
         reach = float(allowed.max()) * math.prod(SPANS[0]) / math.prod(span)
     else:
         note = f"whole numbers not decisive: the bound reaches {float(allowed.max()):.2g}"
-    result = court.prepare(case).call(case.data.call)
+    result = court.prepare(case, beside=True).call(case.data.call)
     if note:
         _judge_gate(case, result, np.abs(_difference(case.at(result), case.exact)) <= allowed, "within the bound")
         return note

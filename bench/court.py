@@ -13,8 +13,10 @@ from bench.arena import Arena, Slot, room, shared_file
 from bench.bounds import Case, Judgeable
 from bench.judged import Judged, overlapping
 
-AGAIN, AGAIN_S = 24, 0.01  # calls of the same plan, and seconds after which one of them is enough
+AGAIN, AGAIN_S = 100, 0.01  # calls of the same plan, and seconds after which one of them is enough
+LEAST_GROWTH = 4096  # bytes a call; less may be objects of Python that anybody made meanwhile
 WORKSPACE_FACTOR, WORKSPACE_SLACK = 2, 1 << 20  # how far a run may exceed its prediction
+HELD_SLACK = 1 << 16  # bytes of a result's buffer beyond twice its own: to align it
 POISON = {"f": math.nan, "i": 113, "u": 113}
 
 
@@ -41,10 +43,15 @@ class Court:
         self._size = 0
         self._last: Sitting | None = None
 
-    def prepare(self, case: Case) -> Sitting:
-        """A plan of the judged for the case's weights; the one before is given up."""
-        self._last = Sitting(self, case)
+    def prepare(self, case: Case, beside: bool = False) -> Sitting:
+        """A plan of the judged for the case's weights; the one before is given up, or stays ``beside`` it."""
+        self._last = Sitting(self, case, beside)
         return self._last
+
+    def back_to(self, sitting: Sitting) -> None:
+        """Go on with the plan that stayed beside the last one."""
+        self.judged.obey("return")
+        self._last = sitting
 
     def arena(self, size: int) -> Arena:
         """An empty one of at least ``size`` bytes."""
@@ -64,38 +71,51 @@ class Court:
         self._arena.clear()
         return self._arena
 
-    def traced(self) -> int | None:
-        """Bytes that prepare and a run of the last plan took, held against the prediction; None where nobody can tell."""
+    def traced(self) -> tuple[int | None, np.ndarray | None]:
+        """Bytes that prepare and a run of the last plan took, held against the prediction, and what it gave.
+
+        None where nobody can tell.
+        """
         assert self._last is not None
         found = self.judged.obey("trace", **self._last.traceable)
         seen, predicted = found["seen"], found["predicted"]
         ours = self.algorithm.family != "peer"
         if ours and seen is not None and seen > WORKSPACE_FACTOR * predicted + WORKSPACE_SLACK:
             raise WrongResultError(f"it took {seen:,} bytes of workspace and predicts {predicted:,}")
-        return seen
+        if seen is None:
+            return None, None
+        result = self._last.traced_result
+        if ours and found["growth"] > max(result.nbytes // 2, LEAST_GROWTH):
+            raise WrongResultError(f"every call keeps {found['growth']:,} bytes more")
+        return seen, result
 
 
 class Sitting:
     """One prepared case: every operand at one address, overwritten in place from call to call."""
 
-    def __init__(self, court: Court, case: Case) -> None:
+    def __init__(self, court: Court, case: Case, beside: bool) -> None:
         self._judged, self._case = court.judged, case
         spec, data = case.spec, case.data
         arrays = [(a.shape, a.dtype) for a in data.call]
-        weights = [] if data.w is None else [(data.w.shape, data.w.dtype)]
+        weights = [] if data.w is None else [(data.w.shape, data.w.dtype)] * 2  # those of a plan beside it stay
         results = [(spec.result_shape, case.dtype)] * 3
         self._arena = court.arena(room([*arrays, *weights, *results]))
         self._operands = [self._arena.take(*a) for a in arrays]
         self._out, *self._results = (self._arena.take(*r) for r in results)
         self._w: Slot | None = None
         if data.w is not None:
-            self._w = self._arena.take(*weights[0])
+            self._w = [self._arena.take(*w) for w in weights][beside]
             self._arena.view(self._w)[...] = data.w
-        self._judged.obey("prepare", spec=str(spec), w=self._w and self._w.text)
+        self._judged.obey("prepare", spec=str(spec), w=self._w and self._w.text, beside=beside)
 
     @property
     def traceable(self) -> dict[str, Any]:
-        return {"spec": str(self._case.spec), "w": self._w and self._w.text, "operands": [o.text for o in self._operands]}
+        return {"spec": str(self._case.spec), "w": self._w and self._w.text, "operands": [o.text for o in self._operands],
+                "result": self._results[0].text}  # fmt: skip
+
+    @property
+    def traced_result(self) -> np.ndarray:
+        return self._arena.view(self._results[0])
 
     def call(self, operands: Sequence[np.ndarray], place: int = 0, out: bool = False, watch: bool = False) -> np.ndarray:
         """The result of one call, in one of two places that later calls overwrite; WrongResultError for what is no result."""
@@ -112,16 +132,26 @@ class Sitting:
         return target if out else self._arena.view(self._results[place])
 
     def again(self) -> list[np.ndarray]:
-        """The last two results of up to ``AGAIN`` calls with the same operands."""
+        """Two results of up to ``AGAIN`` calls with the operands of the case: one unlike the first, if any is, and the last."""
+        for slot, values in zip(self._operands, self._case.data.call, strict=True):
+            self._arena.view(slot)[...] = values
         facts = self._judged.obey("again", operands=[o.text for o in self._operands], results=[r.text for r in self._results],
                                   least=1, most=AGAIN, seconds=AGAIN_S)  # fmt: skip
         if facts["left_over"]:
             raise WrongResultError("threads that a call started outlive it")
+        if facts["grown"]:
+            raise WrongResultError(f"calls leave {' and '.join(facts['grown'])} behind")
+        self._unchanged(facts)
         if facts["remembered"]:
             raise WrongResultError("calls on operands seen before take a fraction of the time: results are remembered")
         if overlapping(facts["spans"]):
             raise WrongResultError("results of several calls share memory: a buffer is reused")
-        return [self._arena.view(r) for r in self._results[: facts["calls"]]]
+        return [self._arena.view(r) for r in self._results]
+
+    @staticmethod
+    def _unchanged(facts: dict[str, Any]) -> None:
+        if facts["changed"]:
+            raise WrongResultError(f"it changed {' and '.join(facts['changed'])} of the process")
 
     def kept(self, number: int) -> np.ndarray:
         """What an earlier result looks like now; afterwards none is kept."""
@@ -133,14 +163,17 @@ class Sitting:
         spec, dtype = self._case.spec, self._case.dtype
         if out and not facts["out"]:
             raise WrongResultError("a call with out= returned another array")
-        if facts["kind"] != "ndarray":
-            raise WrongResultError(f"the result is a {facts['kind']}, not an array")
+        if not facts["array"]:
+            raise WrongResultError(f"the result is a {facts['kind']}, not an array of NumPy's")
         if tuple(facts["shape"]) != spec.result_shape:
             raise WrongResultError(f"the result has shape {tuple(facts['shape'])}, not {spec.result_shape}")
         if np.dtype(facts["dtype"]) != dtype:
             raise WrongResultError(f"the result is {np.dtype(facts['dtype'])}, not {dtype}")
         if facts["inside"]:
             raise WrongResultError("the result lies in the memory of an operand")
+        if facts["held"] > 2 * math.prod(spec.result_shape) * dtype.itemsize + HELD_SLACK:
+            raise WrongResultError(f"the result is part of a buffer of {facts['held']:,} bytes, which it keeps alive")
+        self._unchanged(facts)
         if not facts["writable"]:
             raise WrongResultError("the result is read-only")
         if not facts["ordered"]:

@@ -7,6 +7,7 @@ process than the one in which the algorithm ran. ``bench.check`` gives the order
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import statistics
@@ -25,14 +26,17 @@ from algos.functional import Plan, prepared
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.arena import Arena, Slot
+from bench.surroundings import Surroundings
 
 WATCH_S, LONGEST_WATCH_S = 0.005, 0.1  # how long after a call it is watched whether anything still works for it
 BUSY_S = 0.001  # of CPU time in it; threads that only wait take none
 MOST_STARTS = 3
-PAIRS = 7  # of calls on operands that are new, and again on the same
+MANY = 24  # calls that show whether results are remembered
+PAIRS = 7  # of calls on operands that are new, on the same but for one element, and on the very same
 REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when results are remembered
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
 KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
+GROWING, GROWING_S = 8, 0.01  # calls after which a plan holds no more than before, where they take no longer in all
 
 
 class Judged:
@@ -48,7 +52,10 @@ class Judged:
         self._algorithm, self._threads = algorithm, threads
         self._arena: Arena | None = None
         self._plan: Plan | None = None
+        self._earlier: list[Plan] = []
+        self._weights: list[np.ndarray] = []  # none, or those of the plan, where the judge laid them
         self._kept: list[np.ndarray] = []
+        self._surroundings = Surroundings()
         self._strangers = threading.enumerate()  # threads that cannot be the algorithm's
 
     def obey(self, order: str, **details: Any) -> dict[str, Any]:
@@ -63,7 +70,7 @@ class Judged:
         """Map the judge's arena."""
         file = os.open(path, os.O_RDWR)
         try:
-            self._plan, self._kept, self._arena = None, [], None
+            self._plan, self._earlier, self._weights, self._kept, self._arena = None, [], [], [], None
             self._arena = Arena(size, file)
         finally:
             os.close(file)
@@ -79,11 +86,19 @@ class Judged:
         found = self._algorithm.transforms(ConvSpec.parse(spec).received())
         return {"transforms": [[[[str(v) for v in row] for row in matrix] for matrix in axis] for axis in found]}
 
-    def _prepare(self, spec: str, w: list[Any] | None) -> dict[str, Any]:
+    def _prepare(self, spec: str, w: list[Any] | None, beside: bool) -> dict[str, Any]:
+        """A plan; with ``beside`` the one before stays, to be called again."""
         self._kept.clear()
+        self._earlier = [self._plan] if beside and self._plan is not None else []
         self._plan = None
-        weights = None if w is None else self._view(w)
-        self._plan = prepared(ConvSpec.parse(spec), weights, self._algorithm, self._threads)
+        self._weights = [] if w is None else [self._view(w)]
+        self._plan = prepared(ConvSpec.parse(spec), self._weights[0] if w else None, self._algorithm, self._threads)
+        return {}
+
+    def _return(self) -> dict[str, Any]:
+        """Go on with the plan that stayed."""
+        self._kept.clear()
+        self._plan = self._earlier.pop()
         return {}
 
     def _call(self, operands: list[Any], result: list[Any], out: list[Any] | None, watch: bool) -> dict[str, Any]:
@@ -92,13 +107,16 @@ class Judged:
         given = [self._view(o) for o in operands]
         target = None if out is None else self._view(out)
         y = self._plan(*given) if target is None else self._plan(*given, out=target)
-        facts: dict[str, Any] = {"out": y is target, "kind": type(y).__name__}
-        if not isinstance(y, np.ndarray):
-            y = self._algorithm.to_host(y)
-            if not isinstance(y, np.ndarray):
-                return facts
-        facts |= {"kind": "ndarray", "shape": list(y.shape), "dtype": y.dtype.str, "writable": bool(y.flags.writeable),
-                  "ordered": self._ordered(y), "inside": any(np.may_share_memory(y, a) for a in given)}
+        facts: dict[str, Any] = {"out": y is target, "kind": f"{type(y).__module__}.{type(y).__name__}", "array": False}
+        y = self._on_host(y)
+        if type(y) is not np.ndarray:  # one that computes when it is looked at is none either
+            return facts
+        held = y
+        while isinstance(held.base, np.ndarray):
+            held = held.base
+        facts |= {"array": True, "shape": list(y.shape), "dtype": y.dtype.str, "writable": bool(y.flags.writeable),
+                  "ordered": self._ordered(y), "inside": any(np.may_share_memory(y, a) for a in (*given, *self._weights)),
+                  "held": 0 if y is target else held.nbytes, "changed": self._surroundings.changed()}
         copy = self._view(result)
         if y.shape == copy.shape and y.dtype == copy.dtype:
             copy[...] = y
@@ -106,6 +124,10 @@ class Judged:
                 facts |= self._watched(y, copy)
         self._kept.append(y)
         return facts
+
+    def _on_host(self, y: Any) -> Any:
+        """A result of a device brought here; on the CPU it is what it is."""
+        return y if self._algorithm.device == "cpu" or isinstance(y, np.ndarray) else self._algorithm.to_host(y)
 
     def _ordered(self, y: np.ndarray) -> bool:
         """Whether elements lie as the algorithm's layout says; rows of an array without channels-last are fine as well."""
@@ -126,64 +148,92 @@ class Judged:
     def _again(self, operands: list[Any], results: list[Any], least: int, most: int, seconds: float) -> dict[str, Any]:
         """Call again, ``least`` to ``most`` times for about ``seconds``; all results are held where memory allows.
 
-        The last two are copied to ``results``.
+        Two are copied to ``results``: one that differs from the first, if any does, and the last.
         """
         assert self._plan is not None
         given, targets = [self._view(o) for o in operands], [self._view(r) for r in results]
-        end, last, leaving, made = perf_counter() + seconds, self._kept[-1:], 0, 0
+        first, other, leaving, made = None, None, 0, 0
+        held, end = self._surroundings.held(), perf_counter() + seconds
         while made < least or (made < most and perf_counter() < end):
             alive = set(sys._current_frames())
             y = self._plan(*given)
             leaving += not set(sys._current_frames()) <= alive
             made += 1
-            last = [*last[-1:], y]
+            if first is None:
+                first = other = y
+            elif other is first and self._algorithm.device == "cpu" and not np.array_equal(y, first):
+                other = y
             if (len(self._kept) + 1) * y.nbytes <= KEPT_BYTES:
                 self._kept.append(y)
-        for y, target in zip(last[-len(targets) :], targets[-len(last) :], strict=True):
-            target[...] = y if isinstance(y, np.ndarray) else self._algorithm.to_host(y)
+        for result, target in zip((other, y), targets, strict=True):
+            target[...] = self._on_host(result)
+        grown = {what: n for what, n in self._surroundings.held().items() if MOST_STARTS < n - held[what] > made / 2}
         spans = [_span(y) for y in self._kept if isinstance(y, np.ndarray)]
         left_over = leaving > MOST_STARTS and 2 * leaving > made  # a pool may grow in some of the first calls
-        timed = made == most and given[0].size > 0
-        return {"calls": made, "left_over": left_over, "spans": spans, "remembered": timed and self._remembers(given)}
+        timed = made >= MANY and given[0].size > 0
+        return {"left_over": left_over, "grown": [*grown], "spans": spans, "changed": self._surroundings.changed(),
+                "remembered": timed and self._remembers(given)}
 
     def _remembers(self, operands: list[np.ndarray]) -> bool:
-        """Whether a call is far faster on operands that the call before has seen; leaves them as they were."""
+        """Whether a call is far faster on operands that the call before has seen, or all but one element of them.
+
+        Leaves them as they were.
+        """
         assert self._plan is not None
         first = operands[0].reshape(-1)  # a view: slots are contiguous
-        original = first[0]
-        times: tuple[list[float], list[float]] = ([], [])
+        original = first.copy()
+        times: tuple[list[float], ...] = ([], [], [])
         for k in range(PAIRS):
-            first[0] = k + 1
+            first[...] = np.roll(original, k + 1)
             for seen in times:
                 start = perf_counter()
                 self._plan(*operands)
                 seen.append(perf_counter() - start)
-        first[0] = original
-        fresh, again = map(statistics.median, times)
-        return fresh > REMEMBERED * again + REMEMBERED_S
+                if seen is times[0]:
+                    first[k % first.size] += 1
+        first[...] = original
+        fresh, *again = map(statistics.median, times)
+        return fresh > REMEMBERED * min(again) + REMEMBERED_S
 
     def _drop(self) -> dict[str, Any]:
         """Hold no results any more."""
         self._kept.clear()
         return {}
 
-    def _trace(self, spec: str, w: list[Any] | None, operands: list[Any]) -> dict[str, Any]:
-        """Peak bytes of prepare and one run, without operands and result, and what the algorithm predicts."""
+    def _trace(self, spec: str, w: list[Any] | None, operands: list[Any], result: list[Any]) -> dict[str, Any]:
+        """Peak bytes of prepare and one run, without operands and result, and what the algorithm predicts.
+
+        ``growth`` is what a plan holds more after each call; the first one's result is copied to ``result``.
+        """
         problem, algorithm = ConvSpec.parse(spec), self._algorithm
         predicted = int(algorithm.workspace_bytes(problem.received(), self._threads)) if problem.batch else 0
         if algorithm.runtime not in TRACED:
             return {"seen": None, "predicted": predicted}
-        self._plan = None
+        self._plan, self._earlier = None, []
         self._kept.clear()
         weights, given = None if w is None else self._view(w), [self._view(o) for o in operands]
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            result = prepared(problem, weights, algorithm, self._threads)(*given)
-            seen = tracemalloc.get_traced_memory()[1] - before - int(result.nbytes)
+            plan = prepared(problem, weights, algorithm, self._threads)
+            start = perf_counter()
+            y = plan(*given)
+            took = perf_counter() - start
+            seen = tracemalloc.get_traced_memory()[1] - before - int(y.nbytes)
+            self._view(result)[...] = y
+            growth = 0
+            if took * 2 * GROWING < GROWING_S:
+                for _ in range(GROWING):  # what is made once is there after these
+                    y = plan(*given)
+                before = tracemalloc.get_traced_memory()[0]
+                for _ in range(GROWING):
+                    y = plan(*given)
+                if tracemalloc.get_traced_memory()[0] - before > GROWING * y.nbytes // 2:
+                    gc.collect()  # what refers to itself is not kept for ever
+                growth = (tracemalloc.get_traced_memory()[0] - before) // GROWING
         finally:
             tracemalloc.stop()
-        return {"seen": max(0, seen), "predicted": predicted}
+        return {"seen": max(0, seen), "predicted": predicted, "growth": growth}
 
     def _look(self, number: int, result: list[Any]) -> dict[str, Any]:
         """Copy a kept result once more."""

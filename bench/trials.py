@@ -14,7 +14,7 @@ import numpy as np
 
 from algos.spec import ConvSpec
 from bench.bounds import Case
-from bench.data import SPAN, Operands, operands
+from bench.data import KINDS, SPAN, Operands, operands
 from bench.footprint import Reach, chosen, inside, reach, some
 from bench.oracle import border_value, oracle_at, reduction
 from bench.photograph import filters
@@ -25,6 +25,7 @@ FULL_UPDATES = 1 << 28  # result elements * taps
 FULL_ELEMENTS = 1 << 23
 POINTS = 4096
 POINT_TERMS = 1 << 31  # products in all chosen elements together: fewer points where one element sums millions
+TAIL = 8  # last rows, columns and channels that a block may leave over
 FEW_POINTS, FEW_TERMS = 256, 1 << 23  # of the trials beside the first
 WHOLE_BYTES = 1 << 30  # of the arrays of a whole batch; beyond it two images stand for all
 # Powers of two by which images are scaled up and down, and by which weights fall off along each of three axes.
@@ -80,7 +81,7 @@ def seeded(spec: ConvSpec, seed: int, kind: str, span: tuple[float, ...] = (*SPA
     size = math.prod(spec.result_shape)
     updates = math.prod(spec.output_shape) * math.prod(spec.kernel)
     if spec.macs > FULL_MACS or updates > FULL_UPDATES or size > FULL_ELEMENTS:
-        rng = np.random.default_rng([seed, 3])
+        rng = np.random.default_rng([seed, 3, KINDS.index(kind)])  # whole numbers are looked at elsewhere
         count = max(min(POINTS, POINT_TERMS // max(reduction(spec), 1)), 64)
         corners = np.array(list(np.ndindex(*(2,) * len(spec.result_shape)))) * (np.array(spec.result_shape) - 1)
         near = [some(reached, FEW_POINTS // 4, rng) for _, reached in spoiled(spec, seed)]
@@ -90,9 +91,9 @@ def seeded(spec: ConvSpec, seed: int, kind: str, span: tuple[float, ...] = (*SPA
 
 @lru_cache(4)
 def spoiled(spec: ConvSpec, seed: int) -> list[tuple[tuple[int, ...], Reach]]:
-    """Two elements of the first operand's last image, for a NaN and an infinity, and the results that they reach."""
+    """Three elements of the first operand's last image, for an infinity, a NaN and its negative, and what they reach."""
     rng = np.random.default_rng([seed, 5])
-    elements = [element for element in (chosen(spec, rng), chosen(spec, rng)) if element is not None]
+    elements = [element for element in (chosen(spec, rng) for _ in range(3)) if element is not None]
     return [(element, reach(spec, element)) for element in elements]
 
 
@@ -127,15 +128,16 @@ def graded(spec: ConvSpec, seed: int) -> list[Graded]:
 
 @lru_cache(2)
 def whole_batch(spec: ConvSpec, seed: int) -> Case | None:
-    """The batch as it is, at points of its third, its middle and its last image; None where it is too large to hold."""
+    """The batch as it is, at points of the images from the third on; None where it is too large to hold."""
     if spec.min_bytes > WHOLE_BYTES:
         return None
     rng = np.random.default_rng([seed, 9])
     if spec.direction == "weight_gradient":
         points = _drawn(spec, FEW_POINTS, rng)
     else:
-        images = (2, spec.batch // 2, spec.batch - 1)
-        points = np.concatenate([_drawn(spec, FEW_POINTS // 3, rng, image) for image in images])
+        images = np.unique(np.linspace(2, spec.batch - 1, min(spec.batch - 2, FEW_POINTS), dtype=int))  # all but of large ones
+        count = max(FEW_POINTS // len(images), 4)
+        points = np.concatenate([_drawn(spec, count, rng, image) for image in images])
     return Case(spec, operands(spec, seed), _few(spec, points))
 
 
@@ -195,8 +197,17 @@ def _falling(w: np.ndarray | None, most: int, rng: np.random.Generator) -> np.nd
 
 
 def _drawn(spec: ConvSpec, count: int, rng: np.random.Generator, image: int | None = None) -> np.ndarray:
-    """Random places of the result (count, axes), of one image if given."""
-    found = np.stack([rng.integers(0, max(n, 1), count) for n in spec.result_shape], 1)
+    """Random places of the result (count, axes), of one image if given; every other one lies near the end of some axes.
+
+    That is where blocks of rows, columns and channels do not come out even.
+    """
+    sizes = np.maximum(spec.result_shape, 1)
+    found = rng.integers(0, sizes, (count, len(sizes)))
+    late = sizes - 1 - rng.integers(0, np.minimum(sizes, TAIL), (count, len(sizes)))
+    near = rng.random((count, len(sizes))) < 0.5
+    near[::2] = False
+    found = np.where(near, late, found)
+    found[-1:] = sizes - 1
     if image is not None:
         found[:, 0] = image
     return found

@@ -69,7 +69,7 @@ def _watch(worker: int, alive: int) -> NoReturn:
     status, known = 0, {worker}
     with contextlib.suppress(ChildProcessError):  # none is left
         while True:
-            for child in known.union(_children()):
+            for child in known.union(children()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             ended, code = os.wait()
@@ -85,7 +85,7 @@ def _watch(worker: int, alive: int) -> NoReturn:
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def _children() -> list[int]:
+def children() -> list[int]:
     """Children of this process, adopted ones included; none where the system does not say."""
     found: list[int] = []
     entries: list[str] = []

@@ -1,0 +1,76 @@
+"""What an algorithm must leave as it is: the state that all code of a process shares, and what a process can run out of.
+
+A call that seeds NumPy, or has faint numbers flushed to zero, is right itself and makes its caller's next line wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bench.worker import children
+
+FAINT = np.full(1, np.finfo(np.float32).tiny)
+
+
+def _handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+
+
+def _affinity() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _drawn() -> bytes:
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # the one that all code shares
+    return repr((name, rest)).encode() + np.asarray(keys).tobytes()
+
+
+SHARED: dict[str, Callable[[], Any]] = {
+    "the random numbers of NumPy": _drawn,
+    "the random numbers of Python": random.getstate,
+    "the rounding of faint numbers": lambda: bool((FAINT / 2)[0]),
+    "the garbage collector": lambda: (gc.isenabled(), gc.get_threshold()),
+    "the handlers of signals": _handlers,
+    "the cores": _affinity,
+    "the working folder": os.getcwd,
+    "the hooks of tracing": lambda: (sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile()),
+    "the limit of recursion": sys.getrecursionlimit,
+}
+
+
+class Surroundings:
+    """What they were when it was made."""
+
+    def __init__(self) -> None:
+        self._before = _now()
+
+    def changed(self) -> list[str]:
+        """In words, what is another now."""
+        now = _now()
+        return [name for name, value in self._before.items() if name in now and now[name] != value]
+
+    @staticmethod
+    def held() -> dict[str, int]:
+        """How many of what a process can run out of; what the system does not tell is 0."""
+        held = {"open files": 0, "processes": len(children())}
+        with contextlib.suppress(OSError):
+            held["open files"] = len(os.listdir("/proc/self/fd"))
+        return held
+
+
+def _now() -> dict[str, Any]:
+    found = {}
+    for name, read in SHARED.items():
+        with contextlib.suppress(OSError):  # a working folder may have been deleted
+            found[name] = read()
+    return found
