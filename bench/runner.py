@@ -17,7 +17,7 @@ from typing import Any
 
 from algos import machine, wisdom
 from algos.registry import get, registry, variant_name
-from bench import perf_counter
+from bench import perf_counter, seal
 from bench.cases import Case, Settings, limit_text
 from bench.lessons import REMEMBERED, known
 from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring
@@ -86,6 +86,7 @@ class Runner:
 
     def run(self, cases: Sequence[Case]) -> Outcome:
         """Measure what is missing; the outcome holds a record for every case."""
+        seal.mend()
         started = perf_counter()
         spent = self.outcome.spent
         try:
@@ -145,6 +146,9 @@ class Runner:
 
     def _keep(self, case: Case, record: Record) -> None:
         """Acknowledge: in memory, in the store, in the machine's wisdom."""
+        if names := seal.broken():
+            raise ValueError(f"an algorithm from outside replaced {', '.join(names[:3])} in the process that decides: "
+                             "nothing more is kept, leave it out of CONVBENCH_PATH")
         before = self._records.get(case.record.key)
         if self.store and record.key in self._replaced:
             self._replaced.remove(record.key)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench import text
+from bench import seal, text
 from bench.arguments import algorithms_of, specs_of, threads_of
 from bench.cli.output import Bar, complain, print_json, show
 from bench.cli.storing import write_report
@@ -20,6 +20,7 @@ GO_ON = "run the same command again, without --fresh, to go on"
 MOST_CASES = 500_000  # a day's work and a gigabyte of records
 
 
+@seal.closed()
 def check(arguments: argparse.Namespace) -> int:
     from bench.cases import cases_of
     from bench.runner import Runner
@@ -46,6 +47,7 @@ def check(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+@seal.closed()
 def run(arguments: argparse.Namespace) -> int:
     from algos import machine
     from bench.cases import cases_of

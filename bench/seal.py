@@ -1,0 +1,64 @@
+"""Whether anybody replaced a part of the judge, of the clock or of NumPy in this process.
+
+Code from outside is imported into the controller and into workers. What it puts elsewhere while it is imported is put back;
+what it replaces later is its own fault, since nothing found in that process can be trusted any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+STOOD_ON = ("builtins", "gc", "json", "math", "numpy", "os", "statistics", "time")
+_before: dict[tuple[str, str, str], tuple[Any, Any, Any]] = {}  # (module, class or nothing, name) -> owner, value, its code
+
+
+def close() -> None:
+    """Remember everything that can be called in the judge's modules and in those that they stand on."""
+    for module, contents in list(sys.modules.items()):
+        if module not in STOOD_ON and module.partition(".")[0] != "bench":
+            continue
+        for name, value in list(vars(contents).items()):
+            if isinstance(value, type) and value.__module__ == module and module not in STOOD_ON:
+                for method, function in list(vars(value).items()):
+                    _before.setdefault((module, name, method), (value, function, _code(function)))
+            if callable(value):
+                _before.setdefault((module, "", name), (contents, value, _code(value)))
+
+
+@contextlib.contextmanager
+def closed() -> Iterator[None]:
+    """For the length of a command that judges; before anything from outside is imported."""
+    import bench.runner  # noqa: F401  # what is not loaded cannot be remembered
+
+    close()
+    try:
+        yield
+    finally:
+        _before.clear()
+
+
+def broken() -> list[str]:
+    """Names of what is another now."""
+    return [".".join(filter(None, name)) for name in _different()]
+
+
+def mend() -> None:
+    """Put back what was there."""
+    for module, kind, name in _different():
+        owner, value, code = _before[module, kind, name]
+        setattr(owner, name, value)
+        if code is not None:
+            value.__code__ = code
+
+
+def _different() -> list[tuple[str, str, str]]:
+    return [key for key, (owner, value, code) in _before.items()
+            if vars(owner).get(key[2]) is not value or _code(value) is not code]
+
+
+def _code(function: Any) -> Any:
+    return function.__code__ if isinstance(function, FunctionType) else None
