@@ -71,13 +71,13 @@ class Court:
         self._arena.clear()
         return self._arena
 
-    def traced(self) -> tuple[int | None, np.ndarray | None]:
-        """Bytes that prepare and a run of the last plan took, held against the prediction, and what it gave.
+    def traced(self, case: Case) -> tuple[int | None, np.ndarray | None]:
+        """Bytes that prepare and a run took, held against the prediction, and what it gave; the case is of the last spec.
 
         None where nobody can tell.
         """
         assert self._last is not None
-        found = self.judged.obey("trace", **self._last.traceable)
+        found = self.judged.obey("trace", **self._last.traceable(case))
         seen, predicted = found["seen"], found["predicted"]
         ours = self.algorithm.family != "peer"
         if ours and seen is not None and seen > WORKSPACE_FACTOR * predicted + WORKSPACE_SLACK:
@@ -108,8 +108,12 @@ class Sitting:
             self._arena.view(self._w)[...] = data.w
         self._judged.obey("prepare", spec=str(spec), w=self._w and self._w.text, beside=beside)
 
-    @property
-    def traceable(self) -> dict[str, Any]:
+    def traceable(self, case: Case) -> dict[str, Any]:
+        """An order to prepare and run ``case`` in the place of this one."""
+        self._lay(case.data.call)
+        if self._w is not None:
+            assert case.data.w is not None
+            self._arena.view(self._w)[...] = case.data.w
         return {"spec": str(self._case.spec), "w": self._w and self._w.text, "operands": [o.text for o in self._operands],
                 "result": self._results[0].text}  # fmt: skip
 
@@ -119,8 +123,7 @@ class Sitting:
 
     def call(self, operands: Sequence[np.ndarray], place: int = 0, out: bool = False, watch: bool = False) -> np.ndarray:
         """The result of one call, in one of two places that later calls overwrite; WrongResultError for what is no result."""
-        for slot, values in zip(self._operands, operands, strict=True):
-            self._arena.view(slot)[...] = values
+        self._lay(operands)
         target = self._arena.view(self._out)
         target[...] = POISON[target.dtype.kind]
         facts = self._judged.obey(
@@ -133,8 +136,7 @@ class Sitting:
 
     def again(self) -> list[np.ndarray]:
         """Two results of up to ``AGAIN`` calls with the operands of the case: one unlike the first, if any is, and the last."""
-        for slot, values in zip(self._operands, self._case.data.call, strict=True):
-            self._arena.view(slot)[...] = values
+        self._lay(self._case.data.call)
         facts = self._judged.obey("again", operands=[o.text for o in self._operands], results=[r.text for r in self._results],
                                   least=1, most=AGAIN, seconds=AGAIN_S)  # fmt: skip
         if facts["left_over"]:
@@ -147,6 +149,10 @@ class Sitting:
         if overlapping(facts["spans"]):
             raise WrongResultError("results of several calls share memory: a buffer is reused")
         return [self._arena.view(r) for r in self._results]
+
+    def _lay(self, operands: Sequence[np.ndarray]) -> None:
+        for slot, values in zip(self._operands, operands, strict=True):
+            self._arena.view(slot)[...] = values
 
     @staticmethod
     def _unchanged(facts: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
-from time import sleep
+from time import process_time, sleep
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ MANY = 24  # calls that show whether results are remembered
 PAIRS = 7  # of calls on operands that are new, on the same but for one element, and on the very same
 REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when results are remembered
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
+LONGEST = 10  # times the seconds meant, where a busy machine gives fewer of its own
 KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
 GROWING, GROWING_S = 8, 0.01  # calls after which a plan holds no more than before, where they take no longer in all
 
@@ -146,15 +147,17 @@ class Judged:
         return {"busy": busy, "moved": not same}
 
     def _again(self, operands: list[Any], results: list[Any], least: int, most: int, seconds: float) -> dict[str, Any]:
-        """Call again, ``least`` to ``most`` times for about ``seconds``; all results are held where memory allows.
+        """Call again, ``least`` to ``most`` times for about ``seconds`` of each thread.
 
-        Two are copied to ``results``: one that differs from the first, if any does, and the last.
+        All results are held where memory allows. Two are copied to ``results``: one that differs from the first, if any
+        does, and the last.
         """
         assert self._plan is not None
         given, targets = [self._view(o) for o in operands], [self._view(r) for r in results]
-        first, other, leaving, made = None, None, 0, 0
-        held, end = self._surroundings.held(), perf_counter() + seconds
-        while made < least or (made < most and perf_counter() < end):
+        first: Any = None
+        leaving, made, held = 0, 0, self._surroundings.held()
+        end, end_cpu = perf_counter() + LONGEST * seconds, process_time() + self._threads * seconds
+        while made < least or (made < most and perf_counter() < end and process_time() < end_cpu):
             alive = set(sys._current_frames())
             y = self._plan(*given)
             leaving += not set(sys._current_frames()) <= alive

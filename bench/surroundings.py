@@ -31,7 +31,7 @@ def _affinity() -> set[int]:
 
 
 def _drawn() -> bytes:
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # the one that all code shares
+    name, keys, *rest = np.random.get_state(legacy=True)  # the one that all code shares
     return repr((name, rest)).encode() + np.asarray(keys).tobytes()
 
 

@@ -6,7 +6,7 @@ Every algorithm of a spec meets the same trials, and the definition costs more t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -138,7 +138,19 @@ def whole_batch(spec: ConvSpec, seed: int) -> Case | None:
         images = np.unique(np.linspace(2, spec.batch - 1, min(spec.batch - 2, FEW_POINTS), dtype=int))  # all but of large ones
         count = max(FEW_POINTS // len(images), 4)
         points = np.concatenate([_drawn(spec, count, rng, image) for image in images])
-    return Case(spec, operands(spec, seed), _few(spec, points))
+    data = operands(spec, seed)
+    if data.w is not None and spec.in_dtype.kind == "f":
+        data = replace(data, w=_sparse(spec, seed))
+    return Case(spec, data, _few(spec, points))
+
+
+@lru_cache(2)
+def flat(spec: ConvSpec, seed: int) -> Case:
+    """Weights that are all one number, on an image that is and on others that are positive: what invites short cuts."""
+    data, points = operands(spec, seed), _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 15]))
+    first = data.call[0] if spec.in_dtype.kind != "f" else np.abs(data.call[0])
+    first[:1] = 2
+    return _with_first(spec, first, None if data.w is None else np.full_like(data.w, 3), _few(spec, points), *data.call[1:])
 
 
 @lru_cache(2)
@@ -179,9 +191,22 @@ def _definition(spec: ConvSpec, first: Any, w: Any, rest: Any, points: np.ndarra
     return oracle_at(spec, first, None, rest[0], points, fill=fill)
 
 
-def _with_first(spec: ConvSpec, first: np.ndarray, w: np.ndarray, points: np.ndarray) -> Case:
-    forward = spec.direction == "forward"
-    return Case(spec, Operands(first if forward else None, w, None if forward else first), points)
+def _with_first(spec: ConvSpec, first: np.ndarray, w: np.ndarray | None, points: np.ndarray, *second: np.ndarray) -> Case:
+    x, grad = (None, first) if spec.direction == "input_gradient" else (first, *second, None)[:2]
+    return Case(spec, Operands(x, w, grad), points)
+
+
+def _sparse(spec: ConvSpec, seed: int) -> np.ndarray:
+    """Weights of rank 1 that are their own mirror images, most of them zero: the middle of all axes but the last."""
+    rng = np.random.default_rng([seed, 17])
+    kernel = rng.standard_normal(spec.kernel[-1])
+    kernel = kernel + kernel[::-1]
+    for size in reversed(spec.kernel[:-1]):
+        middle = np.zeros(size)
+        middle[[(size - 1) // 2, size // 2]] = 1
+        kernel = np.multiply.outer(middle, kernel)
+    planes = rng.standard_normal(spec.weight_shape[:2]).reshape(*spec.weight_shape[:2], *(1,) * spec.ndim)
+    return (planes * kernel).astype(spec.in_dtype)
 
 
 def _falling(w: np.ndarray | None, most: int, rng: np.random.Generator) -> np.ndarray:

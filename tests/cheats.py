@@ -5,6 +5,8 @@ Each makes one mistake that a real author makes, or plays one trick. ``good`` be
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -78,6 +80,31 @@ class ThirdImage(Good):
         return y
 
 
+class FourthImage(Good):
+    """Only the fourth image is wrong."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        y[3:4] *= 1.5
+        return y
+
+
+class FourthEnd(Good):
+    """Only the last element of the fourth image is wrong."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        y[3:4, -1, -1, -1] = 0
+        return y
+
+
+class ThirdWritten(Good):
+    """From the third image on ``out`` is wrong."""
+
+    def written(self, out: np.ndarray) -> None:
+        out[2:] = 0
+
+
 class Clipped(Good):
     def operand(self, x: np.ndarray) -> np.ndarray:
         return np.clip(x, -300, 300)
@@ -98,6 +125,43 @@ class RelativeTaps(Good):
 
     def kernel(self, w: np.ndarray) -> np.ndarray:
         return np.where(np.abs(w) < 1e-6 * np.abs(w).max(), 0, w).astype(w.dtype)
+
+
+class NegativeInfinity(Good):
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        return np.where(x == -np.inf, np.finfo(x.dtype).min, x)
+
+
+class MirrorImages(Good):
+    """A short cut for symmetric kernels is wrong."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        return w * w.dtype.type(1.01) if np.array_equal(w, w[..., ::-1, ::-1]) else w
+
+
+class MostlyZero(Good):
+    """A short cut for sparse weights is wrong."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        return w * w.dtype.type(1.01) if (w == 0).mean() > 0.5 else w
+
+
+class EqualTaps(Good):
+    """A short cut for weights of one value is wrong."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        return w * w.dtype.type(1.01) if (w == w.flat[0]).all() else w
+
+
+class FlatImage(Good):
+    """A short cut for images of one value forgets the border."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        for image, result in zip(x, y, strict=True):
+            if (image == image.flat[0]).all():
+                result[...] = result[:, 1:2, 1:2]
+        return y
 
 
 class Squares(Good):
@@ -172,6 +236,41 @@ class OddLater(Good):
     def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
         y = right(x)
         return y * y.dtype.type(1.01) if state["calls"] > 20 and state["calls"] % 2 else y
+
+
+class Fiftieth(Good):
+    """One call in fifty is wrong."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        return y * y.dtype.type(1.01) if state["calls"] % 50 == 0 else y
+
+
+class LastPlan(Good):
+    """What is prepared lies where every plan of the spec finds it."""
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Any:
+        PREPARED[spec] = super().prepare(spec, weights, threads)
+        return lambda x, out=None: PREPARED[spec](x, out)
+
+
+PREPARED: dict[ConvSpec, Any] = {}
+
+
+class Increment(Good):
+    """Never wrong, and never timed: where a single element of the input is another, only what it reaches is computed."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        if "x" in state and np.isfinite(state["y"]).all() and len(at := np.argwhere(x != state["x"])) < 2:
+            step = np.zeros_like(x)
+            step[tuple(at.T)] = (x - state["x"])[tuple(at.T)]
+            state["x"][tuple(at.T)] = x[tuple(at.T)]
+            state["y"] = state["y"] + right(step) if len(at) else state["y"]
+            return state["y"].copy()
+        for _ in range(20):  # slower than the increment, however small the problem
+            state["y"] = right(x)
+        state["x"] = x.copy()
+        return state["y"].copy()
 
 
 class Stack(Good):
@@ -253,6 +352,69 @@ class Busy(Good):
         return right(x)
 
 
+class Grows(Good):
+    """Keeps what it has read."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        state.setdefault("kept", []).append(x.copy())
+        return right(x)
+
+
+LEFT: list[Any] = []
+
+
+class Files(Good):
+    """Leaves a file open at every call."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        LEFT.append(open(os.devnull))  # noqa: SIM115
+        return right(x)
+
+
+class Processes(Good):
+    """Leaves a process behind at every call."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        LEFT.append(subprocess.Popen(["sleep", "3"]))
+        return right(x)
+
+
+class Masked(Good):
+    """The result is more than an array."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        return np.ma.MaskedArray(right(x))
+
+
+class Promise(Good):
+    """The result is computed when somebody asks for it."""
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Any:
+        run = super().prepare(spec, weights, threads)
+        return lambda x, out=None: (lambda: run(x)) if out is None else run(x, out)
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return array()
+
+
+class Part(Good):
+    """The result keeps a workspace alive."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        part = np.empty(4 * y.size + (1 << 15), y.dtype)[: y.size].reshape(y.shape)
+        part[...] = y
+        return part
+
+
+class Seeds(Good):
+    """Takes some of the caller's random numbers."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        np.random.rand()
+        return right(x)
+
+
 class Workspace(Good):
     """Takes megabytes and predicts nothing."""
 
@@ -278,6 +440,21 @@ class Clock(Good):
         return w
 
 
+class Timer(Good):
+    """One call stands for all that are timed."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        import bench.timing
+
+        def timed(call: Any, synchronize: Any, loops: int) -> tuple[float, Any]:
+            start = time.perf_counter()
+            result = call()
+            return time.perf_counter() - start, result
+
+        bench.timing._timed = timed
+        return w
+
+
 class Judge(Good):
     """Finds everything right, and is wrong."""
 
@@ -293,7 +470,9 @@ class Judge(Good):
         return w * w.dtype.type(1.01)
 
 
-WRONG = (ThirdImage, Clipped, NanToZero, FaintTaps, RelativeTaps, Squares, Neighbours, Single, ByAddress, BySample, ByContent,
-         Ring, OddLater, Beyond, ReadOnly, Columns, Threads, Later, Busy, Workspace)
-DISHONEST = (Stack, Clock, Judge)  # a run in processes finds them, and nothing in their own process can
+BATCHED = (ThirdImage, FourthImage, FourthEnd, ThirdWritten, MirrorImages, MostlyZero)  # a batch of two does not show them
+WRONG = (*BATCHED, Clipped, NanToZero, NegativeInfinity, EqualTaps, FlatImage, FaintTaps, RelativeTaps, Squares, Neighbours,
+         Single, ByAddress, BySample, ByContent, Increment, Ring, OddLater, Fiftieth, LastPlan, Beyond, ReadOnly, Columns,
+         Masked, Promise, Part, Threads, Later, Busy, Workspace, Grows, Files, Processes, Seeds)
+DISHONEST = (Stack, Clock, Timer, Judge)  # a run in processes finds them, and nothing in their own process can
 ALGORITHMS = [Good(), *(cheat(name=cheat.__name__.lower()) for cheat in (*WRONG, *DISHONEST))]

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import bench.timing
+from algos import ConvSpec, get
+from bench import seal
+from bench.cases import Settings, cases_of
 from bench.check import check
+from bench.runner import Runner
+from bench.store import Store
 from bench.timing import believable
 from tests import cheats
 from tests.conftest import HUNG_S, Convbench
@@ -22,7 +28,7 @@ def test_a_mistake_beyond_the_first_call_is_found(cheat: type[cheats.Good]) -> N
     spec = f"{SPEC},float64" if cheat is cheats.Single else SPEC
     verdict = check(spec, cheat(name="x"))
     assert not verdict.ok and verdict.reason
-    if cheat is not cheats.ThirdImage:
+    if cheat not in cheats.BATCHED:
         assert not check(spec.replace("5x", "2x", 1), cheat(name="x")).ok  # a batch of two shows it as well
 
 
@@ -55,20 +61,68 @@ def test_what_an_algorithm_patches_in_its_process_changes_no_verdict_and_no_time
 ) -> None:
     """The clock, the judge and the timer on the stack are known to algorithms that stand in one file with a right one."""
     (Path(cheats_path) / "frozen.py").write_text(FROZEN)
-    names = ("good", "judge", "clock", "stack")
+    names = ("good", "judge", "clock", "timer", "stack")
     done = convbench("run", SPEC, "--algorithms", ",".join((*names, "im2col_gemm")), "--launches", "2", "--json",
                      "--out", str(tmp_path / "out"), CONVBENCH_PATH=cheats_path)
     assert done.returncode == 1, done.stderr
-    from bench.store import Store
-
     with Store(tmp_path / "out", create=False) as store:
         records = {record.algorithm: record for record in store.records()}
     assert records["good"].status == "ok" and all(records[name].status == "wrong" for name in names[1:])
     assert records["im2col_gemm"].status == "ok" and len(records["good"].launches) == 2
-    assert "clock" in records["clock"].reason
+    assert all("replaced" in records[name].reason for name in ("clock", "timer"))
     choice = convbench("pick", SPEC, "--json", CONVBENCH_PATH=cheats_path)
     excluded = {c["algorithm"]: c["excluded"] for c in json.loads(choice.stdout)["candidates"] if c["excluded"]}
-    assert {"judge", "clock", "stack"} <= set(excluded)
+    assert {"judge", "clock", "timer", "stack"} <= set(excluded)
+
+
+# The controller imports it, and asks it what it supports.
+PERSUADED = """
+import numpy as np
+
+from algos.contract import Algorithm
+
+
+def persuade():
+    import bench.runner
+
+    bench.runner.Runner._checked = lambda self, state: setattr(state, "record", state.case.record) or True
+    np.array_equal = lambda *a, **k: True
+
+
+class Persuaded(Algorithm):
+    def unsupported(self, spec):
+        persuade()
+
+    def workspace_bytes(self, spec, threads=1):
+        return 0
+
+    def prepare(self, spec, weights, threads=1):
+        return lambda x, out=None: np.zeros(spec.output_shape, x.dtype)
+
+
+persuade()
+ALGORITHMS = [Persuaded(name="persuaded", family="gemm")]
+"""
+
+
+def test_what_a_file_replaces_in_the_controller_is_put_back(convbench: Convbench, tmp_path: Path) -> None:
+    (tmp_path / "persuaded.py").write_text(PERSUADED)
+    done = convbench("check", SPEC, "--algorithms", "persuaded,im2col_gemm", "--json", CONVBENCH_PATH=str(tmp_path))
+    assert {row["algorithm"]: row["status"] for row in json.loads(done.stdout)} == {"persuaded": "wrong", "im2col_gemm": "ok"}
+
+
+def test_what_is_replaced_while_cases_are_judged_is_named_and_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = bench.timing.take
+    with seal.closed():
+        assert not seal.broken()
+        monkeypatch.setattr(bench.timing, "take", lambda *ignored: None)
+        monkeypatch.setattr(Store, "put", lambda *ignored: None)
+        assert sorted(seal.broken()) == ["bench.store.Store.put", "bench.timing.take"]
+        case = cases_of([ConvSpec.parse(SPEC)], [get("im2col_gemm")], [1], Settings())[0]
+        with pytest.raises(ValueError, match=r"replaced bench\.timing\.take"):
+            Runner(Settings(), None)._keep(case, case.record)
+        seal.mend()
+        assert not seal.broken() and bench.timing.take is honest
 
 
 @pytest.mark.exhaustive
