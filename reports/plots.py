@@ -7,12 +7,10 @@ run, workspace, whole networks, and, over several numbers of threads, the scalin
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-os.environ["MPLBACKEND"] = "Agg"  # read at the import; a user's choice for windows may not exist here
 import matplotlib
 import pandas as pd
 
