@@ -6,11 +6,12 @@ array hold NaN in every type of float, so that a read outside spoils the result 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,22 +86,45 @@ def room(arrays: Sequence[tuple[Sequence[int], Any]]) -> int:
     return sum(math.prod(shape) * np.dtype(dtype).itemsize + GUARD + 128 for shape, dtype in arrays) + 2 * GUARD
 
 
-def shared_file(size: int) -> tuple[int, str]:
-    """A descriptor and a path of ``size`` reserved bytes, in memory where there is room; the caller unlinks it.
+@contextlib.contextmanager
+def shared_file(size: int) -> Iterator[tuple[int, str]]:
+    """A descriptor and a path of ``size`` reserved bytes, in memory where there is room; gone afterwards, unless mapped.
 
     Raises
     ------
     OSError
-        When no folder for temporary files has room.
+        When no folder for temporary files has room, and the system has no files without a folder.
     """
+    file, path = _reserved(size)
     try:
-        return _reserved(MEMORY_FOLDER, size)
-    except OSError:  # not there, not writable, or too small, as in many containers
-        return _reserved(None, size)
+        yield file, path
+    finally:
+        os.close(file)
+        if not path.startswith("/proc"):
+            os.unlink(path)
 
 
-def _reserved(folder: str | None, size: int) -> tuple[int, str]:
+def _reserved(size: int) -> tuple[int, str]:
+    for folder in (MEMORY_FOLDER, None):
+        with contextlib.suppress(OSError):  # not there, not writable, or too small, as in many containers
+            return _temporary(folder, size)
+    if not hasattr(os, "memfd_create"):
+        return _temporary(None, size)
+    file = os.memfd_create("convbench")
+    return _allocated(file, f"/proc/{os.getpid()}/fd/{file}", size)
+
+
+def _temporary(folder: str | None, size: int) -> tuple[int, str]:
     file, path = tempfile.mkstemp(prefix="convbench-", dir=folder)
+    try:
+        return _allocated(file, path, size)
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+def _allocated(file: int, path: str, size: int) -> tuple[int, str]:
+    """Closes ``file`` where there is no room."""
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file, 0, size)  # a page that cannot be had would be a bus error later
@@ -108,6 +132,5 @@ def _reserved(folder: str | None, size: int) -> tuple[int, str]:
             os.ftruncate(file, size)
     except BaseException:
         os.close(file)
-        os.unlink(path)
         raise
     return file, path

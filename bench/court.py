@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -61,13 +60,9 @@ class Court:
                 self._arena = Arena(self._size)
                 self.judged.share(self._arena)
             else:
-                file, path = shared_file(self._size)
-                try:
+                with shared_file(self._size) as (file, path):
                     self._arena = Arena(self._size, file)
                     self.judged.obey("map", path=path, size=self._size)
-                finally:
-                    os.close(file)
-                    os.unlink(path)
         self._arena.clear()
         return self._arena
 

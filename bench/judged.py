@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from itertools import product
 from pathlib import Path
 from time import process_time, sleep
 from typing import Any
@@ -186,17 +187,15 @@ class Judged:
         first = operands[0].reshape(-1)  # a view: slots are contiguous
         original = first.copy()
         times: tuple[list[float], ...] = ([], [], [])
-        for k in range(PAIRS):
-            first[...] = np.roll(original, k + 1)
-            for seen in times:
-                start = perf_counter()
-                self._plan(*operands)
-                seen.append(perf_counter() - start)
-                if seen is times[0]:
-                    first[k % first.size] += 1
+        for k, seen in product(range(PAIRS), times):
+            first[...] = np.roll(original, k + 1)  # written anew every time: caches and waiting helpers are alike
+            if seen is not times[0]:
+                first[k % first.size] += 1
+            start = perf_counter()
+            self._plan(*operands)
+            seen.append(perf_counter() - start)
         first[...] = original
-        fresh, *again = map(statistics.median, times)
-        return fresh > REMEMBERED * min(again) + REMEMBERED_S
+        return min(times[0]) > REMEMBERED * min(map(statistics.median, times[1:])) + REMEMBERED_S
 
     def _drop(self) -> dict[str, Any]:
         """Hold no results any more."""

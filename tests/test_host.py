@@ -6,17 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 import pytest
 
 from algos import auto, host, machine
 from algos.engine import threads
 from algos.engine.threads import checked_threads, default_threads, once
+from bench import arena
 from bench.arguments import threads_of
 from tests.conftest import HUNG_S
 
@@ -282,16 +285,43 @@ print(float(y[0, 0, 0, 0]), choice.algorithm != "", os.listdir("."))
 """
 
 
-@pytest.mark.skipif(not shutil.which("unshare"), reason="user namespaces need Linux")
-def test_a_user_without_a_home_computes_and_is_told_once_that_nothing_is_kept(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
+def homeless(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run by a user whom nobody knows, in an empty environment."""
+    folder.chmod(0o777)
+    if not shutil.which("unshare"):
+        pytest.skip("user namespaces need Linux")
     command = ["unshare", "-U", "--map-user=2000", "--map-group=2000", "env", "-i", "PATH=/usr/bin:/bin", "NUMBA_DISABLE_JIT=1",
-               sys.executable, "-c", HOMELESS]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HUNG_S, check=False)
+               sys.executable, "-c", code]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HUNG_S, check=False)
     if "unshare" in done.stderr:
         pytest.skip(f"no user namespace here: {done.stderr.strip()}")
+    return done
+
+
+def test_matplotlib_finds_a_folder_without_a_home(tmp_path: Path) -> None:
+    done = homeless("import reports, matplotlib as m, os; print(os.path.isdir(m.get_cachedir()), m.get_cachedir())", tmp_path)
+    assert done.stderr == "" and done.stdout.startswith("True")
+    assert not Path(done.stdout.split()[1]).exists()  # gone when the process ends
+
+
+def test_a_user_without_a_home_computes_and_is_told_once_that_nothing_is_kept(tmp_path: Path) -> None:
+    done = homeless(HOMELESS, tmp_path)
     assert done.stdout.split("\n")[0] == "9.0 True []", done.stderr
     assert len(done.stderr.splitlines()) == 1 and "CONVBENCH_CACHE" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files without a folder need Linux")
+def test_the_judge_shares_memory_where_no_folder_may_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(arena, "MEMORY_FOLDER", str(tmp_path / "missing"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with arena.shared_file(1 << 16) as (file, path):
+        ours = arena.Arena(1 << 16, file)
+        other = os.open(path, os.O_RDWR)
+    theirs = arena.Arena(1 << 16, other)
+    os.close(other)
+    slot = ours.take((3,), np.float32)
+    ours.view(slot)[...] = 7
+    assert (theirs.view(slot) == 7).all()
 
 
 # ---- once ---------------------------------------------------------------------------------------------------------
