@@ -6,6 +6,17 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
+
+
+def scratch() -> IO[bytes]:
+    """A file without a name, gone when it is closed; in memory where no folder may be written."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        if not hasattr(os, "memfd_create"):
+            raise
+        return os.fdopen(os.memfd_create("convbench"), "w+b")
 
 
 def write(path: Path, data: bytes) -> None:

@@ -9,7 +9,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +18,7 @@ from algos.engine.threads import default_threads, limit_environment
 from algos.host import data_base
 from algos.registry import source_of
 from bench import perf_counter
+from bench.files import scratch
 from bench.record import STATUSES
 from bench.text import printable
 
@@ -52,7 +52,7 @@ class Worker:
 
     def __init__(self, threads: int, device: str = "cpu", source: str = "", module: str = "bench.worker") -> None:
         started = perf_counter()
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker
+        self.log: IO[bytes] = scratch()  # lives as long as the worker
         answers, answers_write = os.pipe()
         alive_read, self._alive = os.pipe()
         environment = {**os.environ, **limit_environment(threads), "CONVBENCH_PATH": source}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 
 from algos.spec import ConvSpec
 from bench.cases import Settings
+from bench.pool import Worker, WorkerFailed
 from bench.timing import Budget
+from tests.conftest import HUNG_S
 from tests.runs import algorithms_from, measured
 
 SPEC = ConvSpec.parse("1x1x32x32,1x1x3x3")
@@ -112,3 +116,19 @@ def test_a_process_with_many_open_files_measures(deaths: Path, tmp_path: Path) -
         for descriptor in opened:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_answer_that_comes_too_late_is_none() -> None:
+    """A worker that stands still beyond its limit is ended, although it would have answered a moment later."""
+    worker = Worker(1)
+    assert worker.ask(HUNG_S, do="close", case=0)["number"] == 1
+    os.killpg(worker.process.pid, signal.SIGSTOP)
+    goes_on = threading.Timer(3, os.killpg, (worker.process.pid, signal.SIGCONT))
+    goes_on.start()
+    try:
+        with pytest.raises(WorkerFailed, match="no answer") as failure:
+            worker.ask(0.1, do="close", case=0)
+    finally:
+        goes_on.cancel()
+        worker.end()
+    assert failure.value.status == "timeout" and not worker.running
