@@ -51,6 +51,7 @@ class Arena:
     """
 
     def __init__(self, size: int, file: int | None = None) -> None:
+        self._size, self._file = size, None if file is None else os.dup(file)
         self._block = mmap.mmap(-1 if file is None else file, size)
         self._bytes = np.frombuffer(self._block, np.uint8)
         self._next = 0
@@ -73,12 +74,42 @@ class Arena:
     def view(self, slot: Slot) -> np.ndarray:
         return np.ndarray(slot.shape, slot.dtype, self._block, slot.offset)
 
+    def __del__(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def apart(self) -> Apart:
+        """The same bytes elsewhere, where it shows afterwards whether anybody wrote; OSError without a file."""
+        if self._file is None:
+            raise OSError("an arena of one process has no file")
+        return Apart(self._file, self._size)
+
     def intact(self, slot: Slot) -> bool:
         """Whether nobody wrote to the guards of ``slot``."""
         nbytes = math.prod(slot.shape) * np.dtype(slot.dtype).itemsize
         before = self._bytes[slot.offset - OFFSET - GUARD : slot.offset]
         after = self._bytes[slot.offset + nbytes : slot.offset + nbytes + GUARD]
         return bool((before == 0xFF).all() and (after == 0xFF).all())
+
+
+class Apart:
+    """A copy on write: pages that were written to are no more the file's, even where they hold what they held."""
+
+    def __init__(self, file: int, size: int) -> None:
+        self._block = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
+
+    def view(self, slot: Slot) -> np.ndarray:
+        return np.ndarray(slot.shape, slot.dtype, self._block, slot.offset)
+
+    def written(self) -> bool:
+        """Whether anybody wrote to it; False where the system does not say."""
+        start, pages = np.frombuffer(self._block, np.uint8).ctypes.data // mmap.PAGESIZE, -(-len(self._block) // mmap.PAGESIZE)
+        with contextlib.suppress(OSError), open("/proc/self/pagemap", "rb", buffering=0) as table:
+            table.seek(8 * start)
+            entries = np.frombuffer(table.read(8 * pages), np.uint64)
+            there = entries >> np.uint64(62) != 0  # in memory, or swapped out
+            return bool((there & ((entries >> np.uint64(61)) & np.uint64(1) == 0)).any())
+        return False
 
 
 def room(arrays: Sequence[tuple[Sequence[int], Any]]) -> int:

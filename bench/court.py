@@ -175,6 +175,8 @@ class Sitting:
         if facts["held"] > 2 * math.prod(spec.result_shape) * dtype.itemsize + HELD_SLACK:
             raise WrongResultError(f"the result is part of a buffer of {facts['held']:,} bytes, which it keeps alive")
         self._unchanged(facts)
+        if facts["written"]:
+            raise WrongResultError("the plan wrote to an operand, if only for a while")
         if not facts["writable"]:
             raise WrongResultError("the result is read-only")
         if not facts["ordered"]:

@@ -26,7 +26,7 @@ from algos.contract import Algorithm
 from algos.functional import Plan, prepared
 from algos.spec import ConvSpec
 from bench import perf_counter
-from bench.arena import Arena, Slot
+from bench.arena import Apart, Arena, Slot
 from bench.surroundings import Surroundings
 
 WATCH_S, LONGEST_WATCH_S = 0.005, 0.1  # how long after a call it is watched whether anything still works for it
@@ -106,7 +106,12 @@ class Judged:
     def _call(self, operands: list[Any], result: list[Any], out: list[Any] | None, watch: bool) -> dict[str, Any]:
         """One call; its result is copied to ``result`` at once, kept, and described."""
         assert self._plan is not None
-        given = [self._view(o) for o in operands]
+        assert self._arena is not None
+        memory: Arena | Apart = self._arena
+        if watch:
+            with contextlib.suppress(OSError, ValueError):  # no room for it
+                memory = self._arena.apart()
+        given = [memory.view(Slot.of(o)) for o in operands]
         target = None if out is None else self._view(out)
         y = self._plan(*given) if target is None else self._plan(*given, out=target)
         facts: dict[str, Any] = {"out": y is target, "kind": f"{type(y).__module__}.{type(y).__name__}", "array": False}
@@ -118,7 +123,7 @@ class Judged:
             held = held.base
         facts |= {"array": True, "shape": list(y.shape), "dtype": y.dtype.str, "writable": bool(y.flags.writeable),
                   "ordered": self._ordered(y), "inside": any(np.may_share_memory(y, a) for a in (*given, *self._weights)),
-                  "held": 0 if y is target else held.nbytes, "changed": self._surroundings.changed()}
+                  "held": 0 if y is target else held.nbytes, "changed": self._surroundings.changed(), "written": isinstance(memory, Apart) and memory.written()}
         copy = self._view(result)
         if y.shape == copy.shape and y.dtype == copy.dtype:
             copy[...] = y

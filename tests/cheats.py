@@ -296,6 +296,17 @@ class Beyond(Good):
         np.lib.stride_tricks.as_strided(out.reshape(-1), (out.size + 1,), (out.itemsize,))[-1] = 0
 
 
+class Restores(Good):
+    """Works in place on its operand, and puts back what was there."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        kept = x.copy()
+        x *= 2
+        y = right(x) / x.dtype.type(2)
+        x[...] = kept
+        return y
+
+
 class ReadOnly(Good):
     def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
         y = right(x)
@@ -474,5 +485,5 @@ BATCHED = (ThirdImage, FourthImage, FourthEnd, ThirdWritten, MirrorImages, Mostl
 WRONG = (*BATCHED, Clipped, NanToZero, NegativeInfinity, EqualTaps, FlatImage, FaintTaps, RelativeTaps, Squares, Neighbours,
          Single, ByAddress, BySample, ByContent, Increment, Ring, OddLater, Fiftieth, LastPlan, Beyond, ReadOnly, Columns,
          Masked, Promise, Part, Threads, Later, Busy, Workspace, Grows, Files, Processes, Seeds)
-DISHONEST = (Stack, Clock, Timer, Judge)  # a run in processes finds them, and nothing in their own process can
+DISHONEST = (Stack, Clock, Timer, Judge, Restores)  # a run in processes finds them, and nothing in their own process can
 ALGORITHMS = [Good(), *(cheat(name=cheat.__name__.lower()) for cheat in (*WRONG, *DISHONEST))]

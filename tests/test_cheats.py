@@ -61,7 +61,7 @@ def test_what_an_algorithm_patches_in_its_process_changes_no_verdict_and_no_time
 ) -> None:
     """The clock, the judge and the timer on the stack are known to algorithms that stand in one file with a right one."""
     (Path(cheats_path) / "frozen.py").write_text(FROZEN)
-    names = ("good", "judge", "clock", "timer", "stack")
+    names = ("good", "judge", "clock", "timer", "stack", "restores")
     done = convbench("run", SPEC, "--algorithms", ",".join((*names, "im2col_gemm")), "--launches", "2", "--json",
                      "--out", str(tmp_path / "out"), CONVBENCH_PATH=cheats_path)
     assert done.returncode == 1, done.stderr
