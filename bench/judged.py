@@ -38,7 +38,7 @@ REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when 
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
 LONGEST = 10  # times the seconds meant, where a busy machine gives fewer of its own
 KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
-GROWING, GROWING_S = 8, 0.01  # calls after which a plan holds no more than before, where they take no longer in all
+GROWING, GROWING_S = 4, 0.01  # calls after which a plan holds no more than before, where they take no longer in all
 
 
 class Judged:
@@ -123,7 +123,8 @@ class Judged:
             held = held.base
         facts |= {"array": True, "shape": list(y.shape), "dtype": y.dtype.str, "writable": bool(y.flags.writeable),
                   "ordered": self._ordered(y), "inside": any(np.may_share_memory(y, a) for a in (*given, *self._weights)),
-                  "held": 0 if y is target else held.nbytes, "changed": self._surroundings.changed(), "written": isinstance(memory, Apart) and memory.written()}
+                  "held": 0 if y is target else held.nbytes, "changed": self._surroundings.changed() if watch else [],
+                  "written": isinstance(memory, Apart) and memory.written()}
         copy = self._view(result)
         if y.shape == copy.shape and y.dtype == copy.dtype:
             copy[...] = y
@@ -153,7 +154,7 @@ class Judged:
         return {"busy": busy, "moved": not same}
 
     def _again(self, operands: list[Any], results: list[Any], least: int, most: int, seconds: float) -> dict[str, Any]:
-        """Call again, ``least`` to ``most`` times for about ``seconds`` of each thread.
+        """Call again, ``least`` to ``most`` times for about ``seconds`` of the processor.
 
         All results are held where memory allows. Two are copied to ``results``: one that differs from the first, if any
         does, and the last.
@@ -162,7 +163,7 @@ class Judged:
         given, targets = [self._view(o) for o in operands], [self._view(r) for r in results]
         first: Any = None
         leaving, made, held = 0, 0, self._surroundings.held()
-        end, end_cpu = perf_counter() + LONGEST * seconds, process_time() + self._threads * seconds
+        end, end_cpu = perf_counter() + LONGEST * seconds, process_time() + seconds
         while made < least or (made < most and perf_counter() < end and process_time() < end_cpu):
             alive = set(sys._current_frames())
             y = self._plan(*given)

@@ -46,6 +46,13 @@ def broken() -> list[str]:
     return [".".join(filter(None, name)) for name in _different()]
 
 
+def insist() -> None:
+    """Raise ValueError when something is another now."""
+    if names := broken():
+        raise ValueError(f"an algorithm from outside replaced {', '.join(names[:3])} in the process that decides: "
+                         "nothing more is kept, leave it out of CONVBENCH_PATH")
+
+
 def mend() -> None:
     """Put back what was there."""
     for module, kind, name in _different():

@@ -13,17 +13,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.worker import children
 
+SIGNALS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "ALRM", "CHLD", "PIPE", "USR1", "USR2")
+           if hasattr(signal, f"SIG{name}")]  # fmt: skip
 FAINT = np.full(1, np.finfo(np.float32).tiny)
 
 
 def _handlers() -> list[Any]:
-    return [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+    return [signal.getsignal(number) for number in SIGNALS]
 
 
 def _affinity() -> set[int]:
@@ -62,10 +65,18 @@ class Surroundings:
     @staticmethod
     def held() -> dict[str, int]:
         """How many of what a process can run out of; what the system does not tell is 0."""
-        held = {"open files": 0, "processes": len(children())}
+        held = {"open files": 0, "processes": _processes()}
         with contextlib.suppress(OSError):
             held["open files"] = len(os.listdir("/proc/self/fd"))
         return held
+
+
+def _processes() -> int:
+    own = Path("/proc/self/task")
+    try:
+        return sum(len((own / task / "children").read_bytes().split()) for task in os.listdir(own))
+    except OSError:  # not every kernel has these lists
+        return len(children())
 
 
 def _now() -> dict[str, Any]:

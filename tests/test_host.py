@@ -19,7 +19,7 @@ import pytest
 from algos import auto, host, machine
 from algos.engine import threads
 from algos.engine.threads import checked_threads, default_threads, once
-from bench import arena
+from bench import arena, files
 from bench.arguments import threads_of
 from tests.conftest import HUNG_S
 
@@ -314,6 +314,8 @@ def test_a_user_without_a_home_computes_and_is_told_once_that_nothing_is_kept(tm
 def test_the_judge_shares_memory_where_no_folder_may_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(arena, "MEMORY_FOLDER", str(tmp_path / "missing"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with files.scratch() as said:  # of workers
+        assert said.write(b"enough") == 6
     with arena.shared_file(1 << 16) as (file, path):
         ours = arena.Arena(1 << 16, file)
         other = os.open(path, os.O_RDWR)
