@@ -359,6 +359,9 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
     if not rounded and not same.all() and float(case.magnitude.max()) >= exact_limit(spec):
         return "whole numbers not decisive: the sums are too long to be exact"
     _judge_gate(case, result, same, demand)
+    surely = not rounded or float(allowed.max(initial=0)) < 0.25  # at elements that were not chosen as well
+    if case.points is not None and surely and (rows := trials.row_sums(spec, seed, span)) is not None:
+        _judge_rows(np.rint(result) if rounded else result, rows)
     sparse = "" if span[2] == 1 else f", {span[2]:.2g} of the weights"
     return f"whole numbers {demand}" + ("" if span == SPANS[0] else f" up to {span[0]} and {span[1]}{sparse}")
 
@@ -371,6 +374,15 @@ def _judge_gate(case: Case, result: np.ndarray, same: np.ndarray, demand: str) -
         f"on whole numbers {case.at(result).flat[worst]:.9g} at {_place(case, worst)} should be "
         f"{case.exact.flat[worst]:.9g}, {demand}; {int((~same).sum())} of {same.size} elements are off"
     )
+
+
+def _judge_rows(result: np.ndarray, rows: np.ndarray) -> None:
+    """Between the chosen points nothing is off either."""
+    off = result.sum(-1, dtype=np.float64) != rows
+    if off.any():
+        at = tuple(int(i) for i in np.argwhere(off)[0])
+        raise WrongResultError(f"on whole numbers the row at {at} does not sum to {rows[at]:.9g}; "
+                               f"{int(off.sum())} of {off.size} rows are off")
 
 
 def _two_by_three(algorithm: Judgeable, spec: ConvSpec) -> bool:

@@ -16,7 +16,7 @@ from algos.spec import ConvSpec
 from bench.bounds import Case
 from bench.data import KINDS, SPAN, Operands, operands
 from bench.footprint import Reach, chosen, inside, reach, some
-from bench.oracle import border_value, oracle_at, reduction
+from bench.oracle import border_value, oracle, oracle_at, padded, reduction
 from bench.photograph import filters
 
 # Every element is compared up to 2 G multiply-adds; less where the definition is bound by memory: few channels, many taps.
@@ -157,6 +157,25 @@ def flat(spec: ConvSpec, seed: int) -> Case:
 def photographed(spec: ConvSpec) -> Case:
     """A smooth, positive picture under kernels with names."""
     return Case(spec, Operands(*filters(spec), None))
+
+
+@lru_cache(2)
+def row_sums(spec: ConvSpec, seed: int, span: tuple[float, ...]) -> np.ndarray | None:
+    """What the rows of a forward result of small whole numbers sum to (N, O, *rows): all of it, for the price of a column.
+
+    None in the other directions, and for what is too large to hold.
+    """
+    if spec.direction != "forward" or 4 * spec.min_bytes > WHOLE_BYTES:
+        return None
+    case = seeded(spec, seed, "integer", span)
+    assert case.data.x is not None and case.data.w is not None
+    x = padded(spec, case.data.x.astype(np.float64), border_value(spec))
+    length, stride, dilation = spec.output_size[-1], spec.stride[-1], spec.dilation[-1]
+    ends = [(k * dilation, k * dilation + (length - 1) * stride + 1) for k in range(spec.kernel[-1])]
+    read = np.stack([x[..., low:high:stride].sum(-1) for low, high in ends], -1)  # by each tap of a row
+    column = spec.with_(size=read.shape[2:], stride=(*spec.stride[:-1], 1), dilation=(*spec.dilation[:-1], 1), padding=0,
+                        padding_mode="zeros", rank=None, dtype="float64")  # fmt: skip
+    return oracle(column, read, case.data.w.astype(np.float64))[..., 0]
 
 
 def changing(spec: ConvSpec, seed: int, launch: int) -> tuple[int, ...] | None:

@@ -65,6 +65,28 @@ def refused(spec: str, algorithm: Algorithm) -> Verdict:
 # ---- the right one passes ---------------------------------------------------------------------------------------
 
 
+class OneElement(Right):
+    """One element far from all edges, in one channel of one image."""
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        y[(0, -1, *(n // 3 for n in y.shape[2:]))] += 1
+        return super().result(spec, y, operands, out)
+
+
+@pytest.mark.parametrize("text", ["1x3x60x50,4x3x3x3,p1:2x0:1,s2x1,d1x2", "1x4x90,2x2x5,p2,flip", "1x2x9x8x30,3x2x3x2x3,p1",
+                                  "1x1x50x60,1x1x5x4,p3,reflect"])  # fmt: skip
+def test_between_the_chosen_elements_of_large_problems_nothing_is_off(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "FULL_MACS", 0)
+    monkeypatch.setattr(trials, "POINTS", 64)
+    trials.seeded.cache_clear()
+    try:
+        assert (verdict := check(text, Right())).ok, verdict.reason
+        verdict = check(text, OneElement())
+    finally:
+        trials.seeded.cache_clear()
+    assert not verdict.ok and verdict.compared < 200
+
+
 @pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("text", GRID)
