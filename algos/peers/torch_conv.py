@@ -218,7 +218,7 @@ class TorchConv(Algorithm):
             return lambda x, grad: backward(grad, x, kernels, *rest, (False, True, False))[1]
         image = unread.expand(*spec.input_shape[:2], *(n + b + a for n, (b, a) in zip(spec.size, excess, strict=True)))
         inside = (..., *(slice(b, b + n) for n, (b, _) in zip(spec.size, excess, strict=True)))
-        return lambda grad: backward(grad, image, w, *rest, (True, False, False))[0][inside]
+        return lambda grad: self._ordered(backward(grad, image, w, *rest, (True, False, False))[0][inside])
 
     def _ordered(self, w: Any) -> Any:
         """Weights in the memory order of the layout."""
