@@ -37,6 +37,8 @@ class Settings:
         Time-out of one step of a worker, beyond what its calls are known to take.
     run_budget_s : float or None
         Of the whole run; it ends between two specs.
+    race : bool
+        Who is surely behind leaves early, and all do once their ratios are known.
     cold, fresh : bool
         Flush caches between single calls; measure again what stands in the store.
     tune : bool
@@ -51,6 +53,7 @@ class Settings:
     slow_s: float = 10.0
     answer_s: float = ANSWER_S
     run_budget_s: float | None = None
+    race: bool = True
     cold: bool = False
     fresh: bool = False
     tune: bool = False

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow", "timeout", "crashed", "error")
@@ -26,6 +28,14 @@ def _checked(name: str, value: Any, most: float, whole: bool = False, least: int
         raise ValueError(f"{name} is {str(value)[:40]!r}: it must be {what} from {least:g} to {most:g}")
 
 
+def turn_time(samples: Sequence[float]) -> float:
+    """What stands for a turn: the lower quartile of its samples, since what disturbs a sample only ever adds to it.
+
+    With a neighbour on every core, twins differed by 20% from launch to launch by the medians of their turns, by 3.5% so.
+    """
+    return sorted(samples)[len(samples) // 4]
+
+
 @dataclass(frozen=True)
 class Launch:
     """Samples taken in one fresh process.
@@ -38,6 +48,16 @@ class Launch:
         UTC, ISO 8601.
     samples_s : tuple of float
         Seconds per call, one per sample, raw; each sample is the mean of ``loops`` back-to-back calls.
+    turns : tuple of int
+        How many of the samples each round gave, in their order, 0 where it gave none. Empty: all were one turn.
+    together : str
+        Names the rounds: turns of one number, in launches that were ``together``, were taken one after the other. Empty:
+        unknown.
+    disturbed : tuple of int
+        Rounds in which the machine was disturbed by other evidence than their times; they are left out.
+    steal, load, loop : float or None
+        How calm the machine was in these rounds: share of the cores' time that the host took away; other tasks that wanted to
+        run, per core; relative spread of a fixed loop timed beside each turn.
     loops : int
         Calls in one sample.
     prepare_cold_s : float
@@ -67,6 +87,12 @@ class Launch:
     h2d_s: float | None = None
     d2h_s: float | None = None
     workspace_seen_bytes: int | None = None
+    turns: tuple[int, ...] = ()
+    together: str = ""
+    disturbed: tuple[int, ...] = ()
+    steal: float | None = None
+    load: float | None = None
+    loop: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.started, str) or not isinstance(self.samples_s, tuple) or not self.samples_s:
@@ -82,10 +108,35 @@ class Launch:
         for name in ("h2d_s", "d2h_s"):
             _checked(name, getattr(self, name), LONGEST_S, optional=True)
         _checked("workspace_seen_bytes", self.workspace_seen_bytes, LARGEST, whole=True, optional=True)
+        for name in ("steal", "load", "loop"):
+            _checked(name, getattr(self, name), LARGEST, optional=True)
+        for name in ("turns", "disturbed"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(f"{name} must be a tuple of whole numbers")
+            for value in getattr(self, name):
+                _checked(name, value, LARGEST, whole=True)
+        if self.turns and sum(self.turns) != len(self.samples_s):
+            raise ValueError(f"turns of {sum(self.turns)} samples in a launch of {len(self.samples_s)}")
+        if not isinstance(self.together, str):
+            raise ValueError("together must be text")
+
+    @cached_property
+    def turn_times(self) -> dict[int, float]:
+        """Round -> ``turn_time`` of its samples; without the disturbed rounds, unless those are all."""
+        if not self.turns:
+            return {0: statistics.median(self.samples_s)}
+        found, at = {}, 0
+        for number, count in enumerate(self.turns):
+            if count:
+                found[number] = turn_time(self.samples_s[at : at + count])
+            at += count
+        calm = {number: value for number, value in found.items() if number not in self.disturbed}
+        return calm or found
 
     @property
     def median_s(self) -> float:
-        return statistics.median(self.samples_s)
+        """Of the times of its turns."""
+        return statistics.median(self.turn_times.values())
 
 
 @dataclass(frozen=True)

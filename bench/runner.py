@@ -1,15 +1,18 @@
 """The controller: turns specs into cases, has workers measure them in interleaved rounds, and stores every result at once.
 
 A case is (spec, algorithm, threads). Launch by launch, in fresh processes, the algorithms of one spec are opened, checked
-in the first launch, and sampled in seeded random rounds until each one's noise, budget or cap says stop. Verdicts come from the
-judge's process, and samples count only where they add up to what this process's clock says.
+in the first launch, and race: they take short turns in rounds, who is surely behind leaves, and the rest go on until the turns
+tell their ratios well enough. Verdicts come from the judge's process, and samples count only where they add up to what this
+process's clock says.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import sys
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,16 +20,17 @@ from typing import Any
 
 from algos import machine, wisdom
 from algos.registry import get, registry, variant_name
-from bench import perf_counter, seal
+from bench import mood, noise, perf_counter, seal
 from bench.cases import Case, Settings, limit_text
 from bench.lessons import REMEMBERED, known
 from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring
-from bench.record import Launch, Record
+from bench.record import Launch, Record, turn_time
 from bench.store import Store
-from bench.timing import believable
+from bench.timing import believable, looks
 
 LEAST_LIMIT_S = 1.0
 LOOKED_AT_AGAIN = ("unsupported", "unavailable", "too_large", "timeout", "crashed")  # what may be over at the next run
+MOVED_EVERY = 8  # turns
 DISAGREEMENTS = 20  # turns in a row whose samples do not add up; a busy machine delays one or two
 
 
@@ -191,14 +195,55 @@ class Runner:
                     self._keep(state.case, state.record)
                     self._done(state)
                 return
-            active = list(opened)
-            while active:
-                self._random.shuffle(active)
-                again = [state for state in active if self._twice(state, self._sampled)]
-                for state in active:
-                    if state not in again:
-                        self._done(state)
-                active = again
+            self._race(opened)
+
+    def _race(self, opened: list[_Open]) -> None:
+        """Rounds of turns, there and back, until everybody has left; each is stored when it leaves."""
+        together, weather, number, order = uuid.uuid4().hex[:12], mood.Mood(), 0, list(opened)
+        while order:
+            if number % 2:
+                order.reverse()
+            else:
+                self._random.shuffle(order)
+            left = []
+            for state in order:
+                before = mood.look()
+                if self._twice(state, self._sampled):
+                    weather.turn(state.number, len(state.turns) - 1, before, mood.look())
+                    left.append(state)
+                else:
+                    self._done(state)
+            number += 1
+            leaving = self._leaving(left, number)
+            for state in leaving:
+                self._leave(state, together, weather)
+                self._done(state)
+            order = [state for state in left if state not in leaving]
+
+    def _leaving(self, running: list[_Open], number: int) -> list[_Open]:
+        """Those that need no turn more after ``number`` rounds."""
+        budget = self.settings.budget
+        timed = [state for state in running if any(state.turns)]
+        if self.settings.race and looks(number):
+            now = noise.standing([state.logs() for state in timed], budget.error)
+            if now.settled:
+                return timed
+            behind = [timed[i] for i in now.behind]
+        else:
+            behind = []
+        return [s for s in timed if s in behind or number >= budget.rounds or s.spent_s >= budget.case_s]
+
+    def _leave(self, state: _Open, together: str, weather: mood.Mood) -> None:
+        """Store the launch of a case, once its last call proves right."""
+        same = self._late(state)
+        if same:
+            steal, load, loop = weather.figures()
+            launch = replace(state.result(), together=together, disturbed=weather.disturbed(state.number), steal=steal,
+                             load=load, loop=loop)  # fmt: skip
+            self._keep(state.case, replace(state.record, launches=(launch,)))
+            self.outcome.measured += 1
+        elif same is not None:
+            self._fail(state.case, "wrong", "a call among or after the last samples gave another result than the definition")
 
     @contextlib.contextmanager
     def _remembering(self) -> Iterator[None]:
@@ -244,7 +289,7 @@ class Runner:
         if reply["call_s"] > settings.slow_s:
             self._fail(case, "too_slow", f"one call took {reply['call_s']:.2g} s, {limit_text(settings)}")
             return False
-        state.phases, state.samples, state.spent_s = reply, [], 0.0
+        state.phases, state.turns, state.spent_s = reply, [[] for _ in state.turns], 0.0  # those of a lost process are gone
         return True
 
     def _checked(self, state: _Open) -> bool:
@@ -265,14 +310,16 @@ class Runner:
         return True
 
     def _sampled(self, state: _Open) -> bool:
-        """One turn; true while the case wants more."""
+        """One turn; true unless the case has failed."""
         if not state.worker.running and not self._open(state):  # another case took it along
             return False
         settings = self.settings
-        loops, start = state.phases["loops"], perf_counter()
+        loops = state.phases["loops"]
         count = settings.budget.chunk(state.phases["call_s"], loops)
         allowed_s = settings.answer_s + 20 * state.phases["call_s"] * loops * (count + 1)
-        if self._ask(state, allowed_s, do="warm") is None:
+        moving = not settings.cold and len(state.turns) % MOVED_EVERY == MOVED_EVERY - 1
+        warm = self._ask(state, allowed_s, do="warm", move=moving)
+        if warm is None:
             return False
         asked = perf_counter()
         reply = self._ask(state, allowed_s, do="sample")
@@ -280,24 +327,17 @@ class Runner:
         if reply is None or self._ask(state, settings.answer_s, do="rest") is None:
             return False
         self.outcome.spent.prepared_runs += reply["spent_s"]
-        state.spent_s += perf_counter() - start
-        if not believable(reply["samples_s"], loops, turn_s, settings.cold):
-            state.disagreements += 1
-            if state.disagreements < DISAGREEMENTS:
-                return True
-            total = sum(reply["samples_s"]) * loops
-            self._fail(state.case, "wrong", f"its clock is wrong: samples of {total:.3g} s in a turn of {turn_s:.3g} s")
-            return False
-        state.disagreements = 0
-        state.samples += reply["samples_s"]
-        if not settings.budget.enough(state.samples, state.spent_s):
+        state.spent_s += warm["spent_s"] + turn_s  # waiting for quiet is not the case's time
+        if believable(reply["samples_s"], loops, turn_s, settings.cold):
+            state.disagreements = 0
+            state.turns.append([float(f"{s:.6g}") for s in reply["samples_s"]])
             return True
-        same = self._late(state)
-        if same:
-            self._keep(state.case, replace(state.record, launches=(state.result(),)))
-            self.outcome.measured += 1
-        elif same is not None:
-            self._fail(state.case, "wrong", "a call among or after the last samples gave another result than the definition")
+        state.turns.append([])
+        state.disagreements += 1
+        if state.disagreements < DISAGREEMENTS:
+            return True
+        total = sum(reply["samples_s"]) * loops
+        self._fail(state.case, "wrong", f"its clock is wrong: samples of {total:.3g} s in a turn of {turn_s:.3g} s")
         return False
 
     # ---- the judge ---------------------------------------------------------------------------------------------
@@ -377,7 +417,7 @@ class _Open:
         self.record = case.record
         self.worker: Worker = None  # type: ignore[assignment]  # set when first asked
         self.phases: dict[str, Any] = {}
-        self.samples: list[float] = []
+        self.turns: list[list[float]] = []  # samples of each round, empty where it gave none
         self.spent_s = 0.0
         self.disagreements = 0
         self.retried = False
@@ -386,9 +426,14 @@ class _Open:
     def result(self) -> Launch:
         names = ("loops", "prepare_cold_s", "prepare_s", "first_run_s", "h2d_s", "d2h_s")
         return Launch(
-            self.launch, self.started, tuple(self.samples), **{name: self.phases[name] for name in names},
-            workspace_seen_bytes=self.workspace_seen_bytes,
+            self.launch, self.started, tuple(s for turn in self.turns for s in turn),
+            **{name: self.phases[name] for name in names}, workspace_seen_bytes=self.workspace_seen_bytes,
+            turns=tuple(map(len, self.turns)),
         )
+
+    def logs(self) -> dict[int, float]:
+        """Round -> logarithm of seconds."""
+        return {n: math.log(max(turn_time(turn), 1e-12)) for n, turn in enumerate(self.turns) if turn}
 
 
 def _groups(cases: Iterable[Case]) -> list[list[Case]]:

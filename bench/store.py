@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.record import KEY_FIELDS, Launch, Record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x636F6E76  # "conv": tells a convbench store from any other SQLite file
 FILE_NAME = "convbench.sqlite"
 BUSY_S = 30.0
@@ -26,8 +26,12 @@ RECORD_FIELDS = tuple(f.name for f in fields(Record) if f.name != "launches")
 LAUNCH_FIELDS = tuple(f.name for f in fields(Launch))
 _TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_ratio": "REAL", "workspace_bytes": "INTEGER",
           "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL", "prepare_s": "REAL", "first_run_s": "REAL",
-          "h2d_s": "REAL", "d2h_s": "REAL", "workspace_seen_bytes": "INTEGER"}
-_OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes")
+          "h2d_s": "REAL", "d2h_s": "REAL", "workspace_seen_bytes": "INTEGER", "steal": "REAL", "load": "REAL", "loop": "REAL"}
+_OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes", "steal", "load",
+             "loop")  # fmt: skip
+# By schema 2.
+_ADDED = {"turns": "'[]'", "together": "''", "disturbed": "'[]'", "steal": "NULL", "load": "NULL", "loop": "NULL"}
+_LISTS = ("samples_s", "turns", "disturbed")  # kept as JSON
 
 
 GONE = "was deleted, moved or replaced while it was written: run the same command again to measure into a new one"
@@ -112,6 +116,14 @@ class Store:
             raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
         if not 1 <= (version := self._pragma("user_version")) <= SCHEMA_VERSION:
             raise StoreError(f"{self.path} has schema {version}, this convbench knows {SCHEMA_VERSION}: update convbench")
+        if version == 1 and create:
+            with self.transaction():
+                if self._pragma("user_version") == 1:
+                    for name, value in _ADDED.items():
+                        self._db.execute(f"ALTER TABLE launch ADD COLUMN {_columns([name])} DEFAULT {value}")
+                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if self.path.stat().st_size % self._pragma("page_size"):  # SQLite reads zeros for what is cut off
+            raise self._damaged("its end is missing")
         (found,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # 30 ms for 12 MB
         if found != "ok":
             raise self._damaged(" ".join(found.split()))
@@ -237,9 +249,11 @@ class Store:
         """All records in the order of their first writing, launches in the order of their index."""
         with self._explained():
             launches: dict[int, list[Launch]] = {}
-            for identity, *row in self._db.execute('SELECT * FROM launch ORDER BY record_id, "index"'):
+            held = {name for _, name, *_ in self._db.execute("PRAGMA table_info(launch)")}
+            names = ", ".join(f'"{n}"' if n in held or n not in _ADDED else _ADDED[n] for n in LAUNCH_FIELDS)
+            for identity, *row in self._db.execute(f'SELECT record_id, {names} FROM launch ORDER BY record_id, "index"'):
                 values = dict(zip(LAUNCH_FIELDS, row, strict=True))
-                values["samples_s"] = tuple(json.loads(values["samples_s"]))
+                values.update((name, tuple(json.loads(values[name]))) for name in _LISTS)
                 launches.setdefault(identity, []).append(Launch(**values))
             names = ", ".join(f'"{n}"' for n in RECORD_FIELDS)
             found = []

@@ -104,7 +104,7 @@ def suites() -> dict[str, Suite]:
         Suite(
             "quick", "a small sweep of pictures, in a minute or two", "ours",
             lambda: pictures((64, 128, 256), (3, 7, 15)),
-            Settings(launches=2, budget=Budget(case_s=0.03, min_samples=3, max_samples=15, chunk_s=0.01), slow_s=0.08),
+            Settings(budget=Budget(turn_s=0.006, rounds=24), slow_s=0.08),
         ),
         Suite(
             "images", "pictures of 256 to 2048 pixels a side, kernels of 3 to 63", "ours",
@@ -113,14 +113,14 @@ def suites() -> dict[str, Suite]:
         Suite(
             "gpu", "for a machine with a GPU: pictures up to 4096 pixels a side, network layers at batch 1 and 32",
             f"ours; layers of {', '.join(dict.fromkeys(table for table, _ in GPU_LAYERS))}", _gpu,
-            Settings(budget=Budget(case_s=0.1, max_samples=30), slow_s=2.0), "cuda",
+            Settings(budget=Budget(case_s=0.3), slow_s=2.0), "cuda",
         ),
     ]
     found.append(
         Suite(
             "versus", "against PyTorch, OpenCV and SciPy: a sample of every kind of work, see docs/speed.md",
             "layers of the other suites, pictures ours", lambda: [layer for work in _versus() for layer in work.layers],
-            Settings(budget=Budget(case_s=0.2, max_samples=25, chunk_s=0.04), slow_s=1.0, concerns=_concerned), "cpu",
+            Settings(budget=Budget(case_s=0.5), slow_s=1.0, concerns=_concerned), "cpu",
         )
     )
     found += [_workload(path) for path in sorted(WORKLOADS.glob("*.csv"))]

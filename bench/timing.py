@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,54 +11,49 @@ from typing import Any
 import numpy as np
 
 from bench import perf_counter
+from bench.noise import FEW_TURNS
 
 Thunk = Callable[[], Any]
 DEVICE_CACHE_BYTES = 128 << 20  # the largest second-level cache of a GPU so far
-WARM_UP_S = 0.01  # a thread that Linux wakes on its caller's core stays there for some milliseconds
+WARM_UP_S = 0.003  # caches and helper threads come back after the rivals' turns
+MOST_SAMPLES = 8  # of a turn: enough for a quartile that interruptions do not move
+LOOK_EVERY = 4
 CLOCK_SHARE, CLOCK_SLACK_S = 0.25, 0.003  # what a turn may take beyond its samples: the messages around it
 LONGEST_WARM_UP_S = 0.05  # a call beyond it gains nothing from a warm-up call before every chunk
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a case has been sampled enough in one launch.
+    """How a case is sampled in one launch: in short turns, its rivals' in between, until the race is settled.
 
     Attributes
     ----------
     case_s : float
-        Seconds of samples.
+        Most seconds of turns.
+    turn_s : float
+        Of samples in a turn; a longer call is a turn by itself.
     sample_s : float
         Least duration of one sample; short calls are repeated inside it.
-    noise : float
-        Relative standard error of the median at which to stop early.
-    min_samples, max_samples : int
-    chunk_s : float
-        What a case may take before the next algorithm has its turn.
+    rounds : int
+        Most turns.
+    error : float
+        Standard error of the ratio to the fastest rival, as turns tell it, at which a launch has seen enough.
     """
 
-    case_s: float = 0.5
-    sample_s: float = 0.002
-    noise: float = 0.01
-    min_samples: int = 5
-    max_samples: int = 60
-    chunk_s: float = 0.02
-
-    def enough(self, samples: Sequence[float], spent_s: float) -> bool:
-        """Whether noise, time or the cap says stop; one sample will do where it exceeds the whole budget."""
-        if spent_s >= self.case_s or len(samples) >= self.max_samples:
-            return True
-        return len(samples) >= self.min_samples and relative_error(samples) <= self.noise
+    case_s: float = 0.6
+    turn_s: float = 0.008
+    sample_s: float = 0.001
+    rounds: int = 32
+    error: float = 0.01
 
     def chunk(self, call_s: float, loops: int) -> int:
         """Samples to take in one turn."""
-        return max(1, min(self.min_samples, int(self.chunk_s / max(call_s * loops, 1e-9))))
+        return max(1, min(MOST_SAMPLES, int(self.turn_s / max(call_s * loops, 1e-9))))
 
 
-def relative_error(samples: Sequence[float]) -> float:
-    """Standard error of the median over the median, from the median absolute deviation."""
-    middle = statistics.median(samples)
-    spread = 1.4826 * statistics.median(abs(s - middle) for s in samples)
-    return 1.2533 * spread / math.sqrt(len(samples)) / middle if middle > 0 else math.inf
+def looks(rounds: int) -> bool:
+    """Whether the race is looked at after so many rounds: 4, 8, 12, ..."""
+    return rounds >= FEW_TURNS and rounds % LOOK_EVERY == 0
 
 
 def pilot(call: Thunk, synchronize: Thunk, budget: Budget, cold: bool) -> tuple[float, int]:

@@ -28,5 +28,5 @@ def remember(tunings: Iterable[Any], records: Sequence[Record]) -> None:
         for record in records:
             if (record.spec, record.threads, record.algorithm, record.tunables) == case:
                 wisdom.forget_tuned(known(record), own[tuning.algorithm])
-                if tuning.lead.won:
+                if tuning.won:
                     wisdom.remember([known(record)])

@@ -35,6 +35,8 @@ PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.02
 LEAST_LATE, MOST_LATE, LATE_S = 2, 50, 0.01  # calls after the last sample: what goes wrong now and then shows in one of them
 QUIET_WAIT_S, QUIET_LIMIT_S = 0.001, 0.5
 COLD_FACTOR = 10.0  # a first call takes longer than the steady ones by less than this
+PAGE, LINE = 4096, 64
+LONGEST_MOVE_S = 0.02  # of a prepare
 MEMORY_SHARE = 0.9  # of what is available when the worker starts
 
 
@@ -113,7 +115,6 @@ class Case:
     """One opened case: its arrays, its plan, its loops."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        from algos.functional import prepared
         from algos.machine import caches
         from algos.registry import get
         from algos.spec import ConvSpec
@@ -131,10 +132,10 @@ class Case:
             on_device = self.algorithm.device == "cuda"
             self.flush = device_cache_flusher(self.algorithm.to_device) if on_device else cache_flusher(caches()["L3"])
         self.operands, self.weights, self.h2d_s = self._arrays(request["seed"])
-        self.cell = self._changing(request["seed"], request["launch"])
-        prepare = lambda: prepared(self.spec, self.weights, self.algorithm, self.threads)  # noqa: E731
+        self.seed, self.launch, self.moves = request["seed"], request["launch"], Random(request["launch"])
+        self.cell = self._changing()
         start = perf_counter()
-        self.plan = prepare()
+        self.plan = self._prepare()
         self.algorithm.synchronize()
         self.prepare_cold_s = perf_counter() - start
         self.call = caller(self.plan, self.operands, self.cell)
@@ -151,7 +152,7 @@ class Case:
         times: list[float] = []
         while not times or (len(times) < PREPARE_REPEATS and sum(times) < PREPARE_BUDGET_S):
             start = perf_counter()
-            prepare()
+            self._prepare()
             self.algorithm.synchronize()
             times.append(perf_counter() - start)
         self.prepare_s = statistics.median(times)
@@ -180,11 +181,16 @@ class Case:
         self.algorithm.synchronize()
         return moved, weights, perf_counter() - start
 
-    def _changing(self, seed: int, launch: int) -> memoryview | None:
+    def _prepare(self) -> Any:
+        from algos.functional import prepared
+
+        return prepared(self.spec, self.weights, self.algorithm, self.threads)
+
+    def _changing(self) -> memoryview | None:
         """The element that every call finds changed, so that no result can be remembered; None on a device."""
         from bench.trials import changing
 
-        element = changing(self.spec, seed, launch)
+        element = changing(self.spec, self.seed, self.launch)
         if element is None or self.algorithm.device != "cpu" or self.spec.in_dtype.itemsize < 4:
             return None
         *outer, last = element
@@ -201,10 +207,21 @@ class Case:
             "loops": self.loops,
         }
 
-    def warm(self) -> dict[str, Any]:
+    def move(self) -> None:
+        """Lie elsewhere from now on: where operands, workspace and packed weights lie decides speed, by luck."""
+        if self.algorithm.device == "cpu" and self.prepare_s < LONGEST_MOVE_S:
+            self.last, self.plan = (None, None), None
+            self.operands = [_elsewhere(a, self.moves.randrange(PAGE // LINE) * LINE) for a in self.operands]
+            self.cell = self._changing()
+            self.plan = self._prepare()
+            self.call = caller(self.plan, self.operands, self.cell)
+
+    def warm(self, move: bool) -> dict[str, Any]:
         """The uncounted calls at the beginning of a turn."""
         from bench.timing import LONGEST_WARM_UP_S, warm_up
 
+        if move:
+            self.move()
         if self.call_s < LONGEST_WARM_UP_S and self.flush is None:
             warm_up(self.call)
         return {}
@@ -257,6 +274,19 @@ def caller(plan: Callable[..., Any], operands: Sequence[Any], cell: memoryview |
         return plan(*operands)
 
     return call
+
+
+def _elsewhere(array: Any, offset: int) -> Any:
+    """A copy in fresh memory, ``offset`` bytes behind the beginning of a page; its axes lie in the same order."""
+    import numpy as np
+
+    room = np.empty(array.nbytes + PAGE + offset, np.uint8)
+    start = -room.ctypes.data % PAGE + offset
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    flat = room[start : start + array.nbytes].view(array.dtype).reshape([array.shape[axis] for axis in order])
+    copy = flat.transpose(np.argsort(order))
+    copy[...] = array
+    return copy
 
 
 def quieten() -> None:
@@ -315,7 +345,7 @@ def serve(commands: Any, answers: Any, device: str) -> None:
                 case "obey":
                     reply = {"answer": cases[request["case"]].judged.obey(**request["order"])}
                 case "warm":
-                    reply = cases[request["case"]].warm()
+                    reply = cases[request["case"]].warm(request["move"])
                 case "sample":
                     reply = cases[request["case"]].sample()
                 case "rest":

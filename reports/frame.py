@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from algos.spec import ConvSpec, SpecError
+from bench.noise import taken
 from bench.record import Record
 
 GROUP = ["machine", "threads", "cold"]  # times from different groups are never compared
@@ -29,8 +30,8 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     Columns beyond the record's and the spec's: ``median_s`` (median of the launches' medians), ``low_s`` and ``high_s``
     (their range), ``launch_count``, ``sample_count``, ``loops``, ``prepare_cold_s``, ``prepare_s``, ``first_run_s``,
     ``h2d_s``, ``d2h_s``, ``workspace_seen_bytes``, ``gflops`` (of the definition's operations), ``noise`` (relative
-    standard deviation between launches), ``prepare_cheats``, ``launch_medians_s``, ``launch_starts`` (index@UTC), ``started``,
-    ``superseded`` (a later build was measured) and ``competes``.
+    standard deviation between launches), ``prepare_cheats``, ``launch_medians_s``, ``launches`` (as ``bench.noise`` compares
+    them), ``started``, ``superseded`` (a later build was measured) and ``competes``.
     """
     rows = [_row(record) for record in records]
     table = pd.DataFrame(rows, columns=None if rows else [*_row(_NOTHING)])
@@ -80,7 +81,7 @@ def _row(record: Record) -> dict[str, Any]:
         noise=float(np.std(np.log(medians), ddof=1)) if len(medians) > 1 and min(medians) > 0 else math.nan,
         prepare_cheats=_cheats(record, row["output_bytes"]),
         launch_medians_s=" ".join(f"{m:.6g}" for m in medians),
-        launch_starts=" ".join(f"{x.index}@{''.join(x.started.split())}" for x in launches),
+        launches=taken(record),
         started=min((launch.started for launch in launches), default=""),
     )
     return row

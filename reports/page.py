@@ -125,8 +125,8 @@ def _context(
     return {
         "summary": _summary(frame, machines, present),
         "winners": best,
-        "reading": [text for text, column in ((tables.MARGIN, "margin"), (tables.VS_PEER, "vs peer"), (tables.AUTO, "auto"))
-                    if column in best.columns],
+        "reading": [text for text, column in ((tables.VERDICTS, "next"), (tables.MARGIN, "margin"),
+                    (tables.VS_PEER, "vs peer"), (tables.AUTO, "auto")) if column in best.columns],
         "noise": [f"Noise ({_group_text(row, len(present) > 1)}): {row['text']}" for row in noise_rows(frame)],
         "pictures": shown,
         "left_out": left_out,

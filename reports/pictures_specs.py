@@ -15,6 +15,7 @@ from reports.sheet import canvas, dot, grid, head_line, label, value_ticks
 from reports.style import ratio_text, short
 
 ROWS = 60  # the most in one figure
+SIGNS = {"winner": "", "alone": "", "same": " =", "undecided": " ?"}
 
 def speed_figures(scene: Scene, speed: pd.DataFrame, what: str, number: str, notes: list[str]) -> Iterator[Drawn]:
     if speed.empty:
@@ -23,7 +24,7 @@ def speed_figures(scene: Scene, speed: pd.DataFrame, what: str, number: str, not
     title = f"Speed-up over {short(scene.baseline, 60)}{what}"
     reading = (
         "Right of the line at 1x is faster than the baseline, by that factor; the scale is logarithmic. On the right the "
-        "fastest algorithm and its factor; a tie if the noise could explain its lead. Rows: image size, kernel size."
+        "fastest algorithm and its factor; = others are the same within 5%, ? undecided. Rows: image size, kernel size."
     )
     yield from _dot_figures(
         scene, speed, "speed_up", f"speedup{number}", title, reading, lambda v: f"{v:g}x", ratio_text, notes
@@ -63,7 +64,7 @@ def _dot_figures(
             if winner is not None:
                 own = values.get((spec, winner.winner), math.nan)
                 axis.annotate(
-                    f"{label(winner.winner, 20)} {words(own)}{', tie' if winner.tie else ''}",
+                    f"{label(winner.winner, 20)} {words(own)}{SIGNS[winner.verdict]}",
                     (1, at), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", va="center",
                     fontsize=7.2,
                 )  # fmt: skip
@@ -113,7 +114,7 @@ def few_figure(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[D
         axis.set_title(short(spec, 70), fontsize=9.5, loc="left", fontweight="bold")
     head_line(figure, "Time per algorithm")
     reading = (
-        "Fastest on top, names in bold won or tied; further left is faster; the scale is logarithmic. The wide band spans the "
-        "launches."
+        "Fastest on top, names in bold are not surely slower; further left is faster; the scale is logarithmic. The wide band "
+        "spans the launches."
     )
     yield f"times-few{scene.suffix}", "Time per algorithm", reading, figure

@@ -102,8 +102,8 @@ def map_figures(scene: Scene, best: pd.DataFrame, sweep: str, number: str, notes
             head_line(figure, title)
             reading = (
                 "Each cell names the fastest algorithm and how many times as long the runner-up takes. A cell in two colours, "
-                "hatched, is a tie: the noise between launches could explain the difference; a win would have needed the other "
-                "factor. A star marks a peer."
+                "hatched, has no single winner: = was shown to be the same within 5%, ? is undecided, with the interval of the "
+                "ratio. A star marks a peer."
             )
             yield f"winners{number}{scene.suffix}{page}{second}", title, reading, figure
 
@@ -124,7 +124,8 @@ def _cell(axis: Axes, x: int, y: int, row: Any, look: dict[str, Style]) -> None:
     corner = [(left + side, bottom + side), (left + side, bottom), (left, bottom)]
     axis.add_patch(Polygon(corner, closed=True, facecolor=other, edgecolor="white", hatch="////", linewidth=0))
     more = f"\n+ {len(row.tied) - 2} more" if len(row.tied) > 2 else ""
-    text = f"{_wrapped(row.winner)}\n= {_wrapped(row.tied[1])}{more}\ntie: {ratio_text(row.lead)} < {ratio_text(row.needed)}"
+    sign, ends = "=" if row.verdict == "same" else "?", f"{row.low:.2f} to {row.high:.2f}"
+    text = f"{_wrapped(row.winner)}\n{sign} {_wrapped(row.tied[1])}{more}\n{row.verdict}: {ends}"
     box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
     axis.text(x, y, text, ha="center", va="center", fontsize=6.6, color="#000000", linespacing=1.15, bbox=box)
 

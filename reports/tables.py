@@ -38,7 +38,7 @@ __all__ = [
     "winners_text",
 ]  # fmt: skip
 
-LINE, SHORTEST = 118, 12  # characters of a line on a terminal, and of a column that gives way
+LINE, SHORTEST = 118, 11  # characters of a line on a terminal, and of a column that gives way
 NOTHING = "nothing measured yet: run `convbench run quick` first"
 NO_REGRET = "Not computed for this report: it needs measured records of this machine, see `convbench report`."
 
@@ -148,9 +148,9 @@ def winners_table(frame: pd.DataFrame) -> Table:
     for row in tuples(found):
         auto = autos.get(tuple(getattr(row, n) for n in CASE))
         cells = {"spec": row.spec, **_group_cells(row, varying)}
-        cells["fastest"] = f"tie: {mark(row.winner)}" if row.tie else mark(row.winner)
+        cells["fastest"] = mark(row.winner)
         cells["time"] = _time(row.median_s)
-        cells["next"] = "= " + ", ".join(map(mark, row.tied[1:])) if row.tie else mark(row.runner_up) or "-"
+        cells["next"] = f"{row.verdict}: {', '.join(map(mark, row.tied[1:]))}" if row.tie else mark(row.runner_up) or "-"
         cells["margin"] = _margin(row)
         if peers:
             cells["vs peer"] = _ratio(row.own_over_peer)
@@ -162,15 +162,18 @@ def winners_table(frame: pd.DataFrame) -> Table:
 
 
 def _margin(row: Any) -> Cell:
-    """The runner-up's time over the winner's; in a tie as it was judged, and the factor that a win would have needed."""
+    """The nearest rival's time over the fastest's, with its interval."""
     if not row.runner_up:
         return Cell("only one", 0.0)
-    return Cell(f"{ratio_text(row.lead)} < {ratio_text(row.needed)}", row.lead) if row.tie else _ratio(row.margin)
+    return Cell(f"{ratio_text(row.ratio)} {row.low:.2f}-{row.high:.2f}", row.ratio)
 
 
-MARGIN = "margin: how many times as long the next one takes; a < b is a tie, the noise asks for b."
+SENSIBLE = 20  # launches
+VERDICTS = ("next: everybody there is surely slower, unless it says same, shown within 5%, or undecided, where the noise does "
+            "not tell. Of the winners that a table names 2% may be wrong.")  # fmt: skip
+MARGIN = "margin: how many times as long the nearest other takes, and its 98% interval."
 VS_PEER = "vs peer: the best peer's time over that of the best of ours."
-AUTO = "auto: its time over that of the best of ours, and what it chose where that neither won nor tied."
+AUTO = "auto: its time over that of the best of ours, and what it chose where that is surely slower."
 
 
 def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -> str:
@@ -180,9 +183,12 @@ def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -
     table = winners_table(frame)
     if not table.rows:
         return f"No algorithm has a time yet: {_status_counts(frame)}."
-    lines = [table.text(LINE), "", MARGIN]
+    lines = [table.text(LINE), "", *textwrap.wrap(VERDICTS, LINE), MARGIN]
+    if (more := statistics_of.winners(frame)["needed"].max()) == more:
+        lines.append(f"About {int(more)} launches would decide what is undecided: --launches {int(more)}." if more <= SENSIBLE
+                     else f"What is undecided would take over {SENSIBLE} launches: measure when the machine is calm.")
     lines += [text for column, text in (("vs peer", VS_PEER), ("auto", AUTO)) if column in table.columns]
-    groups = statistics_of.noise(frame)
+    groups = statistics_of.models(frame)
     for (machine, threads, cold), value in groups.items():
         where = f"{machine}, " if len({key[0] for key in groups}) > 1 else ""
         where += f"{threads} thread{'s' if threads != 1 else ''}{', cold caches' if cold else ''}"
@@ -302,7 +308,7 @@ def auto_table(frame: pd.DataFrame) -> Table:
 def _auto_verdict(row: Any) -> str:
     if not row.best:
         return "-"
-    return "chose the best" if row.chosen == row.best else "slower" if row.behind else "as fast, within the noise"
+    return "chose the best" if row.chosen == row.best else "slower" if row.behind else "not surely slower"
 
 
 def calls_table(frame: pd.DataFrame) -> Table:

@@ -60,7 +60,7 @@ def _peak(machine: Mapping[str, Any], threads: int) -> float:
 def _row(work: Work, cases: Mapping[str, Mapping[str, Any]], peak: float, here: pd.DataFrame) -> dict[str, Any]:
     if work.rivals:
         pairs = [(layer, pair) for layer in work.layers if (pair := _pair(cases.get(str(layer.spec), {}), work.rivals))]
-        leads = [(layer.name, *compare(*pair)[:2]) for layer, pair in pairs]
+        leads = [(layer.name, *_lead(here, *pair)) for layer, pair in pairs]
     else:
         rates = [(layer, _direct_rate(cases.get(str(layer.spec), {}))) for layer in work.layers]
         leads = [(layer.name, rate / peak, 1.0) for layer, rate in rates if rate / peak > 0]
@@ -94,6 +94,12 @@ def _pair(case: Mapping[str, Any], rivals: tuple[str, ...]) -> tuple[Any, Any] |
     """Ours and the fastest rival's row of one spec."""
     theirs = [row for name, row in case.items() if name.startswith(rivals)]
     return (case["auto"], min(theirs, key=lambda row: row.median_s)) if theirs and "auto" in case else None
+
+
+def _lead(frame: pd.DataFrame, ours: Any, theirs: Any) -> tuple[float, float]:
+    """Theirs over ours, and the factor up to which the interval goes beyond that."""
+    ratio = compare(frame, ours, theirs)
+    return ratio.ratio, ratio.high / ratio.ratio
 
 
 def _direct_rate(case: Mapping[str, Any]) -> float:

@@ -26,13 +26,14 @@ HOSTILE = (
 
 
 def record(algorithm="fft", time_s=1e-3, spec=SPEC, jitter=JITTER, status="ok", **changes):
-    """A record whose launches took ``time_s`` times ``jitter``."""
+    """A record whose launches took ``time_s`` times ``jitter``, in turns with those of its spec."""
     first = changes.pop("first_run_s", None)
     first = first or 1.5 * time_s
     launches = tuple(
-        Launch(i, f"2025-01-01T10:00:0{i}+00:00", (time_s * factor,) * 5, 3, 0.2, 1e-4, first)
+        Launch(i, f"2025-01-01T10:00:0{i}+00:00", (time_s * factor,) * 8, 3, 0.2, 1e-4, first, turns=(1,) * 8,
+               together=f"{spec}|{i}")
         for i, factor in enumerate(jitter)
-    )
+    )  # fmt: skip
     values = {"threads": 2, "machine": "m1", "build": "b1", "family": "fft", "error_ratio": 0.1, "workspace_bytes": 4096}
     values |= {"launches": launches} if status == "ok" else {"reason": "it differs", "error_ratio": None}
     return Record(spec=spec, algorithm=algorithm, status=status, **(values | changes))

@@ -28,7 +28,7 @@ from bench.timing import Budget
 from tests.conftest import HUNG_S, Convbench, cache_without_probes
 
 SPEC = ConvSpec.parse("1x1x32x32,1x1x3x3")
-SETTINGS = Settings(launches=2, answer_s=60, slow_s=0.5, budget=Budget(case_s=0.02))
+SETTINGS = Settings(launches=2, answer_s=60, slow_s=0.5, budget=Budget(case_s=0.02, rounds=4))
 
 
 @pytest.fixture

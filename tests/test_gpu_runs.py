@@ -17,7 +17,7 @@ from tests.conftest import HUNG_S
 from tests.runs import algorithms_from, measured
 
 SPECS = [ConvSpec.parse(text) for text in ("1x1x32x32,1x1x3x3", "1x1x24x24,1x1x5x5")]
-SETTINGS = Settings(launches=2, answer_s=20, slow_s=0.5, budget=Budget(case_s=0.02))
+SETTINGS = Settings(launches=2, answer_s=20, slow_s=0.5, budget=Budget(case_s=0.02, rounds=4))
 
 # Algorithms that live on a device which is a flag: once it is lost, every call fails, as after an illegal address.
 PRETENDED = '''

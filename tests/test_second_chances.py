@@ -19,7 +19,7 @@ from tests.conftest import HUNG_S
 from tests.runs import algorithms_from, measured
 
 SPEC = ConvSpec.parse("1x1x32x32,1x1x3x3")
-SETTINGS = Settings(launches=1, answer_s=20, budget=Budget(case_s=0.02))
+SETTINGS = Settings(launches=1, answer_s=20, budget=Budget(case_s=0.02, rounds=4))
 
 MORTAL = '''
 import os

@@ -20,7 +20,7 @@ from bench.cli import main
 from bench.record import Record
 from bench.store import FILE_NAME, Store, StoreError
 from tests.conftest import HUNG_S, Convbench, Mount
-from tests.record_makers import record
+from tests.record_makers import JITTER, record
 
 ROOT = Path(__file__).parents[1]
 SPECS = ("1x1x48x48,1x1x3x3,p1", "1x2x24x24,4x2x3x3,s3")
@@ -400,3 +400,20 @@ def test_a_launch_that_is_stored_is_never_overwritten(tmp_path: Path) -> None:
         store.put(first)
         store.put(later)
         assert store.records()[0].launches == first.launches
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_store_of_the_first_schema_keeps_all_that_was_measured(tmp_path: Path, create: bool) -> None:
+    """It has no turns: read as it is, and given the columns when it is written to."""
+    with Store(tmp_path) as store:
+        store.put(record("fft"))
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as database, database:
+        for name in ("turns", "together", "disturbed", "steal", "load", "loop"):
+            database.execute(f'ALTER TABLE launch DROP COLUMN "{name}"')
+        database.execute("PRAGMA user_version = 1")
+    with Store(tmp_path, create=create) as store:
+        if create:
+            store.put(record("separable"))
+        old = store.records()[0]
+    assert [launch.median_s for launch in old.launches] == pytest.approx([1e-3 * j for j in JITTER])
+    assert all(launch.turns == () and launch.together == "" for launch in old.launches)

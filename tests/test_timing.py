@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from bench import timing
-from bench.timing import Budget, pilot, relative_error, take, warm_up
+from bench.timing import MOST_SAMPLES, Budget, pilot, take, warm_up
 
 CALL_S = 3e-3
 
@@ -70,16 +70,6 @@ def test_warming_up_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.calls == -(-timing.WARM_UP_S // CALL_S)
 
 
-def test_enough_is_quiet_or_long_or_many() -> None:
-    budget = Budget(case_s=1.0, noise=0.01, min_samples=5, max_samples=8)
-    quiet, noisy = [1.0, 1.001, 0.999, 1.0, 1.0], [1.0, 1.4, 0.6, 1.2, 0.8]
-    assert relative_error(quiet) < 0.01 < relative_error(noisy)
-    assert budget.enough(quiet, 0.1) and not budget.enough(noisy, 0.1)
-    assert not budget.enough(quiet[:4], 0.1)
-    assert budget.enough(noisy, 1.0) and budget.enough([1.0], 2.0)
-    assert budget.enough(noisy[:4] * 2, 0.1)
-
-
 def test_a_turn_is_as_long_as_its_share() -> None:
-    budget = Budget(min_samples=5, chunk_s=0.02)
-    assert [budget.chunk(call_s, 2) for call_s in (1e-6, 4e-3, 1.0)] == [5, 2, 1]
+    budget = Budget(turn_s=0.02)
+    assert [budget.chunk(call_s, 2) for call_s in (1e-6, 4e-3, 1.0)] == [MOST_SAMPLES, 2, 1]

@@ -120,7 +120,7 @@ def test_only_a_lead_beyond_the_noise_counts() -> None:
     ]  # fmt: skip
     found = {t.algorithm: t for t in tunings(to_frame(records), own)}
     assert set(found) == {"a", "b"}
-    assert not found["a"].lead.won and found["b"].lead.won
+    assert not found["a"].won and found["b"].won
     assert found["b"].tunables == '{"block": 2}'
     shown = tunings_table(list(found.values())).text()
     assert "as before" in shown and "tuned" in shown

@@ -1,0 +1,345 @@
+"""How far times of identical code differ, and what may be said in spite of it: the only place that decides.
+
+Rivals alternate in short turns. What slows the machine for a while slows neighbouring turns alike, so the datum is the
+logarithm of the ratio of two turns of one round; its median over the rounds of a launch is the launch's. Between launches a
+ratio differs by more than its turns explain, by the layout of memory and the placement of threads: that is learnt from all
+comparisons of a table together, since two or three launches know too little of their own spread (a moderated t-statistic).
+
+A lead is claimed where no difference has a probability below ``FALSE_DISCOVERIES``, "same" where a wider interval lies
+within 5% (equivalence, not a failure to find a difference), and else the comparison is undecided. Verdicts of a table together
+keep the rate of false discoveries (Benjamini and Hochberg).
+
+Sources: Kalibera and Jones, "Rigorous benchmarking in reasonable time", 2013; Smyth, "Linear models and empirical Bayes
+methods for assessing differential expression", 2004; Benjamini and Hochberg, "Controlling the false discovery rate", 1995;
+Schuirmann, "A comparison of the two one-sided tests procedure", 1987.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from bench.record import Record
+
+Verdict = Literal["faster", "slower", "same", "undecided"]
+
+FALSE_DISCOVERIES = 0.02
+FALSELY_SAME = 0.004  # of those that differ by just 5%
+SAME = math.log(1.05)
+LEAST = 0.005  # relative spread between launches that is always assumed: the alignment of a loop alone moves it by that
+ASSUMED, ASSUMED_FREEDOM = 0.02, 4.0  # spread between launches, and how sure that is, where a table is too small to tell
+LEAST_FREEDOM, MOST_FREEDOM = 2.0, 30.0
+MOST = 3.0  # spread between launches
+LEARNT = 8  # comparisons of two launches or more from which the spread is learnt
+APART = 0.10  # spread between launches that did not take turns, where nothing tells
+FEW_TURNS = 4  # fewer say nothing of their own spread
+CLEAR = math.log(1.5)  # beyond it, how much slower a turn was does not make it any surer that it was slower
+BEHIND, RACED = 4.0, 0.02  # standard errors that make a rival surely behind, and what launches may differ by
+
+
+class Taken(NamedTuple):
+    """The turns of one launch: round -> logarithm of seconds, and what names its rounds."""
+
+    together: str
+    turns: Mapping[int, float]
+
+
+class Ratio(NamedTuple):
+    """Time of the other over time of the one, with a 98% interval.
+
+    ``p`` is the probability of a difference that large where there is none; ``paired`` tells whether they took turns.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    p: float
+    launches: int
+    paired: bool
+    verdict: Verdict  # of the other, taken alone
+
+
+class Difference(NamedTuple):
+    """What one launch says: log(other / one), and the variance that its turns explain, None where they are too few."""
+
+    value: float
+    variance: float | None
+
+
+def taken(record: Record) -> tuple[Taken, ...]:
+    """The launches of a record, as they are compared."""
+    return tuple(
+        Taken(launch.together, {number: math.log(max(s, 1e-12)) for number, s in launch.turn_times.items()})
+        for launch in record.launches
+    )
+
+
+def middle(values: Iterable[float]) -> tuple[float, float | None]:
+    """The median, and its variance from the median absolute deviation; None for fewer than ``FEW_TURNS``."""
+    found = sorted(values)
+    centre = statistics.median(found)
+    if len(found) < FEW_TURNS:
+        return centre, None
+    spread = 1.4826 * statistics.median(abs(v - centre) for v in found)
+    # The median of few values is no better than their mean's share, and a median deviation of few is often small by luck.
+    return centre, (1.2533 * spread) ** 2 / len(found) * (1 + 2.0 / len(found))
+
+
+def differences(one: Sequence[Taken], other: Sequence[Taken], most: float = math.inf) -> list[Difference]:
+    """Launch by launch, where both took turns; no turn says more than ``most``, either way."""
+    partners = {launch.together: launch for launch in other if launch.together}
+    found = []
+    for launch in one:
+        if (partner := partners.get(launch.together)) is not None:
+            rounds = launch.turns.keys() & partner.turns.keys()
+            if rounds:
+                found.append(Difference(*middle(max(-most, min(most, partner.turns[k] - launch.turns[k])) for k in rounds)))
+    return found
+
+
+@dataclass(frozen=True)
+class Model:
+    """The noise of one table: everything measured on one machine with one number of threads.
+
+    Attributes
+    ----------
+    process : float
+        Relative spread of a ratio between launches, beyond what its turns explain.
+    freedom : float
+        Degrees of freedom that ``process`` is known with: many where all comparisons agree in their spread.
+    turn : float
+        Typical spread of the ratio of two neighbouring turns.
+    apart : float
+        Spread of a launch's time between launches of one case that did not take turns with their rivals.
+    comparisons : int
+        Those of two launches or more that it was learnt from; below ``LEARNT`` it is assumed.
+    """
+
+    process: float = ASSUMED
+    freedom: float = ASSUMED_FREEDOM
+    turn: float = ASSUMED
+    apart: float = APART
+    comparisons: int = 0
+
+    @classmethod
+    def of(cls, groups: Iterable[Sequence[Sequence[Taken]]]) -> Model:
+        """Learn from groups of rivals, each the launches of all cases of one spec."""
+        excess: list[tuple[float, int, float]] = []  # variance between launches, its freedom, variance that turns explain
+        turns: list[float] = []
+        alone: list[float] = []
+        for group in groups:
+            for case in group:
+                if len(case) > 1:
+                    times = [statistics.median(launch.turns.values()) for launch in case]
+                    centre = statistics.fmean(times)
+                    alone += [(t - centre) * math.sqrt(len(times) / (len(times) - 1)) for t in times]
+            for one, other in _neighbours(group):
+                found = differences(one, other)
+                known = [d.variance for d in found if d.variance is not None]
+                for launch in one:
+                    turns += _turn_spreads(launch, other)
+                if len(found) > 1 and len(known) == len(found):
+                    excess.append((statistics.variance(d.value for d in found), len(found) - 1, statistics.fmean(known)))
+        apart = max(_robust(alone), LEAST) if len(alone) >= 2 * LEARNT else APART
+        turn = statistics.median(turns) if turns else ASSUMED
+        if len(excess) < LEARNT:
+            return cls(turn=turn, apart=max(apart, ASSUMED), comparisons=len(excess))
+        return cls(*_fit(excess), turn, apart, len(excess))
+
+    def compare(self, one: Sequence[Taken], other: Sequence[Taken], same: float = SAME) -> Ratio:
+        """``other`` against ``one``, by the launches in which they took turns, else by all under the noise between launches.
+
+        ``same`` is the logarithm of the ratio within which both ends of the interval must lie for "same".
+        """
+        found = differences(one, other)
+        if not found:
+            return self._apart(one, other, same)
+        ratio = _ratio(*self._mean(found), len(found), True, same)
+        if ratio.verdict != "undecided" or abs(math.log(ratio.ratio)) < CLEAR / 2:
+            return ratio
+        # One that is now 2 and now 9 times as slow is surely slower: turns only say whether they are, up to CLEAR.
+        clear = _ratio(*self._mean(differences(one, other, CLEAR)), len(found), True, same)
+        if clear.verdict not in ("slower", "faster"):
+            return ratio
+        low, high = (max(ratio.low, clear.low), ratio.high) if clear.ratio > 1 else (ratio.low, min(ratio.high, clear.high))
+        return ratio._replace(p=clear.p, verdict=clear.verdict, low=low, high=high)
+
+    def _mean(self, found: Sequence[Difference]) -> tuple[float, float, float]:
+        """The mean of launches' differences, its standard error, and the degrees of freedom of that."""
+        variances = [self.process**2 + (d.variance if d.variance is not None else self.turn**2) for d in found]
+        weights = [1 / v for v in variances]
+        whole = math.fsum(weights)
+        mean = math.fsum(w * d.value for w, d in zip(weights, found, strict=True)) / whole
+        squares = math.fsum(w * (d.value - mean) ** 2 for w, d in zip(weights, found, strict=True))
+        freedom = self.freedom + len(found) - 1
+        return mean, math.sqrt(max((self.freedom + squares) / freedom, 0.5) / whole), freedom
+
+    def _apart(self, one: Sequence[Taken], other: Sequence[Taken], same: float) -> Ratio:
+        means, squares, freedom = [], 0.0, ASSUMED_FREEDOM
+        for case in (one, other):
+            times = [statistics.median(launch.turns.values()) for launch in case]
+            means.append(statistics.fmean(times))
+            squares += math.fsum((t - means[-1]) ** 2 for t in times)
+            freedom += len(times) - 1
+        variance = (ASSUMED_FREEDOM * self.apart**2 + squares) / freedom
+        error = math.sqrt(max(variance, self.apart**2) * (1 / len(one) + 1 / len(other)))
+        return _ratio(means[1] - means[0], error, freedom, min(len(one), len(other)), False, same)
+
+    def launches_for(self, ratio: Ratio, same: float = SAME) -> int:
+        """How many launches about as noisy as these would decide what is undecided."""
+        half = (math.log(ratio.high) - math.log(ratio.low)) / 2
+        centre = abs(math.log(ratio.ratio))
+        goal = max(abs(centre - same), centre, same / 4)  # for "same" the interval must fit, for a lead it must exclude 1
+        return max(ratio.launches + 1, math.ceil(ratio.launches * (half / goal) ** 2))
+
+    def text(self) -> str:
+        """One sentence for the reader."""
+        if self.comparisons < LEARNT:
+            return (f"Too few comparisons to measure how launches differ: {ASSUMED:.0%} is assumed; neighbouring turns "
+                    f"differ by {self.turn:.1%}.")  # fmt: skip
+        return (f"The ratio of two algorithms differs by {self.turn:.1%} from one turn to the next, and by {self.process:.1%} "
+                f"from launch to launch ({self.comparisons} comparisons).")  # fmt: skip
+
+
+def _neighbours(group: Sequence[Sequence[Taken]]) -> Iterable[tuple[Sequence[Taken], Sequence[Taken]]]:
+    """Each case with the next slower one: as many comparisons as are not copies of each other."""
+    timed = [case for case in group if case]
+    return pairwise(sorted(timed, key=lambda case: statistics.median(statistics.median(x.turns.values()) for x in case)))
+
+
+def _turn_spreads(launch: Taken, other: Sequence[Taken]) -> list[float]:
+    """The spread of one launch's ratios from turn to turn, in a list; empty where that cannot be told."""
+    for partner in other:
+        if partner.together == launch.together != "":
+            rounds = sorted(launch.turns.keys() & partner.turns.keys())
+            if len(rounds) >= FEW_TURNS:
+                values = [partner.turns[k] - launch.turns[k] for k in rounds]
+                centre = statistics.median(values)
+                return [1.4826 * statistics.median(abs(v - centre) for v in values)]
+    return []
+
+
+def _robust(values: Sequence[float]) -> float:
+    """Standard deviation of a centred normal with heavy tails: the larger of what its middle and its outer tenth tell."""
+    size = sorted(map(abs, values))
+    return max(1.4826 * statistics.median(size), size[min(len(size) - 1, int(0.9 * len(size)))] / 1.6449)
+
+
+def _fit(excess: Sequence[tuple[float, int, float]]) -> tuple[float, float]:
+    """Spread between launches, and the degrees of freedom that it is known with (Smyth's estimators).
+
+    From (variance seen between launches, its freedom, variance that turns explain) of each comparison. On the scale of
+    logarithms: one disturbed comparison makes the freedom small, not everybody's spread large.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import digamma, polygamma
+
+    seen, own, explained = (np.array(column, float) for column in zip(*excess, strict=True))
+    luck = digamma(own / 2) - np.log(own / 2)
+
+    def logs(process: float) -> np.ndarray:
+        return np.log(np.maximum(seen, 1e-12) / (process**2 + explained)) - luck
+
+    process, freedom = LEAST, MOST_FREEDOM
+    for _ in range(8):
+        left = float(np.var(logs(process), ddof=1) - polygamma(1, own / 2).mean())
+        within = polygamma(1, MOST_FREEDOM / 2) < left < polygamma(1, LEAST_FREEDOM / 2)
+        freedom = LEAST_FREEDOM if left > polygamma(1, MOST_FREEDOM / 2) else MOST_FREEDOM
+        if within:
+            freedom = brentq(lambda d, left=left: float(polygamma(1, d / 2)) - left, LEAST_FREEDOM, MOST_FREEDOM)
+        goal = float(np.log(freedom / 2) - digamma(freedom / 2))
+        spread = lambda p, goal=goal: float(logs(p).mean()) - goal  # noqa: E731
+        process = LEAST if spread(LEAST) <= 0 else brentq(spread, LEAST, MOST) if spread(MOST) < 0 else MOST
+    return process, freedom
+
+
+@lru_cache(maxsize=1024)
+def _quantiles(freedom: float) -> tuple[float, float]:
+    """Of the interval, and of the wider one that must lie within 5% for "same"."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 1 - FALSE_DISCOVERIES / 2)), float(stdtrit(freedom, 1 - FALSELY_SAME))
+
+
+def _ratio(mean: float, error: float, freedom: float, launches: int, paired: bool, same: float) -> Ratio:
+    from scipy.special import stdtr
+
+    error = max(error, 1e-9)
+    reach, wider = (quantile * error for quantile in _quantiles(round(freedom, 2)))
+    p = 2 * float(stdtr(freedom, -abs(mean) / error))
+    low, high = mean - reach, mean + reach
+    verdict: Verdict = "undecided"
+    if -same < mean - wider and mean + wider < same:
+        verdict = "same"
+    elif p <= FALSE_DISCOVERIES:
+        verdict = "slower" if mean > 0 else "faster"
+    return Ratio(_exp(mean), _exp(low), _exp(high), p, launches, paired, verdict)
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(700.0, max(-700.0, value)))
+
+
+def discoveries(ps: Sequence[float], rate: float = FALSE_DISCOVERIES) -> list[bool]:
+    """Which differences of a table are claimed, so that at most that share of the claims is false (Benjamini and Hochberg)."""
+    order = sorted(range(len(ps)), key=ps.__getitem__)
+    last = max((place + 1 for place, i in enumerate(order) if ps[i] <= rate * (place + 1) / len(ps)), default=0)
+    found = [False] * len(ps)
+    for i in order[:last]:
+        found[i] = True
+    return found
+
+
+def judged(ratios: Sequence[Ratio], rate: float = FALSE_DISCOVERIES) -> list[Verdict]:
+    """The verdicts of a table together."""
+    found = discoveries([ratio.p for ratio in ratios], rate)
+    return [
+        "undecided" if ratio.verdict in ("faster", "slower") and not claimed else ratio.verdict
+        for ratio, claimed in zip(ratios, found, strict=True)
+    ]
+
+
+# ---- while it is measured ----------------------------------------------------------------------------------------
+
+
+class Standing(NamedTuple):
+    """How a race stands: who is surely behind, and whether those left are known to within the error asked for."""
+
+    behind: frozenset[int]
+    settled: bool
+
+
+def standing(turns: Sequence[Mapping[int, float]], error: float) -> Standing:
+    """Judge rivals by the turns that they took so far in one launch: round -> logarithm of seconds.
+
+    Parameters
+    ----------
+    turns
+        Of each rival; one without a turn is left out of the race.
+    error : float
+        Standard error of the ratio to the fastest at which a rival needs no more turns.
+    """
+    running = [i for i, own in enumerate(turns) if own]
+    if not running:
+        return Standing(frozenset(), True)
+    first = min(running, key=lambda i: statistics.median(turns[i].values()))
+    behind, settled = set(), True
+    for i in running:
+        rounds = turns[i].keys() & turns[first].keys()
+        if i == first or not rounds:
+            continue
+        value, variance = middle(min(CLEAR, turns[i][k] - turns[first][k]) for k in rounds)
+        if variance is None:
+            settled = False
+        elif value > BEHIND * math.hypot(math.sqrt(variance), RACED):
+            behind.add(i)
+        else:
+            settled &= math.sqrt(variance) <= error
+    return Standing(frozenset(behind), settled)

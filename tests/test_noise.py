@@ -1,0 +1,121 @@
+"""The noise model on launches whose truth is known: what it claims, what it does not, and how a race ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from bench.noise import Model, Taken, discoveries, judged, standing
+
+SPECS, TABLES = 10, 12
+KINDS = {
+    "calm": dict(process=0.01, turn=0.04, turns=16, launches=3),
+    "a busy neighbour": dict(process=0.015, turn=0.15, turns=32, launches=3),
+    "two launches": dict(process=0.01, turn=0.05, turns=16, launches=2),
+    "heavy tails": dict(process=0.015, turn=0.1, turns=24, launches=3, heavy=True),
+}
+
+
+def table(
+    rng: np.random.Generator, ratio: float, process: float, turn: float, turns: int, launches: int, heavy: bool = False
+) -> list[list[tuple[Taken, ...]]]:
+    """Pairs on ``SPECS`` specs, the second ``ratio`` times as slow; all drift together by far more than that."""
+    groups = []
+    for spec in range(SPECS):
+        common = rng.normal(0, 0.2, (launches, 1)) + rng.normal(0, 0.05, (launches, turns)).cumsum(1)
+        pair = []
+        for place in range(2):
+            luck = rng.normal(0, process / math.sqrt(2), (launches, 1))
+            noise = (rng.standard_t(3, (launches, turns)) if heavy else rng.normal(0, 1, (launches, turns))) * turn / math.sqrt(2)
+            logs = common + luck + noise + place * math.log(ratio)
+            pair.append(tuple(Taken(f"{spec}|{n}", dict(enumerate(row))) for n, row in enumerate(logs.tolist())))
+        groups.append(pair)
+    return groups
+
+
+def verdicts(ratio: float, kind: str) -> list[str]:
+    rng, found = np.random.default_rng(7), []
+    for _ in range(TABLES):
+        made = table(rng, ratio, **KINDS[kind])
+        model = Model.of(made)
+        found += judged([model.compare(*pair) for pair in made])
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_identical_code_is_not_called_different(kind: str) -> None:
+    found = verdicts(1.0, kind)
+    assert sum(v in ("faster", "slower") for v in found) <= 0.02 * len(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_five_percent_are_never_called_the_same_beyond_chance_nor_faster(kind: str) -> None:
+    found = verdicts(1.05, kind)
+    assert found.count("same") <= 0.02 * len(found) and found.count("faster") == 0
+
+
+def test_what_calm_launches_can_tell() -> None:
+    found = verdicts(1.05, "calm")
+    assert found.count("slower") >= 0.9 * len(found)
+    assert verdicts(1.0, "calm").count("same") >= 0.8 * len(found)
+    assert verdicts(1.2, "a busy neighbour").count("slower") >= 0.95 * len(found)
+
+
+def launch(name: str, *logs: float) -> Taken:
+    return Taken(name, dict(enumerate(logs)))
+
+
+def test_one_disturbed_comparison_does_not_hide_the_others() -> None:
+    """It makes the spread between launches less certain, not everybody's large."""
+    rng = np.random.default_rng(3)
+    groups = table(rng, 1.1, **KINDS["calm"])
+    wild = tuple(launch(f"w{n}", *(rng.normal(shift, 0.05, 16).tolist())) for n, shift in enumerate((0.0, 2.0, -1.0)))
+    other = tuple(launch(f"w{n}", *(rng.normal(0, 0.05, 16).tolist())) for n in range(3))
+    model = Model.of([*groups, [wild, other]])
+    assert judged([model.compare(*pair) for pair in groups]).count("slower") >= 0.9 * SPECS
+    assert model.compare(other, wild).verdict == "undecided"
+
+
+def test_now_twice_and_now_nine_times_as_slow_is_slower() -> None:
+    fast = tuple(launch(str(n), *[0.0] * 8) for n in range(3))
+    slow = tuple(launch(str(n), *[math.log(f)] * 8) for n, f in enumerate((2, 9, 4)))
+    ratio = Model().compare(fast, slow)
+    assert ratio.verdict == "slower" and 1 < ratio.low < ratio.ratio < ratio.high
+    back = Model().compare(slow, fast)
+    assert back.verdict == "faster" and back.high < 1
+
+
+def test_launches_that_did_not_take_turns_are_judged_by_the_noise_between_launches() -> None:
+    one, other = (tuple(launch(f"{name}{n}", *[base] * 8) for n in range(3)) for name, base in (("a", 0.0), ("b", 0.1)))
+    ratio = Model().compare(one, other)
+    assert not ratio.paired and ratio.verdict == "undecided"
+
+
+def test_a_launch_without_turns_is_one_turn() -> None:
+    one, other = ((launch("x", 0.0),), (launch("x", 0.03),))
+    assert Model().compare(one, other).verdict == "undecided"
+
+
+def test_benjamini_and_hochberg() -> None:
+    """Their own example of fifteen tests claims four at 5%, two by the older rule of Bonferroni."""
+    ps = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]
+    assert discoveries(ps, 0.05) == [True] * 4 + [False] * 11
+    assert discoveries([], 0.05) == [] and discoveries([0.5, 0.001], 0.05) == [False, True]
+
+
+def race(*rivals: Sequence[float]) -> tuple[frozenset[int], bool]:
+    return standing([dict(enumerate(r)) for r in rivals], 0.01)
+
+
+def test_who_is_surely_behind_leaves_and_who_is_near_stays() -> None:
+    near, far = [0.001, 0.0, 0.002, -0.001] * 2, [0.7, 0.72, 0.69, 0.71] * 2
+    shaky = [0.3, -0.2, 0.4, 0.0] * 2
+    behind, settled = race([0.0] * 8, near, far)
+    assert behind == {2} and settled
+    behind, settled = race([0.0] * 8, near, shaky)
+    assert behind == frozenset() and not settled
+    assert race([0.0] * 3, [1.0] * 3) == (frozenset(), False), "three turns do not tell"
+    assert race([0.0] * 8)[1] and race()[1], "alone there is nothing to settle"
