@@ -12,10 +12,10 @@ from bench.noise import Model, Taken, discoveries, judged, standing
 
 SPECS, TABLES = 10, 12
 KINDS = {
-    "calm": dict(process=0.01, turn=0.04, turns=16, launches=3),
-    "a busy neighbour": dict(process=0.015, turn=0.15, turns=32, launches=3),
-    "two launches": dict(process=0.01, turn=0.05, turns=16, launches=2),
-    "heavy tails": dict(process=0.015, turn=0.1, turns=24, launches=3, heavy=True),
+    "calm": {"process": 0.01, "turn": 0.04, "turns": 16, "launches": 3},
+    "a busy neighbour": {"process": 0.015, "turn": 0.15, "turns": 32, "launches": 3},
+    "two launches": {"process": 0.01, "turn": 0.05, "turns": 16, "launches": 2},
+    "heavy tails": {"process": 0.015, "turn": 0.1, "turns": 24, "launches": 3, "heavy": True},
 }
 
 
@@ -29,8 +29,8 @@ def table(
         pair = []
         for place in range(2):
             luck = rng.normal(0, process / math.sqrt(2), (launches, 1))
-            noise = (rng.standard_t(3, (launches, turns)) if heavy else rng.normal(0, 1, (launches, turns))) * turn / math.sqrt(2)
-            logs = common + luck + noise + place * math.log(ratio)
+            noise = rng.standard_t(3, (launches, turns)) if heavy else rng.normal(0, 1, (launches, turns))
+            logs = common + luck + noise * turn / math.sqrt(2) + place * math.log(ratio)
             pair.append(tuple(Taken(f"{spec}|{n}", dict(enumerate(row))) for n, row in enumerate(logs.tolist())))
         groups.append(pair)
     return groups
