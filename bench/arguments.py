@@ -62,6 +62,7 @@ def parser(known: Iterable[str]) -> Usage:
     command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
     command.add_argument("--budget", type=_seconds, metavar="SECONDS", help="stop after so long; resume later")
     command.add_argument("--launches", type=_count, metavar="N", help="fresh processes per case")
+    command.add_argument("--decide", type=_share, metavar="3%", help="launches until leads of so much are known, up to 16")
     command.add_argument("--cold", action="store_true", help="flush the caches before every single call")
     command.add_argument("--fresh", action="store_true", help="measure again what stands in the store")
     command.add_argument("--tune", action="store_true", help="try other tunables too, and remember those that are faster")
@@ -97,6 +98,17 @@ def _count(value: str) -> int:
     if not (value.isascii() and value.isdigit() and 0 < len(value) < 10 and int(value)):
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
     return int(value)
+
+
+def _share(value: str) -> float:
+    """3% or 0.03 as 0.03."""
+    try:
+        number = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    except ValueError:
+        number = -1.0
+    if not 0.001 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is no share from 0.1% to 99%, like 3%")
+    return number
 
 
 def _seconds(value: str) -> float:

@@ -16,7 +16,7 @@ from bench.record import Record
 from bench.text import printable
 from bench.timing import Budget
 
-LAUNCHES = 3
+LAUNCHES, MOST_LAUNCHES = 3, 16
 ANSWER_S = 60.0  # what any step may take beyond what its calls are known to take
 MEMORY_SHARE = 0.8
 HOPELESS = 5.0  # times over the limit, by the cost model: not even tried
@@ -37,6 +37,9 @@ class Settings:
         Time-out of one step of a worker, beyond what its calls are known to take.
     run_budget_s : float or None
         Of the whole run; it ends between two specs.
+    decide : float or None
+        Further launches of what is undecided, until every lead beyond this share of the time is known or ``MOST_LAUNCHES``
+        were taken.
     race : bool
         Who is surely behind leaves early, and all do once their ratios are known.
     cold, fresh : bool
@@ -53,6 +56,7 @@ class Settings:
     slow_s: float = 10.0
     answer_s: float = ANSWER_S
     run_budget_s: float | None = None
+    decide: float | None = None
     race: bool = True
     cold: bool = False
     fresh: bool = False

@@ -1,9 +1,9 @@
 """How far times of identical code differ, and what may be said in spite of it: the only place that decides.
 
-Rivals alternate in short turns. What slows the machine for a while slows neighbouring turns alike, so the datum is the
-logarithm of the ratio of two turns of one round; its median over the rounds of a launch is the launch's. Between launches a
-ratio differs by more than its turns explain, by the layout of memory and the placement of threads: that is learnt from all
-comparisons of a table together, since two or three launches know too little of their own spread (a moderated t-statistic).
+Rivals alternate in short turns, so that what slows the machine for a while slows both; a launch's datum is the logarithm of the
+ratio of their calmest turns. Between launches it differs by more than its turns explain, by the layout of memory and the
+placement of threads: that is learnt from all comparisons of a table together, since two or three launches know too little of
+their own spread (a moderated t-statistic).
 
 A lead is claimed where no difference has a probability below ``FALSE_DISCOVERIES``, "same" where a wider interval lies
 within 5% (equivalence, not a failure to find a difference), and else the comparison is undecided. Verdicts of a table together
@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from bench.record import Record
+from bench.record import CALM, Record
 
+T = TypeVar("T")
 Verdict = Literal["faster", "slower", "same", "undecided"]
 
 FALSE_DISCOVERIES = 0.02
@@ -81,27 +82,36 @@ def taken(record: Record) -> tuple[Taken, ...]:
     )
 
 
-def middle(values: Iterable[float]) -> tuple[float, float | None]:
-    """The median, and its variance from the median absolute deviation; None for fewer than ``FEW_TURNS``."""
-    found = sorted(values)
-    centre = statistics.median(found)
-    if len(found) < FEW_TURNS:
-        return centre, None
-    spread = 1.4826 * statistics.median(abs(v - centre) for v in found)
-    # The median of few values is no better than their mean's share, and a median deviation of few is often small by luck.
-    return centre, (1.2533 * spread) ** 2 / len(found) * (1 + 2.0 / len(found))
+def difference(one: Mapping[int, float], other: Mapping[int, float], most: float = math.inf) -> Difference | None:
+    """What the rounds in common tell: the difference of the means of the calmest third of either's turns.
+
+    Neighbours make turns of two kinds, and the median of a pair's differences jumps between them; the calmest third is the same
+    kind while a third of the turns is left alone. Its variance is that of its influence function, which is each turn cut
+    at that third: what the two have in common in a round is no noise. No round says more than ``most``, either way.
+    """
+    rounds = sorted(one.keys() & other.keys())
+    if not rounds:
+        return None
+    count = len(rounds)
+    first = [one[k] for k in rounds]
+    second = [max(x - most, min(x + most, other[k])) for k, x in zip(rounds, first, strict=True)]
+    taken = max(1, math.ceil(count / CALM))
+    lows = [sorted(values)[:taken] for values in (first, second)]
+    value = math.fsum(lows[1]) / taken - math.fsum(lows[0]) / taken
+    if count < FEW_TURNS:
+        return Difference(value, None)
+    at, limit = lows[0][-1], lows[1][-1]
+    influence = [min(y, limit) - min(x, at) for x, y in zip(first, second, strict=True)]
+    centre = math.fsum(influence) / count
+    spread = math.fsum((v - centre) ** 2 for v in influence) / (count - 1) * (count / taken) ** 2
+    return Difference(value, spread / count * (1 + 2.0 / count))  # few turns often agree by luck
 
 
 def differences(one: Sequence[Taken], other: Sequence[Taken], most: float = math.inf) -> list[Difference]:
-    """Launch by launch, where both took turns; no turn says more than ``most``, either way."""
+    """Launch by launch, where both took turns."""
     partners = {launch.together: launch for launch in other if launch.together}
-    found = []
-    for launch in one:
-        if (partner := partners.get(launch.together)) is not None:
-            rounds = launch.turns.keys() & partner.turns.keys()
-            if rounds:
-                found.append(Difference(*middle(max(-most, min(most, partner.turns[k] - launch.turns[k])) for k in rounds)))
-    return found
+    found = (difference(launch.turns, partners[launch.together].turns, most) for launch in one if launch.together in partners)
+    return [d for d in found if d is not None]
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ class Model:
         for group in groups:
             for case in group:
                 if len(case) > 1:
-                    times = [statistics.median(launch.turns.values()) for launch in case]
+                    times = _middles(case)
                     centre = statistics.fmean(times)
                     alone += [(t - centre) * math.sqrt(len(times) / (len(times) - 1)) for t in times]
             for one, other in _neighbours(group):
@@ -184,7 +194,7 @@ class Model:
     def _apart(self, one: Sequence[Taken], other: Sequence[Taken], same: float) -> Ratio:
         means, squares, freedom = [], 0.0, ASSUMED_FREEDOM
         for case in (one, other):
-            times = [statistics.median(launch.turns.values()) for launch in case]
+            times = _middles(case)
             means.append(statistics.fmean(times))
             squares += math.fsum((t - means[-1]) ** 2 for t in times)
             freedom += len(times) - 1
@@ -210,8 +220,12 @@ class Model:
 
 def _neighbours(group: Sequence[Sequence[Taken]]) -> Iterable[tuple[Sequence[Taken], Sequence[Taken]]]:
     """Each case with the next slower one: as many comparisons as are not copies of each other."""
-    timed = [case for case in group if case]
-    return pairwise(sorted(timed, key=lambda case: statistics.median(statistics.median(x.turns.values()) for x in case)))
+    return pairwise(sorted(filter(None, group), key=lambda case: statistics.median(_middles(case))))
+
+
+def _middles(launches: Iterable[Taken]) -> list[float]:
+    """What each launch says by itself: the mean of its calmest third."""
+    return [statistics.fmean(sorted(x.turns.values())[: math.ceil(len(x.turns) / CALM)]) for x in launches]
 
 
 def _turn_spreads(launch: Taken, other: Sequence[Taken]) -> list[float]:
@@ -306,6 +320,44 @@ def judged(ratios: Sequence[Ratio], rate: float = FALSE_DISCOVERIES) -> list[Ver
     ]
 
 
+def against_the_fastest(
+    model: Model, contenders: Sequence[T], launches: Callable[[T], Sequence[Taken]], same: float = SAME
+) -> tuple[T, list[tuple[T, Ratio]]]:
+    """The fastest of at least one contender, and its rivals with their ratios to it, the nearest first.
+
+    The fastest by the times alone, unless turns show that another is faster.
+    """
+    first = min(contenders, key=lambda one: statistics.median(_middles(launches(one))))
+    rivals: list[tuple[T, Ratio]] = []
+    for _ in range(2):
+        own = launches(first)
+        rivals = [(other, model.compare(own, launches(other), same)) for other in contenders if other is not first]
+        nearest = min(rivals, key=lambda pair: pair[1].ratio, default=None)
+        if nearest is None or nearest[1].verdict != "faster":
+            break
+        first = nearest[0]
+    return first, sorted(rivals, key=lambda pair: pair[1].ratio)
+
+
+def verdicts(table: Sequence[Sequence[tuple[T, Ratio]]]) -> list[tuple[str, list[tuple[T, Ratio]]]]:
+    """For the fastest of each case of a table, from its rivals: the verdict, and the rivals that stand against its winning.
+
+    "winner", where each is slower and the table as a whole allows to claim it; "same", where those that are not are shown to
+    be; "undecided"; "alone" without rivals.
+    """
+    ps = [max((r.p if r.verdict == "slower" else 1.0 for _, r in rivals), default=1.0) for rivals in table]
+    found: list[tuple[str, list[tuple[T, Ratio]]]] = []
+    for rivals, sure in zip(table, discoveries(ps), strict=True):
+        left = [pair for pair in rivals if pair[1].verdict != "slower"]
+        if rivals and not left and not sure:
+            left = [max(rivals, key=lambda pair: pair[1].p)]
+        if not left:
+            found.append(("winner" if rivals else "alone", left))
+        else:
+            found.append(("same" if all(ratio.verdict == "same" for _, ratio in left) else "undecided", left))
+    return found
+
+
 # ---- while it is measured ----------------------------------------------------------------------------------------
 
 
@@ -332,10 +384,10 @@ def standing(turns: Sequence[Mapping[int, float]], error: float) -> Standing:
     first = min(running, key=lambda i: statistics.median(turns[i].values()))
     behind, settled = set(), True
     for i in running:
-        rounds = turns[i].keys() & turns[first].keys()
-        if i == first or not rounds:
+        found = difference(turns[first], turns[i], CLEAR) if i != first else None
+        if found is None:
             continue
-        value, variance = middle(min(CLEAR, turns[i][k] - turns[first][k]) for k in rounds)
+        value, variance = found
         if variance is None:
             settled = False
         elif value > BEHIND * math.hypot(math.sqrt(variance), RACED):

@@ -28,6 +28,9 @@ def _checked(name: str, value: Any, most: float, whole: bool = False, least: int
         raise ValueError(f"{name} is {str(value)[:40]!r}: it must be {what} from {least:g} to {most:g}")
 
 
+CALM = 3  # one turn in so many stands for a launch, the calmest
+
+
 def turn_time(samples: Sequence[float]) -> float:
     """What stands for a turn: the lower quartile of its samples, since what disturbs a sample only ever adds to it.
 
@@ -135,8 +138,9 @@ class Launch:
 
     @property
     def median_s(self) -> float:
-        """Of the times of its turns."""
-        return statistics.median(self.turn_times.values())
+        """Of the calmest third of its turns: neighbours make turns of two kinds, and the median of all jumps between them."""
+        times = sorted(self.turn_times.values())
+        return statistics.median(times[: math.ceil(len(times) / CALM)])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 from algos import machine, wisdom
 from algos.registry import get, registry, variant_name
 from bench import mood, noise, perf_counter, seal
-from bench.cases import Case, Settings, limit_text
+from bench.cases import MOST_LAUNCHES, Case, Settings, limit_text
 from bench.lessons import REMEMBERED, known
 from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record, turn_time
@@ -92,26 +92,42 @@ class Runner:
         """Measure what is missing; the outcome holds a record for every case."""
         seal.mend()
         started = perf_counter()
-        spent = self.outcome.spent
+        spent, keys = self.outcome.spent, [case.record.key for case in cases]
         try:
             with self._pool:
                 cases = self._load(cases)
-                launches = self.settings.launches if self.store else 1
-                missing = [(launch, case) for launch in range(launches) for case in cases if self._lacks(case, launch)]
-                self.progress.total = len(missing)
-                for launch in range(launches):
-                    for group in _groups([case for index, case in missing if index == launch]):
+                keys = [case.record.key for case in cases]
+                launch, launches = 0, self.settings.launches if self.store else 1
+                self.progress.total = sum(self._lacks(case, index) for index in range(launches) for case in cases)
+                while launch < launches or (cases := self._undecided(cases, launch)):
+                    self.progress.total += sum(self._lacks(case, launch) for case in cases) if launch >= launches else 0
+                    for group in _groups([case for case in cases if self._lacks(case, launch)]):
                         limit = self.settings.run_budget_s
                         if limit is not None and perf_counter() - started > limit:
                             self.outcome.complete = False
                             return self.outcome
                         self._group(launch, [case for case in group if self._lacks(case, launch)])
                     self._pool.end()
+                    launch += 1
         finally:
             spent.total = perf_counter() - started
             spent.start_up = self._pool.start_s
-            self.outcome.records = [self._records[c.record.key] for c in cases if c.record.key in self._records]
+            self.outcome.records = [self._records[key] for key in keys if key in self._records]
         return self.outcome
+
+    def _undecided(self, cases: Sequence[Case], done: int) -> list[Case]:
+        """After so many launches: those of ``cases`` that need another one to decide who is fastest."""
+        if self.settings.decide is None or self.store is None or done >= MOST_LAUNCHES:
+            return []
+        groups = [[(case, noise.taken(self._records[case.record.key])) for case in group] for group in _groups(cases)]
+        groups = [timed for group in groups if (timed := [(case, launches) for case, launches in group if launches])]
+        model, found = noise.Model.of([[launches for _, launches in group] for group in groups]), []
+        same = math.log1p(self.settings.decide)
+        table = [noise.against_the_fastest(model, group, lambda pair: pair[1], same) for group in groups]
+        for ((first, _), _), (verdict, left) in zip(table, noise.verdicts([rivals for _, rivals in table]), strict=True):
+            if verdict == "undecided":
+                found += [first, *(case for (case, _), _ in left)]
+        return found
 
     def _load(self, cases: Sequence[Case]) -> list[Case]:
         """What stands in the store is not measured again, unless asked; what cannot run is stored at once."""

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from algos.grammar import meant
-from bench.noise import Model, Ratio, discoveries
+from bench.noise import Model, Ratio, against_the_fastest, verdicts
 from reports.frame import CASE, GROUP, tuples
 
 
@@ -66,7 +66,11 @@ def ranked(frame: pd.DataFrame, with_auto: bool = False, every: bool = False) ->
 
 def compare(frame: pd.DataFrame, first: Any, second: Any) -> Ratio:
     """The row ``second`` of ``ranked(frame)`` against ``first``: above 1, the first is faster."""
-    return models(frame)[first.machine, first.threads, first.cold].compare(first.launches, second.launches)
+    return _model(frame, first).compare(first.launches, second.launches)
+
+
+def _model(frame: pd.DataFrame, row: Any) -> Model:
+    return models(frame)[row.machine, row.threads, row.cold]
 
 
 @_once_per_frame
@@ -84,17 +88,15 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
     columns = [*CASE, "size", "kernel", "side", "kernel_side", "sweep", "winner", "verdict", "tie", "tied", "peer", "median_s",
                "launch_count", "gflops", "runner_up", "margin", "ratio", "low", "high", "needed", "contenders", "best_own",
                "best_peer", "own_over_peer"]  # fmt: skip
-    standings = [_standing(frame, list(tuples(group))) for _, group in ranked(frame).groupby(CASE, sort=False)]
-    ps = [max((r.p if r.verdict == "slower" else 1.0 for _, r in rivals), default=1.0) for _, rivals in standings]
-    claimed = discoveries(ps)
+    groups = [list(tuples(group)) for _, group in ranked(frame).groupby(CASE, sort=False)]
+    standings = [against_the_fastest(_model(frame, group[0]), group, lambda row: row.launches) for group in groups]
     rows = []
-    for (first, rivals), sure in zip(standings, claimed, strict=True):
+    for (first, rivals), (verdict, left) in zip(standings, verdicts([rivals for _, rivals in standings]), strict=True):
         contenders = [first, *(row for row, _ in rivals)]
-        verdict, left = _verdict(rivals, sure)
         nearest = (left or rivals)[0][1] if rivals else None
         own = next((c for c in contenders if c.family != "peer"), None)
         peer = next((c for c in contenders if c.family == "peer"), None)
-        model = models(frame)[first.machine, first.threads, first.cold]
+        model = _model(frame, first)
         rows.append(
             {
                 **{name: getattr(first, name) for name in [*columns[:9], "median_s", "launch_count", "gflops"]},
@@ -116,39 +118,6 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return _as_recorded(pd.DataFrame(rows, columns=columns), frame)
-
-
-Rivals = list[tuple[Any, Ratio]]
-
-
-def _verdict(rivals: Rivals, sure: bool) -> tuple[str, Rivals]:
-    """The verdict on the fastest, and the rivals that stand against its being the winner.
-
-    Where each is slower by itself it is the winner if the table as a whole allows to claim that.
-    """
-    if not rivals:
-        return "alone", []
-    left = [pair for pair in rivals if pair[1].verdict != "slower"]
-    if not left and not sure:
-        left = [max(rivals, key=lambda pair: pair[1].p)]
-    if not left:
-        return "winner", []
-    return "same" if all(ratio.verdict == "same" for _, ratio in left) else "undecided", left
-
-
-def _standing(frame: pd.DataFrame, contenders: list[Any]) -> tuple[Any, Rivals]:
-    """The fastest, and its rivals with their ratios to it, the nearest first.
-
-    The fastest by the medians is only the first guess: launches that took turns tell more.
-    """
-    first, rivals = contenders[0], []
-    for _ in range(2):
-        rivals = [(row, compare(frame, first, row)) for row in contenders if row is not first]
-        nearest = min(rivals, key=lambda pair: pair[1].ratio, default=None)
-        if nearest is None or nearest[1].ratio >= 1:
-            break
-        first = nearest[0]
-    return first, sorted(rivals, key=lambda pair: pair[1].ratio)
 
 
 @_once_per_frame

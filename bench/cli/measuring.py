@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     specs, settings = specs_of(arguments)
     settings = replace(
         settings, cold=arguments.cold, fresh=arguments.fresh, run_budget_s=arguments.budget,
-        launches=arguments.launches or settings.launches, tune=arguments.tune,
+        launches=arguments.launches or settings.launches, tune=arguments.tune, decide=arguments.decide,
     )
     wanted, threads = algorithms_of(arguments), threads_of(arguments.threads)
     _bounded(specs, wanted, threads)
