@@ -22,7 +22,8 @@ LEAST = math.log(1.01)  # smaller changes are nobody's business
 CONTROLS = 5  # pairs of identical code needed to measure the noise between two runs
 ASSUMED_RUN_SIGMA = 0.02  # without them
 
-Key = tuple[str, str, str, int, str, bool]
+KEY_PARTS = ("spec", "algorithm", "tunables", "threads", "machine", "cold")
+Key = tuple
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,21 @@ class Comparison:
 
 
 def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
-    """Judge every case that both stores measured on the same machine; the latest build of each stands for it."""
+    """Judge every case that both stores measured on the same machine; the latest build of each stands for it.
+
+    Cases are paired by name where the algorithm's own tunables have changed.
+    """
     before, after = _latest(old), _latest(new)
-    pairs = [(key, before[key], after[key]) for key in before if key in after]
-    launch_sigma = _launch_sigma([record for _, a, b in pairs for record in (a, b)])
-    shifts = [_log_mean(b) - _log_mean(a) for _, a, b in pairs if a.build == b.build]
+    pairs = _pairs(before, after)
+    launch_sigma = _launch_sigma([record for pair in pairs for record in pair])
+    shifts = [_log_mean(b) - _log_mean(a) for a, b in pairs if a.build == b.build and a.tunables == b.tunables]
     drift, run_sigma = 0.0, ASSUMED_RUN_SIGMA
     if len(shifts) >= CONTROLS:
         drift = statistics.median(shifts)
         run_sigma = max(_spread([shift - drift for shift in shifts]), 1e-3)
     sure = max(3.0, math.sqrt(2 * math.log(max(1, len(pairs)) / FALSE_ALARMS)))  # standard errors: a normal's tail
     changes = []
-    for _, a, b in pairs:
+    for a, b in pairs:
         moved = _log_mean(b) - _log_mean(a) - drift
         sigma = max(launch_sigma, _launch_sigma([a, b]) if min(len(a.launches), len(b.launches)) > 2 else 0.0)
         error = math.hypot(sigma * math.sqrt(1 / len(a.launches) + 1 / len(b.launches)), run_sigma)
@@ -115,10 +119,26 @@ def _verdict(moved: float, error: float, sure: float) -> Verdict:
 def _latest(records: Iterable[Record]) -> dict[Key, Record]:
     """Own measured records by case; stores keep the order of writing, so the last build wins."""
     return {
-        (r.spec, r.algorithm, r.tunables, r.threads, r.machine, r.cold): r
+        tuple(getattr(r, part) for part in KEY_PARTS): r
         for r in records
         if r.origin == "convbench" and r.launches
     }
+
+
+def _pairs(before: dict[Key, Record], after: dict[Key, Record]) -> list[tuple[Record, Record]]:
+    """Records of the same case, old and new.
+
+    An algorithm whose own tunables have changed is still that algorithm: what is left over of its name on both sides, one
+    each, is a pair. More than one are variants that were tried, and nobody can tell which replaced which.
+    """
+    left: dict[tuple, tuple[list[Record], list[Record]]] = {}
+    for mine, others, position in ((before, after, 0), (after, before, 1)):
+        for key, record in mine.items():
+            if key not in others:
+                name = tuple(getattr(record, part) for part in KEY_PARTS if part != "tunables")
+                left.setdefault(name, ([], []))[position].append(record)
+    named = [(a[0], b[0]) for a, b in left.values() if len(a) == len(b) == 1]
+    return [(before[key], after[key]) for key in before if key in after] + named
 
 
 def _log_mean(record: Record) -> float:

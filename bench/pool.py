@@ -27,6 +27,11 @@ JUDGE_S = 900.0  # for the definition of the largest problems
 ROOT = str(Path(__file__).resolve().parents[1])
 
 
+def code_environment(code: str = "") -> dict[str, str]:
+    """What makes a process find ``algos`` in the folder ``code``, where one is given, and all else of this distribution here."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (code, ROOT, os.environ.get("PYTHONPATH", ""))))}
+
+
 class WorkerFailed(Exception):
     """A worker did not answer; ``status`` is ``crashed`` or ``timeout`` and the text says what happened."""
 
@@ -48,21 +53,24 @@ class Worker:
         The file outside this distribution whose algorithms it finds beside ours; none when empty.
     module : str
         Whose ``main`` it runs.
+    code : str
+        The folder whose ``algos`` it runs instead of this one; none when empty.
     """
 
-    def __init__(self, threads: int, device: str = "cpu", source: str = "", module: str = "bench.worker") -> None:
+    def __init__(
+        self, threads: int, device: str = "cpu", source: str = "", module: str = "bench.worker", code: str = ""
+    ) -> None:
         started = perf_counter()
         self.log: IO[bytes] = scratch()  # lives as long as the worker
         answers, answers_write = os.pipe()
         alive_read, self._alive = os.pipe()
-        environment = {**os.environ, **limit_environment(threads), "CONVBENCH_PATH": source}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH", ""))))
-        code = f"from {module} import main; main()"
+        environment = {**os.environ, **limit_environment(threads), "CONVBENCH_PATH": source, **code_environment(code)}
+        program = f"from {module} import main; main()"
         arguments = [str(answers_write), str(alive_read), device, str(os.getpid())]
         try:
             # -P: a folder named bench or algos in the working directory must not shadow the package
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code, *arguments],
+                [sys.executable, "-P", "-c", program, *arguments],
                 stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, env=environment,
                 pass_fds=(answers_write, alive_read), start_new_session=True,
             )

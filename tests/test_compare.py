@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,30 @@ def test_compare_command(convbench: Convbench, tmp_path: Path) -> None:
     assert back.returncode == 0
     assert [row["verdict"] for row in json.loads(back.stdout)["changes"]].count("faster") == 5
     assert convbench("compare", old, str(tmp_path / "nothing")).returncode == 2
+
+
+def test_changed_tunables_are_paired_by_name(convbench: Convbench, tmp_path: Path) -> None:
+    """The default of a tunable has changed: the same algorithm. Variants that both stores hold are paired with themselves."""
+    old = [replace(r, tunables='{"block": 1}') for r in records(1)]
+    new = [replace(r, tunables='{"block": 2}') for r in records(2, factor=1.5, build="new")]
+    assert verdicts(old, new)[:5] == ["slower"] * 5
+    tried = [replace(r, tunables='{"block": 9}') for r in records(3)]
+    found = compare([*tried, *old], [*tried, *new])
+    assert len(found.changes) == 2 * len(SPECS) and (found.only_old, found.only_new) == (0, 0)
+    ambiguous = compare(old, [*tried, *new])
+    assert (len(ambiguous.changes), ambiguous.only_old, ambiguous.only_new) == (0, len(SPECS), 2 * len(SPECS))
+    done = convbench("compare", fill(tmp_path / "old", old), fill(tmp_path / "new", new))
+    assert done.returncode == 1 and "5 slower" in done.stdout
+
+
+@pytest.mark.parametrize("change", [{"machine": "elsewhere"}, {"threads": 1}, {"cold": True}, {"algorithm": "b"}])
+def test_nothing_in_common_is_said_and_no_success(
+    change: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = fill(tmp_path / "old", records(1)), fill(tmp_path / "new", [replace(r, **change) for r in records(2)])
+    assert main(("compare", old, new)) == 2
+    shown = capsys.readouterr()
+    assert "nothing was compared: the stores share no" in shown.err and str(*change.values()) in shown.err
 
 
 def test_merge_keeps_machines_apart(convbench: Convbench, tmp_path: Path) -> None:

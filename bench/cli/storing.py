@@ -83,13 +83,14 @@ def _apart(before: Sequence[Any], after: Sequence[Any]) -> str:
         if not records:
             return f"the {name} store holds no times of convbench's own, see convbench run"
     parts = {"machine": "machine", "spec": "spec", "algorithm": "algorithm", "threads": "number of threads",
-             "tunables": "value of the tunables", "cold": "state of the caches"}  # fmt: skip
+             "cold": "state of the caches"}  # fmt: skip
     for part, words in parts.items():
         old, new = ({getattr(record, part) for record in records} for records in times)
         if not old & new:
             seen = [", ".join(sorted(map(str, values))[:3]) for values in (old, new)]
             return f"the stores share no {words} ({seen[0]} and {seen[1]})"
-    return "the stores share no case: the same spec, algorithm, tunables, threads and machine, with cold caches or without"
+    return ("the stores share no case: the same spec, algorithm, threads and machine, with cold caches or without, and the same "
+            "tunables where --tune has measured several")  # fmt: skip
 
 
 def merge(arguments: argparse.Namespace) -> int:
