@@ -83,6 +83,22 @@ def parser(known: Iterable[str]) -> Usage:
     command.add_argument("old", type=Path, metavar="OLD", help="folder of a store")
     command.add_argument("new", type=Path, metavar="NEW", help="folder of a store")
 
+    command = add("duel", "two versions of code in the same launches; exit 1 on a slowdown, 3 when undecided")
+    command.add_argument("old", metavar="OLD", help="git revision, checkout, folder or file of algorithms, or an algorithm")
+    command.add_argument("new", metavar="NEW", help="the same; it is judged against OLD")
+    command.add_argument("targets", nargs="+", metavar="SUITE|SPEC|FILE.csv")
+    command.add_argument("--algorithms", metavar="a,b", help="only these; all of ours, or all of the folder, by default")
+    command.add_argument("--threads", metavar="1,2", help="numbers of threads; the usable cores by default")
+    command.add_argument("--launches", type=_count, metavar="N", help="fresh processes per side at most (8)")
+    command.add_argument("--threshold", type=_share, default=0.05, metavar="5%%", help="the slowdown that matters")
+    command.add_argument("--budget", type=_seconds, metavar="SECONDS", help="stop after so long; what is open is undecided")
+    command.add_argument("--allow-undecided", action="store_true", help="exit 0 where nothing slower was found")
+
+    command = add("twins", "how far verdicts can be trusted here: identical code, and slowdowns that are known")
+    command.add_argument("--pairs", type=_count, default=24, metavar="N", help="so many of either (24)")
+    command.add_argument("--neighbour", action="store_true", help="beside a process that uses one core half of the time")
+    command.add_argument("--budget", type=_seconds, metavar="SECONDS", help="begin no further twelve pairs after so long")
+
     command = add("merge", "add the records of several stores to one; machines stay apart")
     command.add_argument("merged", type=Path, metavar="OUT", help="folder of the store that receives")
     command.add_argument("folders", type=Path, metavar="IN", nargs="+", help="folders of stores")
@@ -118,6 +134,17 @@ def _seconds(value: str) -> float:
         number = -1.0
     if not 0 <= number < 1e9:
         raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds")
+    return number
+
+
+def _share(value: str) -> float:
+    """``5%`` or ``0.05``."""
+    try:
+        number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < 10:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a share: write 5% or 0.05")
     return number
 
 

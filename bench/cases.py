@@ -67,11 +67,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Case:
-    """One algorithm on one spec with a number of threads; ``record`` is what stands in the store so far."""
+    """One algorithm on one spec with a number of threads; ``record`` is what stands in the store so far.
+
+    Cases of equal ``rivals`` are measured against each other, where spec and threads are equal too.
+    """
 
     spec: ConvSpec
     algorithm: Algorithm  # the chosen one where the record is auto's
     record: Record
+    rivals: str = ""
 
 
 def cases_of(

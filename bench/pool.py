@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from algos.contract import Algorithm
 from algos.engine.threads import default_threads, limit_environment
@@ -28,7 +28,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 
 
 def code_environment(code: str = "") -> dict[str, str]:
-    """What makes a process find ``algos`` in the folder ``code``, where one is given, and all else of this distribution here."""
+    """What makes a process find ``algos`` in the folder ``code``, where one is given, and all else here."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, (code, ROOT, os.environ.get("PYTHONPATH", ""))))}
 
 
@@ -211,6 +211,24 @@ class Judge(Worker):
         return reply
 
 
+class Place(NamedTuple):
+    """Where an algorithm runs, beside its runtime, device and threads.
+
+    Attributes
+    ----------
+    source : str
+        The file from outside that it stands in; it shares its process with nobody then.
+    code : str
+        The folder whose ``algos`` it belongs to; empty for this one.
+    party : str
+        Parties share no process, whatever else they have in common.
+    """
+
+    source: str = ""
+    code: str = ""
+    party: str = ""
+
+
 class Pool:
     """The judge, and workers by what must not share a process; each is started when first needed.
 
@@ -218,21 +236,25 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self._workers: dict[tuple[str, str, int, str, str], Worker] = {}
+        self._workers: dict[tuple[Place, str, str, int, str], Worker] = {}
         self._judge: Judge | None = None
         self.start_s = 0.0
 
     def get(self, algorithm: Algorithm, threads: int) -> Worker:
         """A living worker; a dead one is replaced."""
-        source = source_of(algorithm)
-        key = (algorithm.runtime, algorithm.device, threads, source, algorithm.name if source else "")
+        place = self.place(algorithm)
+        key = (place, algorithm.runtime, algorithm.device, threads, algorithm.name if place.source else "")
         worker = self._workers.get(key)
         if worker is None or not worker.running:
             if worker is not None:
                 worker.end()
-            worker = self._workers[key] = Worker(threads, algorithm.device, source)
+            worker = self._workers[key] = Worker(threads, algorithm.device, place.source, code=place.code)
             self.start_s += worker.start_s
         return worker
+
+    def place(self, algorithm: Algorithm) -> Place:
+        """Where ``algorithm`` runs."""
+        return Place(source_of(algorithm))
 
     def judge(self) -> Judge:
         """The living judge."""

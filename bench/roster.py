@@ -23,11 +23,14 @@ def main() -> None:
 
 
 def cases(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The fields of each case's record, with ``variant``, by which ``get`` knows the algorithm, and its ``source``."""
+    """The fields of each case's record, with the ``variant`` that ``get`` knows, and its ``source``."""
     settings = Settings(slow_s=request["slow_s"])
     specs = [spec for text in request["specs"] if (spec := _known(text)) is not None]
     found = cases_of(specs, _chosen(request["names"], request["plugins"]), request["threads"], settings)
-    return [{**asdict(case.record), "variant": variant_name(case.algorithm), "source": source_of(case.algorithm)} for case in found]
+    return [
+        {**asdict(case.record), "variant": variant_name(case.algorithm), "source": source_of(case.algorithm)}
+        for case in found
+    ]
 
 
 def _known(text: str) -> ConvSpec | None:
@@ -39,9 +42,10 @@ def _known(text: str) -> ConvSpec | None:
 
 
 def _chosen(names: list[str] | None, plugins: bool) -> list[Any]:
-    """The named algorithms that exist here; without names all of ours, or all plug-ins where the side is one of these."""
+    """The named algorithms that exist here; without names all of ours, or all plug-ins of a side of plug-ins."""
     every = list(registry().values())
-    kinds = {"own": [a for a in every if a.family not in ("peer", "auto")], "peers": [a for a in every if a.family == "peer"]}
+    kinds = {"own": [a for a in every if a.family not in ("peer", "auto")],
+             "peers": [a for a in every if a.family == "peer"]}  # fmt: skip
     if names is None:
         return [a for a in every if is_external(a)] if plugins else kinds["own"]
     found: list[Any] = []

@@ -453,8 +453,8 @@ class _Open:
 
 
 def _groups(cases: Iterable[Case]) -> list[list[Case]]:
-    """Cases of one spec and number of threads are measured against each other."""
-    found: dict[tuple[int, str], list[Case]] = {}
+    """Cases of one spec and number of threads are measured against each other, where their rivals do not differ."""
+    found: dict[tuple[int, str, str], list[Case]] = {}
     for case in cases:
-        found.setdefault((case.record.threads, case.record.spec), []).append(case)
+        found.setdefault((case.record.threads, case.record.spec, case.rivals), []).append(case)
     return list(found.values())

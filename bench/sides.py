@@ -1,8 +1,10 @@
-"""The two sides of a duel: what OLD and NEW on the command line stand for, and the code that each side's processes run.
+"""The two sides of a duel: what OLD and NEW on the command line stand for, and the code that each side's
+processes run.
 
-A side is a git revision, a folder with a checkout, a folder or file of algorithms as in CONVBENCH_PATH, or the name of an
-algorithm. Only ``algos/`` comes from a side: what measures and judges is this ``bench/``, the same for both. Code of
-revisions and checkouts is copied to the cache folder, by commit or by content, so that an edit in between changes nothing.
+A side is a git revision, a folder with a checkout, a folder or file of algorithms as in CONVBENCH_PATH, or
+the name of an algorithm. Only ``algos/`` comes from a side: what measures and judges is this ``bench/``,
+the same for both. Code of revisions and checkouts is copied to the cache folder, by commit or by content,
+so that an edit in between changes nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +73,10 @@ def resolve(old: str, new: str) -> tuple[Side, Side]:
     sides = _side(old), _side(new)
     if bool(sides[0].algorithm) != bool(sides[1].algorithm):
         name, other = (old, new) if sides[0].algorithm else (new, old)
-        raise SideError(f"{shown(name)} is an algorithm and {shown(other)} is none: give two of a kind, and --algorithms {name}")
+        raise SideError(
+            f"{shown(name)} is an algorithm and {shown(other)} is none: give two algorithms, or two versions of "
+            f"code and --algorithms {name}"
+        )
     return sides
 
 
@@ -85,10 +90,13 @@ def _side(text: str) -> Side:
         unknown = error
     else:
         return Side(text, algorithm=text)
-    if (commit := _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}")) is None:
+    commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}")
+    if commit is None:
         if ":" in text:  # perhaps an algorithm with other tunables
             raise SideError(str(unknown))
-        raise SideError(f"{shown(text)} is no folder or file, no algorithm, and no git revision in the current folder")
+        raise SideError(
+            f"{shown(text)} is no folder or file, no algorithm, and no git revision in the current folder"
+        )
     return _revision(text, commit.decode().strip())
 
 
@@ -106,23 +114,30 @@ def _checkout(package: Path) -> str:
     for path in files:
         digest.update(f"{path.relative_to(package)}|{path.stat().st_size}|".encode() + path.read_bytes())
     ignored = shutil.ignore_patterns("__pycache__")
-    return _kept(digest.hexdigest()[:16], lambda folder: shutil.copytree(package, folder / PACKAGE, ignore=ignored))
+    return _kept(
+        digest.hexdigest()[:16], lambda folder: shutil.copytree(package, folder / PACKAGE, ignore=ignored)
+    )
 
 
 def _revision(text: str, commit: str) -> Side:
-    """The code at a commit of the repository in the current folder: a version of ``algos``, or of somebody's plug-ins."""
+    """The code at a commit of the current folder's repository: a version of ``algos``, or of plug-ins."""
     top = Path((_git("rev-parse", "--show-toplevel") or b".").decode().strip()).resolve()
-    if _git("-C", str(top), "cat-file", "-e", f"{commit}:{PACKAGE}/contract.py") is not None:
+    if _holds(top, commit, f"{PACKAGE}/contract.py"):
         return Side(text, _kept(commit, lambda folder: _extract(top, commit, [PACKAGE], folder)))
-    named = [Path(p).expanduser().resolve() for p in os.environ.get("CONVBENCH_PATH", "").split(os.pathsep) if p]
+    named = [
+        Path(p).expanduser().resolve() for p in os.environ.get("CONVBENCH_PATH", "").split(os.pathsep) if p
+    ]
     inside = [p.relative_to(top) for p in named if p.is_relative_to(top)] or [Path.cwd().relative_to(top)]
-    inside = [p for p in inside if _git("-C", str(top), "cat-file", "-e", f"{commit}:{'' if p == Path() else p}") is not None]
-    if not inside:
+    places = [str(p) for p in inside if _holds(top, commit, "" if p == Path() else str(p))]
+    if not places:
         raise SideError(f"{text} holds neither {PACKAGE}/ nor what CONVBENCH_PATH names")
-    places = [str(p) for p in inside]
     key = f"{commit}-{hashlib.sha256(os.pathsep.join(places).encode()).hexdigest()[:8]}"
     folder = _kept(key, lambda folder: _extract(top, commit, places, folder))
     return Side(text, plugins=os.pathsep.join(str(Path(folder) / p) for p in places))
+
+
+def _holds(top: Path, commit: str, path: str) -> bool:
+    return _git("-C", str(top), "cat-file", "-e", f"{commit}:{path}") is not None
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -162,10 +177,12 @@ def _kept(key: str, fill: Callable[[Path], Any]) -> str:
     return str(folder)
 
 
-# ---- who competes -----------------------------------------------------------------------------------------------
+# ---- who competes ---------------------------------------------------------------------------
 
 
-def roster(side: Side, specs: Iterable[object], names: Sequence[str] | None, threads: Sequence[int], slow_s: float) -> list[dict]:
+def roster(
+    side: Side, specs: Iterable[object], names: Sequence[str] | None, threads: Sequence[int], slow_s: float
+) -> list[dict[str, Any]]:
     """What ``side``'s code says of every case: the fields of a record, with ``variant`` and ``source``.
 
     Raises
@@ -173,18 +190,25 @@ def roster(side: Side, specs: Iterable[object], names: Sequence[str] | None, thr
     SideError
         Where its code cannot be driven by this ``bench``.
     """
-    request = {"specs": [str(spec) for spec in specs], "threads": list(threads), "slow_s": slow_s,
-               "names": [side.algorithm] if side.algorithm else names, "plugins": side.plugins is not None}  # fmt: skip
+    request = {
+        "specs": [str(spec) for spec in specs],
+        "names": [side.algorithm] if side.algorithm else names,
+        "plugins": side.plugins is not None,
+        "threads": list(threads),
+        "slow_s": slow_s,
+    }
     environment = {**os.environ, **code_environment(side.code)}
     if side.plugins is not None:
         environment["CONVBENCH_PATH"] = side.plugins
     done = subprocess.run(
-        [sys.executable, "-P", "-c", "from bench.roster import main; main()"], input=json.dumps(request).encode(),
-        env=environment, capture_output=True, timeout=ROSTER_S, check=False,
+        [sys.executable, "-P", "-c", "from bench.roster import main; main()"], env=environment,
+        input=json.dumps(request).encode(), capture_output=True, timeout=ROSTER_S, check=False,
     )  # fmt: skip
     if done.returncode:
         lines = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
         why = printable(lines[-1].strip() if lines else f"it ended with status {done.returncode}")[:300]
-        raise SideError(f"{side.text} cannot be driven by the bench/ of this convbench ({why}): measure each with its own "
-                        "convbench run, and compare the stores")  # fmt: skip
+        raise SideError(
+            f"{side.text} cannot be driven by the bench/ of this convbench ({why}): measure each version with "
+            "its own convbench run, and compare the stores"
+        )
     return json.loads(done.stdout)

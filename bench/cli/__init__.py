@@ -1,6 +1,6 @@
 """convbench: one function per command. Data goes to stdout, progress and errors to stderr.
 
-Exit codes: 0 fine, 1 a wrong result or a regression, 2 bad usage or nothing done, 130 interrupted.
+Exit codes: 0 fine, 1 a wrong result or a regression, 2 bad usage or nothing done, 3 undecided, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from bench.arguments import parser
 from bench.cli.asking import list_algorithms, list_suites, pick
+from bench.cli.dueling import duel, twins
 from bench.cli.measuring import check, run
 from bench.cli.output import complain, open_streams, silence
 from bench.cli.storing import compare, import_records, merge, report
@@ -69,6 +70,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": report,
     "pick": pick,
     "compare": compare,
+    "duel": duel,
+    "twins": twins,
     "merge": merge,
     "import": import_records,
 }

@@ -89,8 +89,8 @@ def _apart(before: Sequence[Any], after: Sequence[Any]) -> str:
         if not old & new:
             seen = [", ".join(sorted(map(str, values))[:3]) for values in (old, new)]
             return f"the stores share no {words} ({seen[0]} and {seen[1]})"
-    return ("the stores share no case: the same spec, algorithm, threads and machine, with cold caches or without, and the same "
-            "tunables where --tune has measured several")  # fmt: skip
+    return ("the stores share no case: the same spec, algorithm, threads and machine, with cold caches or without, "
+            "and the same tunables where --tune has measured several")  # fmt: skip
 
 
 def merge(arguments: argparse.Namespace) -> int:
