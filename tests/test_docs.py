@@ -73,7 +73,9 @@ def test_documented_commands_are_well_formed(page: Path) -> None:
     """Those of shell blocks take minutes: their arguments, targets and algorithms must exist."""
     for command in (command for command in commands(page) if command.startswith("convbench ")):
         parser(COMMANDS).parse_args(shlex.split(command)[1:])
-    for line in (line for block in blocks(page, "sh") for line in block.splitlines()):
+    for line in (line for kind in ("sh", "yaml") for block in blocks(page, kind) for line in block.splitlines()):
+        if "convbench " not in line:
+            continue
         words = shlex.split(line, comments=True)
         if words[:1] != ["convbench"]:
             continue
