@@ -43,7 +43,7 @@ FAILED = ("wrong", "crashed", "timeout", "error")
 
 
 def levels(launches: int, rate: float = FALSE_DISCOVERIES) -> dict[int, float]:
-    """The rate of false discoveries that each look may spend, by its number of launches; their sum is ``rate``."""
+    """What each look may spend of the rate of false discoveries, by its number of launches."""
     looks = [*(n for n in LOOKS if n < launches), launches]
     quantile = statistics.NormalDist().inv_cdf(1 - rate / 2)
     spent = [math.erfc(quantile / math.sqrt(2 * n / launches)) for n in looks]
@@ -156,7 +156,7 @@ def _lack(side: Side, entry: dict[str, Any] | None) -> str:
 
 
 def case_of(side: Side, entry: dict[str, Any], mark: str, label: str, burn: float | None = None) -> Case:
-    """A case that the runner measures; label and mark keep its records apart from others' of that algorithm."""
+    """A case that the runner measures; label and mark keep its records apart from those of others."""
     known = {f.name: entry[f.name] for f in fields(Record) if f.name in entry and f.name != "launches"}
     record = Record(**{**known, "algorithm": f"{label}@{mark}", "chosen": ""})
     base = {name: known[name] for name in ("family", "device", "runtime", "layout", "accuracy")}
@@ -247,7 +247,7 @@ Measure = Callable[[int, list[Pair]], tuple[Records, bool]]
 def fight(
     pairs: Sequence[Pair], settings: Settings, rule: Rule = Rule(), progress: Progress | None = None
 ) -> Result:
-    """Measure until every pair is decided, or launches or budget are used up; the budget is that of all looks."""
+    """Measure until every pair is decided, or launches or the budget of all looks are used up."""
     started = perf_counter()
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store:
 

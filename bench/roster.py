@@ -42,7 +42,7 @@ def _known(text: str) -> ConvSpec | None:
 
 
 def _chosen(names: list[str] | None, plugins: bool) -> list[Any]:
-    """The named algorithms that exist here; without names all of ours, or all plug-ins of a side of plug-ins."""
+    """The named algorithms that exist here; without names all of ours, or of the plug-ins."""
     every = list(registry().values())
     kinds = {"own": [a for a in every if a.family not in ("peer", "auto")],
              "peers": [a for a in every if a.family == "peer"]}  # fmt: skip

@@ -74,8 +74,8 @@ def resolve(old: str, new: str) -> tuple[Side, Side]:
     if bool(sides[0].algorithm) != bool(sides[1].algorithm):
         name, other = (old, new) if sides[0].algorithm else (new, old)
         raise SideError(
-            f"{shown(name)} is an algorithm and {shown(other)} is none: give two algorithms, or two versions of "
-            f"code and --algorithms {name}"
+            f"{shown(name)} is an algorithm and {shown(other)} is none: give two algorithms, or two versions "
+            f"of code and --algorithms {name}"
         )
     return sides
 
@@ -208,7 +208,7 @@ def roster(
         lines = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
         why = printable(lines[-1].strip() if lines else f"it ended with status {done.returncode}")[:300]
         raise SideError(
-            f"{side.text} cannot be driven by the bench/ of this convbench ({why}): measure each version with "
-            "its own convbench run, and compare the stores"
+            f"{side.text} cannot be driven by the bench/ of this convbench ({why}): measure each version "
+            "with its own convbench run, and compare the stores"
         )
     return json.loads(done.stdout)

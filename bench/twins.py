@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from algos.host import data_base
 from bench import files, perf_counter
@@ -113,7 +112,7 @@ class Rates:
                 )
             else:
                 wrong = (rate.slower + rate.faster) / rate.pairs
-                words.append(f"of {rate.pairs} twins of identical code {wrong:.1%} called different")
+                words.append(f"{rate.pairs} twins of identical code: {wrong:.1%} called different")
         return f"on this machine {', '.join(words)}"
 
 
@@ -136,10 +135,10 @@ def _kept(machine: str) -> dict[bool, Rates]:
     """What is kept of ``machine``, without and with a neighbour, as far as it can be read and still holds."""
     try:
         text = json.loads(_path(machine).read_text())
-        found = {place["neighbour"]: tuple(Rate(**rate) for rate in place["rates"]) for place in text["places"]}
+        found = {place["neighbour"]: tuple(Rate(**each) for each in place["rates"]) for place in text["places"]}
         if text["measuring"] != measuring():
             return {}
-        return {neighbour: Rates(machine, listed, text["measured"]) for neighbour, listed in found.items() if listed}
+        return {place: Rates(machine, listed, text["measured"]) for place, listed in found.items() if listed}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -160,7 +159,7 @@ def remember(machine: str, found: Sequence[Rate], neighbour: bool) -> None:
     for rate in found:
         totals[rate.share] = totals[rate.share].plus(rate) if rate.share in totals else rate
     kept[neighbour] = tuple(totals[share] for share in sorted(totals))
-    places = [{"neighbour": place, "rates": [asdict(rate) for rate in listed]} for place, listed in kept.items()]
+    places = [{"neighbour": place, "rates": list(map(asdict, listed))} for place, listed in kept.items()]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"measuring": measuring(), "measured": now, "places": places}, indent=1)
     files.write(_path(machine), text.encode())
@@ -171,7 +170,7 @@ def pairs(count: int, threads: Sequence[int], settings: Settings) -> dict[Pair, 
     specs, names = zip(*KINDS, strict=True)
     entries = roster(HERE, specs, names, threads, settings.slow_s)
     known = {(e["spec"], e["variant"], e["threads"]): e for e in entries if e["status"] == "ok"}
-    places = [(*kind, number) for number in dict.fromkeys(threads) for kind in KINDS if (*kind, number) in known]
+    places = [(*kind, number) for number in threads for kind in KINDS if (*kind, number) in known]
     found = {}
     for i in range(count if places else 0):
         spec, name, number = place = places[i % len(places)]

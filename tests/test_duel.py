@@ -1,4 +1,4 @@
-"""A duel finds what was planted and nothing else, pairs by name, runs each side's code, and its exit code says what it knows."""
+"""A duel finds what was planted and nothing else, pairs by name, runs each side's code, and exits with what it knows."""
 
 from __future__ import annotations
 

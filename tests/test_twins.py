@@ -62,7 +62,7 @@ def test_what_was_found_is_kept_and_added_up(tmp_path: Path, monkeypatch: pytest
     assert calm and disturbed and rates("other") is None
     assert calm.rates == (Rate(0.0, 100, slower=1, same=90, launches=350), Rate(0.05, 10, slower=9, launches=60))
     assert calm.text() == (
-        "on this machine of 100 twins of identical code 1.0% called different, a planted 5% found in 90% of 10"
+        "on this machine 100 twins of identical code: 1.0% called different, a planted 5% found in 90% of 10"
     )
     assert disturbed.rates[0].undecided == 4
     for damage in ("{", "[]", '{"measuring": 1}', json.dumps({"measuring": twins.measuring(), "places": [{}]})):
@@ -91,7 +91,7 @@ def test_the_command_counts_verdicts_by_what_was_planted(
     assert main(("twins", "--pairs", "3")) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[1].split() == ["twins", "3", "0", "1", "2", "0", "4.0"]
-    assert "false alarm" in shown and "of 3 twins of identical code 33.3% called different" in shown
+    assert "false alarm" in shown and "3 twins of identical code: 33.3% called different" in shown
     assert main(("twins", "--pairs", "20", "--budget", "0", "--json")) == 0
     told = json.loads(capsys.readouterr().out)
     assert len(told["pairs"]) == twins.BATCH and told["unmeasured"] == 40 - twins.BATCH

@@ -32,7 +32,8 @@ def duel(arguments: argparse.Namespace) -> int:
         rule = Rule(arguments.launches or LAUNCHES, arguments.threshold)
         found = fight(pairs, settings, rule, progress)
     unpaired += found.unpaired
-    slower = [one for one in found.met if one.verdict == "slower" and one.ratio.high >= 1 + arguments.threshold]
+    most = 1 + arguments.threshold
+    slower = [one for one in found.met if one.verdict == "slower" and one.ratio.high >= most]
     if arguments.json:
         lists = {"unpaired": [u._asdict() for u in unpaired if u.one_sided or not pairs],
                  "unmeasured": [pair[:3] for pair in found.missing]}  # fmt: skip
@@ -107,7 +108,8 @@ def twins(arguments: argparse.Namespace) -> int:
             met += found.met
             failed += found.unpaired
     if not met:
-        complain(f"no twins were measured: {(failed[0].new or failed[0].old) if failed else 'see convbench list'}")
+        why = failed[0].new or failed[0].old if failed else "see convbench list"
+        complain(f"no twins were measured: {why}")
         return 2
     now, known = counted(planted, met), rates(identity, arguments.neighbour)
     left = len(planted) - len(met)
