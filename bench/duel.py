@@ -45,20 +45,25 @@ FAILED = ("wrong", "crashed", "timeout", "error")
 def levels(launches: int, rate: float = FALSE_DISCOVERIES) -> dict[int, float]:
     """What each look may spend of the rate of false discoveries, by its number of launches."""
     looks = [*(n for n in LOOKS if n < launches), launches]
-    quantile = statistics.NormalDist().inv_cdf(1 - rate / 2)
-    spent = [math.erfc(quantile / math.sqrt(2 * n / launches)) for n in looks]
+    spent = [math.erfc(_errors(rate) / math.sqrt(2 * n / launches)) for n in looks]
     return {n: after - before for n, before, after in zip(looks, [0.0, *spent], spent, strict=False)}
 
 
+def _errors(rate: float) -> float:
+    """How many standard errors, either way, a normal deviate exceeds at that rate."""
+    return statistics.NormalDist().inv_cdf(1 - rate / 2)
+
+
 def decisions(ratios: Sequence[Ratio], level: float, threshold: float) -> list[Verdict]:
-    """Verdicts of all pairs of a table at one look."""
+    """Verdicts of all pairs of a table at one look, which may spend ``level``."""
     found: list[Verdict] = []
+    wider = _errors(level) / _errors(FALSE_DISCOVERIES)  # than the interval of a single look
     for ratio, sure in zip(ratios, discoveries([ratio.p for ratio in ratios], level), strict=True):
         if sure:
             found.append("slower" if ratio.ratio > 1 else "faster")
         else:
-            within = 1 / (1 + threshold) < ratio.low and ratio.high < 1 + threshold
-            found.append("same" if within else "undecided")
+            most = max(abs(math.log(ratio.ratio) + wider * math.log(end / ratio.ratio)) for end in ratio[1:3])
+            found.append("same" if most < math.log1p(threshold) else "undecided")
     return found
 
 
