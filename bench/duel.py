@@ -24,7 +24,7 @@ from algos.grammar import shown
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.cases import Case, Settings
-from bench.noise import FALSE_DISCOVERIES, Model, Ratio, Verdict, discoveries
+from bench.noise import FALSE_DISCOVERIES, Model, Ratio, Verdict, judged, taken
 from bench.pool import Place, Pool
 from bench.record import Record
 from bench.runner import Progress, Runner
@@ -45,26 +45,9 @@ FAILED = ("wrong", "crashed", "timeout", "error")
 def levels(launches: int, rate: float = FALSE_DISCOVERIES) -> dict[int, float]:
     """What each look may spend of the rate of false discoveries, by its number of launches."""
     looks = [*(n for n in LOOKS if n < launches), launches]
-    spent = [math.erfc(_errors(rate) / math.sqrt(2 * n / launches)) for n in looks]
+    errors = statistics.NormalDist().inv_cdf(1 - rate / 2)
+    spent = [math.erfc(errors / math.sqrt(2 * n / launches)) for n in looks]
     return {n: after - before for n, before, after in zip(looks, [0.0, *spent], spent, strict=False)}
-
-
-def _errors(rate: float) -> float:
-    """How many standard errors, either way, a normal deviate exceeds at that rate."""
-    return statistics.NormalDist().inv_cdf(1 - rate / 2)
-
-
-def decisions(ratios: Sequence[Ratio], level: float, threshold: float) -> list[Verdict]:
-    """Verdicts of all pairs of a table at one look, which may spend ``level``."""
-    found: list[Verdict] = []
-    wider = _errors(level) / _errors(FALSE_DISCOVERIES)  # than the interval of a single look
-    for ratio, sure in zip(ratios, discoveries([ratio.p for ratio in ratios], level), strict=True):
-        if sure:
-            found.append("slower" if ratio.ratio > 1 else "faster")
-        else:
-            most = max(abs(math.log(ratio.ratio) + wider * math.log(end / ratio.ratio)) for end in ratio[1:3])
-            found.append("same" if most < math.log1p(threshold) else "undecided")
-    return found
 
 
 # ---- who meets whom ---------------------------------------------------------------------------
@@ -259,7 +242,7 @@ def fight(
         def measure(launches: int, active: list[Pair]) -> tuple[Records, bool]:
             budget_s = settings.run_budget_s
             left_s = None if budget_s is None else budget_s - (perf_counter() - started)
-            runner = _Turns(replace(settings, launches=launches, run_budget_s=left_s), store, progress)
+            runner = _Turns(replace(settings, launches=launches, run_budget_s=left_s, race=False), store, progress)
             outcome = runner.run([case for pair in active for case in (pair.old, pair.new)])
             return {record.key: record for record in store.records()}, outcome.complete
 
@@ -303,13 +286,15 @@ def _sides(pair: Pair, records: Records) -> list[Record]:
 
 def _looked(sides: dict[Pair, list[Record]], level: float, rule: Rule) -> list[Met]:
     """Every pair as one look sees it, by a model of the noise of all with as many threads."""
-    models = {}
-    for threads in {pair.threads for pair in sides}:
-        known = [record for pair, both in sides.items() if pair.threads == threads for record in both]
-        models[threads] = Model.of(known)
-    ratios = [models[pair.threads].compare(*both) for pair, both in sides.items()]
+    launches = {pair: (taken(both[0]), taken(both[1])) for pair, both in sides.items()}
+    models = {
+        threads: Model.of([both for pair, both in launches.items() if pair.threads == threads])
+        for threads in {pair.threads for pair in sides}
+    }
+    same = math.log1p(rule.threshold)
+    ratios = [models[pair.threads].compare(old, new, same) for pair, (old, new) in launches.items()]
     tables = [[ratio] for ratio in ratios] if rule.apart else [ratios]
-    verdicts = [verdict for table in tables for verdict in decisions(table, level, rule.threshold)]
+    verdicts = [verdict for table in tables for verdict in judged(table, level)]
     return [
         Met(pair, ratio, verdict, *(record.median_s or 0.0 for record in both))
         for (pair, both), ratio, verdict in zip(sides.items(), ratios, verdicts, strict=True)

@@ -37,7 +37,7 @@ QUIET_WAIT_S, QUIET_LIMIT_S = 0.001, 0.5
 COLD_FACTOR = 10.0  # a first call takes longer than the steady ones by less than this
 PAGE, LINE = 4096, 64
 LONGEST_MOVE_S = 0.02  # of a prepare
-LEAST_BURN_S = 5e-6
+LEAST_BURN_S = 1e-6
 MEMORY_SHARE = 0.9  # of what is available when the worker starts
 
 

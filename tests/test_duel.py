@@ -90,7 +90,7 @@ def synthetic(name: str, noise: random.Random, spread: float, factor: float) -> 
             for side, taken in zip((0.0, moved), done, strict=True):
                 samples = [m * math.exp(side + noise.gauss(0, 0.01)) for m in mood for _ in range(SAMPLES)]
                 launch = Launch(index, "t", tuple(samples), 1, 0.1, 0.1, 1e-3)
-                taken.append(launch)
+                taken.append(replace(launch, turns=(SAMPLES,) * TURNS, together=f"{name} {index}"))
         return [c.record.with_launches(tuple(launches_)) for c, launches_ in zip(case, done, strict=True)]
 
     return Pair(SPEC, name, 1, *case), records
@@ -122,8 +122,9 @@ def test_five_percent_are_found_in_nine_of_ten_and_never_called_the_same() -> No
     """At 3% a launch, as thirty turns give beside a busy neighbour; and a tenth of the pairs are found among twins."""
     alone = Counter(verdicts(2, 100, 0.03, [1.05, 1 / 1.05]))
     assert alone["slower"] + alone["faster"] >= 90 and alone["same"] <= 2, alone
-    together = verdicts(3, 40, 0.02, [1.05, *[1.0] * 9], apart=False)
-    assert together[::10] == ["slower"] * 4 and not {"slower", "faster"} & {v for i, v in enumerate(together) if i % 10}
+    table = verdicts(3, 40, 0.015, [1.05, *[1.0] * 9], apart=False)
+    assert table[::10] == ["slower"] * 4
+    assert {verdict for i, verdict in enumerate(table) if i % 10} <= {"same", "undecided"}
 
 
 # ---- sides ------------------------------------------------------------------------------------------------------
@@ -137,7 +138,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "algos", folder / "algos", ignore=shutil.ignore_patterns("__pycache__"))
 
     def git(*words: str) -> None:
-        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=folder, check=True, capture_output=True)
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
     git("init", "-q")
     git("add", ".")
@@ -158,8 +160,8 @@ def test_a_side_is_a_revision_a_checkout_plugins_or_an_algorithm(repository: Pat
     assert names[0] - names[1] == {"toeplitz"} and "direct_shift" in names[1]
     folder = plugin(tmp_path / "mine")
     assert [side.plugins for side in resolve(folder, f"{folder}/windows.py")] == [folder, f"{folder}/windows.py"]
-    assert resolve("fft", "winograd_f4:block_bytes=65536") == (
-        Side("fft", algorithm="fft"), Side("winograd_f4:block_bytes=65536", algorithm="winograd_f4:block_bytes=65536"))  # fmt: skip
+    other = "winograd_f4:block_bytes=65536"
+    assert resolve("fft", other) == (Side("fft", algorithm="fft"), Side(other, algorithm=other))
     for wrong in (("fft", "HEAD"), ("HEAD", "no-such-thing"), ("fft", "fft:nothing=1"), ("HEAD", str(tmp_path))):
         with pytest.raises(SideError):
             resolve(*wrong)
