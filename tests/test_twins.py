@@ -84,7 +84,7 @@ def test_the_command_counts_verdicts_by_what_was_planted(
         for i, pair in enumerate(found):
             burn = getattr(pair.new.algorithm, "burn") or 0.0  # noqa: B009
             verdict = "faster" if i == 0 else "slower" if burn else "same"
-            met.append(Met(pair, Ratio(1 + burn, 0.9, 1.2, 0.5, 4, True, verdict), verdict, 1e-3, 1e-3))
+            met.append(Met(pair, Ratio(1 + burn, 0.9, 1.2, 0.5, 4, True, verdict), verdict, 4, 1e-3, 1e-3))
         return Result(met, [], [])
 
     monkeypatch.setattr(twins, "fight", fight)
