@@ -43,7 +43,7 @@ KINDS = (
 )
 BATCH = 12  # pairs that are measured together: a minute or two
 SHARES = (0.05, 0.02, 0.05, 0.10)  # planted in turn; that of 5% is what is promised
-MEASURING = ("duel", "noise", "record", "runner", "timing", "twins", "worker")
+MEASURING = ("duel", "mood", "noise", "pool", "record", "runner", "timing", "twins", "worker")
 NEIGHBOUR = """
 import time
 while True:

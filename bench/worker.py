@@ -298,7 +298,8 @@ def _elsewhere(array: Any, offset: int) -> Any:
 def burning(plan: Callable[..., Any], share: float) -> Callable[..., Any]:
     """The plan, and ``share`` of each call's time wasted after it: a slowdown that is known.
 
-    What short calls owe is saved up until it can be read off the clock. Without a share it costs the same as with one.
+    What short calls owe is saved up until it can be read off the clock. Without a share it costs the same as with one:
+    0.2 us, of which nothing is wasted, so that 5% of a call of 5 us are 4.8% of what is timed.
     """
     owed = 0.0
 
