@@ -137,17 +137,6 @@ def _seconds(value: str) -> float:
     return number
 
 
-def _share(value: str) -> float:
-    """``5%`` or ``0.05``."""
-    try:
-        number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
-    except ValueError:
-        number = -1.0
-    if not 0 < number < 10:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a share: write 5% or 0.05")
-    return number
-
-
 def _bytes(value: str) -> int:
     try:
         return text.parse_size(value)
