@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,8 +46,8 @@ BATCH = 12  # pairs that are measured together: a minute or two
 SHARES = (0.05, 0.02, 0.05, 0.10)  # planted in turn; that of 5% is what is promised
 MEASURING = ("duel", "mood", "noise", "pool", "record", "runner", "timing", "twins", "worker")
 NEIGHBOUR = """
-import time
-while True:
+import os, sys, time
+while os.getppid() == int(sys.argv[1]):  # whatever ends it
     end = time.perf_counter() + 0.05
     while time.perf_counter() < end:
         pass
@@ -211,7 +212,8 @@ def counted(planted: dict[Pair, float], met: Sequence[Met]) -> list[Rate]:
 @contextmanager
 def _neighbour() -> Iterator[None]:
     """A process that uses one core half of the time."""
-    process = subprocess.Popen([sys.executable, "-S", "-c", NEIGHBOUR], stdin=subprocess.DEVNULL)
+    command = [sys.executable, "-S", "-c", NEIGHBOUR, str(os.getpid())]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield
     finally:

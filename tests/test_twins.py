@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench import twins, worker
@@ -13,6 +17,7 @@ from bench.cli import main
 from bench.duel import Met, Pair, Result
 from bench.noise import Ratio
 from bench.twins import KINDS, SHARES, Rate, counted, pairs, rates, remember
+from tests.conftest import HUNG_S
 
 
 @pytest.mark.parametrize("call_s", [5e-6, 4e-5, 1e-3])
@@ -96,3 +101,14 @@ def test_the_command_counts_verdicts_by_what_was_planted(
     told = json.loads(capsys.readouterr().out)
     assert len(told["pairs"]) == twins.BATCH and told["unmeasured"] == 40 - twins.BATCH
     assert counted({}, []) == []
+
+
+def test_the_neighbour_ends_with_whoever_started_it() -> None:
+    code = "import os, subprocess, sys; from bench.twins import NEIGHBOUR; "
+    code += "command = [sys.executable, '-c', NEIGHBOUR, str(os.getpid())]; "
+    code += "print(subprocess.Popen(command, stdout=subprocess.DEVNULL).pid)"
+    number = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    end = time.monotonic() + HUNG_S
+    while psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.02)
