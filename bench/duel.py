@@ -33,10 +33,10 @@ from bench.store import Store
 
 LAUNCHES = 8
 LOOKS = (3, 5, 8, 13, 21, 34, 55)
-# By all looks together: half of what a table is allowed, for pairs whose noise differs more than a model of all
-# can tell (at three quarters, 2.8% of twins in a simulation).
+# By all looks together: half of what a table is allowed, for pairs whose noise differs more than a model of
+# all can tell (at three quarters, 2.8% of twins in a simulation).
 FALSE_ALARMS = 0.5 * FALSE_DISCOVERIES
-ALONE = 0.25  # degrees of freedom of assumed noise, where too few pairs meet to learn it: their own launches tell
+ALONE = 0.25  # degrees of freedom of assumed noise: where few pairs meet, their own launches must tell
 THRESHOLD = 0.05
 MARKS = ("old", "new")
 HERE = Side("here")
@@ -247,8 +247,9 @@ def fight(
         def measure(launches: int, active: list[Pair]) -> tuple[Records, bool]:
             budget_s = settings.run_budget_s
             left_s = None if budget_s is None else budget_s - (perf_counter() - started)
-            runner = _Turns(replace(settings, launches=launches, run_budget_s=left_s, race=False), store, progress)
-            outcome = runner.run([case for pair in active for case in (pair.old, pair.new)])
+            now = replace(settings, launches=launches, run_budget_s=left_s, race=False)
+            cases = [case for pair in active for case in (pair.old, pair.new)]
+            outcome = _Turns(now, store, progress).run(cases)
             return {record.key: record for record in store.records()}, outcome.complete
 
         return judge(pairs, measure, rule)

@@ -136,7 +136,8 @@ def _kept(machine: str) -> dict[bool, Rates]:
     """What is kept of ``machine``, without and with a neighbour, as far as it can be read and still holds."""
     try:
         text = json.loads(_path(machine).read_text())
-        found = {place["neighbour"]: tuple(Rate(**each) for each in place["rates"]) for place in text["places"]}
+        places = text["places"]
+        found = {place["neighbour"]: tuple(Rate(**each) for each in place["rates"]) for place in places}
         if text["measuring"] != measuring():
             return {}
         return {place: Rates(machine, listed, text["measured"]) for place, listed in found.items() if listed}

@@ -1,4 +1,4 @@
-"""Twins: what is planted is what is wasted, and what was found is kept per machine until the way of measuring changes."""
+"""Twins: what is planted is what is wasted, and what was found is kept until the way of measuring changes."""
 
 from __future__ import annotations
 
@@ -60,17 +60,19 @@ def test_pairs_are_spread_over_kinds_threads_and_shares() -> None:
 def test_what_was_found_is_kept_and_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVBENCH_DATA", str(tmp_path / "data"))
     assert rates("m") is None
-    remember("m", [Rate(0.0, 50, slower=1, same=40, launches=200), Rate(0.05, 10, slower=9, launches=60)], False)
+    planted = Rate(0.05, 10, slower=9, launches=60)
+    remember("m", [Rate(0.0, 50, slower=1, same=40, launches=200), planted], False)
     remember("m", [Rate(0.0, 50, same=50, launches=150)], False)
     remember("m", [Rate(0.05, 4, launches=32)], True)
     calm, disturbed = rates("m"), rates("m", neighbour=True)
     assert calm and disturbed and rates("other") is None
-    assert calm.rates == (Rate(0.0, 100, slower=1, same=90, launches=350), Rate(0.05, 10, slower=9, launches=60))
+    assert calm.rates == (Rate(0.0, 100, slower=1, same=90, launches=350), planted)
     assert calm.text() == (
         "on this machine 100 twins of identical code: 1.0% called different, a planted 5% found in 90% of 10"
     )
     assert disturbed.rates[0].undecided == 4
-    for damage in ("{", "[]", '{"measuring": 1}', json.dumps({"measuring": twins.measuring(), "places": [{}]})):
+    halved = json.dumps({"measuring": twins.measuring(), "places": [{}]})
+    for damage in ("{", "[]", '{"measuring": 1}', halved):
         twins._path("m").write_text(damage)
         assert rates("m") is None
     remember("m", [Rate(0.0, 5)], False)

@@ -52,7 +52,8 @@ def _row(one: Any) -> dict[str, Any]:
     ratio = one.ratio
     about = {"spec": one.pair.spec, "algorithm": one.pair.algorithm, "threads": one.pair.threads}
     found = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "verdict": one.verdict}
-    return {**about, **found, "launches": ratio.launches, "needed": one.needed, "old_s": one.old_s, "new_s": one.new_s}
+    spent = {"launches": ratio.launches, "needed": one.needed, "old_s": one.old_s, "new_s": one.new_s}
+    return {**about, **found, **spent}
 
 
 def _show(found: Any, unpaired: Sequence[Any], beyond: str) -> None:
@@ -62,10 +63,11 @@ def _show(found: Any, unpaired: Sequence[Any], beyond: str) -> None:
     rows = []
     for one in sorted(found.met, key=lambda one: (VERDICTS.index(one.verdict), -abs(one.ratio.ratio - 1))):
         ratio = one.ratio
+        more = f", {one.needed} launches might tell" if one.verdict == "undecided" else ""
         rows.append((
             one.pair.spec, one.pair.algorithm, str(one.pair.threads), text.seconds(one.old_s),
             text.seconds(one.new_s), f"{ratio.ratio:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}",
-            str(ratio.launches), one.verdict + f", {one.needed} launches might tell" * (one.verdict == "undecided"),
+            str(ratio.launches), one.verdict + more,
         ))  # fmt: skip
     header = ("spec", "algorithm", "threads", "old", "new", "new/old", "interval", "launches", "verdict")
     if rows:
