@@ -9,8 +9,14 @@ import pytest
 import algos
 from algos.engine.threads import usable_cores
 from algos.functional import prepared
+from bench import noise
+from bench.cases import Settings, cases_of
 from bench.check import check
 from bench.data import operands
+from bench.record import Record
+from bench.runner import Runner
+from bench.store import Store
+from bench.timing import Budget
 from bench.worker import quieten
 
 SPECS = [
@@ -20,24 +26,56 @@ SPECS = [
     "1x16x28x28,32x16x3x3,p1",
     "1x32x56x56,32x1x3x3,p1",
 ]
+CASES = [(text, a) for text in SPECS for a in algos.algorithms(text) if a.name != "auto"]
+RACE = Settings(launches=2, budget=Budget(turn_s=0.006, rounds=16), slow_s=0.1)
+Raced = dict[tuple[str, str], tuple[Record, dict[str, Any]]]
 
 
-@pytest.mark.parametrize(
-    ("text", "algorithm"),
-    [pytest.param(text, a, id=f"{text}-{a.name}") for text in SPECS for a in algos.algorithms(text) if a.name != "auto"],
-)
-def test_speed(benchmark: Any, text: str, algorithm: algos.Algorithm) -> None:
+@pytest.fixture(scope="session")
+def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Raced | None:
+    """Where benchmarks are timed: what a run of the suite's own says of each case.
+
+    A benchmark times one algorithm after the other, so that its figures alone cannot tell a lead from the machine's moods.
+    """
+    if request.config.option.benchmark_disable:
+        return None
+    specs, found = [algos.ConvSpec.parse(text) for text in SPECS], {}
+    with Store(tmp_path_factory.mktemp("race")) as store:
+        cases = cases_of(specs, algos.algorithms(), [usable_cores()], RACE)
+        records = Runner(RACE, store).run([c for c in cases if not c.record.chosen]).records
+    groups = [[r for r in records if r.spec == text and r.launches] for text in SPECS]
+    model = noise.Model.of([[noise.taken(r) for r in group] for group in groups])
+    table = [noise.against_the_fastest(model, group, noise.taken) for group in groups]
+    for (first, rivals), (verdict, left) in zip(table, noise.verdicts([rivals for _, rivals in table]), strict=True):
+        open_ = {record.algorithm: ratio.verdict for record, ratio in left}
+        found[first.spec, first.algorithm] = first, {"verdict": verdict}
+        for record, ratio in rivals:
+            ends = {name: round(getattr(ratio, name), 4) for name in ("ratio", "low", "high")}
+            said = "undecided" if open_.get(record.algorithm) == "slower" else ratio.verdict
+            found[record.spec, record.algorithm] = record, {"verdict": said, **ends, "against": first.algorithm}
+    return found | {(r.spec, r.algorithm): (r, {}) for r in records if not r.launches}
+
+
+@pytest.mark.benchmark(max_time=0.1)
+@pytest.mark.parametrize(("text", "algorithm"), [pytest.param(text, a, id=f"{text}-{a.name}") for text, a in CASES])
+def test_speed(benchmark: Any, raced: Raced | None, text: str, algorithm: algos.Algorithm) -> None:
     """Right first, then timed: prepared and warmed, so that neither compilation nor preparation is in the clock."""
     spec, threads = algos.ConvSpec.parse(text), usable_cores()
-    verdict = check(spec, algorithm, threads)
-    assert verdict.ok, verdict.reason
+    if raced is None:
+        verdict = check(spec, algorithm, threads)
+        assert verdict.ok, verdict.reason
+        error, finding = verdict.max_error, {}
+    else:
+        record, finding = raced[text, algorithm.name]
+        assert record.status in ("ok", "too_slow"), record.reason
+        error = record.max_error
     made = operands(spec, 0)
     plan = prepared(spec, made.w, algorithm, threads)
     x = algorithm.to_device(made.x)
     plan(x)
     benchmark.group = text
     benchmark.extra_info.update(
-        flops=int(spec.flops), error=float(verdict.max_error), threads=int(threads), verdict="ok", algorithm=algorithm.name
+        flops=int(spec.flops), error=error and float(error), threads=int(threads), algorithm=algorithm.name, **finding
     )
 
     def call() -> Any:
