@@ -24,7 +24,7 @@ from algos.grammar import shown
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.cases import Case, Settings
-from bench.noise import FALSE_DISCOVERIES, LEARNT, Model, Ratio, Verdict, judged, taken
+from bench.noise import FALSE_DISCOVERIES, Model, Ratio, Verdict, judged, taken
 from bench.pool import Place, Pool
 from bench.record import Record
 from bench.runner import Progress, Runner
@@ -36,7 +36,6 @@ LOOKS = (3, 5, 8, 13, 21, 34, 55)
 # By all looks together: half of what a table is allowed, for pairs whose noise differs more than a model of
 # all can tell (at three quarters, 2.8% of twins in a simulation).
 FALSE_ALARMS = 0.5 * FALSE_DISCOVERIES
-ALONE = 0.25  # degrees of freedom of assumed noise: where few pairs meet, their own launches must tell
 THRESHOLD = 0.05
 MARKS = ("old", "new")
 HERE = Side("here")
@@ -293,10 +292,10 @@ def _sides(pair: Pair, records: Records) -> list[Record]:
 def _looked(sides: dict[Pair, list[Record]], level: float, rule: Rule) -> list[Met]:
     """Every pair as one look sees it, by a model of the noise of all with as many threads."""
     launches = {pair: (taken(both[0]), taken(both[1])) for pair, both in sides.items()}
-    models = {}
-    for threads in {pair.threads for pair in sides}:
-        model = Model.of([both for pair, both in launches.items() if pair.threads == threads])
-        models[threads] = model if model.comparisons >= LEARNT else replace(model, freedom=ALONE)
+    models = {
+        threads: Model.of([both for pair, both in launches.items() if pair.threads == threads])
+        for threads in {pair.threads for pair in sides}
+    }
     same = math.log1p(rule.threshold)
     ratios = [models[pair.threads].compare(old, new, same) for pair, (old, new) in launches.items()]
     tables = [[ratio] for ratio in ratios] if rule.apart else [ratios]

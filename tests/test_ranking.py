@@ -71,7 +71,8 @@ def test_a_newer_build_supersedes_the_older_one():
 
 
 def test_a_small_lead_is_the_same_and_a_clear_one_wins():
-    near = winners(to_frame([record("a", 1e-3), record("b", 1.004e-3), record("c", 5e-3)])).iloc[0]
+    times = (("a", 1e-3), ("b", 1.004e-3), ("c", 5e-3))
+    near = winners(to_frame([record(n, t, f"1x1x{64 + i}x64,1x1x3x3,p1") for n, t in times for i in range(5)])).iloc[0]
     assert near.verdict == "same" and near.tie and near.tied == ("a", "b") and near.high < 1.05
     far = winners(to_frame([record("a", 1e-3), record("b", 1.5e-3), record("c", 5e-3)])).iloc[0]
     assert (far.verdict, far.winner, far.runner_up, far.tied) == ("winner", "a", "b", ("a",)) and not far.tie
