@@ -1,7 +1,8 @@
 """Two stores of one machine: what became faster, slower, stayed the same, or cannot be told.
 
-The launch is the sampling unit: samples of one process repeat its luck. Two sources of noise are measured, not assumed: the
-spread between launches of a case, and what identical code (the same build in both stores) gained or lost between the runs.
+Their launches took no turns with each other, so they are judged by the spread between launches that ``bench.noise`` finds in
+them, and by what identical code (the same build in both stores) gained or lost between the two runs. Two versions of code that
+are measured in turns, by ``convbench duel``, tell far more.
 """
 
 from __future__ import annotations
@@ -10,15 +11,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from bench.noise import Model, Verdict, judged, taken
 from bench.record import Record
 
-Verdict = Literal["faster", "slower", "same", "undecided"]
-
-FALSE_ALARMS = 0.01  # accepted over all cases of a comparison together, not for each
-SAME = math.log(1.05)  # both ends of the interval must lie within 5% for "same"
-LEAST = math.log(1.01)  # smaller changes are nobody's business
 CONTROLS = 5  # pairs of identical code needed to measure the noise between two runs
 ASSUMED_RUN_SIGMA = 0.02  # without them
 
@@ -35,11 +31,9 @@ class Change:
     spec, algorithm : str
     threads : int
     old_s, new_s : float
-        Geometric means of the launches' medians.
-    ratio : float
-        new / old, the drift between the runs taken out.
-    error : float
-        Standard error of log(ratio).
+        Geometric means of the launches.
+    ratio, low, high : float
+        new / old, the drift between the runs taken out, and its 98% interval.
     verdict : str
         "faster", "slower", "same" or "undecided".
     """
@@ -50,7 +44,8 @@ class Change:
     old_s: float
     new_s: float
     ratio: float
-    error: float
+    low: float
+    high: float
     verdict: Verdict
 
 
@@ -92,28 +87,19 @@ def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
     """
     before, after = _latest(old), _latest(new)
     pairs = _pairs(before, after)
-    launch_sigma = _launch_sigma([record for pair in pairs for record in pair])
+    model = Model.of([[taken(record)] for pair in pairs for record in pair])
     shifts = [_log_mean(b) - _log_mean(a) for a, b in pairs if a.build == b.build and a.tunables == b.tunables]
     drift, run_sigma = 0.0, ASSUMED_RUN_SIGMA
     if len(shifts) >= CONTROLS:
         drift = statistics.median(shifts)
         run_sigma = max(_spread([shift - drift for shift in shifts]), 1e-3)
-    sure = max(3.0, math.sqrt(2 * math.log(max(1, len(pairs)) / FALSE_ALARMS)))  # standard errors: a normal's tail
-    changes = []
-    for a, b in pairs:
-        moved = _log_mean(b) - _log_mean(a) - drift
-        sigma = max(launch_sigma, _launch_sigma([a, b]) if min(len(a.launches), len(b.launches)) > 2 else 0.0)
-        error = math.hypot(sigma * math.sqrt(1 / len(a.launches) + 1 / len(b.launches)), run_sigma)
-        times = math.exp(_log_mean(a)), math.exp(_log_mean(b))
-        changes.append(Change(a.spec, a.algorithm, a.threads, *times, math.exp(moved), error, _verdict(moved, error, sure)))
+    ratios = [model.compare_apart(taken(a), taken(b), shift=drift, between=run_sigma) for a, b in pairs]
+    changes = [
+        Change(a.spec, a.algorithm, a.threads, math.exp(_log_mean(a)), math.exp(_log_mean(b)), *ratio[:3], verdict)
+        for (a, b), ratio, verdict in zip(pairs, ratios, judged(ratios), strict=True)
+    ]
     alone = len(before) - len(pairs), len(after) - len(pairs)
-    return Comparison(tuple(changes), launch_sigma, run_sigma, drift, len(shifts), *alone)
-
-
-def _verdict(moved: float, error: float, sure: float) -> Verdict:
-    if abs(moved) > max(sure * error, LEAST):
-        return "slower" if moved > 0 else "faster"
-    return "same" if abs(moved) + 2 * error < SAME else "undecided"
+    return Comparison(tuple(changes), model.apart, run_sigma, drift, len(shifts), *alone)
 
 
 def _latest(records: Iterable[Record]) -> dict[Key, Record]:
@@ -143,16 +129,6 @@ def _pairs(before: dict[Key, Record], after: dict[Key, Record]) -> list[tuple[Re
 
 def _log_mean(record: Record) -> float:
     return statistics.fmean(math.log(max(launch.median_s, 1e-12)) for launch in record.launches)
-
-
-def _launch_sigma(records: Sequence[Record]) -> float:
-    """Pooled spread of log medians of launches around their case's mean; 5% where no case has two launches."""
-    squares, freedom = 0.0, 0
-    for record in records:
-        middle = _log_mean(record)
-        squares += sum((math.log(max(launch.median_s, 1e-12)) - middle) ** 2 for launch in record.launches)
-        freedom += len(record.launches) - 1
-    return math.sqrt(squares / freedom) if freedom else 0.05
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -163,7 +163,7 @@ class Model:
         apart = max(_robust(alone), LEAST) if len(alone) >= 2 * LEARNT else APART
         turn = statistics.median(turns) if turns else ASSUMED
         if len(excess) < LEARNT:
-            return cls(turn=turn, apart=max(apart, ASSUMED), comparisons=len(excess))
+            return cls(turn=turn, apart=apart, comparisons=len(excess))
         return cls(*_fit(excess), turn, apart, len(excess))
 
     def compare(self, one: Sequence[Taken], other: Sequence[Taken], same: float = SAME) -> Ratio:
@@ -173,7 +173,7 @@ class Model:
         """
         found = differences(one, other)
         if not found:
-            return self._apart(one, other, same)
+            return self.compare_apart(one, other, same)
         ratio = _ratio(*self._mean(found), len(found), True, same)
         if ratio.verdict != "undecided" or abs(math.log(ratio.ratio)) < CLEAR / 2:
             return ratio
@@ -197,16 +197,23 @@ class Model:
         whole_freedom = freedom + len(found) - 1
         return mean, math.sqrt(max((freedom + squares) / whole_freedom, 0.5) / whole), whole_freedom
 
-    def _apart(self, one: Sequence[Taken], other: Sequence[Taken], same: float) -> Ratio:
+    def compare_apart(
+        self, one: Sequence[Taken], other: Sequence[Taken], same: float = SAME, shift: float = 0.0, between: float = 0.0
+    ) -> Ratio:
+        """The same of launches that did not take turns, under the noise between launches.
+
+        ``shift`` is what all launches of the other are known to be slower by, as a logarithm, and ``between`` how far that
+        differs from case to case.
+        """
         means, squares, freedom = [], 0.0, APART_FREEDOM
         for case in (one, other):
             times = _middles(case)
             means.append(statistics.fmean(times))
             squares += math.fsum((t - means[-1]) ** 2 for t in times)
             freedom += len(times) - 1
-        variance = (APART_FREEDOM * self.apart**2 + squares) / freedom
-        error = math.sqrt(max(variance, self.apart**2) * (1 / len(one) + 1 / len(other)))
-        return _ratio(means[1] - means[0], error, freedom, min(len(one), len(other)), False, same)
+        variance = max((APART_FREEDOM * self.apart**2 + squares) / freedom, self.apart**2)
+        error = math.sqrt(variance * (1 / len(one) + 1 / len(other)) + between**2)
+        return _ratio(means[1] - means[0] - shift, error, freedom, min(len(one), len(other)), False, same)
 
     def launches_for(self, ratio: Ratio, same: float = SAME) -> int:
         """How many launches about as noisy as these would decide what is undecided."""

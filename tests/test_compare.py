@@ -46,7 +46,7 @@ def test_identical_code_is_never_called_faster_or_slower(seed: int) -> None:
 
 
 def test_a_real_change_is_seen_and_the_rest_is_the_same() -> None:
-    slower = verdicts(records(1), records(2, factor=1.3, build="new"))
+    slower = verdicts(records(1, noise=0.005), records(2, factor=1.3, noise=0.005, build="new"))
     assert slower[:5] == ["slower"] * 5 and "same" in slower[5:] and "slower" not in slower[5:]
     assert verdicts(records(1), records(2, factor=0.7, build="new"))[:5] == ["faster"] * 5
 

@@ -66,7 +66,7 @@ def compare(arguments: argparse.Namespace) -> int:
     else:
         order = sorted(found.changes, key=lambda c: (list(counts).index(c.verdict), -abs(math.log(c.ratio))))
         rows = [(c.spec, c.algorithm, str(c.threads), text.seconds(c.old_s), text.seconds(c.new_s),
-                 f"{c.ratio:.3f} +- {c.error:.3f}", c.verdict) for c in order]
+                 f"{c.ratio:.3f} {c.low:.3f}-{c.high:.3f}", c.verdict) for c in order]
         show(text.table(("spec", "algorithm", "threads", "old", "new", "new/old", "verdict"), rows))
         words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         show(f"{words}; {found.only_old} only in the old, {found.only_new} only in the new\n{found.noise_text()}")
