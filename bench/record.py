@@ -126,6 +126,11 @@ class Launch:
     @cached_property
     def turn_times(self) -> dict[int, float]:
         """Round -> ``turn_time`` of its samples; without the disturbed rounds, unless those are all."""
+        found = self.every_turn()
+        return {number: value for number, value in found.items() if number not in self.disturbed} or found
+
+    def every_turn(self) -> dict[int, float]:
+        """Round -> ``turn_time`` of its samples, of every round that gave some; the median where turns are unknown."""
         if not self.turns:
             return {0: statistics.median(self.samples_s)}
         found, at = {}, 0
@@ -133,14 +138,30 @@ class Launch:
             if count:
                 found[number] = turn_time(self.samples_s[at : at + count])
             at += count
-        calm = {number: value for number, value in found.items() if number not in self.disturbed}
-        return calm or found
+        return found
 
     @property
     def median_s(self) -> float:
         """Of the calmest third of its turns: neighbours make turns of two kinds, and the median of all jumps between them."""
         times = sorted(self.turn_times.values())
         return statistics.median(times[: math.ceil(len(times) / CALM)])
+
+    @property
+    def sample_count(self) -> int:
+        return len(self.samples_s)
+
+
+@dataclass(frozen=True)
+class Brief(Launch):
+    """A launch as it is read where only its times matter: one sample for each turn, which stands for those taken in it.
+
+    ``sample_count`` is how many were taken. It was checked as a ``Launch`` when it was written.
+    """
+
+    sample_count: int = 1  # type: ignore[misc]  # a field in place of the property
+
+    def __post_init__(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)

@@ -8,30 +8,35 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, fields
+from dataclasses import fields
+from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bench.record import KEY_FIELDS, Launch, Record
+from bench.record import KEY_FIELDS, Brief, Launch, Record
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x636F6E76  # "conv": tells a convbench store from any other SQLite file
 FILE_NAME = "convbench.sqlite"
 BUSY_S = 30.0
+_NO_LAUNCHES = (1 << 63, iter(()))  # beyond every record
 
 RECORD_FIELDS = tuple(f.name for f in fields(Record) if f.name != "launches")
 LAUNCH_FIELDS = tuple(f.name for f in fields(Launch))
 _TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_ratio": "REAL", "workspace_bytes": "INTEGER",
           "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL", "prepare_s": "REAL", "first_run_s": "REAL",
-          "h2d_s": "REAL", "d2h_s": "REAL", "workspace_seen_bytes": "INTEGER", "steal": "REAL", "load": "REAL", "loop": "REAL"}
+          "h2d_s": "REAL", "d2h_s": "REAL", "workspace_seen_bytes": "INTEGER", "steal": "REAL", "load": "REAL", "loop": "REAL", "times_s": "BLOB"}
 _OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes", "steal", "load",
-             "loop")  # fmt: skip
+             "loop", "times_s")  # fmt: skip
 # By schema 2.
-_ADDED = {"turns": "'[]'", "together": "''", "disturbed": "'[]'", "steal": "NULL", "load": "NULL", "loop": "NULL"}
-_LISTS = ("samples_s", "turns", "disturbed")  # kept as JSON
+_ADDED = {"turns": "'[]'", "together": "''", "disturbed": "'[]'", "steal": "NULL", "load": "NULL", "loop": "NULL",
+          "times_s": "NULL"}  # fmt: skip
 
 
 GONE = "was deleted, moved or replaced while it was written: run the same command again to measure into a new one"
@@ -45,12 +50,28 @@ def _columns(names: Iterable[str]) -> str:
     return ", ".join(f'"{n}" {_TYPES.get(n, "TEXT")}{"" if n in _OPTIONAL else " NOT NULL"}' for n in names)
 
 
-_SCHEMA = f"""
-CREATE TABLE machine (id TEXT PRIMARY KEY, description TEXT NOT NULL);
-CREATE TABLE record (id INTEGER PRIMARY KEY, {_columns(RECORD_FIELDS)}, UNIQUE ({", ".join(KEY_FIELDS)}));
-CREATE TABLE launch (record_id INTEGER NOT NULL REFERENCES record(id) ON DELETE CASCADE, {_columns(LAUNCH_FIELDS)},
-                     UNIQUE (record_id, "index"));
-"""
+_RECORD_VALUES, _LAUNCH_VALUES = attrgetter(*RECORD_FIELDS), attrgetter(*LAUNCH_FIELDS)
+_RECORD_ROW, _LAUNCH_ROW = (", ".join(f'"{n}"' for n in names) for names in (RECORD_FIELDS, LAUNCH_FIELDS))
+_PUT_RECORD = (
+    f"INSERT INTO record ({_RECORD_ROW}) VALUES ({', '.join('?' * len(RECORD_FIELDS))}) ON CONFLICT DO UPDATE SET "
+    + ", ".join(f'"{n}" = excluded."{n}"' for n in RECORD_FIELDS if n not in KEY_FIELDS)
+    + " RETURNING id"
+)
+_PUT_LAUNCH = (
+    f"INSERT OR IGNORE INTO launch (record_id, {_LAUNCH_ROW}, times_s) "
+    f"VALUES ({', '.join('?' * (len(LAUNCH_FIELDS) + 2))})"
+)
+
+# Whoever changes a launch by hand need not know of its medians: they are taken from its samples again.
+_DOUBT = """CREATE TRIGGER doubt AFTER UPDATE ON launch WHEN new.times_s IS old.times_s BEGIN
+UPDATE launch SET times_s = NULL WHERE rowid = new.rowid; END"""
+_SCHEMA = (
+    "CREATE TABLE machine (id TEXT PRIMARY KEY, description TEXT NOT NULL)",
+    f"CREATE TABLE record (id INTEGER PRIMARY KEY, {_columns(RECORD_FIELDS)}, UNIQUE ({', '.join(KEY_FIELDS)}))",
+    f"""CREATE TABLE launch (record_id INTEGER NOT NULL REFERENCES record(id) ON DELETE CASCADE, {_columns(LAUNCH_FIELDS)},
+    {_columns(["times_s"])}, UNIQUE (record_id, "index"))""",
+    _DOUBT,
+)
 
 
 class Store:
@@ -108,25 +129,31 @@ class Store:
                 if self._pragma("user_version") == 0:  # nobody else made it in the meantime
                     if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                         raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
-                    for statement in filter(str.strip, _SCHEMA.split(";")):
-                        self._db.execute(statement)
+                    self._define(_SCHEMA)
                     self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if self._pragma("application_id") != APPLICATION_ID:
             raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
         if not 1 <= (version := self._pragma("user_version")) <= SCHEMA_VERSION:
             raise StoreError(f"{self.path} has schema {version}, this convbench knows {SCHEMA_VERSION}: update convbench")
-        if version == 1 and create:
+        if create and _ADDED.keys() - self._held():
             with self.transaction():
-                if self._pragma("user_version") == 1:
-                    for name, value in _ADDED.items():
-                        self._db.execute(f"ALTER TABLE launch ADD COLUMN {_columns([name])} DEFAULT {value}")
-                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                missing = {name: value for name, value in _ADDED.items() if name not in self._held()}
+                added = [f"ALTER TABLE launch ADD COLUMN {_columns([name])} DEFAULT {value}" for name, value in missing.items()]
+                self._define([*added, _DOUBT] if missing else ())
         if self.path.stat().st_size % self._pragma("page_size"):  # SQLite reads zeros for what is cut off
             raise self._damaged("its end is missing")
         (found,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # 30 ms for 12 MB
         if found != "ok":
             raise self._damaged(" ".join(found.split()))
+
+    def _held(self) -> set[str]:
+        """The columns of the table of launches, some of which an older schema lacks."""
+        return {name for _, name, *_ in self._db.execute("PRAGMA table_info(launch)")}
+
+    def _define(self, statements: Iterable[str]) -> None:
+        for statement in statements:
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -136,8 +163,11 @@ class Store:
         """All or nothing, acknowledged when the block ends.
 
         SQLite goes on writing to a file that has lost its name: what it wrote would be gone with the last process that
-        has it open. So the name is looked at before and after.
+        has it open. So the name is looked at before and after. A transaction within another is a part of it.
         """
+        if self._db.in_transaction:
+            yield
+            return
         with self._explained():
             self._in_place()
             self._db.execute("BEGIN IMMEDIATE")
@@ -202,19 +232,12 @@ class Store:
             self._put(record)
 
     def _put(self, record: Record) -> None:
-        values = [getattr(record, name) for name in RECORD_FIELDS]
-        names = ", ".join(f'"{n}"' for n in RECORD_FIELDS)
-        updates = ", ".join(f'"{n}" = excluded."{n}"' for n in RECORD_FIELDS if n not in KEY_FIELDS)
-        marks = ", ".join("?" * len(values))
-        (identity,) = self._db.execute(
-            f"INSERT INTO record ({names}) VALUES ({marks}) ON CONFLICT DO UPDATE SET {updates} RETURNING id", values
-        ).fetchone()
+        (identity,) = self._db.execute(_PUT_RECORD, _RECORD_VALUES(record)).fetchone()
         if record.status != "ok":
             self._db.execute("DELETE FROM launch WHERE record_id = ?", (identity,))
         for launch in record.launches:
-            row = [json.dumps(v) if isinstance(v, tuple) else v for v in astuple(launch)]
-            marks = ", ".join("?" * (len(row) + 1))
-            self._db.execute(f"INSERT OR IGNORE INTO launch VALUES ({marks})", (identity, *row))
+            row = [f"[{', '.join(map(repr, v))}]" if isinstance(v, tuple) else v for v in _LAUNCH_VALUES(launch)]
+            self._db.execute(_PUT_LAUNCH, (identity, *row, _packed(launch)))
 
     def forget(self, record: Record) -> None:
         """Remove the case that ``record`` names, with its launches."""
@@ -222,17 +245,21 @@ class Store:
         with self.transaction():
             self._db.execute(f"DELETE FROM record WHERE {condition}", record.key)
 
-    def merge(self, machines: Iterable[dict[str, Any]], records: Iterable[Record]) -> None:
-        """Add what another store holds. Machines stay apart, since they are in the key of a record."""
+    def merge(self, machines: Iterable[dict[str, Any]], records: Iterable[Record]) -> int:
+        """Add what another store holds; how many records that is. Machines stay apart, since they are in a record's key."""
+        count = 0
         with self.transaction():
             for description in machines:
                 self._put_machine(description)
-            held = {record.key: record for record in self.records()}
-            for record in records:
-                mine = held.get(record.key)
+            keys = ", ".join(KEY_FIELDS)
+            timed = "EXISTS (SELECT 1 FROM launch WHERE record_id = record.id)"
+            held = {tuple(key): (status, has) for *key, status, has in self._db.execute(f"SELECT {keys}, status, {timed} FROM record")}
+            for count, record in enumerate(records, 1):
+                status, has = held.get(record.key, ("", False))
                 # What was once found wrong stays wrong, and no failure elsewhere takes samples away.
-                if mine is None or not (mine.status == "wrong" or (mine.launches and record.status not in ("ok", "wrong"))):
+                if not (status == "wrong" or (has and record.status not in ("ok", "wrong"))):
                     self._put(record)
+        return count
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -245,33 +272,112 @@ class Store:
                     raise ValueError(f"the description of machine {identity} is another one's")
             return found
 
-    def records(self) -> list[Record]:
-        """All records in the order of their first writing, launches in the order of their index."""
+    def count(self) -> int:
+        """How many records there are."""
         with self._explained():
-            launches: dict[int, list[Launch]] = {}
-            held = {name for _, name, *_ in self._db.execute("PRAGMA table_info(launch)")}
-            names = ", ".join(f'"{n}"' if n in held or n not in _ADDED else _ADDED[n] for n in LAUNCH_FIELDS)
-            for identity, *row in self._db.execute(f'SELECT record_id, {names} FROM launch ORDER BY record_id, "index"'):
-                values = dict(zip(LAUNCH_FIELDS, row, strict=True))
-                values.update((name, tuple(json.loads(values[name]))) for name in _LISTS)
-                launches.setdefault(identity, []).append(Launch(**values))
-            names = ", ".join(f'"{n}"' for n in RECORD_FIELDS)
-            found = []
-            for identity, *row in self._db.execute(f"SELECT id, {names} FROM record ORDER BY id"):
-                values = dict(zip(RECORD_FIELDS, row, strict=True))
-                values["cold"] = bool(values["cold"])
-                found.append(Record(**values, launches=tuple(launches.get(identity, ()))))
-            return found
+            return int(self._db.execute("SELECT count(*) FROM record").fetchone()[0])
+
+    def records(self, brief: bool = False, specs: Iterable[str] | None = None) -> list[Record]:
+        """All records in the order of their first writing; see ``stream``."""
+        return list(self.stream(brief, specs))
+
+    def stream(self, brief: bool = False, specs: Iterable[str] | None = None) -> Iterator[Record]:
+        """The records one by one, in the order of their first writing, launches in the order of their index.
+
+        Parameters
+        ----------
+        brief : bool
+            With ``Brief`` launches: a tenth of the time and memory.
+        specs : iterable of str, optional
+            Only records of these.
+        """
+        chosen, values = "", ()
+        if specs is not None:
+            chosen, values = " WHERE spec IN (SELECT value FROM json_each(?))", (json.dumps(list(specs)),)
+        of_chosen = f" WHERE record_id IN (SELECT id FROM record{chosen})" if chosen else ""
+        make = _brief if brief else _launch
+        same: dict[str, str] = {}  # one object for equal texts
+        with self._explained(), self._moment():
+            held = self._held()
+            times = "times_s" if brief and "times_s" in held else "NULL"
+            columns = {n: f'"{n}"' if n in held or n not in _ADDED else _ADDED[n] for n in LAUNCH_FIELDS}
+            columns["samples_s"] = f"iif({times} IS NULL, samples_s, NULL)"
+            rows = self._db.execute(
+                f'SELECT record_id, {times}, {", ".join(columns.values())} FROM launch{of_chosen} '
+                'ORDER BY record_id, "index"', values,
+            )  # fmt: skip
+            launches = groupby(rows, key=itemgetter(0))
+            owner, own = next(launches, _NO_LAUNCHES)
+            for identity, *row in self._db.execute(f"SELECT id, {_RECORD_ROW} FROM record{chosen} ORDER BY id", values):
+                while owner < identity:
+                    owner, own = next(launches, _NO_LAUNCHES)
+                found = {n: same.setdefault(v, v) if isinstance(v, str) else v for n, v in zip(RECORD_FIELDS, row, strict=True)}
+                found["cold"] = bool(found["cold"])
+                yield Record(**found, launches=tuple(map(make, own)) if owner == identity else ())
+
+    @contextmanager
+    def _moment(self) -> Iterator[None]:
+        """All tables as they stand when the first is read."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
 
     def close(self) -> None:
         with suppress(sqlite3.Error):
             self._db.close()
+
+    def remove(self) -> None:
+        """Close it and delete its files, and its folder where that holds nothing else."""
+        self.close()
+        with suppress(OSError):
+            for name in self._names:
+                Path(name).unlink(missing_ok=True)
+            self.path.parent.rmdir()
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _packed(launch: Launch) -> bytes:
+    """What a ``Brief`` needs of the samples: how many they are, and what stands for each turn."""
+    values = launch.every_turn().values()
+    return struct.pack(f"<I{len(values)}d", launch.sample_count, *values)
+
+
+@lru_cache(maxsize=1 << 12)
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(json.loads(text))
+
+
+@lru_cache(maxsize=1 << 12)
+def _ones(turns: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(bool, turns))
+
+
+def _values(row: Sequence[Any]) -> dict[str, Any]:
+    values = dict(zip(LAUNCH_FIELDS, row[2:], strict=True))
+    values["turns"], values["disturbed"] = _numbers(values["turns"]), _numbers(values["disturbed"])
+    return values
+
+
+def _launch(row: Sequence[Any]) -> Launch:
+    """Of a row with samples."""
+    values = _values(row)
+    values["samples_s"] = tuple(json.loads(values["samples_s"]))
+    return Launch(**values)
+
+
+def _brief(row: Sequence[Any]) -> Launch:
+    """Of a row, with samples only where it has no times of turns."""
+    values, packed = _values(row), row[1] if row[1] is not None else _packed(_launch(row))
+    count, *values["samples_s"] = struct.unpack(f"<I{(len(packed) - 4) // 8}d", packed)
+    values["samples_s"], values["turns"] = tuple(values["samples_s"]), _ones(values["turns"])
+    return Brief(**values, sample_count=count)
 
 
 def _identity(name: str) -> tuple[int, int] | None:

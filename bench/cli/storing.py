@@ -58,7 +58,7 @@ def compare(arguments: argparse.Namespace) -> int:
     from bench.store import Store
 
     with Store(arguments.old, create=False) as old, Store(arguments.new, create=False) as new:
-        before, after = old.records(), new.records()
+        before, after = old.records(brief=True), new.records(brief=True)
     found = judge(before, after)
     counts = {v: sum(c.verdict == v for c in found.changes) for v in ("slower", "faster", "same", "undecided")}
     if arguments.json:
@@ -94,18 +94,22 @@ def _apart(before: Sequence[Any], after: Sequence[Any]) -> str:
 
 
 def merge(arguments: argparse.Namespace) -> int:
-    from bench.store import Store
+    from bench.store import FILE_NAME, Store
 
     with ExitStack() as opened:
-        stores = [opened.enter_context(Store(folder, create=False)) for folder in arguments.folders]
-        read = [(store.machines().values(), store.records()) for store in stores]  # all of them, before anything is written
-    counts = {str(folder): len(records) for folder, (_, records) in zip(arguments.folders, read, strict=True)}
-    if not any(counts.values()):
-        raise ValueError(f"nothing to merge: no records in {', '.join(counts)}")
-    with Store(arguments.merged) as merged:
-        for machines, records in read:
-            merged.merge(machines, records)
-        held = len(merged.records())
+        stores = {str(folder): opened.enter_context(Store(folder, create=False)) for folder in arguments.folders}
+        if not any(store.count() for store in stores.values()):
+            raise ValueError(f"nothing to merge: no records in {', '.join(stores)}")
+        is_new = not (arguments.merged / FILE_NAME).exists()
+        merged = opened.enter_context(Store(arguments.merged))
+        try:
+            with merged.transaction():  # all of them or none
+                counts = {name: merged.merge(store.machines().values(), store.stream()) for name, store in stores.items()}
+        except BaseException:
+            if is_new:
+                merged.remove()
+            raise
+        held = merged.count()
     if arguments.json:
         return print_json({"read": counts, "held": held, "store": str(merged.path)})
     show("\n".join(f"{count} records from {folder}" for folder, count in counts.items()))
