@@ -22,7 +22,7 @@ def _checked(name: str, value: Any, most: float, whole: bool = False, least: int
     """Raise unless ``value`` is a number, no boolean, from ``least`` to ``most``, or None where that is allowed."""
     if optional and value is None:
         return
-    kind = int if whole else int | float
+    kind = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
         what = "a whole number" if whole else "a number"
         raise ValueError(f"{name} is {str(value)[:40]!r}: it must be {what} from {least:g} to {most:g}")

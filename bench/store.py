@@ -236,7 +236,7 @@ class Store:
         if record.status != "ok":
             self._db.execute("DELETE FROM launch WHERE record_id = ?", (identity,))
         for launch in record.launches:
-            row = [f"[{', '.join(map(repr, v))}]" if isinstance(v, tuple) else v for v in _LAUNCH_VALUES(launch)]
+            row = [_written(v) if isinstance(v, tuple) else v for v in _LAUNCH_VALUES(launch)]
             self._db.execute(_PUT_LAUNCH, (identity, *row, _packed(launch)))
 
     def forget(self, record: Record) -> None:
@@ -343,6 +343,17 @@ class Store:
         self.close()
 
 
+class _Read(tuple):
+    """Numbers with the text that they were read from: half of what a merge costs would be writing them anew."""
+
+    text: str
+
+
+def _written(values: tuple[Any, ...]) -> str:
+    """As JSON."""
+    return values.text if isinstance(values, _Read) else f"[{', '.join(map(repr, values))}]"
+
+
 def _packed(launch: Launch) -> bytes:
     """What a ``Brief`` needs of the samples: how many they are, and what stands for each turn."""
     values = launch.every_turn().values()
@@ -368,7 +379,8 @@ def _values(row: Sequence[Any]) -> dict[str, Any]:
 def _launch(row: Sequence[Any]) -> Launch:
     """Of a row with samples."""
     values = _values(row)
-    values["samples_s"] = tuple(json.loads(values["samples_s"]))
+    values["samples_s"] = _Read(json.loads(text := values["samples_s"]))
+    values["samples_s"].text = text
     return Launch(**values)
 
 
