@@ -222,7 +222,7 @@ def _call_s(candidate: Candidate) -> float:
 
 def known() -> Knowledge:
     """What this machine knows now about the present build."""
-    return _knowledge(wisdom.recall(machine.fingerprint()["id"]))
+    return _knowledge(wisdom.memory(machine.fingerprint()["id"]))
 
 
 def _measured_with_others() -> str:
@@ -232,16 +232,16 @@ def _measured_with_others() -> str:
     return f"; measured for {' and '.join(map(str, counts))} cores, you have {usable_cores()}" if counts else ""
 
 
-_last: tuple[tuple[wisdom.Known, ...], Knowledge] | None = None
+_last: tuple[wisdom.Memory, Knowledge] | None = None
 
 
-def _knowledge(entries: tuple[wisdom.Known, ...]) -> Knowledge:
-    """Indexed once for each state of the wisdom (``recall`` returns the same tuple until something is remembered)."""
+def _knowledge(memory: wisdom.Memory) -> Knowledge:
+    """One for each state of the wisdom (``memory`` returns the same object until something is remembered)."""
     global _last
     from algos.registry import registry
 
-    if _last is None or _last[0] is not entries:
-        _last = entries, Knowledge(entries, registry(), machine.build)
+    if _last is None or _last[0] is not memory:
+        _last = memory, Knowledge(memory, registry(), machine.build)
     return _last[1]
 
 

@@ -9,21 +9,26 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from algos.contract import Algorithm
+from algos.neighbours import Places, kind, parsed
 from algos.spec import ConvSpec
-from algos.wisdom import Known
+from algos.wisdom import Known, Memory
 
+_Entries = dict[str, Known]  # by tunables
+_NONE: _Entries = {}
 Source = Literal["measured", "nearest", "model"]
 
 # How much an estimate must beat a measurement by: the error that each source usually has.
 DOUBT: dict[Source, float] = {"measured": 1.0, "nearest": 1.4, "model": 2.0}
 NEIGHBOURS = 3
-FARTHEST = 5.0  # in doublings, over all features together
+AT_FIRST = 8  # near specs whose entries are read first
+SAMPLED = 64  # specs that tell the machine's speed against the model's
 PREPARE_S, PREPARE_BYTES_PER_S = 30e-6, 2e9
 
 
@@ -49,48 +54,67 @@ def tunables_text(algorithm: Algorithm) -> str:
 
 
 class Knowledge:
-    """What is known about the algorithms of this build, ready to be asked.
+    """What is known about the algorithms of this build, ready to be asked; entries are read when a spec near them is asked for.
 
     Parameters
     ----------
-    entries : iterable of Known
+    entries : Memory or iterable of Known
         Of one machine.
     build : callable
         The present build of an algorithm: entries of another build are stale and left out.
+    without : str
+        A spec of which nothing shall be known.
     """
 
-    def __init__(self, entries: Iterable[Known], found: dict[str, Algorithm], build: Callable[[Algorithm], str]) -> None:
-        self._at: dict[tuple[str, str, str, int], Known] = {}
-        self._tuned: dict[tuple[str, str, int], Algorithm] = {}
-        self._ok: dict[str, list[Known]] = {}
-        self.wrong: dict[str, Known] = {}
-        for entry in entries:
-            algorithm = found.get(entry.algorithm)
-            if algorithm is None or entry.build != build(algorithm):
-                continue
-            self._at[entry.algorithm, entry.tunables, entry.spec, entry.threads] = entry
-            if entry.tunables != tunables_text(algorithm):
-                if entry.status == "ok" and (variant := _variant(algorithm, entry.tunables)):
-                    self._tuned[entry.algorithm, entry.spec, entry.threads] = variant
-            elif entry.status == "ok":
-                self._ok.setdefault(entry.algorithm, []).append(entry)
-            elif entry.status == "wrong":
-                self.wrong[entry.algorithm] = entry
-        self._found = found
+    def __init__(
+        self, entries: Memory | Iterable[Known], found: dict[str, Algorithm], build: Callable[[Algorithm], str], without: str = ""
+    ) -> None:
+        self._memory = entries if isinstance(entries, Memory) else Memory(entries)
+        self._found, self._build, self._without = found, build, without
+        self._on: dict[str, dict[tuple[str, int], _Entries]] = {}
+        self._places: dict[int, dict[str, Places]] = {}
         self._corrections: dict[int, float] = {}
+        self._ratios: dict[tuple[str, str, int], float] = {}
+        current = (entry for entry in self._memory.wrong() if self._is_current(entry))
+        self.wrong = {e.algorithm: e for e in current if e.tunables == tunables_text(found[e.algorithm])}
+
+    def left_out(self, spec: str) -> Knowledge:
+        """The same, but for what is known of ``spec``."""
+        other = copy(self)
+        other._without, other._corrections = spec, {}
+        return other
+
+    def _is_current(self, entry: Known) -> bool:
+        algorithm = self._found.get(entry.algorithm)
+        return algorithm is not None and entry.build == self._build(algorithm)
+
+    def _load(self, specs: Iterable[str]) -> None:
+        """Have what is known of ``specs`` at hand."""
+        if new := [spec for spec in specs if spec not in self._on]:
+            self._on.update((spec, {}) for spec in new)
+            for entry in filter(self._is_current, self._memory.on(new)):
+                self._on[entry.spec].setdefault((entry.algorithm, entry.threads), {})[entry.tunables] = entry
+
+    def _entries(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Iterator[_Entries]:
+        """By tunables, what is known of this very spec, or of the same work under another name: unranked, or as received."""
+        same = _same_work(spec)
+        self._load(same)
+        for text in same:
+            if text != self._without and (entries := self._on[text].get((algorithm.name, threads))):
+                yield entries
 
     def measured(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Known | None:
-        """What is known of this very spec, or of the same work under another name: unranked, or as the door hands it on."""
-        for same in _same_work(spec):
-            if entry := self._at.get((algorithm.name, tunables_text(algorithm), same, threads)):
-                return entry
-        return None
+        """What is known of ``algorithm`` on ``spec``, with the tunables that it has."""
+        text = tunables_text(algorithm)
+        return next((entries[text] for entries in self._entries(algorithm, spec, threads) if text in entries), None)
 
     def tuned(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Algorithm:
         """``algorithm`` with the tunables that proved faster on ``spec``, or as it is."""
-        for same in _same_work(spec) if self._tuned else ():
-            if variant := self._tuned.get((algorithm.name, same, threads)):
-                return variant
+        own = tunables_text(algorithm)
+        for entries in self._entries(algorithm, spec, threads):
+            for text, entry in reversed(entries.items()):
+                if text != own and entry.status == "ok" and (variant := _variant(algorithm, text)):
+                    return variant
         return algorithm
 
     def estimate(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Estimate:
@@ -105,12 +129,7 @@ class Knowledge:
         received = spec.received()
         modelled = max(algorithm.cost(received, threads).seconds(threads), 1e-9)
         prepare_s = PREPARE_S + algorithm.workspace_bytes(received, threads) / PREPARE_BYTES_PER_S
-        distances = (
-            (_distance(spec, _parsed(other.spec)), other)
-            for other in self._ok.get(algorithm.name, ())
-            if other.threads == threads
-        )
-        near = sorted((pair for pair in distances if pair[0] <= FARTHEST), key=lambda pair: pair[0])[:NEIGHBOURS]
+        near = self._near(algorithm, spec, threads)
         if not near:
             return Estimate(modelled * self._correction(threads), prepare_s, "model", "operations, bytes and calls")
         weights = [1.0 / (0.25 + distance) for distance, _ in near]
@@ -118,18 +137,62 @@ class Knowledge:
         ratio = math.exp(sum(w * s for w, s in zip(weights, shifts, strict=True)) / sum(weights))
         return Estimate(modelled * ratio, near[0][1].prepare_s, "nearest", f"nearest measured spec {near[0][1].spec}")
 
+    def _near(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[tuple[float, Known]]:
+        """The nearest specs on which ``algorithm`` was measured, with their distances."""
+        near, found = self._nearest(spec, threads), []
+        for start, end in ((0, AT_FIRST), (AT_FIRST, len(near))):
+            self._load(text for _, text in near[start:end])
+            for distance, text in near[start:end]:
+                if text != self._without and (entry := self._own(algorithm, text, threads)):
+                    found.append((distance, entry))
+                    if len(found) == NEIGHBOURS:
+                        return found
+        return found
+
+    def _own(self, algorithm: Algorithm, text: str, threads: int) -> Known | None:
+        """The entry of a loaded spec that tells the time of ``algorithm`` with its registered tunables."""
+        name = algorithm.name
+        entry = self._on[text].get((name, threads), _NONE).get(tunables_text(self._found[name]))
+        return entry if entry is not None and entry.status == "ok" else None
+
+    def _nearest(self, spec: ConvSpec, threads: int) -> list[tuple[float, str]]:
+        """Measured specs near ``spec``; the answer for the last one is kept, which all algorithms ask for."""
+        asked, near = self._last  # at once: another thread may ask for another spec meanwhile
+        if asked != (spec, threads):
+            places = self._by_kind(threads).get(kind(spec))
+            near = places.near(spec) if places else []
+            self._last = (spec, threads), near
+        return near
+
+    _last: tuple[Any, list[tuple[float, str]]] = (None, [])
+
+    def _by_kind(self, threads: int) -> dict[str, Places]:
+        if threads not in self._places:
+            rows: dict[str, list[tuple[str, bytes]]] = {}
+            for text, (of_kind, packed) in self._memory.places(threads, {self._build(a) for a in self._found.values()}):
+                rows.setdefault(of_kind, []).append((text, packed))
+            self._places[threads] = {name: Places(*zip(*pairs, strict=True)) for name, pairs in rows.items()}
+        return self._places[threads]
+
     def _ratio(self, algorithm: Algorithm, entry: Known) -> float:
-        received = _parsed(entry.spec).received()
-        return max(entry.run_s, 1e-9) / max(algorithm.cost(received, entry.threads).seconds(entry.threads), 1e-9)
+        key = algorithm.name, entry.spec, entry.threads
+        if key not in self._ratios:
+            received = parsed(entry.spec).received()
+            modelled = max(self._found[algorithm.name].cost(received, entry.threads).seconds(entry.threads), 1e-9)
+            self._ratios[key] = max(entry.run_s, 1e-9) / modelled
+        return self._ratios[key]
 
     def _correction(self, threads: int) -> float:
         """The machine's speed against the model's, over every algorithm: keeps guesses comparable with measurements."""
         if threads not in self._corrections:
+            specs = sorted(text for places in self._by_kind(threads).values() for text in places.specs if text != self._without)
+            some = specs[:: -(-len(specs) // SAMPLED) or 1]
+            self._load(some)
             shifts = [
-                math.log(self._ratio(self._found[name], entry))
-                for name, entries in self._ok.items()
-                for entry in entries
-                if entry.threads == threads and self._found[name].unsupported(_parsed(entry.spec).received()) is None
+                math.log(self._ratio(algorithm, entry))
+                for text in some
+                for algorithm in self._found.values()
+                if (entry := self._own(algorithm, text, threads)) and algorithm.unsupported(parsed(text).received()) is None
             ]
             trust = len(shifts) / (len(shifts) + 4)  # a record or two say little about the machine
             self._corrections[threads] = math.exp(statistics.median(shifts) * trust) if shifts else 1.0
@@ -149,29 +212,3 @@ def _variant(algorithm: Algorithm, text: str) -> Algorithm | None:
 def _same_work(spec: ConvSpec) -> tuple[str, ...]:
     unranked = spec.with_(rank=None) if spec.rank is not None else spec
     return tuple(dict.fromkeys(map(str, (spec, unranked, unranked.received()))))
-
-
-@lru_cache(maxsize=65536)
-def _parsed(text: str) -> ConvSpec:
-    return ConvSpec.parse(text)
-
-
-@lru_cache(maxsize=65536)
-def _features(spec: ConvSpec) -> tuple[float, ...]:
-    """Doublings of the quantities that decide which method wins."""
-    log = lambda n: math.log2(max(1, n))  # noqa: E731
-    return (
-        log(spec.batch * math.prod(spec.output_size)),
-        log(math.prod(spec.kernel)),
-        log(spec.in_channels // spec.groups),
-        log(spec.out_channels // spec.groups),
-        log(spec.groups),
-        log(math.prod(spec.stride)),
-        log(math.prod(spec.dilation)),
-    )
-
-
-def _distance(a: ConvSpec, b: ConvSpec) -> float:
-    if (a.ndim, a.direction, a.dtype) != (b.ndim, b.direction, b.dtype):
-        return math.inf
-    return math.dist(_features(a), _features(b))

@@ -1,21 +1,23 @@
 """Wisdom: what this machine's measurements taught, kept in the user's data folder from one run to the next.
 
-A small SQLite file, written by ``convbench run`` and read by the picker. Only what the same build measured counts. An entry
-with other tunables than the algorithm's own is a decision of ``--tune``: on that spec it runs with these. A file that cannot be
+A small SQLite file, written by ``convbench run`` and asked by the picker for the specs that it is about, never read as a whole.
+Only what the same build measured counts. An entry with other tunables than the algorithm's own is a decision of ``--tune``: on that spec it runs with these. A file that cannot be
 read is set aside, one that cannot be written costs a warning: forgetting is never an error.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
 
 from algos.host import data_base, forgetful
+from algos.neighbours import Place, place
 
 FILE_NAME = "wisdom-1.sqlite"  # the number is the schema's: another schema is another file
 
@@ -50,7 +52,11 @@ _FIELDS = tuple(f.name for f in fields(Known))
 _KEY = _FIELDS[:6]
 _SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS known ({', '.join(_FIELDS[:5])}, threads INTEGER, status, reason, prepare_s REAL, "
-    f"run_s REAL, PRIMARY KEY ({', '.join(_KEY)}))"
+    f"run_s REAL, PRIMARY KEY ({', '.join(_KEY)}))",
+    "CREATE INDEX IF NOT EXISTS by_spec ON known (spec, machine, threads, status, build)",
+    "CREATE INDEX IF NOT EXISTS wrongs ON known (machine) WHERE status = 'wrong'",
+    "CREATE TABLE place (spec PRIMARY KEY, kind, features)",
+    "CREATE INDEX by_kind ON place (kind)",
 )
 
 
@@ -67,6 +73,7 @@ def remember(entries: Iterable[Known]) -> None:
         path().parent.mkdir(parents=True, exist_ok=True)
         with closing(_connect()) as database, database:
             database.executemany(f"INSERT OR REPLACE INTO known VALUES ({', '.join('?' * len(_FIELDS))})", rows)
+            _place(database, dict.fromkeys(row[2] for row in rows))
     except sqlite3.Error as error:
         print(f"convbench: cannot remember measurements in {path()}: {error}", file=sys.stderr)
     except OSError as error:  # no home, or no right to write there
@@ -91,25 +98,81 @@ def forget_tuned(like: Known, own: str) -> None:
     recall_anew()
 
 
-@cache
 def recall(machine: str) -> tuple[Known, ...]:
-    """Everything known of ``machine``; read once per process until ``remember`` is called."""
+    """Everything known of ``machine``."""
     return tuple(Known(*row) for row in _read("SELECT * FROM known WHERE machine = ?", machine))
+
+
+class Memory:
+    """What is known of one machine, asked piece by piece; here of entries that are held already."""
+
+    def __init__(self, entries: Iterable[Known]) -> None:
+        self._by_spec: dict[str, list[Known]] = {}
+        for entry in entries:
+            self._by_spec.setdefault(entry.spec, []).append(entry)
+
+    def on(self, specs: Iterable[str]) -> list[Known]:
+        """All that is known of these specs."""
+        return [entry for spec in specs for entry in self._by_spec.get(spec, ())]
+
+    def wrong(self) -> list[Known]:
+        """What gave a wrong result, on any spec."""
+        return [entry for entries in self._by_spec.values() for entry in entries if entry.status == "wrong"]
+
+    def places(self, threads: int, builds: Collection[str]) -> list[tuple[str, Place]]:
+        """Specs on which one of ``builds`` was measured with ``threads``, and where they lie."""
+        return [
+            (spec, where)
+            for spec, entries in self._by_spec.items()
+            if any(e.status == "ok" and e.threads == threads and e.build in builds for e in entries) and (where := place(spec))
+        ]
+
+
+class _Kept(Memory):
+    """What the file knows."""
+
+    def __init__(self, machine: str) -> None:
+        self._machine = machine
+
+    def on(self, specs: Iterable[str]) -> list[Known]:
+        query = "SELECT * FROM known WHERE machine = ? AND spec IN (SELECT value FROM json_each(?))"
+        return [Known(*row) for row in _read(query, self._machine, json.dumps(list(specs)))]
+
+    def wrong(self) -> list[Known]:
+        return [Known(*row) for row in _read("SELECT * FROM known WHERE status = 'wrong' AND machine = ?", self._machine)]
+
+    def places(self, threads: int, builds: Collection[str]) -> list[tuple[str, Place]]:
+        measured = (
+            "SELECT 1 FROM known WHERE known.spec = {} AND machine = ? AND threads = ? AND status = 'ok' "
+            "AND build IN (SELECT value FROM json_each(?))"
+        )
+        values = self._machine, threads, json.dumps(sorted(builds))
+        if _read("SELECT 1 FROM sqlite_master WHERE name = 'place'"):
+            rows = _read(f"SELECT spec, kind, features FROM place WHERE EXISTS ({measured.format('place.spec')})", *values)
+            return [(spec, (kind, packed)) for spec, kind, packed in rows]
+        specs = _read(f"SELECT DISTINCT spec FROM {measured.format('spec').replace('SELECT 1 FROM ', '', 1)}", *values)
+        return [(spec, where) for (spec,) in specs if (where := place(spec))]
+
+
+@cache
+def memory(machine: str) -> Memory:
+    """What is known of ``machine``; the same object until ``remember`` is called."""
+    return _Kept(machine)
 
 
 @cache
 def machines() -> frozenset[str]:
-    """Those of which anything is known; read as ``recall`` does."""
+    """Those of which anything is known; read as ``memory`` is."""
     return frozenset(machine for (machine,) in _read("SELECT DISTINCT machine FROM known"))
 
 
 def recall_anew() -> None:
     """Read again what is known when it is asked for next."""
-    recall.cache_clear()
+    memory.cache_clear()
     machines.cache_clear()
 
 
-def _read(query: str, *values: str) -> list[tuple]:
+def _read(query: str, *values: str | int) -> list[tuple]:
     """The rows of an answer; none where nothing is known or can be read for now. A damaged file is set aside."""
     with suppress(OSError):
         if not path().is_file():
@@ -133,5 +196,17 @@ def _read(query: str, *values: str) -> list[tuple]:
 def _connect() -> sqlite3.Connection:
     database = sqlite3.connect(path(), timeout=10.0)
     database.execute("PRAGMA journal_mode = WAL")
-    database.execute(_SCHEMA)
+    if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'by_kind'").fetchone():
+        with database:
+            database.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA:
+                database.execute(statement)
+            _place(database, [spec for (spec,) in database.execute("SELECT DISTINCT spec FROM known")])
     return database
+
+
+def _place(database: sqlite3.Connection, specs: Iterable[str]) -> None:
+    """Note where the specs lie that are not noted yet."""
+    new = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT spec FROM place)"
+    rows = [(spec, *where) for (spec,) in database.execute(new, (json.dumps(list(specs)),)) if (where := place(spec))]
+    database.executemany("INSERT OR REPLACE INTO place VALUES (?, ?, ?)", rows)

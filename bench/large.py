@@ -158,7 +158,7 @@ def _teach(store: Path, data: Path) -> None:
     os.environ["CONVBENCH_DATA"] = str(data)
     if not wisdom.path().is_file():
         with Store(store, create=False) as opened:
-            wisdom.remember(map(known, opened.records()))
+            wisdom.remember(map(known, opened.stream(brief=True)))
 
 
 def main() -> int:
