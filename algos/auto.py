@@ -167,12 +167,12 @@ def choose(
     received = spec.received()
     ranked: list[tuple[Algorithm, Estimate]] = []
     excluded: list[Candidate] = []
-    names: dict[Algorithm, str] = {}
+    names: dict[int, str] = {}  # by identity: hashing an algorithm's fields takes longer than naming it
     for base in found:
-        algorithm = base
+        name = base.name
         try:
             algorithm = knowledge.tuned(base, spec, threads)
-            names[algorithm] = variant_name(algorithm, base)
+            name = names[id(algorithm)] = variant_name(algorithm, base)
             reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, received) or why_not(algorithm)
             estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
             if estimate and (seconds := compiling_s(algorithm, received)):
@@ -180,7 +180,7 @@ def choose(
         except (Exception, SystemExit) as error:  # of one algorithm: the others can still be ranked
             reason, estimate = f"breaks the contract: {type(error).__name__}: {error}", None
         if estimate is None:
-            excluded.append(Candidate(names.get(algorithm, base.name), excluded=reason))
+            excluded.append(Candidate(name, excluded=reason))
         else:
             ranked.append((algorithm, estimate))
     if not ranked:
@@ -188,15 +188,15 @@ def choose(
         raise SpecError(f"no algorithm can compute {spec}: {reasons}; see convbench list '{spec}'")
     ranked.sort(key=lambda pair: pair[1].expected_s(calls) * DOUBT[pair[1].source])
     candidates = tuple(
-        Candidate(names[a], e.expected_s(calls), e.run_s, e.prepare_s, e.source, a.workspace_bytes(received, threads),
+        Candidate(names[id(a)], e.expected_s(calls), e.run_s, e.prepare_s, e.source, a.workspace_bytes(received, threads),
                   compile_s=e.compile_s)
         for a, e in ranked
     )  # fmt: skip
     best, estimate = ranked[0]
-    reason = ("tuned, " if names[best] != best.name else "") + _reason(ranked, calls)
+    reason = ("tuned, " if names[id(best)] != best.name else "") + _reason(ranked, calls)
     if caveat := getattr(best, "caveat", None):
         reason += f"; {caveat(received)}"
-    choice = Choice(names[best], estimate.source, estimate.expected_s(calls), reason, candidates + tuple(excluded))
+    choice = Choice(names[id(best)], estimate.source, estimate.expected_s(calls), reason, candidates + tuple(excluded))
     if calls == 1 and (later := pays_off(choice)):
         choice = replace(choice, reason=f"{reason}; after {later[0]} single calls compiling {later[1]} pays")
     return choice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import product
 from typing import Any, Self
 
@@ -142,8 +143,13 @@ class Algorithm:
 
     def tunables(self) -> dict[str, Any]:
         """Fields beyond the base's, by name."""
-        base = {f.name for f in fields(Algorithm)}
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in base}
+        return {name: getattr(self, name) for name in _tunables(type(self))}
+
+
+@cache
+def _tunables(kind: type[Algorithm]) -> tuple[str, ...]:
+    base = {f.name for f in fields(Algorithm)}
+    return tuple(f.name for f in fields(kind) if f.name not in base)
 
 
 def forward_float(spec: ConvSpec, ndim: tuple[int, ...] = (2,)) -> str | None:

@@ -71,6 +71,7 @@ class Knowledge:
     ) -> None:
         self._memory = entries if isinstance(entries, Memory) else Memory(entries)
         self._found, self._build, self._without = found, build, without
+        self._specs = self._memory.specs()
         self._on: dict[str, dict[tuple[str, int], _Entries]] = {}
         self._places: dict[int, dict[str, Places]] = {}
         self._corrections: dict[int, float] = {}
@@ -95,23 +96,26 @@ class Knowledge:
             for entry in filter(self._is_current, self._memory.on(new)):
                 self._on[entry.spec].setdefault((entry.algorithm, entry.threads), {})[entry.tunables] = entry
 
-    def _entries(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Iterator[_Entries]:
+    def _entries(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[_Entries]:
         """By tunables, what is known of this very spec, or of the same work under another name: unranked, or as received."""
-        same = _same_work(spec)
-        self._load(same)
-        for text in same:
-            if text != self._without and (entries := self._on[text].get((algorithm.name, threads))):
-                yield entries
+        asked, same = self._same  # at once: another thread may ask for another spec meanwhile
+        if asked != (spec, self._without):
+            same = [text for text in _same_work(spec) if text in self._specs and text != self._without]
+            self._load(same)
+            self._same = (spec, self._without), same
+        return [entries for text in same if (entries := self._on[text].get((algorithm.name, threads)))]
 
     def measured(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Known | None:
         """What is known of ``algorithm`` on ``spec``, with the tunables that it has."""
-        text = tunables_text(algorithm)
-        return next((entries[text] for entries in self._entries(algorithm, spec, threads) if text in entries), None)
+        if found := self._entries(algorithm, spec, threads):
+            text = tunables_text(algorithm)
+            return next((entries[text] for entries in found if text in entries), None)
+        return None
 
     def tuned(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Algorithm:
         """``algorithm`` with the tunables that proved faster on ``spec``, or as it is."""
-        own = tunables_text(algorithm)
         for entries in self._entries(algorithm, spec, threads):
+            own = tunables_text(algorithm)
             for text, entry in reversed(entries.items()):
                 if text != own and entry.status == "ok" and (variant := _variant(algorithm, text)):
                     return variant
@@ -128,9 +132,9 @@ class Knowledge:
         """As ``estimate``, for a spec that was not measured."""
         received = spec.received()
         modelled = max(algorithm.cost(received, threads).seconds(threads), 1e-9)
-        prepare_s = PREPARE_S + algorithm.workspace_bytes(received, threads) / PREPARE_BYTES_PER_S
         near = self._near(algorithm, spec, threads)
         if not near:
+            prepare_s = PREPARE_S + algorithm.workspace_bytes(received, threads) / PREPARE_BYTES_PER_S
             return Estimate(modelled * self._correction(threads), prepare_s, "model", "operations, bytes and calls")
         weights = [1.0 / (0.25 + distance) for distance, _ in near]
         shifts = [math.log(self._ratio(algorithm, other)) for _, other in near]
@@ -165,6 +169,7 @@ class Knowledge:
         return near
 
     _last: tuple[Any, list[tuple[float, str]]] = (None, [])
+    _same: tuple[Any, list[str]] = (None, [])
 
     def _by_kind(self, threads: int) -> dict[str, Places]:
         if threads not in self._places:

@@ -164,6 +164,8 @@ def _variant(base: Algorithm, text: str) -> Algorithm:
 def variant_name(algorithm: Algorithm, base: Algorithm | None = None) -> str:
     """What ``get`` knows it by: its name, and each tunable that differs from those of ``base``, the registered one."""
     base = base or registry().get(algorithm.name, algorithm)
+    if algorithm is base:
+        return algorithm.name
     own = base.tunables()
     differing = {key: value for key, value in algorithm.tunables().items() if value != own.get(key)}
     text = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in differing.items())

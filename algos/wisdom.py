@@ -115,6 +115,10 @@ class Memory:
         """All that is known of these specs."""
         return [entry for spec in specs for entry in self._by_spec.get(spec, ())]
 
+    def specs(self) -> set[str]:
+        """Every spec of which anything may be known."""
+        return set(self._by_spec)
+
     def wrong(self) -> list[Known]:
         """What gave a wrong result, on any spec."""
         return [entry for entries in self._by_spec.values() for entry in entries if entry.status == "wrong"]
@@ -137,6 +141,9 @@ class _Kept(Memory):
     def on(self, specs: Iterable[str]) -> list[Known]:
         query = "SELECT * FROM known WHERE machine = ? AND spec IN (SELECT value FROM json_each(?))"
         return [Known(*row) for row in _read(query, self._machine, json.dumps(list(specs)))]
+
+    def specs(self) -> set[str]:
+        return {spec for (spec,) in _read("SELECT DISTINCT spec FROM known WHERE machine = ?", self._machine)}
 
     def wrong(self) -> list[Known]:
         return [Known(*row) for row in _read("SELECT * FROM known WHERE status = 'wrong' AND machine = ?", self._machine)]

@@ -16,6 +16,7 @@ from bench.lessons import known
 from bench.record import Record
 
 SOURCES = ("measured", "nearest", "model")
+MOST = 200  # specs that are judged, evenly spread over those that could be; the others still teach
 
 
 def regret(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -23,35 +24,39 @@ def regret(records: Sequence[Record]) -> list[dict[str, Any]]:
 
     measured picks by the first launch and is judged by the others; nearest picks without the spec's own records; model
     picks without any record. Only this machine's own algorithms of the present build count, on specs where two were
-    measured.
+    measured, and of many such specs ``MOST``.
     """
     identity, found = machine.fingerprint()["id"], registry()
+    present = {
+        (name, machine.build(algorithm), tunables_text(algorithm))
+        for name, algorithm in found.items()
+        if algorithm.family not in ("peer", "auto") and algorithm.unavailable() is None
+    }
     groups: dict[tuple[str, int], list[Record]] = {}
     for record in records:
-        algorithm = found.get(record.algorithm)
         if (
             record.launches and record.machine == identity and not record.cold and record.origin == "convbench"
-            and algorithm is not None and algorithm.family not in ("peer", "auto")
-            and algorithm.unavailable() is None and record.build == machine.build(algorithm)
-            and record.tunables == tunables_text(algorithm)
-        ):
+            and (record.algorithm, record.build, record.tunables) in present
+        ):  # fmt: skip
             groups.setdefault((record.spec, record.threads), []).append(record)
     groups = {key: group for key, group in groups.items() if len(group) > 1}
-    every = [known(record) for group in groups.values() for record in group]
+    every = Knowledge((known(record) for group in groups.values() for record in group), found, machine.build)
+    groups = dict(list(groups.items())[:: -(-len(groups) // MOST) or 1])
     rows = []
     for source in SOURCES:
         ratios: dict[tuple[str, int], float] = {}
         for (text, threads), group in groups.items():
-            judged = group
+            judged, knowledge = group, every.left_out(text)
             if source == "measured":
                 if any(len(record.launches) < 2 for record in group):
                     continue
-                entries = [known(replace(record, launches=record.launches[:1])) for record in group]
+                first = (known(replace(record, launches=record.launches[:1])) for record in group)
+                knowledge = Knowledge(first, found, machine.build)
                 judged = [replace(record, launches=record.launches[1:]) for record in group]
-            else:
-                entries = [entry for entry in every if entry.spec != text] if source == "nearest" else []
+            elif source == "model":
+                knowledge = Knowledge((), found, machine.build)
             candidates = [found[record.algorithm] for record in group]
-            choice = choose(ConvSpec.parse(text), candidates, Knowledge(entries, found, machine.build), threads=threads)
+            choice = choose(ConvSpec.parse(text), candidates, knowledge, threads=threads)
             times = {record.algorithm: record.median_s or math.inf for record in judged}
             if source == "nearest" and choice.source != "nearest":
                 continue
