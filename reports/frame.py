@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cache
-from types import SimpleNamespace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ FIRST_RUN_RATIO, FIRST_RUN_S = 5.0, 1e-3  # a first run beyond both, and beyond 
 FRESH_BYTE_S = 2.5e-9  # the slowest page faults seen: 25 ms for a fresh output of 13 MB
 
 
-def to_frame(records: Sequence[Record]) -> pd.DataFrame:
+def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row per record: its fields, the spec's figures and the times in seconds.
 
     Columns beyond the record's and the spec's: ``median_s`` (median of the launches' medians), ``low_s`` and ``high_s``
@@ -33,9 +33,20 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     standard deviation between launches), ``prepare_cheats``, ``launch_medians_s``, ``launches`` (as ``bench.noise`` compares
     them), ``started``, ``superseded`` (a later build was measured) and ``competes``.
     """
-    rows = [_row(record) for record in records]
-    table = pd.DataFrame(rows, columns=None if rows else [*_row(_NOTHING)])
-    if rows:
+    specs: dict[str, int] = {}
+    places, rows = [], []
+    for record in records:
+        places.append(specs.setdefault(record.spec, len(specs)))
+        rows.append((*_OWN(record), *_times_of(record).values()))
+    columns = (*_OWN_NAMES, *_times_of(_NOTHING))
+    own = dict(zip(columns, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(columns, ())
+    del rows
+    of_specs = pd.DataFrame([_spec_columns(spec) for spec in specs] or [_spec_columns(_NOTHING.spec)]).iloc[places]
+    table = pd.DataFrame(own)
+    table = pd.concat(
+        [table[list(_OWN_NAMES)], of_specs.reset_index(drop=True), table[list(columns[len(_OWN_NAMES) :])]], axis=1
+    )
+    if len(table):
         for name in ("max_error", "error_ratio", "workspace_bytes"):
             table[name] = table[name].astype(float)  # None becomes NaN, also where every one is None
         newest = ~table.duplicated(["spec", "algorithm", "tunables", *GROUP, "origin"], keep="last")
@@ -54,12 +65,12 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 _NOTHING = Record("1x1x1x1,1x1x1x1", "", 1, "", "", "error", "placeholder")
+_OWN_NAMES = tuple(f.name for f in fields(Record) if f.name != "launches")
+_OWN = attrgetter(*_OWN_NAMES)
 
 
-def _row(record: Record) -> dict[str, Any]:
-    launches = record.launches
-    own = {f.name: getattr(record, f.name) for f in fields(record) if f.name != "launches"}
-    row: dict[str, Any] = {**own, **_spec_columns(record.spec)}
+def _times_of(record: Record) -> dict[str, Any]:
+    launches, spec = record.launches, _spec_columns(record.spec)
     medians = [launch.median_s for launch in launches]
     median = statistics.median(medians) if medians else math.nan
 
@@ -67,24 +78,23 @@ def _row(record: Record) -> dict[str, Any]:
         values = [value for launch in launches if (value := getattr(launch, name)) is not None]
         return statistics.median(values) if values else math.nan
 
-    row.update(
+    return dict(
         median_s=median,
         low_s=min(medians, default=math.nan),
         high_s=max(medians, default=math.nan),
         launch_count=len(launches),
-        sample_count=sum(len(launch.samples_s) for launch in launches),
+        sample_count=sum(launch.sample_count for launch in launches),
         loops=max((launch.loops for launch in launches), default=0),
         prepare_cold_s=max((x.prepare_cold_s for x in launches), default=math.nan),  # compiled once, in one of the launches
         **{name: middle(name) for name in ("prepare_s", "first_run_s", "h2d_s", "d2h_s")},
         workspace_seen_bytes=max((b for x in launches if (b := x.workspace_seen_bytes) is not None), default=math.nan),
-        gflops=row["flops"] / median / 1e9 if median > 0 else math.nan,
+        gflops=spec["flops"] / median / 1e9 if median > 0 else math.nan,
         noise=float(np.std(np.log(medians), ddof=1)) if len(medians) > 1 and min(medians) > 0 else math.nan,
-        prepare_cheats=_cheats(record, row["output_bytes"]),
+        prepare_cheats=_cheats(record, spec["output_bytes"]),
         launch_medians_s=" ".join(f"{m:.6g}" for m in medians),
         launches=taken(record),
         started=min((launch.started for launch in launches), default=""),
     )
-    return row
 
 
 def _cheats(record: Record, output_bytes: float) -> bool:
@@ -149,7 +159,38 @@ def _times(values: Sequence[Any]) -> str:
     return "x".join(f"{v[0]}:{v[1]}" if isinstance(v, tuple) else str(v) for v in values)
 
 
-def tuples(table: pd.DataFrame) -> Iterable[Any]:
+class Row:
+    """One row of a table, its columns as attributes; a column is read when the first row is asked for it."""
+
+    __slots__ = ("_at", "_columns")
+
+    def __init__(self, columns: _Columns, at: int) -> None:
+        self._columns, self._at = columns, at
+
+    def __getattr__(self, name: str) -> Any:
+        return self._columns[name][self._at]
+
+
+class _Columns(dict):
+    def __init__(self, table: pd.DataFrame) -> None:
+        self._table = table
+
+    def __missing__(self, name: str) -> list[Any]:
+        if name not in self._table.columns:
+            raise AttributeError(f"no column is named {name!r}")
+        return self.setdefault(name, self._table[name].tolist())
+
+
+def tuples(table: pd.DataFrame) -> list[Any]:
     """Rows with the columns as attributes; for many small tables cheaper than ``itertuples`` (a class each)."""
-    values = [table[name].tolist() for name in table.columns]
-    return [SimpleNamespace(**dict(zip(table.columns, row, strict=True))) for row in zip(*values, strict=True)]
+    columns = _Columns(table)
+    return [Row(columns, at) for at in range(len(table))]
+
+
+def groups(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], list[Any]]]:
+    """Rows as ``tuples`` gives them, with equal ones in the columns ``by`` together, in order of their first occurrence."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    keys = zip(*(table[name].tolist() for name in by), strict=True)
+    for key, row in zip(keys, tuples(table), strict=True):
+        found.setdefault(key, []).append(row)
+    yield from found.items()
