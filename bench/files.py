@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -19,8 +20,8 @@ def scratch() -> IO[bytes]:
         return os.fdopen(os.memfd_create("convbench"), "w+b")
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write ``path`` by a temporary file beside it, flushed to the disk and renamed; its folder is made when missing.
+def write(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write ``path``, whole or part by part, by a temporary file beside it, flushed to the disk and renamed; its folder is made when missing.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def write(path: Path, data: bytes) -> None:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)

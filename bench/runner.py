@@ -131,7 +131,8 @@ class Runner:
 
     def _load(self, cases: Sequence[Case]) -> list[Case]:
         """What stands in the store is not measured again, unless asked; what cannot run is stored at once."""
-        stored = {record.key: record for record in self.store.records()} if self.store else {}
+        specs = {case.record.spec for case in cases}
+        stored = {record.key: record for record in self.store.stream(specs=specs)} if self.store else {}
         cases = [self._as_before(case, stored.values()) for case in cases]
         for case in cases:
             key, record = case.record.key, stored.get(case.record.key)

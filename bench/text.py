@@ -56,7 +56,8 @@ def parse_size(text: str) -> int:
 
 def printable(text: object) -> str:
     """Without control characters, which could drive the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))
+    line = str(text)
+    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,10 +7,13 @@ anything from the network.
 from __future__ import annotations
 
 import base64
+import json
+import math
 import shlex
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import pandas as pd
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from bench.versus import Work
 
 TEMPLATES = Path(__file__).parent / "templates"
+TABLES = ("winners", "versus", "calls", "auto", "regret", "records", "exclusions")
+SHOWN = 500  # rows of a table that are shown at a time
+SCRIPT_BYTES, EMBEDDED_BYTES = 1_500_000, 1_000_000  # of the rows in a script, and of the pictures within the page
 PAGE, MARKDOWN, CSV, VERSUS_CSV = "index.html", "report.md", "records.csv", "versus.csv"
 SECTIONS = (("winners", "Winners"), ("versus", "Versus"), ("plots", "Plots"), ("calls", "Calls"), ("auto", "auto"),
             ("regret", "Regret"), ("records", "All records"), ("excluded", "Excluded"), ("machine", "Machine"),
@@ -83,23 +89,89 @@ def write_report(
     OSError
         When a file cannot be written.
     """
-    if not records:
+    return write_frame(
+        to_frame(records), machines, folder, baseline=baseline, regret=regret, command=command, networks=networks, works=works
+    )
+
+
+def write_frame(
+    frame: pd.DataFrame,
+    machines: dict[str, dict[str, Any]],
+    folder: Path,
+    *,
+    baseline: Sequence[str] = (),
+    regret: list[dict[str, Any]] | None = None,
+    command: str = "",
+    networks: Networks = (),
+    works: Sequence[Work] = (),
+    of: int = 0,
+) -> Path:
+    """``write_report`` of records that are a frame already, and of how many ``of`` that the store holds."""
+    if frame.empty:
         raise ValueError(tables.NOTHING)
-    frame = to_frame(records)
     shown, left_out = pictures(frame, machines, baseline, networks)
     against = versus(frame, works, machines)
-    context = {**_context(frame, machines, shown, left_out, regret, command), "versus": versus_table(against)}
-    environment = _environment()
     folder = Path(folder)
+    context: dict[str, Any] = {**_context(frame, machines, shown, left_out, regret, command), "versus": versus_table(against)}
+    environment = _environment()
+    if len(frame) < of:
+        context["summary"].append(f"These are the specs that were measured last: {len(frame):,} of {of:,} records in the store. "
+                                  "`convbench report` shows all.")  # fmt: skip
+    context |= {name: _paged(folder, name, context[name]) for name in TABLES}
+    # Files beside the page are let in where there are any: 'self' from a server, file: from a folder.
+    outside = context["embedded"] < len(shown) or any(context[name].files for name in TABLES)
+    context["beside"] = Markup(" 'self' file:" if outside else "")
     for picture in shown:
         write(folder / f"{picture.name}.png", picture.png)
         write(folder / f"{picture.name}.svg", picture.svg)
-    write(folder / CSV, tables.to_csv(frame).encode("utf-8", "replace"))
+    write(folder / CSV, (part.encode("utf-8", "replace") for part in tables.csv_parts(frame)))
     write(folder / VERSUS_CSV, tables.to_csv(against).encode("utf-8", "replace"))
     for name in (MARKDOWN, PAGE):  # the page last: where it stands, everything stands
         text = environment.get_template(f"{name}.j2").render(context)
         write(folder / name, text.encode("utf-8", "replace"))
     return folder / PAGE
+
+
+class Paged(NamedTuple):
+    """A table as the page shows it: the first rows within it, the others in ``files`` scripts, loaded when they are asked for."""
+
+    table: tables.Table
+    first: Sequence[Sequence[tables.Cell]]
+    total: int
+    files: int
+
+
+def _paged(folder: Path, name: str, table: tables.Table) -> Paged:
+    """Write the scripts of a table with many rows; those of an earlier report are gone then."""
+    files, size, rows = 0, 0, []
+
+    def file() -> None:
+        nonlocal files, size
+        files += 1
+        lines = ",\n".join(rows)
+        script = f'convbenchRows("{name}", {files}, [\n{lines}\n]);\n'
+        write(folder / f"{name}-{files}.js", script.encode("ascii"))
+        rows.clear()
+        size = 0
+
+    for at in range(SHOWN, len(table.rows)):
+        rows.append(json.dumps([_data(cell) for cell in table.rows[at]], separators=(",", ":")))
+        size += len(rows[-1])
+        if size > SCRIPT_BYTES:
+            file()
+    if rows:
+        file()
+    for old in folder.glob(f"{name}-*.js"):
+        if (number := old.stem.removeprefix(f"{name}-")).isdigit() and int(number) > files:
+            old.unlink()
+    return Paged(table, table.rows[:SHOWN], len(table.rows), files)
+
+
+def _data(cell: tables.Cell) -> Any:
+    """Its text, and what it is sorted by where that is a number; null stands for infinity, which JSON lacks."""
+    if isinstance(cell.key, str):
+        return cell.text
+    return [cell.text, cell.key if math.isfinite(cell.key) else None]
 
 
 def _environment() -> jinja2.Environment:
@@ -129,6 +201,8 @@ def _context(
                     (tables.VS_PEER, "vs peer"), (tables.AUTO, "auto")) if column in best.columns],
         "noise": [f"Noise ({_group_text(row, len(present) > 1)}): {row['text']}" for row in noise_rows(frame)],
         "pictures": shown,
+        "embedded": sum(size < EMBEDDED_BYTES for size in accumulate(len(picture.svg) * 4 // 3 for picture in shown)),
+        "most": SHOWN,
         "left_out": left_out,
         "calls": tables.calls_table(frame),
         "auto": tables.auto_table(frame),

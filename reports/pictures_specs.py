@@ -51,7 +51,7 @@ def _dot_figures(
         labels = {row.spec: row.spec for row in tuples(order)}
     best = {row.spec: row for row in tuples(scene.winners)}
     values = {(row.spec, row.algorithm): getattr(row, value) for row in tuples(rows)}
-    for page, specs in pages(list(order["spec"]), ROWS, "specs", notes):
+    for page, specs in pages(scene, list(order["spec"]), ROWS, "specs", notes):
         part = rows[rows["spec"].isin(specs)]
         wide = min(max(len(labels[s]) for s in specs), 46)
         figure, area = canvas(scene.caption, scene.styles, 8.6, 0.23 * len(specs) + 0.5, scene.names(part), "dot")

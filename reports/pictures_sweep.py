@@ -23,7 +23,7 @@ def times_figures(scene: Scene, rows: pd.DataFrame, sweep: str, number: str, not
     panel, across = ("kernel", "size") if rows["size"].nunique() > 1 else ("size", "kernel")
     words = {"size": "image size", "kernel": "kernel size"}
     values = list(rows.sort_values(f"{_side(panel)}")[panel].unique())
-    for page, shown in pages(values, PANELS, f"panels of {words[panel]}", notes):
+    for page, shown in pages(scene, values, PANELS, f"panels of {words[panel]}", notes):
         columns = min(3, len(shown))
         lines = math.ceil(len(shown) / columns)
         part = rows[rows[panel].isin(shown)]
@@ -80,8 +80,8 @@ def map_figures(scene: Scene, best: pd.DataFrame, sweep: str, number: str, notes
     sizes = list(best.sort_values("side")["size"].unique())
     kernels = list(best.sort_values("kernel_side")["kernel"].unique())
     cells = {(row.size, row.kernel): row for row in tuples(best)}
-    for page, columns in pages(sizes, CELLS, "image sizes of the winner map", notes):
-        for second, lines in pages(kernels, CELLS, "kernel sizes of the winner map", notes):
+    for page, columns in pages(scene, sizes, CELLS, "image sizes of the winner map", notes):
+        for second, lines in pages(scene, kernels, CELLS, "kernel sizes of the winner map", notes):
             names = {name for (s, k), row in cells.items() if s in columns and k in lines for name in row.tied[:2]}
             size_in = max(1.3 * len(columns) + 1.2, 6.4), 0.86 * len(lines) + 0.55
             figure, area = canvas(scene.caption, scene.styles, *size_in, [n for n in scene.styles if n in names], "patch")

@@ -19,7 +19,7 @@ from reports.pictures_machine import roofline_figures, scaling_figures
 from reports.pictures_specs import few_figure, layer_figures, speed_figures
 from reports.pictures_sweep import map_figures, times_figures
 from reports.pictures_tradeoffs import calls_figures, error_figures, workspace_figures
-from reports.scene import Drawn, Picture, Scene, scenes
+from reports.scene import MANY, Drawn, Picture, Scene, scenes
 from reports.sheet import RC, render
 
 MOST_PICTURES = 60
@@ -60,7 +60,7 @@ def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]
     sweeps = scene.rows.drop_duplicates("spec").groupby("sweep", sort=False)
     largest_first = sorted(((str(sweep), specs) for sweep, specs in sweeps), key=lambda item: -len(item[1]))
     found = [sweep for sweep, specs in largest_first if sweep and _is_sweep(specs, len(sweeps))]
-    for index, sweep in enumerate(found[:MOST_SWEEPS]):
+    for index, sweep in enumerate(found[: MOST_SWEEPS if len(scene.rows) <= MANY else 2]):
         rows = scene.rows[scene.rows["sweep"] == sweep]
         loose = loose[loose["sweep"] != sweep]
         number = f"-{index + 1}" if index else ""

@@ -16,6 +16,7 @@ from reports.frame import GROUP
 from reports.style import Style, clean, machine_text, styles
 
 PAGES = 5  # the most figures of one kind
+MANY = 20_000  # rows: beyond, pictures can show a small part only, and there is one of a kind
 WARM = "steady state, prepared weights, fresh output array, caches warm, transfers excluded"
 COLD = "single calls after the caches were flushed, prepared weights, fresh output array, transfers excluded"
 Drawn = tuple[str, str, str, Figure]  # name, title, reading, figure
@@ -119,12 +120,13 @@ def scenes(frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[st
         )  # fmt: skip
 
 
-def pages(values: list[str], size: int, what: str, notes: list[str]) -> Iterator[tuple[str, list[str]]]:
+def pages(scene: Scene, values: list[str], size: int, what: str, notes: list[str]) -> Iterator[tuple[str, list[str]]]:
     """``values`` in portions with the end of their file names; what is left out is said in ``notes``."""
     found = [values[i : i + size] for i in range(0, len(values), size)]
-    if len(found) > PAGES:
-        notes.append(f"Pictures show {size * PAGES} of {len(values)} {what}; the table below has all of them.")
-    for index, page in enumerate(found[:PAGES]):
+    most = PAGES if len(scene.rows) <= MANY else 1
+    if len(found) > most:
+        notes.append(f"Pictures show {size * most} of {len(values)} {what}; the table below has all of them.")
+    for index, page in enumerate(found[:most]):
         yield (f"-page{index + 1}" if len(found) > 1 else ""), page
 
 

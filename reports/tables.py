@@ -8,8 +8,9 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -26,6 +27,7 @@ __all__ = [
     "Table",
     "auto_table",
     "calls_table",
+    "csv_parts",
     "exclusions_table",
     "markdown_text",
     "records_table",
@@ -38,6 +40,7 @@ __all__ = [
     "winners_text",
 ]  # fmt: skip
 
+PART = 5000  # rows that are made text together
 LINE, SHORTEST = 118, 11  # characters of a line on a terminal, and of a column that gives way
 NOTHING = "nothing measured yet: run `convbench run quick` first"
 NO_REGRET = "Not computed for this report: it needs measured records of this machine, see `convbench report`."
@@ -59,6 +62,19 @@ class Cell(NamedTuple):
         return cls(clean(value), value if isinstance(value, int | float) else clean(value))
 
 
+class Made(Sequence[tuple[Cell, ...]]):
+    """``make(item)`` of every item, each time that it is asked for: cells of many rows are not held together."""
+
+    def __init__(self, make: Callable[[Any], tuple[Cell, ...]], items: Sequence[Any]) -> None:
+        self._make, self._items = make, items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, at: Any) -> Any:
+        return tuple(map(self._make, self._items[at])) if isinstance(at, slice) else self._make(self._items[at])
+
+
 @dataclass(frozen=True)
 class Table:
     """Titles, rows of cells, and which columns are figures (right-aligned).
@@ -66,14 +82,15 @@ class Table:
     Attributes
     ----------
     columns : tuple of str
-    rows : tuple of tuples of Cell
+    rows : sequence of tuples of Cell
+        Made when they are asked for where they may be many.
     figures : frozenset of str
     empty : str
         What is said when there are no rows.
     """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: Sequence[tuple[Cell, ...]]
     figures: frozenset[str] = frozenset()
     empty: str = "None."
 
@@ -99,13 +116,15 @@ class Table:
         lines.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join(lines)
 
-    def markdown(self) -> str:
-        """A GitHub table; every cell is escaped."""
+    def markdown(self, most: int | None = None) -> str:
+        """A GitHub table of at most so many rows; every cell is escaped."""
         if not self.rows:
             return markdown_text(self.empty)
         marks = ["---:" if column in self.figures else "---" for column in self.columns]
-        lines = [self.columns, marks, *([markdown_text(cell.text) for cell in row] for row in self.rows)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines = [self.columns, marks, *([markdown_text(cell.text) for cell in row] for row in self.rows[:most])]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        left = len(self.rows) - len(self.rows[:most])
+        return f"{text}\n\nAnd {left:,} more rows: see the page." if left else text
 
 
 def _table(rows: list[dict[str, Any]], figures: Sequence[str] = (), empty: str = "None.") -> Table:
@@ -225,13 +244,12 @@ def _status_counts(frame: pd.DataFrame) -> str:
 
 def records_table(frame: pd.DataFrame) -> Table:
     """Every measured record, the fastest of each spec first; imported and outdated ones tagged."""
-    rows = []
     varying = _group_columns(frame) or ["threads"]
     tuned = (frame["tunables"] != "{}").any()
     fastest = {tuple(getattr(w, n) for n in CASE): w.median_s for w in tuples(winners(frame))}
     places = {spec: at for at, spec in enumerate(dict.fromkeys(frame["spec"]))}
-    measured = tuples(frame[frame["launch_count"] > 0])
-    for row in sorted(measured, key=lambda r: (places[r.spec], *(getattr(r, name) for name in GROUP), r.median_s)):
+
+    def cells(row: Any) -> tuple[Cell, ...]:
         best = fastest.get(tuple(getattr(row, n) for n in CASE), math.nan)
         notes = [
             f"chose {row.chosen}" if row.chosen else "",
@@ -239,10 +257,10 @@ def records_table(frame: pd.DataFrame) -> Table:
             "older build" if row.superseded else "",
             "first run far above the rest" if row.prepare_cheats else "",
         ]
-        cells = {"spec": row.spec, **_group_cells(row, varying), "algorithm": row.algorithm}
+        found = {"spec": row.spec, **_group_cells(row, varying), "algorithm": row.algorithm}
         if tuned:
-            cells["tunables"] = "" if row.tunables == "{}" else row.tunables
-        cells |= {
+            found["tunables"] = "" if row.tunables == "{}" else row.tunables
+        found |= {
             "family": row.family,
             "time": _time(row.median_s),
             "of best": _ratio(row.median_s / best if row.origin == "convbench" else math.nan),
@@ -256,9 +274,16 @@ def records_table(frame: pd.DataFrame) -> Table:
             "error/bound": Cell("-" if math.isnan(row.error_ratio) else f"{row.error_ratio:.2g}", row.error_ratio),
             "notes": "; ".join(filter(None, notes)),
         }  # fmt: skip
-        rows.append({k: Cell.of(v) for k, v in cells.items()})
+        columns[:] = found
+        return tuple(map(Cell.of, found.values()))
+
+    columns: list[str] = []
+    measured = tuples(frame[frame["launch_count"] > 0])
+    measured.sort(key=lambda row: (places[row.spec], *(getattr(row, name) for name in GROUP), row.median_s))
+    if measured:
+        cells(measured[0])
     figures = ("threads", "time", "of best", "GFLOP/s", "prepare", "first prepare", "first run", "workspace", "error/bound")
-    return _table(rows, figures, "No algorithm has a time yet.")
+    return Table(tuple(columns), Made(cells, measured), frozenset(figures), "No algorithm has a time yet.")
 
 
 def exclusions_table(frame: pd.DataFrame) -> Table:
@@ -373,8 +398,21 @@ def csv_cell(value: Any) -> Any:
 
 def to_csv(frame: pd.DataFrame) -> str:
     """All columns of the frame, times in seconds, every text cell harmless."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(frame.columns)
-    writer.writerows([csv_cell(v) for v in row] for row in frame.itertuples(index=False, name=None))
-    return out.getvalue()
+    return "".join(csv_parts(frame))
+
+
+def csv_parts(frame: pd.DataFrame) -> Iterator[str]:
+    """``to_csv`` piece by piece."""
+    for start in range(-1, len(frame), PART):
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        if start < 0:
+            writer.writerow(frame.columns)
+        part = frame.iloc[max(start, 0) : start + PART]
+        writer.writerows(zip(*(map(_csv_maker(part[name].dtype), part[name].tolist()) for name in part), strict=True))
+        yield out.getvalue()
+
+
+def _csv_maker(dtype: Any) -> Callable[[Any], Any]:
+    """What makes the values of a column harmless: whole numbers are, of few texts each is looked at once."""
+    return str if dtype.kind in "iub" else lru_cache(maxsize=1024)(csv_cell) if dtype.kind == "O" else csv_cell

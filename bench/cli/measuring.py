@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
         if not any(record.launches or record.status != "ok" for record in outcome.records):
             return _nothing("measured", outcome.records)  # the budget left no time for the first one
-        page, frame, against = write_report(store, arguments.out, (), "convbench " + shlex.join(sys.argv[1:]))
+        command, asked = "convbench " + shlex.join(sys.argv[1:]), {case.record.spec for case in cases}
+        page, frame, against = write_report(store, arguments.out, (), command, asked)
     return _answer(arguments, outcome, page, frame, against)
 
 

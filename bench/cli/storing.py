@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 from bench import text
 from bench.arguments import names_of
 from bench.cli.output import complain, print_json, show
+
+MANY = 2000  # records: beyond, a run reports on its own specs
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -31,25 +33,34 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_report(store: Any, out: Path, baseline: Sequence[str], command: str = "") -> tuple[Path, Any, Any]:
-    """Write the report of everything in the store; the page's path, the frame behind it, and its rows of ``versus``."""
+def write_report(
+    store: Any, out: Path, baseline: Sequence[str], command: str = "", specs: Collection[str] | None = None
+) -> tuple[Path, Any, Any]:
+    """Write the report of everything in the store; the page's path, the frame behind it, and its rows of ``versus``.
+
+    Where there is so much in the store that this would take longer than what was measured, only of ``specs`` if they are given.
+    """
     from bench.regret import regret
     from bench.suites import networks
     from bench.versus import works
     from reports.frame import to_frame
-    from reports.page import write_report
+    from reports.page import write_frame
     from reports.versus import versus
 
-    records = store.records()
+    total = store.count()
+    if total <= MANY:
+        specs = None
+    records = store.records(brief=True, specs=specs)
     rows = regret(records)
+    frame = to_frame(records)
     if "peers" in baseline:
         peers = sorted({record.algorithm for record in records if record.family == "peer" and record.launches})
         if not peers:
             raise ValueError("--baseline peers: no peer was measured, see convbench list")
         baseline = [*(name for name in baseline if name != "peers"), *peers]
-    page = write_report(records, store.machines(), out / "report", baseline=baseline, regret=rows, command=command,
-                        networks=networks(), works=works())  # fmt: skip
-    frame = to_frame(records)
+    del records  # a third of the memory
+    page = write_frame(frame, store.machines(), out / "report", baseline=baseline, regret=rows, command=command,
+                       networks=networks(), works=works(), of=total)  # fmt: skip
     return page, frame, versus(frame, works(), store.machines())
 
 
