@@ -75,7 +75,7 @@ def _record(random: np.random.Generator, spec: ConvSpec, algorithm: Algorithm, i
         factors = np.repeat(random.normal(1.0, 0.03, TURNS), SAMPLES) * random.normal(1.0, 0.01, TURNS * SAMPLES)
         samples = tuple((time_s * random.normal(1.0, 0.02) * np.abs(factors)).tolist())
         started = f"2026-11-{1 + index:02}T10:00:00+00:00"
-        launches.append(Launch(index, started, samples, 3, 1e-2, 1e-4, 1.5 * time_s, **_turns(spec)))
+        launches.append(Launch(index, started, samples, 3, 1e-2, 1e-4, 1.5 * time_s, **_turns(spec, index)))
     return Record(
         str(spec), algorithm.name, threads, identity, machine.build(algorithm), "ok", tunables=tunables_text(algorithm),
         family=algorithm.family, device=algorithm.device, runtime=algorithm.runtime, layout=algorithm.layout,
@@ -84,11 +84,11 @@ def _record(random: np.random.Generator, spec: ConvSpec, algorithm: Algorithm, i
     )  # fmt: skip
 
 
-def _turns(spec: ConvSpec) -> dict[str, Any]:
+def _turns(spec: ConvSpec, index: int) -> dict[str, Any]:
     """Where a launch knows its turns, those in which the samples were taken."""
     if "turns" not in Launch.__dataclass_fields__:
         return {}
-    return {"turns": (SAMPLES,) * TURNS, "together": f"{spec}"}
+    return {"turns": (SAMPLES,) * TURNS, "together": f"{index}|{spec}"}
 
 
 def fill(folder: Path, count: int, seed: int = 0) -> None:

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,6 +44,7 @@ LEAST_FREEDOM, MOST_FREEDOM = 2.0, 30.0
 MOST = 3.0  # spread between launches
 LEARNT = 8  # comparisons of two launches or more from which the spread is learnt
 APART, APART_FREEDOM = 0.10, 4.0  # spread between launches that did not take turns, where nothing tells
+TAUGHT = 200  # groups that are learnt from, evenly spread over those that there are
 FEW_TURNS = 4  # fewer say nothing of their own spread
 CLEAR = math.log(1.5)  # beyond it, how much slower a turn was does not make it any surer that it was slower
 BEHIND, RACED = 4.0, 0.02  # standard errors that make a rival surely behind, and what launches may differ by
@@ -75,6 +77,34 @@ class Difference(NamedTuple):
 
     value: float
     variance: float | None
+
+
+class Packed(Sequence[Taken]):
+    """Launches in a seventh of their memory, unpacked each time that they are looked at: a frame holds those of all records."""
+
+    __slots__ = ("_rounds", "_together", "_values")
+
+    def __init__(self, launches: Sequence[Taken]) -> None:
+        self._together = tuple(launch.together for launch in launches)
+        self._rounds = tuple(_shared(tuple(launch.turns)) for launch in launches)
+        self._values = array("d", (value for launch in launches for value in launch.turns.values()))
+
+    def __len__(self) -> int:
+        return len(self._together)
+
+    def __iter__(self) -> Iterator[Taken]:
+        values = iter(self._values)
+        for together, rounds in zip(self._together, self._rounds, strict=True):
+            yield Taken(together, dict(zip(rounds, values, strict=False)))
+
+    def __getitem__(self, at: Any) -> Any:
+        return tuple(self)[at]
+
+
+@lru_cache(maxsize=1 << 12)
+def _shared(rounds: tuple[int, ...]) -> tuple[int, ...]:
+    """One object for equal numbers of rounds."""
+    return rounds
 
 
 def taken(record: Record) -> tuple[Taken, ...]:
@@ -143,7 +173,9 @@ class Model:
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[Sequence[Taken]]]) -> Model:
-        """Learn from groups of rivals, each the launches of all cases of one spec."""
+        """Learn from groups of rivals, each the launches of all cases of one spec; of many groups from ``TAUGHT``."""
+        groups = list(groups)
+        groups = groups[:: -(-len(groups) // TAUGHT) or 1]
         excess: list[tuple[float, int, float]] = []  # variance between launches, its freedom, variance that turns explain
         turns: list[float] = []
         alone: list[float] = []

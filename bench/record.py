@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress, count
 from typing import Any
 
 STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow", "timeout", "crashed", "error")
@@ -127,6 +128,8 @@ class Launch:
     def turn_times(self) -> dict[int, float]:
         """Round -> ``turn_time`` of its samples; without the disturbed rounds, unless those are all."""
         found = self.every_turn()
+        if not self.disturbed:
+            return found
         return {number: value for number, value in found.items() if number not in self.disturbed} or found
 
     def every_turn(self) -> dict[int, float]:
@@ -162,6 +165,9 @@ class Brief(Launch):
 
     def __post_init__(self) -> None:
         pass
+
+    def every_turn(self) -> dict[int, float]:
+        return dict(zip(compress(count(), self.turns or (1,)), self.samples_s, strict=False))
 
 
 @dataclass(frozen=True)

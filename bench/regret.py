@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from algos import machine
 from algos.auto import choose
 from algos.estimate import Knowledge, tunables_text
 from algos.registry import registry
 from algos.spec import ConvSpec
+from algos.wisdom import Known
 from bench.lessons import known
 from bench.record import Record
 
@@ -19,54 +21,80 @@ SOURCES = ("measured", "nearest", "model")
 MOST = 200  # specs that are judged, evenly spread over those that could be; the others still teach
 
 
-def regret(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """One row per source: specs, geometric mean and worst of time(picked) / time(best), and the spec of the worst.
+class _Case(NamedTuple):
+    """What counts of a record: all of it, its first launch, and the median of the other launches."""
 
-    measured picks by the first launch and is judged by the others; nearest picks without the spec's own records; model
-    picks without any record. Only this machine's own algorithms of the present build count, on specs where two were
-    measured, and of many such specs ``MOST``.
+    whole: Known
+    first: Known
+    rest_s: float | None
+
+
+class Regret:
+    """The picker's regret over records that are handed over one by one.
+
+    Only this machine's own algorithms of the present build count, on specs where two were measured.
     """
-    identity, found = machine.fingerprint()["id"], registry()
-    present = {
-        (name, machine.build(algorithm), tunables_text(algorithm))
-        for name, algorithm in found.items()
-        if algorithm.family not in ("peer", "auto") and algorithm.unavailable() is None
-    }
-    groups: dict[tuple[str, int], list[Record]] = {}
-    for record in records:
-        if (
-            record.launches and record.machine == identity and not record.cold and record.origin == "convbench"
-            and (record.algorithm, record.build, record.tunables) in present
-        ):  # fmt: skip
-            groups.setdefault((record.spec, record.threads), []).append(record)
-    groups = {key: group for key, group in groups.items() if len(group) > 1}
-    every = Knowledge((known(record) for group in groups.values() for record in group), found, machine.build)
-    groups = dict(list(groups.items())[:: -(-len(groups) // MOST) or 1])
-    rows = []
-    for source in SOURCES:
-        ratios: dict[tuple[str, int], float] = {}
-        for (text, threads), group in groups.items():
-            judged, knowledge = group, every.left_out(text)
-            if source == "measured":
-                if any(len(record.launches) < 2 for record in group):
+
+    def __init__(self) -> None:
+        self._machine, self._found = machine.fingerprint()["id"], registry()
+        self._present = {
+            (name, machine.build(algorithm), tunables_text(algorithm))
+            for name, algorithm in self._found.items()
+            if algorithm.family not in ("peer", "auto") and algorithm.unavailable() is None
+        }
+        self._groups: dict[tuple[str, int], list[_Case]] = {}
+
+    def watch(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Hand ``records`` on, and note of each what counts."""
+        for record in records:
+            if (
+                record.launches and record.machine == self._machine and not record.cold and record.origin == "convbench"
+                and (record.algorithm, record.build, record.tunables) in self._present
+            ):  # fmt: skip
+                whole, (one, *others) = known(record), record.launches
+                first = replace(whole, run_s=one.median_s, prepare_s=one.prepare_s)
+                rest_s = statistics.median(launch.median_s for launch in others) if others else None
+                self._groups.setdefault((record.spec, record.threads), []).append(_Case(whole, first, rest_s))
+            yield record
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per source: specs, geometric mean and worst of time(picked) / time(best), and the spec of the worst.
+
+        measured picks by the first launch and is judged by the others; nearest picks without the spec's own records; model
+        picks without any record. Of many specs ``MOST`` are judged.
+        """
+        groups = {key: group for key, group in self._groups.items() if len(group) > 1}
+        every = Knowledge((case.whole for group in groups.values() for case in group), self._found, machine.build)
+        groups = dict(list(groups.items())[:: -(-len(groups) // MOST) or 1])
+        rows = []
+        for source in SOURCES:
+            ratios: dict[tuple[str, int], float] = {}
+            for (text, threads), group in groups.items():
+                times = {case.whole.algorithm: case.rest_s if source == "measured" else case.whole.run_s for case in group}
+                if None in times.values():
                     continue
-                first = (known(replace(record, launches=record.launches[:1])) for record in group)
-                knowledge = Knowledge(first, found, machine.build)
-                judged = [replace(record, launches=record.launches[1:]) for record in group]
-            elif source == "model":
-                knowledge = Knowledge((), found, machine.build)
-            candidates = [found[record.algorithm] for record in group]
-            choice = choose(ConvSpec.parse(text), candidates, knowledge, threads=threads)
-            times = {record.algorithm: record.median_s or math.inf for record in judged}
-            if source == "nearest" and choice.source != "nearest":
-                continue
-            ratios[text, threads] = times[choice.algorithm] / min(times.values())
-        worst = max(ratios, key=lambda key: ratios[key], default=("", 0))
-        rows.append({
-            "source": source,
-            "specs": len(ratios),
-            "geometric_mean": math.exp(sum(map(math.log, ratios.values())) / len(ratios)) if ratios else None,
-            "worst": ratios.get(worst),
-            "worst_spec": worst[0],
-        })
-    return rows
+                knowledge = every.left_out(text)
+                if source != "nearest":
+                    entries = [case.first for case in group] if source == "measured" else []
+                    knowledge = Knowledge(entries, self._found, machine.build)
+                choice = choose(ConvSpec.parse(text), [self._found[name] for name in times], knowledge, threads=threads)
+                if source == "nearest" and choice.source != "nearest":
+                    continue
+                ratios[text, threads] = times[choice.algorithm] / min(times.values())
+            worst = max(ratios, key=lambda key: ratios[key], default=("", 0))
+            rows.append({
+                "source": source,
+                "specs": len(ratios),
+                "geometric_mean": math.exp(sum(map(math.log, ratios.values())) / len(ratios)) if ratios else None,
+                "worst": ratios.get(worst),
+                "worst_spec": worst[0],
+            })
+        return rows
+
+
+def regret(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """``Regret.rows`` of ``records``."""
+    found = Regret()
+    for _ in found.watch(records):
+        pass
+    return found.rows()

@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 import struct
+from sys import intern
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -372,6 +373,7 @@ def _ones(turns: tuple[int, ...]) -> tuple[int, ...]:
 
 def _values(row: Sequence[Any]) -> dict[str, Any]:
     values = dict(zip(LAUNCH_FIELDS, row[2:], strict=True))
+    values["together"] = intern(values["together"])  # of a score of rivals
     values["turns"], values["disturbed"] = _numbers(values["turns"]), _numbers(values["disturbed"])
     return values
 

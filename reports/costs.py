@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from reports.frame import CASE, tuples
+from reports.frame import CASE, groups
 from reports.ranking import ranked
 
 
@@ -45,8 +45,8 @@ def break_even(frame: pd.DataFrame) -> pd.DataFrame:
     """``CASE`` columns and ``stretches``: the ``envelope`` of the algorithms that compete, per case, in recorded order."""
     rows = [
         {**dict(zip(CASE, key, strict=True)), "stretches": stretches}
-        for key, group in ranked(frame).groupby(CASE, sort=False)
-        if (stretches := envelope(tuples(group)))
+        for key, rivals in groups(ranked(frame), CASE)
+        if (stretches := envelope(rivals))
     ]
     order = {key: at for at, key in enumerate(dict.fromkeys(frame[CASE].itertuples(index=False, name=None)))}
     rows.sort(key=lambda row: order[tuple(row[name] for name in CASE)])

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from algos.spec import ConvSpec, SpecError
-from bench.noise import taken
+from bench.noise import Packed, taken
 from bench.record import Record
 
 GROUP = ["machine", "threads", "cold"]  # times from different groups are never compared
@@ -89,12 +89,19 @@ def _times_of(record: Record) -> dict[str, Any]:
         **{name: middle(name) for name in ("prepare_s", "first_run_s", "h2d_s", "d2h_s")},
         workspace_seen_bytes=max((b for x in launches if (b := x.workspace_seen_bytes) is not None), default=math.nan),
         gflops=spec["flops"] / median / 1e9 if median > 0 else math.nan,
-        noise=float(np.std(np.log(medians), ddof=1)) if len(medians) > 1 and min(medians) > 0 else math.nan,
+        noise=_spread(medians) if len(medians) > 1 and min(medians) > 0 else math.nan,
         prepare_cheats=_cheats(record, spec["output_bytes"]),
         launch_medians_s=" ".join(f"{m:.6g}" for m in medians),
-        launches=taken(record),
+        launches=Packed(taken(record)),
         started=min((launch.started for launch in launches), default=""),
     )
+
+
+def _spread(times: Sequence[float]) -> float:
+    """Relative standard deviation."""
+    logs = [math.log(time) for time in times]
+    mean = math.fsum(logs) / len(logs)
+    return math.sqrt(math.fsum((log - mean) ** 2 for log in logs) / (len(logs) - 1))
 
 
 def _cheats(record: Record, output_bytes: float) -> bool:

@@ -60,7 +60,7 @@ def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]
     sweeps = scene.rows.drop_duplicates("spec").groupby("sweep", sort=False)
     largest_first = sorted(((str(sweep), specs) for sweep, specs in sweeps), key=lambda item: -len(item[1]))
     found = [sweep for sweep, specs in largest_first if sweep and _is_sweep(specs, len(sweeps))]
-    for index, sweep in enumerate(found[: MOST_SWEEPS if len(scene.rows) <= MANY else 2]):
+    for index, sweep in enumerate(found[: MOST_SWEEPS if len(scene.rows) <= MANY else 1]):
         rows = scene.rows[scene.rows["sweep"] == sweep]
         loose = loose[loose["sweep"] != sweep]
         number = f"-{index + 1}" if index else ""

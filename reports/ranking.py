@@ -13,7 +13,7 @@ import pandas as pd
 
 from algos.grammar import meant
 from bench.noise import Model, Ratio, against_the_fastest, verdicts
-from reports.frame import CASE, GROUP, tuples
+from reports.frame import CASE, GROUP, groups, tuples
 
 
 def _once_per_frame(function: Callable[..., Any]) -> Any:
@@ -88,8 +88,8 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
     columns = [*CASE, "size", "kernel", "side", "kernel_side", "sweep", "winner", "verdict", "tie", "tied", "peer", "median_s",
                "launch_count", "gflops", "runner_up", "margin", "ratio", "low", "high", "needed", "contenders", "best_own",
                "best_peer", "own_over_peer"]  # fmt: skip
-    groups = [list(tuples(group)) for _, group in ranked(frame).groupby(CASE, sort=False)]
-    standings = [against_the_fastest(_model(frame, group[0]), group, lambda row: row.launches) for group in groups]
+    cases = [rows for _, rows in groups(ranked(frame), CASE)]
+    standings = [against_the_fastest(_model(frame, rows[0]), rows, lambda row: row.launches) for rows in cases]
     rows = []
     for (first, rivals), (verdict, left) in zip(standings, verdicts([rivals for _, rivals in standings]), strict=True):
         contenders = [first, *(row for row, _ in rivals)]
@@ -132,9 +132,10 @@ def auto_results(frame: pd.DataFrame) -> pd.DataFrame:
     rows, measured = [], ranked(frame)
     everything = ranked(frame, with_auto=True)
     autos = everything[everything["chosen"] != ""]
-    groups = {case: list(tuples(group)) for case, group in measured.groupby(CASE, sort=False)}
+    measured = measured[measured["spec"].isin(autos["spec"])]
+    cases = dict(groups(measured, CASE))
     for auto in tuples(autos):
-        own = [c for c in groups.get(tuple(getattr(auto, n) for n in CASE), []) if c.family not in ("peer", "auto")]
+        own = [c for c in cases.get(tuple(getattr(auto, n) for n in CASE), []) if c.family not in ("peer", "auto")]
         best = own[0] if own else None
         times = {c.algorithm: c.median_s for c in own}
         judged = compare(frame, best, auto) if best else None
