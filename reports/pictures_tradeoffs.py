@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from bench.text import size
 from reports.costs import Stretch, envelope
-from reports.frame import tuples
+from reports.frame import groups, tuples
 from reports.scene import Drawn, Scene, tick
 from reports.sheet import canvas, dot, grid, head_line, label, log_axes
 from reports.style import short
@@ -100,11 +100,11 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
     """Time per call when prepare is shared over so many calls; for a few specs, the table has the others."""
     rows = scene.own_rows
     rows = rows[rows["prepare_s"].notna() & (rows["median_s"] > 0)]
-    grouped = {str(spec): part for spec, part in rows.groupby("spec", sort=False) if part["algorithm"].nunique() > 1}
-    cases = {spec: envelope(tuples(part)) for spec, part in grouped.items()}
+    grouped = {spec: part for (spec,), part in groups(rows, ["spec"]) if len({row.algorithm for row in part}) > 1}
+    cases = {spec: envelope(part) for spec, part in grouped.items()}
     if not any(len(stretches) > 1 for stretches in cases.values()):
         return  # whoever runs fastest is also prepared fastest: nothing to see
-    shown = representative(cases, {spec: float(part["flops"].iloc[0]) for spec, part in grouped.items()})
+    shown = representative(cases, {spec: float(part[0].flops) for spec, part in grouped.items()})
     part = rows[rows["spec"].isin(shown)]
     figure, area = canvas(scene.caption, scene.styles, max(3.4 * len(shown) + 0.5, 7.0), 3.3, scene.names(part))
     axes = grid(figure, area, 1, len(shown), gap=(0.7, 0), left=0.75, bottom=0.48, head=0.42)
@@ -114,14 +114,14 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
     for axis, spec in zip(axes, shown, strict=True):
         axis.set_xscale("log")
         axis.set_yscale("log")
-        totals = {row.algorithm: row.prepare_s / calls + row.median_s for row in tuples(grouped[spec])}
+        totals = {row.algorithm: row.prepare_s / calls + row.median_s for row in grouped[spec]}
         for name, total in totals.items():
             style = scene.styles[name]
             axis.plot(calls, total, color=style.colour, linestyle=style.line, linewidth=1.1, marker=style.marker, markersize=4,
                       markevery=[0, -1], alpha=0.8)  # fmt: skip
         stretches, free = cases[spec], 1.0
         for index, (start, name) in enumerate(stretches):
-            row = next(r for r in tuples(grouped[spec]) if r.algorithm == name)
+            row = next(r for r in grouped[spec] if r.algorithm == name)
             until = stretches[index + 1].calls if index + 1 < len(stretches) else most
             inside = np.geomspace(start, max(min(until, most), start), 20)
             axis.plot(inside, row.prepare_s / inside + row.median_s, color=scene.styles[name].colour, linewidth=4, alpha=0.45,

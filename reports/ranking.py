@@ -52,6 +52,8 @@ def ranked(frame: pd.DataFrame, with_auto: bool = False, every: bool = False) ->
     """
     auto = (frame["chosen"] != "") & (frame["status"] == "ok") & ~frame["superseded"] & (frame["launch_count"] > 0)
     auto &= frame["origin"] == "convbench"
+    if with_auto and not auto.any():
+        return ranked(frame, every=every)
     rows = frame[frame["competes"]]
     named = set(rows[[*CASE, "algorithm"]].itertuples(index=False, name=None))
     unnamed = frame[auto]
@@ -61,7 +63,7 @@ def ranked(frame: pd.DataFrame, with_auto: bool = False, every: bool = False) ->
     stand_ins = unnamed[new].assign(algorithm=chosen[new], chosen="", competes=True)
     rows = pd.concat([rows, stand_ins, frame[auto]] if with_auto else [rows, stand_ins])
     alike = [*CASE, "algorithm", *(["tunables"] if every else [])]
-    return rows.sort_values(["median_s", "algorithm"], kind="stable").drop_duplicates(alike).copy()
+    return rows.sort_values(["median_s", "algorithm"], kind="stable").drop_duplicates(alike)
 
 
 def compare(frame: pd.DataFrame, first: Any, second: Any) -> Ratio:

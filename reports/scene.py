@@ -105,7 +105,7 @@ def scenes(frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[st
     several = {name: rows[name].nunique() > 1 for name in GROUP}
     for key in dict.fromkeys(best[GROUP].itertuples(index=False, name=None)):
         machine, threads, cold = key
-        mine = [table[(table[GROUP] == list(key)).all(axis=1)] for table in (rows, best, speed)]
+        mine = [_of(table, key) for table in (rows, best, speed)]
         about = machine_text(machine, machines)
         plural = f"{threads} thread{'s' if threads != 1 else ''}"
         launches = sorted(set(mine[0]["launch_count"]))
@@ -118,6 +118,12 @@ def scenes(frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[st
             machine=machine, threads=int(threads), cold=bool(cold), about=machines.get(machine, {}),
             styles=look, rows=mine[0], winners=mine[1], speed=mine[2], baseline=label,
         )  # fmt: skip
+
+
+def _of(table: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
+    """The rows of one group; the table itself where it has no others, which may be large."""
+    here = (table[GROUP] == list(key)).all(axis=1)
+    return table if here.all() else table[here]
 
 
 def pages(scene: Scene, values: list[str], size: int, what: str, notes: list[str]) -> Iterator[tuple[str, list[str]]]:

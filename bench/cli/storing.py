@@ -55,6 +55,7 @@ def write_report(
     with _uncollected():
         frame = to_frame(picker.watch(store.stream(brief=True, specs=specs)))
         rows = picker.rows()
+        gc.freeze()
     del picker
     if "peers" in baseline:
         peers = sorted(set(frame.loc[(frame["family"] == "peer") & (frame["launch_count"] > 0), "algorithm"]))
