@@ -71,6 +71,12 @@ def parser(known: Iterable[str]) -> Usage:
     command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
     command.add_argument("--baseline", metavar="a,b", help="speed-ups are over the best of these on each spec; peers: all")
 
+    command = add("history", "a case's time over the builds and days in a store, and the changes beyond the noise")
+    command.add_argument("target", metavar="SUITE|SPEC|FILE.csv")
+    command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store")
+    command.add_argument("--algorithms", metavar="a,b", help="only these")
+    command.add_argument("--picture", type=Path, metavar="FOLDER", help="where the picture goes; report in the store's folder")
+
     command = add("pick", "the fastest correct algorithm for a spec, and why")
     command.add_argument("spec", metavar="SPEC")
     command.add_argument("--max-workspace", type=_bytes, metavar="64MiB", help="leave out what needs more memory")

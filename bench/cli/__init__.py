@@ -19,7 +19,7 @@ from bench.cli.asking import list_algorithms, list_suites, pick
 from bench.cli.dueling import duel, twins
 from bench.cli.measuring import check, run
 from bench.cli.output import complain, open_streams, silence
-from bench.cli.storing import compare, import_records, merge, report
+from bench.cli.storing import compare, history, import_records, merge, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +68,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": check,
     "run": run,
     "report": report,
+    "history": history,
     "pick": pick,
     "compare": compare,
     "duel": duel,

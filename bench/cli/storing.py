@@ -1,4 +1,4 @@
-"""Commands on what is stored: report, compare, merge, import."""
+"""Commands on what is stored: report, history, compare, merge, import."""
 
 from __future__ import annotations
 
@@ -157,4 +157,33 @@ def import_records(arguments: argparse.Namespace) -> int:
     words = f"{len(records)} record{'s' * (len(records) != 1)} imported, tagged {ORIGIN}"
     show(f"{words}; {left_out} left out: their group is no spec" if left_out else words)
     show(f"report: {page}")
+    return 0
+
+
+def history(arguments: argparse.Namespace) -> int:
+    from bench.files import write
+    from bench.store import Store
+    from bench.suites import resolve
+    from reports.history import EMPTY, histories, history_dicts, history_pictures, history_table
+
+    specs, _ = resolve([arguments.target], None)
+    with Store(arguments.out, create=False) as store:
+        machines = store.machines()
+        records = store.records(brief=True, specs=map(str, specs))
+    found = histories(records, names_of(arguments.algorithms))
+    if not found:
+        complain(EMPTY)
+        return 2
+    families = {record.algorithm: record.family for record in records}
+    files = []
+    for picture in history_pictures(found, families, machines):
+        for suffix, data in ((".png", picture.png), (".svg", picture.svg)):
+            files.append((arguments.picture or arguments.out / "report") / f"{picture.name}{suffix}")
+            write(files[-1], data)
+    if arguments.json:
+        return print_json({"cases": history_dicts(found), "pictures": list(map(str, files))})
+    show(history_table(found).text())
+    changes = [point.verdict for points in found.values() for point in points if point.verdict in ("faster", "slower")]
+    show(f"\n{changes.count('faster')} faster and {changes.count('slower')} slower, beyond the noise; each point is judged "
+         f"against the one before it\n{files[0]}")  # fmt: skip
     return 0
