@@ -147,7 +147,7 @@ class Algorithm:
 
 
 @cache
-def _tunables(kind: type[Algorithm]) -> tuple[str, ...]:
+def _tunables(kind: Any) -> tuple[str, ...]:
     base = {f.name for f in fields(Algorithm)}
     return tuple(f.name for f in fields(kind) if f.name not in base)
 

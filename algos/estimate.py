@@ -54,7 +54,7 @@ def tunables_text(algorithm: Algorithm) -> str:
 
 
 class Knowledge:
-    """What is known about the algorithms of this build, ready to be asked; entries are read when a spec near them is asked for.
+    """What is known about the algorithms of this build; entries are read when a spec near them is asked for.
 
     Parameters
     ----------
@@ -62,15 +62,13 @@ class Knowledge:
         Of one machine.
     build : callable
         The present build of an algorithm: entries of another build are stale and left out.
-    without : str
-        A spec of which nothing shall be known.
     """
 
     def __init__(
-        self, entries: Memory | Iterable[Known], found: dict[str, Algorithm], build: Callable[[Algorithm], str], without: str = ""
+        self, entries: Memory | Iterable[Known], found: dict[str, Algorithm], build: Callable[[Algorithm], str]
     ) -> None:
         self._memory = entries if isinstance(entries, Memory) else Memory(entries)
-        self._found, self._build, self._without = found, build, without
+        self._found, self._build, self._without = found, build, ""
         self._specs = self._memory.specs()
         self._on: dict[str, dict[tuple[str, int], _Entries]] = {}
         self._places: dict[int, dict[str, Places]] = {}

@@ -1,8 +1,9 @@
 """Wisdom: what this machine's measurements taught, kept in the user's data folder from one run to the next.
 
 A small SQLite file, written by ``convbench run`` and asked by the picker for the specs that it is about, never read as a whole.
-Only what the same build measured counts. An entry with other tunables than the algorithm's own is a decision of ``--tune``: on that spec it runs with these. A file that cannot be
-read is set aside, one that cannot be written costs a warning: forgetting is never an error.
+Only what the same build measured counts. An entry with other tunables than the algorithm's own is a decision of ``--tune``: on
+that spec it runs with these. A file that cannot be read is set aside, one that cannot be written costs a warning: forgetting
+is never an error.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def _pairs(before: dict[Key, Record], after: dict[Key, Record]) -> list[tuple[Re
 
 
 def _log_mean(record: Record) -> float:
-    return statistics.fmean(math.log(max(launch.median_s, 1e-12)) for launch in record.launches)
+    return record.log_mean
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -21,7 +21,9 @@ def scratch() -> IO[bytes]:
 
 
 def write(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write ``path``, whole or part by part, by a temporary file beside it, flushed to the disk and renamed; its folder is made when missing.
+    """Write ``path``, whole or part by part, by a temporary file beside it, flushed to the disk and renamed.
+
+    Its folder is made when missing.
 
     Raises
     ------

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import compress, count
+from itertools import compress
+from itertools import count as numbers
 from typing import Any
 
 STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow", "timeout", "crashed", "error")
@@ -143,7 +144,7 @@ class Launch:
             at += count
         return found
 
-    @property
+    @cached_property
     def median_s(self) -> float:
         """Of the calmest third of its turns: neighbours make turns of two kinds, and the median of all jumps between them."""
         times = sorted(self.turn_times.values())
@@ -161,13 +162,13 @@ class Brief(Launch):
     ``sample_count`` is how many were taken. It was checked as a ``Launch`` when it was written.
     """
 
-    sample_count: int = 1  # type: ignore[misc]  # a field in place of the property
+    sample_count: int = 1  # a field in place of the property
 
     def __post_init__(self) -> None:
         pass
 
     def every_turn(self) -> dict[int, float]:
-        return dict(zip(compress(count(), self.turns or (1,)), self.samples_s, strict=False))
+        return dict(zip(compress(numbers(), self.turns or (1,)), self.samples_s, strict=False))
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,11 @@ class Record:
     def median_s(self) -> float | None:
         """Median of the launches' medians: the launch is the sampling unit."""
         return statistics.median(launch.median_s for launch in self.launches) if self.launches else None
+
+    @cached_property
+    def log_mean(self) -> float:
+        """Mean of the logarithms of the launches' times."""
+        return statistics.fmean([math.log(max(launch.median_s, 1e-12)) for launch in self.launches])
 
     @property
     def prepare_s(self) -> float | None:

@@ -22,11 +22,11 @@ MOST = 200  # specs that are judged, evenly spread over those that could be; the
 
 
 class _Case(NamedTuple):
-    """What counts of a record: all of it, its first launch, and the median of the other launches."""
+    """What counts of a record: all of it, its first launch, and the median of the other launches, NaN without."""
 
     whole: Known
     first: Known
-    rest_s: float | None
+    rest_s: float
 
 
 class Regret:
@@ -53,7 +53,7 @@ class Regret:
             ):  # fmt: skip
                 whole, (one, *others) = known(record), record.launches
                 first = replace(whole, run_s=one.median_s, prepare_s=one.prepare_s)
-                rest_s = statistics.median(launch.median_s for launch in others) if others else None
+                rest_s = statistics.median(launch.median_s for launch in others) if others else math.nan
                 self._groups.setdefault((record.spec, record.threads), []).append(_Case(whole, first, rest_s))
             yield record
 
@@ -70,9 +70,9 @@ class Regret:
         for source in SOURCES:
             ratios: dict[tuple[str, int], float] = {}
             for (text, threads), group in groups.items():
-                times = {case.whole.algorithm: case.rest_s if source == "measured" else case.whole.run_s for case in group}
-                if None in times.values():
+                if source == "measured" and any(math.isnan(case.rest_s) for case in group):
                     continue
+                times = {case.whole.algorithm: case.rest_s if source == "measured" else case.whole.run_s for case in group}
                 knowledge = every.left_out(text)
                 if source != "nearest":
                     entries = [case.first for case in group] if source == "measured" else []

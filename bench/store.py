@@ -6,10 +6,10 @@ Every write is one transaction, so a killed run loses at most the case in flight
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import sqlite3
 import struct
-from sys import intern
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -17,8 +17,10 @@ from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from pathlib import Path
+from sys import intern
 from types import TracebackType
 from typing import Any
+from zlib import crc32
 
 from bench.record import KEY_FIELDS, Brief, Launch, Record
 
@@ -30,9 +32,13 @@ _NO_LAUNCHES = (1 << 63, iter(()))  # beyond every record
 
 RECORD_FIELDS = tuple(f.name for f in fields(Record) if f.name != "launches")
 LAUNCH_FIELDS = tuple(f.name for f in fields(Launch))
+_SAMPLES, _TURNS, _TOGETHER, _DISTURBED = map(LAUNCH_FIELDS.index, ("samples_s", "turns", "together", "disturbed"))
+_HEAD = struct.Struct("<II")
+_COLD = RECORD_FIELDS.index("cold")
 _TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_ratio": "REAL", "workspace_bytes": "INTEGER",
           "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL", "prepare_s": "REAL", "first_run_s": "REAL",
-          "h2d_s": "REAL", "d2h_s": "REAL", "workspace_seen_bytes": "INTEGER", "steal": "REAL", "load": "REAL", "loop": "REAL", "times_s": "BLOB"}
+          "h2d_s": "REAL", "d2h_s": "REAL", "workspace_seen_bytes": "INTEGER", "steal": "REAL", "load": "REAL", "loop": "REAL",
+          "times_s": "BLOB"}
 _OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes", "steal", "load",
              "loop", "times_s")  # fmt: skip
 # By schema 2.
@@ -63,15 +69,11 @@ _PUT_LAUNCH = (
     f"VALUES ({', '.join('?' * (len(LAUNCH_FIELDS) + 2))})"
 )
 
-# Whoever changes a launch by hand need not know of its medians: they are taken from its samples again.
-_DOUBT = """CREATE TRIGGER doubt AFTER UPDATE ON launch WHEN new.times_s IS old.times_s BEGIN
-UPDATE launch SET times_s = NULL WHERE rowid = new.rowid; END"""
 _SCHEMA = (
     "CREATE TABLE machine (id TEXT PRIMARY KEY, description TEXT NOT NULL)",
     f"CREATE TABLE record (id INTEGER PRIMARY KEY, {_columns(RECORD_FIELDS)}, UNIQUE ({', '.join(KEY_FIELDS)}))",
     f"""CREATE TABLE launch (record_id INTEGER NOT NULL REFERENCES record(id) ON DELETE CASCADE, {_columns(LAUNCH_FIELDS)},
     {_columns(["times_s"])}, UNIQUE (record_id, "index"))""",
-    _DOUBT,
 )
 
 
@@ -140,7 +142,7 @@ class Store:
             with self.transaction():
                 missing = {name: value for name, value in _ADDED.items() if name not in self._held()}
                 added = [f"ALTER TABLE launch ADD COLUMN {_columns([name])} DEFAULT {value}" for name, value in missing.items()]
-                self._define([*added, _DOUBT] if missing else ())
+                self._define(added)
         if self.path.stat().st_size % self._pragma("page_size"):  # SQLite reads zeros for what is cut off
             raise self._damaged("its end is missing")
         (found,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # 30 ms for 12 MB
@@ -237,8 +239,10 @@ class Store:
         if record.status != "ok":
             self._db.execute("DELETE FROM launch WHERE record_id = ?", (identity,))
         for launch in record.launches:
-            row = [_written(v) if isinstance(v, tuple) else v for v in _LAUNCH_VALUES(launch)]
-            self._db.execute(_PUT_LAUNCH, (identity, *row, _packed(launch)))
+            if isinstance(launch, Brief):
+                raise TypeError("a brief launch lacks its samples: nothing is stored without them")
+            row = tuple(map(_sql, LAUNCH_FIELDS, _LAUNCH_VALUES(launch)))
+            self._db.execute(_PUT_LAUNCH, (identity, *row, _packed(launch, row)))
 
     def forget(self, record: Record) -> None:
         """Remove the case that ``record`` names, with its launches."""
@@ -254,8 +258,10 @@ class Store:
                 self._put_machine(description)
             keys = ", ".join(KEY_FIELDS)
             timed = "EXISTS (SELECT 1 FROM launch WHERE record_id = record.id)"
-            held = {tuple(key): (status, has) for *key, status, has in self._db.execute(f"SELECT {keys}, status, {timed} FROM record")}
-            for count, record in enumerate(records, 1):
+            rows = self._db.execute(f"SELECT {keys}, status, {timed} FROM record")
+            held = {tuple(key): (status, has) for *key, status, has in rows}
+            for record in records:
+                count += 1
                 status, has = held.get(record.key, ("", False))
                 # What was once found wrong stays wrong, and no failure elsewhere takes samples away.
                 if not (status == "wrong" or (has and record.status not in ("ok", "wrong"))):
@@ -292,7 +298,8 @@ class Store:
         specs : iterable of str, optional
             Only records of these.
         """
-        chosen, values = "", ()
+        chosen: str = ""
+        values: tuple[str, ...] = ()
         if specs is not None:
             chosen, values = " WHERE spec IN (SELECT value FROM json_each(?))", (json.dumps(list(specs)),)
         of_chosen = f" WHERE record_id IN (SELECT id FROM record{chosen})" if chosen else ""
@@ -302,7 +309,6 @@ class Store:
             held = self._held()
             times = "times_s" if brief and "times_s" in held else "NULL"
             columns = {n: f'"{n}"' if n in held or n not in _ADDED else _ADDED[n] for n in LAUNCH_FIELDS}
-            columns["samples_s"] = f"iif({times} IS NULL, samples_s, NULL)"
             rows = self._db.execute(
                 f'SELECT record_id, {times}, {", ".join(columns.values())} FROM launch{of_chosen} '
                 'ORDER BY record_id, "index"', values,
@@ -312,9 +318,10 @@ class Store:
             for identity, *row in self._db.execute(f"SELECT id, {_RECORD_ROW} FROM record{chosen} ORDER BY id", values):
                 while owner < identity:
                     owner, own = next(launches, _NO_LAUNCHES)
-                found = {n: same.setdefault(v, v) if isinstance(v, str) else v for n, v in zip(RECORD_FIELDS, row, strict=True)}
-                found["cold"] = bool(found["cold"])
-                yield Record(**found, launches=tuple(map(make, own)) if owner == identity else ())
+                row = [same.setdefault(v, v) if isinstance(v, str) else v for v in row]
+                row[_COLD] = bool(row[_COLD])
+                launched = tuple(map(make, own)) if owner == identity else ()
+                yield Record(*row, launches=launched)  # type: ignore[misc]  # mypy cannot count them
 
     @contextmanager
     def _moment(self) -> Iterator[None]:
@@ -350,15 +357,24 @@ class _Read(tuple):
     text: str
 
 
-def _written(values: tuple[Any, ...]) -> str:
-    """As JSON."""
-    return values.text if isinstance(values, _Read) else f"[{', '.join(map(repr, values))}]"
+def _sql(name: str, value: Any) -> Any:
+    """A field of a launch as its column gives it back: lists as JSON, whole numbers of seconds with a point."""
+    if isinstance(value, tuple):
+        return value.text if isinstance(value, _Read) else f"[{', '.join(map(repr, value))}]"
+    return float(value) if value is not None and _TYPES.get(name) == "REAL" else value
 
 
-def _packed(launch: Launch) -> bytes:
-    """What a ``Brief`` needs of the samples: how many they are, and what stands for each turn."""
+def _packed(launch: Launch, row: Sequence[Any]) -> bytes:
+    """What a ``Brief`` needs of the samples: how many they are, and what stands for each turn; with a sum over the row.
+
+    A row that the sum does not fit was changed by somebody else, and is read as a whole.
+    """
     values = launch.every_turn().values()
-    return struct.pack(f"<I{len(values)}d", launch.sample_count, *values)
+    return struct.pack(f"<II{len(values)}d", _sum(row), launch.sample_count, *values)
+
+
+def _sum(row: Sequence[Any]) -> int:
+    return crc32(marshal.dumps(tuple(row), 2))
 
 
 @lru_cache(maxsize=1 << 12)
@@ -371,27 +387,31 @@ def _ones(turns: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(bool, turns))
 
 
-def _values(row: Sequence[Any]) -> dict[str, Any]:
-    values = dict(zip(LAUNCH_FIELDS, row[2:], strict=True))
-    values["together"] = intern(values["together"])  # of a score of rivals
-    values["turns"], values["disturbed"] = _numbers(values["turns"]), _numbers(values["disturbed"])
+def _values(row: Sequence[Any]) -> list[Any]:
+    """The fields of a launch in their order, but for its samples."""
+    values = list(row[2:])
+    values[_TURNS], values[_DISTURBED] = _numbers(values[_TURNS]), _numbers(values[_DISTURBED])
+    values[_TOGETHER] = intern(values[_TOGETHER])  # of a score of rivals
     return values
 
 
 def _launch(row: Sequence[Any]) -> Launch:
     """Of a row with samples."""
     values = _values(row)
-    values["samples_s"] = _Read(json.loads(text := values["samples_s"]))
-    values["samples_s"].text = text
-    return Launch(**values)
+    samples = _Read(json.loads(values[_SAMPLES]))
+    samples.text, values[_SAMPLES] = values[_SAMPLES], samples
+    return Launch(*values)
 
 
 def _brief(row: Sequence[Any]) -> Launch:
-    """Of a row, with samples only where it has no times of turns."""
-    values, packed = _values(row), row[1] if row[1] is not None else _packed(_launch(row))
-    count, *values["samples_s"] = struct.unpack(f"<I{(len(packed) - 4) // 8}d", packed)
-    values["samples_s"], values["turns"] = tuple(values["samples_s"]), _ones(values["turns"])
-    return Brief(**values, sample_count=count)
+    """Of a row; its samples are looked at only where its times are missing, or not of this row."""
+    packed = row[1]
+    if not isinstance(packed, bytes) or len(packed) % 8 or len(packed) < 16 or _HEAD.unpack_from(packed)[0] != _sum(row[2:]):
+        packed = _packed(_launch(row), row[2:])
+    values = _values(row)
+    _, count, *times = struct.unpack(f"<II{len(packed) // 8 - 1}d", packed)
+    values[_SAMPLES], values[_TURNS] = tuple(times), _ones(values[_TURNS])
+    return Brief(*values, sample_count=count)  # type: ignore[misc]
 
 
 def _identity(name: str) -> tuple[int, int] | None:

@@ -183,7 +183,8 @@ def history_table(found: dict[Case, list[Point]]) -> Table:
                 "verdict": point.verdict or "first",
             })  # fmt: skip
     columns = tuple(rows[0]) if rows else ()
-    return Table(columns, [tuple(map(Cell.of, row.values())) for row in rows], frozenset({"launches", "time", "threads"}), EMPTY)
+    cells = [tuple(map(Cell.of, row.values())) for row in rows]
+    return Table(columns, cells, frozenset({"launches", "time", "threads"}), EMPTY)
 
 
 def history_dicts(found: dict[Case, list[Point]]) -> list[dict[str, Any]]:
@@ -223,8 +224,9 @@ def history_pictures(
 
 
 def _page(
-    found: dict[Case, list[Point]], specs: Sequence[str], families: dict[str, str], machines: dict[str, dict[str, Any]], name: str
-) -> Picture:
+    found: dict[Case, list[Point]], specs: Sequence[str], families: dict[str, str],
+    machines: dict[str, dict[str, Any]], name: str,
+) -> Picture:  # fmt: skip
     look = styles(families)
     columns = min(2, len(specs))
     about = "; ".join(machine_text(machine, machines) for machine in dict.fromkeys(case.machine for case in found))
@@ -272,8 +274,8 @@ def _page(
     title = "Time over builds and days"
     head_line(figure, title)
     reading = (
-        f"Lower is faster. {changes} change{'s' * (changes != 1)} beyond the noise, each with its ratio to the point before it; "
-        "(2) is the second build of a day. Grey lines belong to algorithms that neither changed nor are among the fastest."
+        f"Lower is faster. {changes} change{'s' * (changes != 1)} beyond the noise, each with its ratio to the point before "
+        "it; (2) is the second build of a day. Grey lines belong to algorithms that neither changed nor are among the fastest."
     )
     return Picture(name, clean(title), reading, clean(about), *render(figure))
 

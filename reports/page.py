@@ -115,8 +115,10 @@ def write_frame(
     context: dict[str, Any] = {**_context(frame, machines, shown, left_out, regret, command), "versus": versus_table(against)}
     environment = _environment()
     if len(frame) < of:
-        context["summary"].append(f"These are the specs that were measured last: {len(frame):,} of {of:,} records in the store. "
-                                  "`convbench report` shows all.")  # fmt: skip
+        context["summary"].append(
+            f"These are the specs that were measured last: {len(frame):,} of {of:,} records in the store. "
+            "`convbench report` shows all."
+        )
     context |= {name: _paged(folder, name, context[name]) for name in TABLES}
     # Files beside the page are let in where there are any: 'self' from a server, file: from a folder.
     outside = context["embedded"] < len(shown) or any(context[name].files for name in TABLES)
@@ -133,7 +135,7 @@ def write_frame(
 
 
 class Paged(NamedTuple):
-    """A table as the page shows it: the first rows within it, the others in ``files`` scripts, loaded when they are asked for."""
+    """A table as the page shows it: the first rows within it, the others in ``files`` scripts, loaded on demand."""
 
     table: tables.Table
     first: Sequence[Sequence[tables.Cell]]
@@ -143,7 +145,8 @@ class Paged(NamedTuple):
 
 def _paged(folder: Path, name: str, table: tables.Table) -> Paged:
     """Write the scripts of a table with many rows; those of an earlier report are gone then."""
-    files, size, rows = 0, 0, []
+    files, size = 0, 0
+    rows: list[str] = []
 
     def file() -> None:
         nonlocal files, size

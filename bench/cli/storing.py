@@ -39,7 +39,7 @@ def write_report(
 ) -> tuple[Path, Any, Any]:
     """Write the report of everything in the store; the page's path, the frame behind it, and its rows of ``versus``.
 
-    Where there is so much in the store that this would take longer than what was measured, only of ``specs`` if they are given.
+    Of a large store only of ``specs``, if they are given: all of it would take longer than what was measured.
     """
     from bench.regret import Regret
     from bench.suites import networks
@@ -55,7 +55,6 @@ def write_report(
     with _uncollected():
         frame = to_frame(picker.watch(store.stream(brief=True, specs=specs)))
         rows = picker.rows()
-        gc.freeze()
     del picker
     if "peers" in baseline:
         peers = sorted(set(frame.loc[(frame["family"] == "peer") & (frame["launch_count"] > 0), "algorithm"]))
@@ -74,6 +73,7 @@ def _uncollected() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # nor is it looked for among these later
         gc.enable()
 
 
@@ -81,10 +81,9 @@ def compare(arguments: argparse.Namespace) -> int:
     from bench.compare import compare as judge
     from bench.store import Store
 
-    with Store(arguments.old, create=False) as old, Store(arguments.new, create=False) as new:
-        with _uncollected():
-            before, after = old.records(brief=True), new.records(brief=True)
-            found = judge(before, after)
+    with Store(arguments.old, create=False) as old, Store(arguments.new, create=False) as new, _uncollected():
+        before, after = old.records(brief=True), new.records(brief=True)
+        found = judge(before, after)
     counts = {v: sum(c.verdict == v for c in found.changes) for v in ("slower", "faster", "same", "undecided")}
     if arguments.json:
         print_json({**asdict(found), "counts": counts})
