@@ -143,11 +143,12 @@ class Algorithm:
 
     def tunables(self) -> dict[str, Any]:
         """Fields beyond the base's, by name."""
-        return {name: getattr(self, name) for name in _tunables(type(self))}
+        kind: Any = type(self)  # hashable, which mypy denies of the class of a frozen dataclass
+        return {name: getattr(self, name) for name in _tunable_names(kind)}
 
 
 @cache
-def _tunables(kind: Any) -> tuple[str, ...]:
+def _tunable_names(kind: Any) -> tuple[str, ...]:
     base = {f.name for f in fields(Algorithm)}
     return tuple(f.name for f in fields(kind) if f.name not in base)
 

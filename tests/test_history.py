@@ -30,8 +30,11 @@ def followed(changes: dict[str, dict[int, float]], noise: float = 0.015, seed: i
                 time_s = 1e-3 * (1 + at) * factor * rng.gauss(1, noise)
                 mine = launches.setdefault(build, [])
                 mine.append(
-                    Launch(len(mine), f"{day}T1{point}:00:0{index}+00:00",
-                           tuple(time_s * rng.gauss(1, 0.01) for _ in range(16)), 1, 0.1, 1e-4, 1e-3, turns=(2,) * 8, together=f"{point}|{index}")
+                    Launch(
+                        len(mine), f"{day}T1{point}:00:0{index}+00:00",
+                        tuple(time_s * rng.gauss(1, 0.01) for _ in range(16)),
+                        1, 0.1, 1e-4, 1e-3, turns=(2,) * 8, together=f"{point}|{index}",
+                    )
                 )  # fmt: skip
         found += [record(name, spec=SPEC, build=build, family="direct", launches=tuple(own)) for build, own in launches.items()]
     return found

@@ -141,7 +141,8 @@ def test_wisdom_answers_piece_by_piece_what_it_answers_as_a_whole() -> None:
     for spec in asked:
         for name in names:
             assert whole.estimate(found[name], spec, 1) == pieces.estimate(found[name], spec, 1)
-    assert algos.pick(specs[0], threads=1).source == "measured" and algos.pick(asked[-1], threads=1).source == "nearest"
+    told = {pieces.estimate(found[name], spec, 1).source for spec in asked for name in names}
+    assert {"measured", "nearest"} <= told
 
 
 @pytest.mark.usefixtures("own_wisdom")
