@@ -80,14 +80,15 @@ class Difference(NamedTuple):
 
 
 class Packed(Sequence[Taken]):
-    """Launches in a seventh of their memory, unpacked each time that they are looked at: a frame holds those of all records."""
+    """``taken`` in a seventh of its memory, unpacked each time that they are looked at: a frame holds those of all records."""
 
     __slots__ = ("_rounds", "_together", "_values")
 
-    def __init__(self, launches: Sequence[Taken]) -> None:
-        self._together = tuple(launch.together for launch in launches)
-        self._rounds = tuple(_shared(tuple(launch.turns)) for launch in launches)
-        self._values = array("d", (value for launch in launches for value in launch.turns.values()))
+    def __init__(self, record: Record) -> None:
+        self._together = tuple(launch.together for launch in record.launches)
+        self._rounds = tuple(_shared(tuple(launch.turn_times)) for launch in record.launches)
+        times = [s for launch in record.launches for s in launch.turn_times.values()]
+        self._values = array("d", [math.log(s if s > 1e-12 else 1e-12) for s in times])
 
     def __len__(self) -> int:
         return len(self._together)
@@ -375,7 +376,7 @@ def against_the_fastest(
     first = min(contenders, key=lambda one: statistics.median(_middles(launches(one))))
     rivals: list[tuple[T, Ratio]] = []
     for _ in range(2):
-        own = launches(first)
+        own = tuple(launches(first))
         rivals = [(other, model.compare(own, launches(other), same)) for other in contenders if other is not first]
         nearest = min(rivals, key=lambda pair: pair[1].ratio, default=None)
         if nearest is None or nearest[1].verdict != "faster":

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from algos.spec import ConvSpec, SpecError
-from bench.noise import Packed, taken
+from bench.noise import Packed
 from bench.record import Record
 
 GROUP = ["machine", "threads", "cold"]  # times from different groups are never compared
@@ -92,7 +92,7 @@ def _times_of(record: Record) -> dict[str, Any]:
         noise=_spread(medians) if len(medians) > 1 and min(medians) > 0 else math.nan,
         prepare_cheats=_cheats(record, spec["output_bytes"]),
         launch_medians_s=" ".join(f"{m:.6g}" for m in medians),
-        launches=Packed(taken(record)),
+        launches=Packed(record),
         started=min((launch.started for launch in launches), default=""),
     )
 

@@ -137,7 +137,7 @@ def _models(found: dict[Case, dict[tuple[str, str], Record]]) -> dict[tuple[int,
     for case, points in found.items():
         for (day, _), record in points.items():
             group = rivals.setdefault((case.threads, case.machine, case.cold), {})
-            group.setdefault((case.spec, day), []).append(Packed(taken(record)))
+            group.setdefault((case.spec, day), []).append(Packed(record))
     return {key: Model.of(list(groups.values())) for key, groups in rivals.items()}
 
 

@@ -134,6 +134,9 @@ def write_frame(
     return folder / PAGE
 
 
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
+
+
 class Paged(NamedTuple):
     """A table as the page shows it: the first rows within it, the others in ``files`` scripts, loaded on demand."""
 
@@ -158,7 +161,7 @@ def _paged(folder: Path, name: str, table: tables.Table) -> Paged:
         size = 0
 
     for at in range(SHOWN, len(table.rows)):
-        rows.append(json.dumps([_data(cell) for cell in table.rows[at]], separators=(",", ":")))
+        rows.append(_encoded([_data(cell) for cell in table.rows[at]]))
         size += len(rows[-1])
         if size > SCRIPT_BYTES:
             file()

@@ -53,7 +53,7 @@ def ranked(frame: pd.DataFrame, with_auto: bool = False, every: bool = False) ->
     auto = (frame["chosen"] != "") & (frame["status"] == "ok") & ~frame["superseded"] & (frame["launch_count"] > 0)
     auto &= frame["origin"] == "convbench"
     if with_auto and not auto.any():
-        return ranked(frame, every=every)
+        return ranked(frame, every=True) if every else ranked(frame)
     rows = frame[frame["competes"]]
     named = set(rows[[*CASE, "algorithm"]].itertuples(index=False, name=None))
     unnamed = frame[auto]

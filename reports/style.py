@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from bench.text import printable, three_digits
@@ -73,7 +74,12 @@ def readable_on(colour: str) -> str:
 
 def clean(text: object) -> str:
     """One line without characters that control, change direction or have no glyph."""
-    return printable(" ".join(str(text).split()))
+    return _cleaned(str(text))
+
+
+@lru_cache(maxsize=1 << 14)
+def _cleaned(text: str) -> str:
+    return printable(" ".join(text.split()))
 
 
 def short(text: object, width: int) -> str:
