@@ -37,11 +37,7 @@ class Regret:
 
     def __init__(self) -> None:
         self._machine, self._found = machine.fingerprint()["id"], registry()
-        self._present = {
-            (name, machine.build(algorithm), tunables_text(algorithm))
-            for name, algorithm in self._found.items()
-            if algorithm.family not in ("peer", "auto") and algorithm.unavailable() is None
-        }
+        self._present: dict[tuple[str, str, str], bool] = {}
         self._groups: dict[tuple[str, int], list[_Case]] = {}
 
     def watch(self, records: Iterable[Record]) -> Iterator[Record]:
@@ -49,13 +45,25 @@ class Regret:
         for record in records:
             if (
                 record.launches and record.machine == self._machine and not record.cold and record.origin == "convbench"
-                and (record.algorithm, record.build, record.tunables) in self._present
+                and self._is_present(record.algorithm, record.build, record.tunables)
             ):  # fmt: skip
                 whole, (one, *others) = known(record), record.launches
                 first = replace(whole, run_s=one.median_s, prepare_s=one.prepare_s)
                 rest_s = statistics.median(launch.median_s for launch in others) if others else math.nan
                 self._groups.setdefault((record.spec, record.threads), []).append(_Case(whole, first, rest_s))
             yield record
+
+    def _is_present(self, name: str, build: str, tunables: str) -> bool:
+        """Whether it is an algorithm of ours as it stands here; only what was measured is asked whether it is available."""
+        key = name, build, tunables
+        if key not in self._present:
+            algorithm = self._found.get(name)
+            self._present[key] = (
+                algorithm is not None and algorithm.family not in ("peer", "auto")
+                and build == machine.build(algorithm) and tunables == tunables_text(algorithm)
+                and algorithm.unavailable() is None
+            )  # fmt: skip
+        return self._present[key]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per source: specs, geometric mean and worst of time(picked) / time(best), and the spec of the worst.
