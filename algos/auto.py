@@ -268,11 +268,26 @@ def _reason(ranked: list[tuple[Algorithm, Estimate]], calls: int | None) -> str:
     if others:
         second, estimate = others[0]
         ratio = estimate.expected_s(calls) / first.expected_s(calls)
-        text += f", {ratio:.2f} x faster than {second.name}" if ratio >= 1 else f"; {second.name} is only guessed to be faster"
+        text += _against(second.name, first, estimate, ratio)
     unmeasured = sum(e.source != "measured" for _, e in ranked)
     if first.source == "measured" and unmeasured:
         text += f"; {unmeasured} candidate{'s' if unmeasured > 1 else ''} not measured on this spec"
     return text
+
+
+def _against(name: str, first: Estimate, second: Estimate, ratio: float) -> str:
+    """What may be said of the second, ``ratio`` times as slow: of measured ones no more than their turns showed."""
+    if first.known is None or second.known is None:
+        return f", {ratio:.2f} x faster than {name}" if ratio >= 1 else f"; {name} is only guessed to be faster"
+    lead, other = first.known, second.known
+    if lead.verdict == "fastest" and other.verdict and other.run_s:
+        ends = f"{other.low:.2f} to {other.high:.2f}"
+        if other.verdict == "slower":
+            return f", {max(other.run_s / lead.run_s, other.low):.2f} x ({ends}) faster than {name}"
+        return f"; {name} is the same within 5%" if other.verdict == "same" else f"; undecided whether {name} is slower ({ends})"
+    if lead.verdict in ("same", "undecided") and other.verdict:
+        return f"; not told apart from {name}"
+    return f"; {name} took {ratio:.2f} times as long, not in turns with it"
 
 
 def _free_memory(spec: ConvSpec) -> int:

@@ -41,6 +41,7 @@ class Estimate:
     source: Source
     detail: str = ""
     compile_s: float = 0.0
+    known: Known | None = None  # of a measured one
 
     def expected_s(self, calls: int | None) -> float:
         """Seconds per call when ``calls`` share prepare and compiling; None means so many that both vanish."""
@@ -123,7 +124,7 @@ class Knowledge:
         """The best answer that there is for a spec as the caller states it."""
         entry = self.measured(algorithm, spec, threads)
         if entry is not None and entry.status == "ok":
-            return Estimate(entry.run_s, entry.prepare_s, "measured", f"measured on {entry.spec}")
+            return Estimate(entry.run_s, entry.prepare_s, "measured", f"measured on {entry.spec}", known=entry)
         return self.guess(algorithm, spec, threads)
 
     def guess(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Estimate:

@@ -20,7 +20,7 @@ from pathlib import Path
 from algos.host import data_base, forgetful
 from algos.neighbours import Place, place
 
-FILE_NAME = "wisdom-1.sqlite"  # the number is the schema's: another schema is another file
+FILE_NAME = "wisdom-2.sqlite"  # the number is the schema's: another schema is another file
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Known:
         As in the record; times are 0 unless the status is ok.
     prepare_s, run_s : float
         Medians over launches, seconds.
+    verdict : str
+        Against the fastest that it took turns with: "fastest", "slower", "same", "undecided", or empty where nobody judged.
+    low, high : float
+        The 98% interval of its time over that of the fastest; 0 where nobody judged.
     """
 
     machine: str
@@ -47,13 +51,16 @@ class Known:
     reason: str = ""
     prepare_s: float = 0.0
     run_s: float = 0.0
+    verdict: str = ""
+    low: float = 0.0
+    high: float = 0.0
 
 
 _FIELDS = tuple(f.name for f in fields(Known))
 _KEY = _FIELDS[:6]
 _SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS known ({', '.join(_FIELDS[:5])}, threads INTEGER, status, reason, prepare_s REAL, "
-    f"run_s REAL, PRIMARY KEY ({', '.join(_KEY)}))",
+    f"run_s REAL, verdict, low REAL, high REAL, PRIMARY KEY ({', '.join(_KEY)}))",
     "CREATE INDEX IF NOT EXISTS by_spec ON known (spec, machine, threads, status, build)",
     "CREATE INDEX IF NOT EXISTS wrongs ON known (machine) WHERE status = 'wrong'",
     "CREATE TABLE place (spec PRIMARY KEY, kind, features)",

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+
 from algos import wisdom
-from bench.record import Record
+from bench import noise
+from bench.record import CALM, Record
 
 REMEMBERED = ("ok", "wrong", "too_slow", "timeout", "crashed", "error")
 
 
-def known(record: Record) -> wisdom.Known:
-    """The record as the machine's wisdom keeps it."""
+DISTURBED = 1.5  # the slowest of a launch's calmest turns over the fastest
+
+
+def known(record: Record, verdict: str = "", low: float = 0.0, high: float = 0.0) -> wisdom.Known:
+    """The record as the machine's wisdom keeps it, with what its turns showed against the fastest."""
     return wisdom.Known(
         record.machine, record.build, record.spec, record.algorithm, record.tunables, record.threads, record.status,
-        record.reason, record.prepare_s or 0.0, record.median_s or 0.0,
+        record.reason, record.prepare_s or 0.0, record.median_s or 0.0, verdict, low, high,
     )
+
+
+def disturbed(record: Record) -> bool:
+    """Whether even the calmest turns of each launch disagree: such a time teaches nothing."""
+    return bool(record.launches) and all(
+        len(launch.turn_times) >= noise.FEW_TURNS and times[-1] > DISTURBED * times[0]
+        for launch in record.launches
+        for times in [sorted(launch.turn_times.values())[: math.ceil(len(launch.turn_times) / CALM)]]
+    )
+
+
+def standings(groups: Iterable[Sequence[Record]]) -> list[wisdom.Known]:
+    """What a table of records that took turns, those of each spec a group, teaches of each: by the one noise model."""
+    timed = [group for found in groups if len(group := [r for r in found if r.launches and not disturbed(r)]) > 1]
+    model = noise.Model.of([[noise.taken(record) for record in group] for group in timed])
+    table = [noise.against_the_fastest(model, group, noise.taken) for group in timed]
+    lessons = []
+    for (first, rivals), (_, left) in zip(table, noise.verdicts([rivals for _, rivals in table]), strict=True):
+        lessons.append(known(first, "fastest", 1.0, 1.0))
+        open_ = {record.key for record, _ in left}
+        for record, ratio in rivals:
+            verdict = "undecided" if record.key in open_ and ratio.verdict != "same" else ratio.verdict
+            lessons.append(known(record, verdict, ratio.low, ratio.high))
+    return lessons

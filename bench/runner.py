@@ -22,7 +22,7 @@ from algos import machine, wisdom
 from algos.registry import get, registry, variant_name
 from bench import mood, noise, perf_counter, seal
 from bench.cases import MOST_LAUNCHES, Case, Settings, limit_text
-from bench.lessons import REMEMBERED, known
+from bench.lessons import REMEMBERED, disturbed, known, standings
 from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record, turn_time
 from bench.store import Store
@@ -85,6 +85,7 @@ class Runner:
         self._records: dict[tuple, Record] = {}
         self._pool = Pool()
         self._lessons: list[wisdom.Known] = []
+        self._taught: set[tuple] = set()  # keys of records of which the picker was told in this run
         self._replaced: set[tuple] = set()
         self._random = random.Random(settings.seed)
 
@@ -110,6 +111,7 @@ class Runner:
                     self._pool.end()
                     launch += 1
         finally:
+            self._teach_standings()
             spent.total = perf_counter() - started
             spent.start_up = self._pool.start_s
             self.outcome.records = [self._records[key] for key in keys if key in self._records]
@@ -180,8 +182,10 @@ class Runner:
         self._records[case.record.key] = record
         hasty = record.status == "too_slow" and self.settings.slow_s < LEAST_LIMIT_S  # a short limit proves nothing
         tuned = variant_name(case.algorithm) != case.algorithm.name  # remembered once it is known to be faster
-        if self.store and record.status in REMEMBERED and not (record.cold or record.chosen or hasty or tuned):
+        useless = record.cold or record.chosen or hasty or tuned or disturbed(record)
+        if self.store and record.status in REMEMBERED and not useless:
             self._lessons.append(known(record))
+            self._taught.add(record.key)
 
     def _fail(self, case: Case, status: str, reason: str) -> None:
         before = self._records[case.record.key]
@@ -270,6 +274,13 @@ class Runner:
         finally:
             wisdom.remember(self._lessons)
             self._lessons.clear()
+
+    def _teach_standings(self) -> None:
+        """Once the table is whole: how sure it is who is faster than whom."""
+        groups: dict[tuple[int, str], list[Record]] = {}
+        for key in self._taught:
+            groups.setdefault((self._records[key].threads, self._records[key].spec), []).append(self._records[key])
+        wisdom.remember(standings(groups.values()))
 
     def _twice(self, state: _Open, step: Callable[[_Open], bool]) -> bool:
         """``step``; when its process is lost, once more in a fresh one: not every death is the case's fault."""

@@ -69,7 +69,7 @@ def test_without_records_the_model_decides() -> None:
 def test_records_of_the_spec_overrule_the_model() -> None:
     choice = ask(entry(SLOW, SPEC, 1e-4), entry(FAST, SPEC, 2e-4))
     assert (choice.algorithm, choice.source, choice.expected_s) == ("slow", "measured", 1e-4)
-    assert "2.00 x faster than fast" in choice.reason
+    assert "fast took 2.00 times as long" in choice.reason
 
 
 def test_records_of_a_neighbour_correct_the_model() -> None:
@@ -281,3 +281,20 @@ def test_compiled_code_is_remembered_from_process_to_process(tmp_path: Path) -> 
         for more in (["plan"], [])
     ]
     assert seconds == [algos.get("depthwise").compile_s(ConvSpec.parse("1x4x20x20,4x1x3x3,p1")), kept.LOAD_S]
+
+
+@pytest.mark.parametrize(
+    ("lead", "other", "said"),
+    [
+        (("fastest", 1, 1), ("slower", 1.6, 2.5), "2.00 x (1.60 to 2.50) faster than slow"),
+        (("fastest", 1, 1), ("same", 0.98, 1.02), "slow is the same within 5%"),
+        (("fastest", 1, 1), ("undecided", 0.9, 4.0), "undecided whether slow is slower (0.90 to 4.00)"),
+        (("undecided", 0.9, 1.2), ("fastest", 1, 1), "not told apart from slow"),
+        (("", 0, 0), ("", 0, 0), "slow took 2.00 times as long, not in turns with it"),
+    ],
+)
+def test_the_reason_claims_no_more_than_turns_have_shown(lead: Any, other: Any, said: str) -> None:
+    names = ("verdict", "low", "high")
+    choice = ask(entry(FAST, SPEC, 1e-3, **dict(zip(names, lead, strict=True))),
+                 entry(SLOW, SPEC, 2e-3, **dict(zip(names, other, strict=True))))  # fmt: skip
+    assert choice.algorithm == "fast" and said in choice.reason
