@@ -284,7 +284,9 @@ def _against(name: str, first: Estimate, second: Estimate, ratio: float) -> str:
         ends = f"{other.low:.2f} to {other.high:.2f}"
         if other.verdict == "slower":
             return f", {max(other.run_s / lead.run_s, other.low):.2f} x ({ends}) faster than {name}"
-        return f"; {name} is the same within 5%" if other.verdict == "same" else f"; undecided whether {name} is slower ({ends})"
+        if other.verdict == "same":
+            return f"; {name} is the same within 5%"
+        return f"; undecided whether {name} is slower ({ends})"
     if lead.verdict in ("same", "undecided") and other.verdict:
         return f"; not told apart from {name}"
     return f"; {name} took {ratio:.2f} times as long, not in turns with it"
