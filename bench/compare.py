@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.noise import Model, Verdict, judged, taken
+from bench.noise import Model, Verdict, judged, spread_apart
 from bench.record import Record
 
 CONTROLS = 5  # pairs of identical code needed to measure the noise between two runs
@@ -87,13 +87,14 @@ def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
     """
     before, after = _latest(old), _latest(new)
     pairs = _pairs(before, after)
-    model = Model.of([[taken(record)] for pair in pairs for record in pair])
+    times = [(_times(a), _times(b)) for a, b in pairs]
+    model = Model(apart=spread_apart(one for pair in times for one in pair))
     shifts = [_log_mean(b) - _log_mean(a) for a, b in pairs if a.build == b.build and a.tunables == b.tunables]
     drift, run_sigma = 0.0, ASSUMED_RUN_SIGMA
     if len(shifts) >= CONTROLS:
         drift = statistics.median(shifts)
         run_sigma = max(_spread([shift - drift for shift in shifts]), 1e-3)
-    ratios = [model.compare_apart(taken(a), taken(b), shift=drift, between=run_sigma) for a, b in pairs]
+    ratios = [model.compare_apart(*pair, shift=drift, between=run_sigma) for pair in times]
     changes = [
         Change(a.spec, a.algorithm, a.threads, math.exp(_log_mean(a)), math.exp(_log_mean(b)), *ratio[:3], verdict)
         for (a, b), ratio, verdict in zip(pairs, ratios, judged(ratios), strict=True)
@@ -125,6 +126,11 @@ def _pairs(before: dict[Key, Record], after: dict[Key, Record]) -> list[tuple[Re
                 left.setdefault(name, ([], []))[position].append(record)
     named = [(a[0], b[0]) for a, b in left.values() if len(a) == len(b) == 1]
     return [(before[key], after[key]) for key in before if key in after] + named
+
+
+def _times(record: Record) -> list[float]:
+    """Logarithms, of each launch."""
+    return [math.log(max(launch.median_s, 1e-12)) for launch in record.launches]
 
 
 def _log_mean(record: Record) -> float:

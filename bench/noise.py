@@ -182,10 +182,7 @@ class Model:
         alone: list[float] = []
         for group in groups:
             for case in group:
-                if len(case) > 1:
-                    times = _middles(case)
-                    centre = statistics.fmean(times)
-                    alone += [(t - centre) * math.sqrt(len(times) / (len(times) - 1)) for t in times]
+                alone += _deviations(_middles(case))
             for one, other in _neighbours(group):
                 found = differences(one, other)
                 known = [d.variance for d in found if d.variance is not None]
@@ -193,7 +190,7 @@ class Model:
                     turns += _turn_spreads(launch, other)
                 if len(found) > 1 and len(known) == len(found):
                     excess.append((statistics.variance(d.value for d in found), len(found) - 1, statistics.fmean(known)))
-        apart = max(_robust(alone), LEAST) if len(alone) >= 2 * LEARNT else APART
+        apart = _spread_apart(alone)
         turn = statistics.median(turns) if turns else ASSUMED
         if len(excess) < LEARNT:
             return cls(turn=turn, apart=apart, comparisons=len(excess))
@@ -206,7 +203,7 @@ class Model:
         """
         found = differences(one, other)
         if not found:
-            return self.compare_apart(one, other, same)
+            return self.compare_apart(_middles(one), _middles(other), same)
         ratio = _ratio(*self._mean(found), len(found), True, same)
         if ratio.verdict != "undecided" or abs(math.log(ratio.ratio)) < CLEAR / 2:
             return ratio
@@ -231,19 +228,16 @@ class Model:
         return mean, math.sqrt(max((freedom + squares) / whole_freedom, 0.5) / whole), whole_freedom
 
     def compare_apart(
-        self, one: Sequence[Taken], other: Sequence[Taken], same: float = SAME, shift: float = 0.0, between: float = 0.0
+        self, one: Sequence[float], other: Sequence[float], same: float = SAME, shift: float = 0.0, between: float = 0.0
     ) -> Ratio:
-        """The same of launches that did not take turns, under the noise between launches.
+        """The same of launches that did not take turns, by the logarithms of their times and the noise between launches.
 
         ``shift`` is what all launches of the other are known to be slower by, as a logarithm, and ``between`` how far that
         differs from case to case.
         """
-        means, squares, freedom = [], 0.0, APART_FREEDOM
-        for case in (one, other):
-            times = _middles(case)
-            means.append(statistics.fmean(times))
-            squares += math.fsum((t - means[-1]) ** 2 for t in times)
-            freedom += len(times) - 1
+        means = statistics.fmean(one), statistics.fmean(other)
+        squares = math.fsum((t - mean) ** 2 for times, mean in zip((one, other), means, strict=True) for t in times)
+        freedom = APART_FREEDOM + len(one) + len(other) - 2
         variance = max((APART_FREEDOM * self.apart**2 + squares) / freedom, self.apart**2)
         error = math.sqrt(variance * (1 / len(one) + 1 / len(other)) + between**2)
         return _ratio(means[1] - means[0] - shift, error, freedom, min(len(one), len(other)), False, same)
@@ -267,6 +261,23 @@ class Model:
 def _neighbours(group: Sequence[Sequence[Taken]]) -> Iterable[tuple[Sequence[Taken], Sequence[Taken]]]:
     """Each case with the next slower one: as many comparisons as are not copies of each other."""
     return pairwise(sorted(filter(None, group), key=lambda case: statistics.median(_middles(case))))
+
+
+def spread_apart(cases: Iterable[Sequence[float]]) -> float:
+    """``Model.apart`` from the logarithms of the launches' times of each case."""
+    return _spread_apart([deviation for times in cases for deviation in _deviations(times)])
+
+
+def _spread_apart(deviations: Sequence[float]) -> float:
+    return max(_robust(deviations), LEAST) if len(deviations) >= 2 * LEARNT else APART
+
+
+def _deviations(times: Sequence[float]) -> list[float]:
+    """Of launches from their case; none of a single one."""
+    if len(times) < 2:
+        return []
+    centre, scale = statistics.fmean(times), math.sqrt(len(times) / (len(times) - 1))
+    return [(t - centre) * scale for t in times]
 
 
 def _middles(launches: Iterable[Taken]) -> list[float]:
