@@ -209,6 +209,7 @@ class Runner:
                 state = _Open(case, launch)
                 if self._twice(state, self._ready):
                     opened.append(state)
+                    self.progress.advance(0, f"{case.spec} {case.record.algorithm}, checked")
                 else:
                     self._done(state)
             if self.store is None:
@@ -235,6 +236,8 @@ class Runner:
                 else:
                     self._done(state)
             number += 1
+            if left:
+                self.progress.advance(0, f"{left[0].case.spec}, round {number}, {len(left)} left")
             leaving = self._leaving(left, number)
             for state in leaving:
                 self._leave(state, together, weather)

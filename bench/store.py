@@ -77,6 +77,9 @@ _SCHEMA = (
 )
 
 
+_ASKED = "CREATE TABLE IF NOT EXISTS asked (name TEXT UNIQUE NOT NULL)"  # made by the first run
+
+
 class Store:
     """The records of one folder.
 
@@ -268,6 +271,14 @@ class Store:
                     self._put(record)
         return count
 
+    def ask(self, names: Iterable[str]) -> None:
+        """Add suites to those that ``asked`` names; not where earlier runs did not say what they were asked for."""
+        with self.transaction():
+            if self.asked() is None and self._db.execute("SELECT 1 FROM record LIMIT 1").fetchone():
+                return
+            self._db.execute(_ASKED)
+            self._db.executemany("INSERT OR IGNORE INTO asked VALUES (?)", [(name,) for name in names])
+
     # ---- reading -----------------------------------------------------------------------------------------------
 
     def machines(self) -> dict[str, dict[str, Any]]:
@@ -278,6 +289,13 @@ class Store:
                 if description.get("id") != identity:
                     raise ValueError(f"the description of machine {identity} is another one's")
             return found
+
+    def asked(self) -> list[str] | None:
+        """The suites that runs were asked for, in the order of their first being so; None where that is not known."""
+        with self._explained():
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'asked'").fetchone():
+                return None
+            return [str(name) for (name,) in self._db.execute("SELECT name FROM asked ORDER BY rowid")]
 
     def count(self) -> int:
         """How many records there are."""

@@ -7,6 +7,7 @@ measured at batch 1, LeNet-5 at 64.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from functools import cache
 from algos.contract import Algorithm
 from algos.registry import algorithms, get
 from algos.spec import ConvSpec
-from bench.suites import Layer, pictures, suites
+from bench.suites import Layer, networks, pictures, suites
 
 NETWORKS = (("vgg16", 1, 1.9), ("resnet50_v1_5", 1, 1.2), ("unet_paper", 1, 1.8), ("xnnpack_mobilenetv2", 1, 1.0),
             ("lenet5_slides", 64, 1.2), ("alexnet_owt", 1, 1.2))  # fmt: skip
@@ -75,10 +76,10 @@ def _distinct(layers: list[Layer]) -> tuple[Layer, ...]:
 @cache
 def works() -> tuple[Work, ...]:
     """The rows of the table, in its order."""
-    networks = {name: _table(name, batch) for name, batch, _ in NETWORKS}
-    every = [layer for layers in networks.values() for layer in layers]
+    whole = {name: _table(name, batch) for name, batch, _ in NETWORKS}
+    every = [layer for layers in whole.values() for layer in layers]
     every += [{layer.name: layer for layer in _table(name)}[f"{name} {wanted}"] for name, wanted in MORE_DENSE]
-    deep = [layer for name in DEEP for layer in networks[name]
+    deep = [layer for name in DEEP for layer in whole[name]
             if layer.spec.kernel == (3, 3) and layer.spec.stride == (1, 1)]  # fmt: skip
     depthwise = [layer for layer in every if layer.spec.groups == layer.spec.in_channels > 1]
     taken = {layer.spec for layer in (*deep, *depthwise)}
@@ -92,7 +93,7 @@ def works() -> tuple[Work, ...]:
         Work("depthwise layers of MobileNet", "torch", _distinct(_table("mobilenet_v1_dw") + depthwise), 1.2, 0.9, torch),
     ]
     rows += [
-        Work(f"network {name}" + (f" b{batch}" if batch > 1 else ""), "torch", tuple(networks[name]), target, None,
+        Work(f"network {name}" + (f" b{batch}" if batch > 1 else ""), "torch", tuple(whole[name]), target, None,
              torch, summed=True)
         for name, batch, target in NETWORKS
     ]  # fmt: skip
@@ -151,3 +152,16 @@ def _modelled(spec: ConvSpec, rival: bool) -> dict[str, float]:
             with suppress(Exception):
                 times[algorithm.name] = algorithm.cost(spec.received(), 1).seconds(1)
     return times
+
+
+def wanted(names: Sequence[str] | None, specs: Collection[str]) -> tuple[list[tuple[str, list[tuple[str, str, int]]]], bool]:
+    """The networks that a report on these suites shows, and whether it shows the targets of ``versus``.
+
+    Where it is not known what was asked for, that is whatever ``specs`` hold all of, at whatever batch.
+    """
+    if names is None:
+        held = {spec.partition("x")[2] for spec in specs}
+        names = [name for name, layers in networks() if all(spec.partition("x")[2] in held for _, spec, _ in layers)]
+        names += ["versus"] * all(str(layer.spec) in specs for layer in suites()["versus"].layers)
+    shown = {*names, *(name for name, *_ in NETWORKS if "versus" in names)}
+    return [network for network in networks() if network[0] in shown], "versus" in names

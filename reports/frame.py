@@ -31,7 +31,9 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     (their range), ``launch_count``, ``sample_count``, ``loops``, ``prepare_cold_s``, ``prepare_s``, ``first_run_s``,
     ``h2d_s``, ``d2h_s``, ``workspace_seen_bytes``, ``gflops`` (of the definition's operations), ``noise`` (relative
     standard deviation between launches), ``prepare_cheats``, ``launch_medians_s``, ``launches`` (as ``bench.noise`` compares
-    them), ``started``, ``superseded`` (a later build was measured) and ``competes``.
+    them), ``left_out`` (share of the turns that were disturbed), ``steal``, ``load``, ``loop`` (the machine's mood, see
+    ``bench.record.Launch``; NaN where it is not known), ``started``, ``superseded`` (a later build was measured) and
+    ``competes``.
     """
     specs: dict[str, int] = {}
     places, rows = [], []
@@ -74,6 +76,9 @@ def _times_of(record: Record) -> dict[str, Any]:
     medians = [launch.median_s for launch in launches]
     median = statistics.median(medians) if medians else math.nan
 
+    def mean(values: Sequence[float]) -> float:
+        return statistics.fmean(values) if values else math.nan
+
     def middle(name: str) -> float:
         values = [value for launch in launches if (value := getattr(launch, name)) is not None]
         return statistics.median(values) if values else math.nan
@@ -93,6 +98,8 @@ def _times_of(record: Record) -> dict[str, Any]:
         prepare_cheats=_cheats(record, spec["output_bytes"]),
         launch_medians_s=" ".join(f"{m:.6g}" for m in medians),
         launches=Packed(record),
+        left_out=_left_out(record),
+        **{name: mean([v for x in launches if (v := getattr(x, name)) is not None]) for name in ("steal", "load", "loop")},
         started=min((launch.started for launch in launches), default=""),
     )
 
@@ -102,6 +109,11 @@ def _spread(times: Sequence[float]) -> float:
     logs = [math.log(time) for time in times]
     mean = math.fsum(logs) / len(logs)
     return math.sqrt(math.fsum((log - mean) ** 2 for log in logs) / (len(logs) - 1))
+
+
+def _left_out(record: Record) -> float:
+    turns = sum(sum(map(bool, launch.turns)) for launch in record.launches)
+    return sum(len(launch.disturbed) for launch in record.launches) / turns if turns else math.nan
 
 
 def _cheats(record: Record, output_bytes: float) -> bool:

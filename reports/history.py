@@ -277,7 +277,13 @@ def _page(
         f"Lower is faster. {changes} change{'s' * (changes != 1)} beyond the noise, each with its ratio to the point before "
         "it; (2) is the second build of a day. Grey lines belong to algorithms that neither changed nor are among the fastest."
     )
-    return Picture(name, clean(title), reading, clean(about), *render(figure))
+    seen = "; ".join(
+        f"{case.algorithm} on {case.spec} is {ratio_text(point.ratio.ratio)} of the point before on {point.day}"
+        for case, points in found.items()
+        for point in points
+        if point.ratio and point.verdict in ("faster", "slower")
+    )
+    return Picture(name, clean(title), reading, clean(seen or "Nothing changed"), clean(about), *render(figure))
 
 
 def _loud(inside: dict[Case, list[Point]]) -> set[Case]:

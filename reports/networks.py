@@ -28,7 +28,8 @@ LEAST_SHARE = 0.75  # of the layers, to call it the network
 LEAST_OWN = 0.5  # of the measured layers, for a bar of one's own
 MOST_NETWORKS, MOST_BARS = 4, 10
 LONGEST = 4.0  # times the best; longer bars are cut
-BEST, BEST_OWN = "best per layer", "best of ours per layer"
+BEST, BEST_OWN, AUTO = "best per layer", "best of ours per layer", "auto"
+MIXED = (BEST, BEST_OWN, AUTO)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Bar:
     Attributes
     ----------
     name : str
-        The algorithm, or ``BEST`` or ``BEST_OWN``.
+        The algorithm, or ``BEST``, ``BEST_OWN`` or ``AUTO``, whose parts name what it chose.
     parts : tuple of (layer, algorithm, seconds)
         Of every measured layer all its occurrences.
     own : int
@@ -69,11 +70,15 @@ class Network:
 
 
 def networks_of(rows: pd.DataFrame, networks: Networks) -> list[Network]:
-    """The networks of which enough layers were measured; ``rows`` as in ``Scene.own_rows``."""
+    """The networks of which enough layers were measured; ``rows`` as in ``Scene.rows``."""
     times: dict[tuple[str, str], dict[str, float]] = {}
+    autos: dict[tuple[str, str], tuple[str, float]] = {}
     for row in tuples(rows):
         batch, _, rest = row.spec.partition("x")
-        times.setdefault((batch, rest), {})[row.algorithm] = row.median_s
+        if row.competes:
+            times.setdefault((batch, rest), {})[row.algorithm] = row.median_s
+        else:
+            autos[batch, rest] = row.chosen.partition(":")[0], row.median_s
     peers = set(rows.loc[rows["family"] == "peer", "algorithm"])
     found = []
     for name, layers in networks:
@@ -83,7 +88,9 @@ def networks_of(rows: pd.DataFrame, networks: Networks) -> list[Network]:
             known = [(layer, times[batch, rest], count) for layer, rest, count in wanted if (batch, rest) in times]
             measured = sum(count for _, _, count in known)
             if measured and measured >= LEAST_SHARE * total and len({rest for _, rest, _ in wanted}) > 1:
-                found.append(Network(name, int(batch), _bars(known, peers), total - measured, total))
+                chosen = [(layer, autos.get((batch, rest)), count) for layer, rest, count in wanted if (batch, rest) in times]
+                bars = sorted((*_bars(known, peers), *_auto_bar(chosen)), key=lambda bar: bar.name not in MIXED)
+                found.append(Network(name, int(batch), tuple(bars), total - measured, total))
     return found
 
 
@@ -111,19 +118,32 @@ def _bars(known: list[tuple[str, dict[str, float], int]], peers: set[str]) -> tu
     return (*best, *singles)
 
 
+def _auto_bar(chosen: list[tuple[str, tuple[str, float] | None, int]]) -> list[Bar]:
+    """What ``auto`` ran, where it ran every layer."""
+    parts = [(layer, run[0], run[1] * count) for layer, run, count in chosen if run is not None]
+    total = sum(count for *_, count in chosen)
+    return [Bar(AUTO, tuple(parts), total, total)] if len(parts) == len(chosen) else []
+
+
 def network_figures(scene: Scene, networks: Networks) -> Iterator[Drawn]:
     """One figure with a panel per network."""
-    found = networks_of(scene.own_rows, networks)[:MOST_NETWORKS]
+    found = networks_of(scene.rows, networks)[:MOST_NETWORKS]
     for network in found:
-        bars = network.bars[:MOST_BARS]
+        bars = [bar for at, bar in enumerate(network.bars) if at < MOST_BARS or bar.name == AUTO]
         title = f"{network.name}: all convolutions, batch {network.batch}"
-        yield f"network-{network.name}-b{network.batch}{scene.suffix}", title, _reading(network), _figure(scene, bars, title)
+        name = f"network-{network.name}-b{network.batch}{scene.suffix}"
+        yield name, title, _reading(network), _seen(bars), _figure(scene, bars, title)
+
+
+def _seen(bars: Sequence[Bar]) -> str:
+    return "; ".join(f"{bar.name} {seconds(bar.time_s)}" for bar in bars) + "."
 
 
 def _reading(network: Network) -> str:
     text = (
         "Shorter is faster; a bar is the sum over the layers, left to right, each as often as it occurs. On top every layer by "
-        "whoever is fastest on it, in that algorithm's colour; hatched parts are layers that an algorithm refuses or fails, "
+        "whoever is fastest on it, in that algorithm's colour, and so what auto, the automatic choice, ran; hatched parts are "
+        "layers that an algorithm refuses or fails, "
         "computed by the best of the others."
     )
     if network.missing:
@@ -137,7 +157,7 @@ def _figure(scene: Scene, bars: Sequence[Bar], title: str) -> Figure:
     used = {part[1] for bar in bars for part in bar.parts}
     names = [name for name in scene.styles if name in used]
     figure, area = canvas(scene.caption, scene.styles, 9.0, 0.36 * len(bars) + 0.55, names, "patch")
-    (axis,) = grid(figure, area, 1, 1, left=2.05, bottom=0.35, right=1.75)
+    (axis,) = grid(figure, area, 1, 1, left=2.05, bottom=0.35, right=2.0)
     limit = LONGEST * bars[0].time_s
     longest = min(max(bar.time_s for bar in bars), limit)
     inches = axis.get_position().width * figure.get_size_inches()[0]
@@ -149,7 +169,7 @@ def _figure(scene: Scene, bars: Sequence[Bar], title: str) -> Figure:
                       fontsize=7.8)  # fmt: skip
     axis.set_yticks(range(len(bars)), [label(bar.name, 25) for bar in bars], fontsize=8)
     for text, bar in zip(axis.get_yticklabels(), bars, strict=True):
-        text.set_fontweight("bold" if bar.name in (BEST, BEST_OWN) else "normal")
+        text.set_fontweight("bold" if bar.name in MIXED else "normal")
     axis.set_ylim(len(bars) - 0.4, -0.6)
     axis.set_xlim(0, longest * 1.001)
     axis.xaxis.set_major_locator(MaxNLocator(6))
@@ -160,7 +180,7 @@ def _figure(scene: Scene, bars: Sequence[Bar], title: str) -> Figure:
 
 
 def _draw_bar(axis: Axes, scene: Scene, bar: Bar, at: int, longest: float, inches: float) -> None:
-    start, mixed = 0.0, bar.name in (BEST, BEST_OWN)
+    start, mixed = 0.0, bar.name in MIXED
     for index, (layer, algorithm, time_s) in enumerate(bar.parts):
         if start >= longest:
             break

@@ -23,6 +23,7 @@ from bench.files import write
 from bench.record import Record
 from bench.text import seconds, size
 from reports import tables
+from reports.findings import calm, false_alarms, in_network_order, in_short, layer_names
 from reports.frame import to_frame
 from reports.networks import Networks
 from reports.plots import pictures
@@ -39,7 +40,7 @@ TABLES = ("winners", "versus", "calls", "auto", "regret", "records", "exclusions
 SHOWN = 500  # rows of a table that are shown at a time
 SCRIPT_BYTES, EMBEDDED_BYTES = 1_500_000, 1_000_000  # of the rows in a script, and of the pictures within the page
 PAGE, MARKDOWN, CSV, VERSUS_CSV = "index.html", "report.md", "records.csv", "versus.csv"
-SECTIONS = (("winners", "Winners"), ("versus", "Versus"), ("plots", "Plots"), ("calls", "Calls"), ("auto", "auto"),
+SECTIONS = (("winners", "Winners"), ("plots", "Pictures"), ("versus", "Versus"), ("calls", "Calls"), ("auto", "auto"),
             ("regret", "Regret"), ("records", "All records"), ("excluded", "Excluded"), ("machine", "Machine"),
             ("method", "How times were taken"), ("reproduce", "Reproduce"))  # fmt: skip
 
@@ -72,10 +73,10 @@ def write_report(
     command : str
         The command line that measured, shown as the way to make the report again.
     networks : sequence of (name, layers)
-        Each layer is its name, its spec's text at any batch, and how often it occurs; a network is drawn where the
-        records hold most of its layers at one batch.
+        Those asked for. Each layer is its name, its spec's text at any batch, and how often it occurs; a network is drawn
+        where the records hold most of its layers at one batch. Tables and pictures have their layers in this order.
     works : sequence of bench.versus.Work
-        What our algorithms are set against others on.
+        What our algorithms are set against others on; none where that was not asked for.
 
     Returns
     -------
@@ -109,10 +110,12 @@ def write_frame(
     """``write_report`` of records that are a frame already, and of how many ``of`` that the store holds."""
     if frame.empty:
         raise ValueError(tables.NOTHING)
+    frame = in_network_order(frame, networks)
     shown, left_out = pictures(frame, machines, baseline, networks)
     against = versus(frame, works, machines)
     folder = Path(folder)
-    context: dict[str, Any] = {**_context(frame, machines, shown, left_out, regret, command), "versus": versus_table(against)}
+    context = _context(frame, machines, shown, left_out, regret, command, layer_names(networks))
+    context |= {"versus": versus_table(against), "sections": [s for s in SECTIONS if s[0] != "versus" or len(against)]}
     environment = _environment()
     if len(frame) < of:
         context["summary"].append(
@@ -127,7 +130,8 @@ def write_frame(
         write(folder / f"{picture.name}.png", picture.png)
         write(folder / f"{picture.name}.svg", picture.svg)
     write(folder / CSV, (part.encode("utf-8", "replace") for part in tables.csv_parts(frame)))
-    write(folder / VERSUS_CSV, tables.to_csv(against).encode("utf-8", "replace"))
+    if len(against):
+        write(folder / VERSUS_CSV, tables.to_csv(against).encode("utf-8", "replace"))
     for name in (MARKDOWN, PAGE):  # the page last: where it stands, everything stands
         text = environment.get_template(f"{name}.j2").render(context)
         write(folder / name, text.encode("utf-8", "replace"))
@@ -195,12 +199,15 @@ def _environment() -> jinja2.Environment:
 
 def _context(
     frame: pd.DataFrame, machines: dict[str, dict[str, Any]], shown: list[Picture], left_out: list[str],
-    regret: list[dict[str, Any]] | None, command: str,
+    regret: list[dict[str, Any]] | None, command: str, layers: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     present = [identity for identity in machines if identity in set(frame["machine"])]
     present += [identity for identity in dict.fromkeys(frame["machine"]) if identity not in machines]
-    best = tables.winners_table(frame)
+    best = tables.winners_table(frame, layers)
     return {
+        "calm": calm(frame),
+        "false_alarms": false_alarms(present),
+        "in_short": in_short(frame),
         "summary": _summary(frame, machines, present),
         "winners": best,
         "reading": [text for text, column in ((tables.VERDICTS, "next"), (tables.MARGIN, "margin"),
@@ -210,10 +217,10 @@ def _context(
         "embedded": sum(size < EMBEDDED_BYTES for size in accumulate(len(picture.svg) * 4 // 3 for picture in shown)),
         "most": SHOWN,
         "left_out": left_out,
-        "calls": tables.calls_table(frame),
-        "auto": tables.auto_table(frame),
+        "calls": tables.calls_table(frame, layers),
+        "auto": tables.auto_table(frame, layers),
         "regret": tables.regret_table(regret),
-        "records": tables.records_table(frame),
+        "records": tables.records_table(frame, layers),
         "exclusions": tables.exclusions_table(frame),
         "machines": [
             {"title": f"{machine_text(i, machines)} ({clean(i) or 'no id'})", "facts": _facts(machines.get(i, {}))}
@@ -221,7 +228,6 @@ def _context(
         ],
         "method": _method(frame),
         "reproduce": _reproduce(frame, command),
-        "sections": SECTIONS,
         "style": (TEMPLATES / "page.css").read_text(encoding="utf-8"),
         "script": (TEMPLATES / "page.js").read_text(encoding="utf-8"),
     }

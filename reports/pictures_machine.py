@@ -13,8 +13,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from bench.text import three_digits
 from reports.scene import COLD, WARM, Drawn, Scene
-from reports.sheet import canvas, dot, grid, head_line, log_axes, marker_size
-from reports.style import machine_text
+from reports.sheet import Ending, canvas, dot, end_labels, grid, head_line, log_axes, marker_size
+from reports.style import machine_text, ratio_text
 
 LEVELS: dict[str, Any] = {"L1d": "-", "L2": (0, (6, 2)), "L3": (0, (6, 2, 1, 2)), "memory": (0, (1, 1.6))}
 ROOF = "#444444"
@@ -56,7 +56,9 @@ def roofline_figures(scene: Scene) -> Iterator[Drawn]:
     rows = rows[rows["dtype"].isin(flops)]
     if rows.empty or not moved:
         return
-    figure, area = canvas(scene.caption, scene.styles, 8.6, 4.4, scene.names(rows), "dot")
+    names, look = scene.looks(rows)
+    others = rows["algorithm"].nunique() - len(names)
+    figure, area = canvas(scene.caption, scene.styles, 8.6, 4.4, names, "dot", others=others)
     (axis,) = grid(figure, area, 1, 1, left=0.75, bottom=0.48, right=2.2)
     axis.set_xscale("log")
     axis.set_yscale("log")
@@ -79,7 +81,8 @@ def roofline_figures(scene: Scene) -> Iterator[Drawn]:
                       textcoords="offset points", va="center", fontsize=8)  # fmt: skip
     for algorithm in scene.names(rows):
         mine = rows["algorithm"] == algorithm
-        axis.plot(intensity[mine], rows.loc[mine, "gflops"], **dot(algorithm, scene.styles[algorithm]), alpha=0.85)
+        mark = dot(algorithm, look[algorithm]) | ({} if algorithm in names else {"zorder": 2})
+        axis.plot(intensity[mine], rows.loc[mine, "gflops"], **mark, alpha=0.85)
     axis.plot(fastest["flops"] / fastest["min_bytes"], fastest["gflops"], linestyle="none", marker="o", markersize=9,
               markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
     axis.set_xlim(left, right)
@@ -101,7 +104,13 @@ def roofline_figures(scene: Scene) -> Iterator[Drawn]:
     )
     if below:
         reading += f" {below} slow point{'s lie' if below > 1 else ' lies'} below the picture."
-    yield f"roofline{scene.suffix}", "Roofline", reading, figure
+    share = fastest["gflops"] * 1e9 / fastest["dtype"].map(flops)
+    best, worst = fastest.iloc[int(np.argmax(share))], fastest.iloc[int(np.argmin(share))]
+    seen = (
+        f"The fastest of a problem reaches from {share.min():.1%} ({worst['algorithm']} on {worst['spec']}) to "
+        f"{share.max():.1%} ({best['algorithm']} on {best['spec']}) of the arithmetic peak."
+    )
+    yield f"roofline{scene.suffix}", "Roofline", reading, seen, figure
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------
@@ -140,12 +149,14 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
     threads = ", ".join(str(scene.threads) for scene in scenes)
     about = machine_text(first.machine, {first.machine: first.about})
     caption = f"{about}; threads {threads}; clock: {COLD if first.cold else WARM}"
-    figure, area = canvas(caption, first.styles, 8.6, 3.5, names)
-    left, right = grid(figure, area, 1, 2, left=0.6, bottom=0.48, right=0.2, gap=(0.65, 0), head=0.24)
+    lead, look = first.looks(first.own_rows[first.own_rows["algorithm"].isin(names)])
+    figure, area = canvas(caption, first.styles, 9.4, 3.5, lead, "dot", others=len(names) - len(lead))
+    left, right = grid(figure, area, 1, 2, left=0.6, bottom=0.48, right=0.2, gap=(2.0, 0), head=0.24)
+    endings = []
     low, high = min(0.9, table["gain"].min() / 1.1), max(most / base, table["gain"].max()) * 1.1
     spread = 0.16 * (counts[0] - base) / max(len(names), 1)
     for place, name in enumerate(names):
-        style = first.styles[name]
+        style = look[name]
         mine = table[table["algorithm"] == name]
         by_count = mine.groupby("threads")["gain"]
         middle = np.exp(np.log(mine["gain"]).groupby(mine["threads"]).mean())
@@ -153,6 +164,8 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
         left.vlines(shifted, by_count.min(), by_count.max(), color=style.colour, linewidth=1.2, alpha=0.6)
         left.plot([base, *shifted], [1.0, *middle], color=style.colour, marker=style.marker, linestyle=style.line,
                   markersize=marker_size(style), markeredgecolor="white", markeredgewidth=0.4, linewidth=1.4)  # fmt: skip
+        if name in lead:
+            endings.append(Ending(shifted[-1], float(middle.iloc[-1]), name, style.colour))
         large = mine[mine["threads"] == most]
         right.plot(large["flops"], large["gain"], **dot(name, style), alpha=0.85)
     left.plot([base, *counts], [count / base for count in [base, *counts]], color="#999999", linewidth=1, zorder=1)
@@ -176,6 +189,7 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{three_digits(value).rstrip('0').rstrip('.')}x"))
         axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(True, axis="y")
+    end_labels(left, endings)
     title = f"Scaling: time with {base} thread{'s' if base > 1 else ''} over time with more"
     head_line(figure, title)
     reading = (
@@ -183,7 +197,12 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
         "worst spec to the best; right every spec by its size: small ones gain little, since handing work over costs time."
     )
     suffix = scenes[0].suffix.replace(f"-t{base}", "", 1)
-    return f"scaling{suffix}", title, reading, figure
+    means = np.exp(np.log(table["gain"]).groupby(table["algorithm"]).mean()).sort_values()
+    seen = (
+        f"{means.index[-1]} gains most by threads, {ratio_text(means.iloc[-1])} in the mean over the problems; "
+        f"{means.index[0]} least, {ratio_text(means.iloc[0])}."
+    )
+    return f"scaling{suffix}", title, reading, seen, figure
 
 
 def _count(value: float) -> str:

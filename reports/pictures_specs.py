@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 
 from bench.text import seconds
+from reports import findings
 from reports.frame import tuples
 from reports.scene import Drawn, Scene, pages, tick
 from reports.sheet import canvas, dot, grid, head_line, label, value_ticks
 from reports.style import ratio_text, short
 
 ROWS = 60  # the most in one figure
+WIDEST = 54  # letters of a row's label
 SIGNS = {"winner": "", "alone": "", "same": " =", "undecided": " ?"}
+SIGNS_TEXT = "= where others were shown to be the same within 5%, ? where the noise does not tell"
+
 
 def speed_figures(scene: Scene, speed: pd.DataFrame, what: str, number: str, notes: list[str]) -> Iterator[Drawn]:
     if speed.empty:
@@ -24,7 +28,8 @@ def speed_figures(scene: Scene, speed: pd.DataFrame, what: str, number: str, not
     title = f"Speed-up over {short(scene.baseline, 60)}{what}"
     reading = (
         "Right of the line at 1x is faster than the baseline, by that factor; the scale is logarithmic. On the right the "
-        "fastest algorithm and its factor; = others are the same within 5%, ? undecided. Rows: image size, kernel size."
+        f"fastest algorithm and its factor, ringed where it surely is; {SIGNS_TEXT}. A bar across is auto. Rows: image size, "
+        "kernel size, or the layer's name and its spec, which is written as in the tables."
     )
     yield from _dot_figures(
         scene, speed, "speed_up", f"speedup{number}", title, reading, lambda v: f"{v:g}x", ratio_text, notes
@@ -32,8 +37,13 @@ def speed_figures(scene: Scene, speed: pd.DataFrame, what: str, number: str, not
 
 
 def layer_figures(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[Drawn]:
-    reading = "One row per spec, further left is faster, the scale is logarithmic. Right: the fastest algorithm, its time."
-    yield from _dot_figures(scene, rows, "median_s", "layers", "Time per spec", reading, tick, seconds, notes)
+    reading = (
+        "One row per problem, written as in the tables, a mark per algorithm; further left is faster, the scale is "
+        "logarithmic. "
+        f"Right: the fastest algorithm and its time, ringed where it surely is; {SIGNS_TEXT}. "
+        "A bar across is auto."
+    )
+    yield from _dot_figures(scene, rows, "median_s", "layers", "Time per problem", reading, tick, seconds, notes)
 
 
 def _dot_figures(
@@ -48,13 +58,15 @@ def _dot_figures(
     else:
         known = {spec: index for index, spec in enumerate(scene.winners["spec"])}
         order = order.iloc[np.argsort([known.get(spec, len(known)) for spec in order["spec"]], kind="stable")]
-        labels = {row.spec: row.spec for row in tuples(order)}
+        labels = {row.spec: scene.case(row.spec) for row in tuples(order)}
     best = {row.spec: row for row in tuples(scene.winners)}
     values = {(row.spec, row.algorithm): getattr(row, value) for row in tuples(rows)}
     for page, specs in pages(scene, list(order["spec"]), ROWS, "specs", notes):
         part = rows[rows["spec"].isin(specs)]
-        wide = min(max(len(labels[s]) for s in specs), 46)
-        figure, area = canvas(scene.caption, scene.styles, 8.6, 0.23 * len(specs) + 0.5, scene.names(part), "dot")
+        wide = min(max(len(labels[s]) for s in specs), WIDEST)
+        names, look = scene.looks(part)
+        others = part["algorithm"].nunique() - len(names)
+        figure, area = canvas(scene.caption, scene.styles, 9.4, 0.23 * len(specs) + 0.5, names, "dot", others=others)
         (axis,) = grid(figure, area, 1, 1, left=0.35 + 0.073 * wide, bottom=0.33, right=1.95)
         axis.set_xscale("log")
         for at, spec in enumerate(specs):
@@ -71,8 +83,13 @@ def _dot_figures(
         places = {spec: at for at, spec in enumerate(specs)}
         for algorithm in scene.names(part):
             dots = part[part["algorithm"] == algorithm]
-            axis.plot(dots[value], [places[s] for s in dots["spec"]], **dot(algorithm, scene.styles[algorithm]))
-        axis.set_yticks(range(len(specs)), [short(labels[s], 46) for s in specs], fontsize=7.5)
+            mark = dot(algorithm, look[algorithm]) | ({} if algorithm in names else {"zorder": 2, "markersize": 3})
+            axis.plot(dots[value], [places[s] for s in dots["spec"]], **mark)
+        sure = [row for row in best.values() if row.spec in places and row.verdict == "winner"]
+        ringed = [(values[row.spec, row.winner], places[row.spec]) for row in sure if (row.spec, row.winner) in values]
+        axis.plot([x for x, _ in ringed], [y for _, y in ringed], linestyle="none", marker="o", markersize=10.5,
+                  markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
+        axis.set_yticks(range(len(specs)), [label(labels[s], WIDEST) for s in specs], fontsize=7.5)
         axis.set_ylim(len(specs) - 0.4, -0.6)
         low, high = part[value].min(), part[value].max()
         axis.set_xlim(low / 1.25, high * 1.25)
@@ -82,7 +99,12 @@ def _dot_figures(
         if value == "speed_up":
             axis.axvline(1, color="#333333", linewidth=1, zorder=2)
         head_line(figure, title)
-        yield f"{name}{scene.suffix}{page}", title, reading, figure
+        shown = scene.winners[scene.winners["spec"].isin(specs)]
+        seen = findings.who_wins(shown, scene.place)
+        if value == "speed_up":
+            lead = part.groupby("spec")[value].max()
+            seen += f" The fastest is {ratio_text(lead.min())} to {ratio_text(lead.max())} as fast as the baseline."
+        yield f"{name}{scene.suffix}{page}", title, reading, seen, figure
 
 
 def few_figure(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[Drawn]:
@@ -92,12 +114,13 @@ def few_figure(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[D
     figure, area = canvas(scene.caption, scene.styles, 7.6, (0.24 * most + 0.85) * len(specs), ())
     axes = grid(figure, area, len(specs), 1, left=1.85, bottom=0.35, right=0.75, gap=(0, 0.75), head=0.22)
     low, high = rows["low_s"].min() / 1.4, rows["high_s"].max() * 1.25
+    _, look = scene.looks(rows)
     for axis, spec in zip(axes, specs, strict=True):
         part = rows[rows["spec"] == spec].sort_values("median_s", ascending=False)
         winner = next((set(w.tied) for w in tuples(scene.winners) if w.spec == spec), set())
         axis.set_xscale("log")
         for at, row in enumerate(tuples(part)):
-            style = scene.styles[row.algorithm]
+            style = look[row.algorithm]
             axis.plot([low, row.median_s], [at, at], color=style.colour, linewidth=1.6, linestyle=style.line, alpha=0.8)
             axis.plot([row.low_s, row.high_s], [at, at], color=style.colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
             axis.plot([row.median_s], [at], color=style.colour, marker=style.marker, markersize=6.5)
@@ -111,10 +134,11 @@ def few_figure(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[D
         value_ticks(axis, low, high, tick)
         axis.grid(True, axis="x")
         axis.tick_params(axis="y", length=0)
-        axis.set_title(short(spec, 70), fontsize=9.5, loc="left", fontweight="bold")
+        axis.set_title(label(scene.case(spec), 70), fontsize=9.5, loc="left", fontweight="bold")
     head_line(figure, "Time per algorithm")
     reading = (
         "Fastest on top, names in bold are not surely slower; further left is faster; the scale is logarithmic. The wide band "
-        "spans the launches."
+        "spans the launches, the processes in which it was measured anew."
     )
-    yield f"times-few{scene.suffix}", "Time per algorithm", reading, figure
+    seen = findings.spans(rows, scene.winners[scene.winners["spec"].isin(specs)])
+    yield f"times-few{scene.suffix}", "Time per algorithm", reading, seen, figure

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullLocator
 
-from bench.text import size
-from reports.costs import Stretch, envelope
+from bench.text import size, three_digits
+from reports.costs import Stretch, envelope, stretches_text
+from reports.findings import MOST_LINES
 from reports.frame import groups, tuples
 from reports.scene import Drawn, Scene, tick
-from reports.sheet import canvas, dot, grid, head_line, label, log_axes
+from reports.sheet import Ending, canvas, dot, end_labels, grid, head_line, label, log_axes
 from reports.style import short
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
@@ -50,12 +51,14 @@ def errors(rows: pd.DataFrame) -> pd.DataFrame:
 
 def error_figures(scene: Scene) -> Iterator[Drawn]:
     """Error against time with the Pareto front, where at least two algorithms have both."""
-    table = errors(scene.own_rows)
+    rows = scene.own_rows
+    table = errors(rows)
     if len(table) < 2:
         return
     most = table["specs"].max()
     fewer = {row.algorithm: f" ({row.specs} of {most})" for row in tuples(table) if row.specs < most}
-    figure, area = canvas(scene.caption, scene.styles, 7.6, 3.7, scene.names(table), "dot", fewer)
+    names, look = scene.looks(rows[rows["algorithm"].isin(table["algorithm"])], list(table.loc[table["front"], "algorithm"]))
+    figure, area = canvas(scene.caption, scene.styles, 7.6, 3.7, names, "dot", fewer, len(table) - len(names))
     (axis,) = grid(figure, area, 1, 1, left=0.75, bottom=0.48, right=0.4)
     axis.set_xscale("log")
     axis.set_yscale("log")
@@ -64,8 +67,9 @@ def error_figures(scene: Scene) -> Iterator[Drawn]:
     steps = [(front["time"].iloc[0], top), *zip(front["time"], front["error"], strict=True), (right, front["error"].iloc[-1])]
     axis.step([s[0] for s in steps], [s[1] for s in steps], where="post", color="#999999", linewidth=1.2, zorder=1)
     for row in tuples(table):
-        look = dot(row.algorithm, scene.styles[row.algorithm])
-        axis.plot([row.time], [row.error], **(look | {"markersize": look["markersize"] * 1.6}))
+        mark = dot(row.algorithm, look[row.algorithm])
+        larger = 1.6 if row.algorithm in names else 1.0
+        axis.plot([row.time], [row.error], **(mark | {"markersize": mark["markersize"] * larger}))
     axis.plot(front["time"], front["error"], linestyle="none", marker="o", markersize=14, markerfacecolor="none",
               markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
     axis.set_xlim(table["time"].min() / 1.3, right)
@@ -81,7 +85,13 @@ def error_figures(scene: Scene) -> Iterator[Drawn]:
     )
     if fewer:
         reading += f" Behind a name: of how many specs, where not of all {most}."
-    yield f"error{scene.suffix}", "Error against time", reading, figure
+    exact = min(tuples(table), key=lambda row: row.error)
+    seen = (
+        f"On the front, from the fastest on: {', '.join(front['algorithm'])}. The most accurate, {exact.algorithm}, takes "
+        f"{three_digits(exact.time)} times as long as the fastest; the least accurate is "
+        f"{three_digits(table['error'].max() / exact.error)} times as far off."
+    )
+    yield f"error{scene.suffix}", "Error against time", reading, seen, figure
 
 
 # ---- prepare against run ---------------------------------------------------------------------------------------
@@ -106,8 +116,10 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
         return  # whoever runs fastest is also prepared fastest: nothing to see
     shown = representative(cases, {spec: float(part[0].flops) for spec, part in grouped.items()})
     part = rows[rows["spec"].isin(shown)]
-    figure, area = canvas(scene.caption, scene.styles, max(3.4 * len(shown) + 0.5, 7.0), 3.3, scene.names(part))
-    axes = grid(figure, area, 1, len(shown), gap=(0.7, 0), left=0.75, bottom=0.48, head=0.42)
+    winning = dict.fromkeys(stretch.algorithm for spec in shown for stretch in cases[spec])
+    names, look = scene.looks(part, list(winning)[:MOST_LINES])
+    figure, area = canvas(scene.caption, scene.styles, 8.6, 3.1 * len(shown), ())
+    axes = grid(figure, area, len(shown), 1, gap=(0, 0.85), left=0.85, bottom=0.48, head=0.42, right=1.8)
     last = max(stretches[-1].calls for stretches in cases.values())
     most = min(max(1000, 10.0 ** math.ceil(math.log10(last * 3))), MOST_CALLS)
     calls = np.geomspace(1, most, 60)
@@ -116,15 +128,16 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
         axis.set_yscale("log")
         totals = {row.algorithm: row.prepare_s / calls + row.median_s for row in grouped[spec]}
         for name, total in totals.items():
-            style = scene.styles[name]
-            axis.plot(calls, total, color=style.colour, linestyle=style.line, linewidth=1.1, marker=style.marker, markersize=4,
-                      markevery=[0, -1], alpha=0.8)  # fmt: skip
+            style, lead = look[name], name in names
+            axis.plot(calls, total, color=style.colour, linestyle=style.line, linewidth=1.3 if lead else 0.7,
+                      marker=style.marker if lead else "", markersize=4, markevery=[0, -1], alpha=0.9 if lead else 0.6,
+                      zorder=3 if lead else 1)  # fmt: skip
         stretches, free = cases[spec], 1.0
         for index, (start, name) in enumerate(stretches):
             row = next(r for r in grouped[spec] if r.algorithm == name)
             until = stretches[index + 1].calls if index + 1 < len(stretches) else most
             inside = np.geomspace(start, max(min(until, most), start), 20)
-            axis.plot(inside, row.prepare_s / inside + row.median_s, color=scene.styles[name].colour, linewidth=4, alpha=0.45,
+            axis.plot(inside, row.prepare_s / inside + row.median_s, color=look[name].colour, linewidth=4, alpha=0.45,
                       solid_capstyle="butt", zorder=2)  # fmt: skip
             if index and start <= most:
                 axis.axvline(start, color="#BBBBBB", linewidth=0.8, zorder=1)
@@ -137,15 +150,19 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
         axis.set_ylim(best.min() / 1.6, max(best.max() * 8, best.min() * 30))
         log_axes(axis, "{:,.0f}".format, tick)
         axis.set_xlabel("calls", labelpad=2)
-        text = axis.set_title(short(spec, 44), fontsize=8.2, loc="left", fontweight="bold", pad=15)
+        axis.set_ylabel("prepare / calls + run", labelpad=2)
+        ends = [Ending(calls[-1], totals[n][-1], n, look[n].colour) for n in names if n in totals]
+        end_labels(axis, [end for end in ends if end.y <= axis.get_ylim()[1]])
+        text = axis.set_title(short(scene.case(spec), 80), fontsize=8.6, loc="left", fontweight="bold", pad=15)
         text.set_in_layout(False)
-    axes[0].set_ylabel("prepare / calls + run", labelpad=2)
     head_line(figure, "Prepare against run")
     reading = (
-        "Time per call when the one-off work is shared over so many calls; lower is better. The broad line is whoever takes "
-        "least, the figures on top are the calls from which the next one wins. Slower algorithms run out of the picture."
+        "Time per call when prepare, the one-off work for a problem and its weights, is shared over so many calls; lower is "
+        "better. The broad line is whoever takes least, the figures on top are the calls from which the next one wins. Slower "
+        "algorithms run out of the picture."
     )
-    yield f"calls{scene.suffix}", "Prepare against run", reading, figure
+    seen = " ".join(f"{scene.case(spec)}: {stretches_text(cases[spec])}." for spec in shown)
+    yield f"calls{scene.suffix}", "Prepare against run", reading, seen, figure
 
 
 # ---- workspace -------------------------------------------------------------------------------------------------
@@ -159,7 +176,12 @@ def workspace_figures(scene: Scene) -> Iterator[Drawn]:
         return
     seen = rows["workspace_seen_bytes"].clip(lower=LEAST_WORKSPACE).astype(float)
     predicted = rows["workspace_bytes"].clip(lower=LEAST_WORKSPACE).astype(float)
-    figure, area = canvas(scene.caption, scene.styles, 7.6, 4.2, scene.names(rows), "dot")
+    inside = (predicted >= seen) & (predicted <= 2 * seen)
+    near = ~inside & (seen <= predicted + SLACK_BYTES) & (predicted <= 2 * seen + SLACK_BYTES)
+    outside = rows[~inside & ~near]
+    names, look = scene.looks(rows, scene.names(outside)[:MOST_LINES])
+    others = rows["algorithm"].nunique() - len(names)
+    figure, area = canvas(scene.caption, scene.styles, 7.6, 4.2, names, "dot", others=others)
     (axis,) = grid(figure, area, 1, 1, left=0.95, bottom=0.48, right=1.3)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
@@ -168,8 +190,7 @@ def workspace_figures(scene: Scene) -> Iterator[Drawn]:
     axis.plot([low, high], [low, high], color="#888888", linewidth=1, zorder=1)
     for name in scene.names(rows):
         mine = rows["algorithm"] == name
-        axis.plot(seen[mine], predicted[mine], **dot(name, scene.styles[name]), alpha=0.85)
-    outside = rows[(seen > predicted + SLACK_BYTES) | (predicted > 2 * seen + SLACK_BYTES)]
+        axis.plot(seen[mine], predicted[mine], **dot(name, look[name]), alpha=0.85)
     axis.set_xlim(low, high)
     axis.set_ylim(low, high)
     every = max(1, round(math.log2(high / low) / 8))
@@ -181,16 +202,21 @@ def workspace_figures(scene: Scene) -> Iterator[Drawn]:
     axis.set_xlabel("seen", labelpad=2)
     axis.set_ylabel("predicted", labelpad=2)
     head_line(figure, "Workspace: predicted and seen")
-    tally = f"{len(rows) - len(outside)} of {len(rows)} lie in it"
+    told = f"{inside.sum()} of {len(rows)} lie in it"
+    if near.any():
+        told += f", {near.sum()} off it by less than {_whole(size(SLACK_BYTES))}, which Python's own objects may take"
     if len(outside):
-        tally += f"; outside are {', '.join(label(n, 30).strip() for n in scene.names(outside))}"
+        far = ", ".join(label(n, 30).strip() for n in scene.names(outside))
+        told += f", and {len(outside)} outside: {far}"
     reading = (
-        "On the line the prediction is exact; the grey band is one to two times what was seen, where a prediction belongs: "
-        f"{tally}, give or take {_whole(size(SLACK_BYTES))} of Python's own objects. Seen is the peak of prepare and a run as "
+        "Workspace is the memory that an algorithm needs beside x, w and y. On the line the prediction is exact; the grey "
+        f"band is one to two times what was seen, where a prediction belongs: {told}. Seen is the peak of prepare and a run as "
         "Python's allocator counts it, without x, w and y; what a library allocates by itself is not in it. Up to "
         f"{_whole(size(LEAST_WORKSPACE))} counts as that much."
     )
-    yield f"workspace{scene.suffix}", "Workspace: predicted and seen", reading, figure
+    most = rows.iloc[int(np.argmax(seen))]
+    shown = f"Of {len(rows)} points, {told}. Most is seen of {most['algorithm']}, {size(float(seen.max()))}."
+    yield f"workspace{scene.suffix}", "Workspace: predicted and seen", reading, shown, figure
 
 
 def _whole(text: str) -> str:

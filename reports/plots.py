@@ -1,8 +1,8 @@
 """Which pictures are made: one set for every (machine, threads, cold), PNG and SVG, with no global figure.
 
-Specs that vary in image and kernel size only form a sweep and get times, winner map and speed-up; everything else (the
-layers of a network) gets one row per spec. Then, where the records allow it: roofline, error against time, prepare against
-run, workspace, whole networks, and, over several numbers of threads, the scaling.
+Whole networks come first. Specs that vary in image and kernel size only form a sweep and get a winner map, times against
+either size and speed-up; everything else (the layers of a network) gets one row per spec. Then, where the records allow it:
+roofline, error against time, prepare against run, workspace, and, over several numbers of threads, the scaling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 from reports.networks import Networks, network_figures
 from reports.pictures_machine import roofline_figures, scaling_figures
 from reports.pictures_specs import few_figure, layer_figures, speed_figures
-from reports.pictures_sweep import map_figures, times_figures
+from reports.pictures_sweep import crossover_figures, map_figures, times_figures
 from reports.pictures_tradeoffs import calls_figures, error_figures, workspace_figures
 from reports.scene import MANY, Drawn, Picture, Scene, scenes
 from reports.sheet import RC, render
@@ -39,11 +39,12 @@ def pictures(
     made: list[Picture] = []
     notes: list[str] = []
     with matplotlib.rc_context(RC):
-        for section, (name, title, reading, figure) in _all(list(scenes(frame, machines, baseline)), networks, notes):
+        shown = list(scenes(frame, machines, baseline, networks))
+        for section, (name, title, reading, seen, figure) in _all(shown, networks, notes):
             if len(made) == MOST_PICTURES:
                 notes.append(f"Only {MOST_PICTURES} pictures are shown: report on fewer machines, threads or suites.")
                 break
-            made.append(Picture(_file_name(name, made), title, reading, section, *render(figure)))
+            made.append(Picture(_file_name(name, made), title, reading, seen, section, *render(figure)))
     return made, list(dict.fromkeys(notes))
 
 
@@ -56,6 +57,7 @@ def _all(shown: list[Scene], networks: Networks, notes: list[str]) -> Iterator[t
 
 def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]:
     """The figures of a scene: per sweep times, map and speed-up; then whatever is no sweep; then what spans all specs."""
+    yield from _safely(notes, network_figures, scene, networks)
     loose = scene.rows
     sweeps = scene.rows.drop_duplicates("spec").groupby("sweep", sort=False)
     largest_first = sorted(((str(sweep), specs) for sweep, specs in sweeps), key=lambda item: -len(item[1]))
@@ -64,8 +66,9 @@ def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]
         rows = scene.rows[scene.rows["sweep"] == sweep]
         loose = loose[loose["sweep"] != sweep]
         number = f"-{index + 1}" if index else ""
-        yield from _safely(notes, times_figures, scene, rows, sweep, number, notes)
         yield from _safely(notes, map_figures, scene, scene.winners[scene.winners["sweep"] == sweep], sweep, number, notes)
+        yield from _safely(notes, crossover_figures, scene, rows, sweep, number, notes)
+        yield from _safely(notes, times_figures, scene, rows, sweep, number, notes)
         yield from _safely(notes, speed_figures, scene, scene.speed[scene.speed["sweep"] == sweep], f": {sweep}", number, notes)
     if len(loose):
         count = loose["spec"].nunique()
@@ -73,7 +76,6 @@ def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]
         if count > 4:
             speed = scene.speed[scene.speed["spec"].isin(loose["spec"])]
             yield from _safely(notes, speed_figures, scene, speed, " per spec", "-layers", notes)
-    yield from _safely(notes, network_figures, scene, networks)
     yield from _safely(notes, roofline_figures, scene)
     yield from _safely(notes, error_figures, scene)
     yield from _safely(notes, calls_figures, scene)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from algos.registry import registry
 from bench.text import seconds
-from reports import ranking
+from reports import findings, ranking
 from reports.frame import GROUP
-from reports.style import Style, clean, machine_text, styles
+from reports.style import Style, clean, faded, machine_text, styles
 
 PAGES = 5  # the most figures of one kind
 MANY = 20_000  # rows: beyond, pictures can show a small part only, and there is one of a kind
 WARM = "steady state, prepared weights, fresh output array, caches warm, transfers excluded"
 COLD = "single calls after the caches were flushed, prepared weights, fresh output array, transfers excluded"
-Drawn = tuple[str, str, str, Figure]  # name, title, reading, figure
+Drawn = tuple[str, str, str, str, Figure]  # name, title, reading, what is seen, figure
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Picture:
     ----------
     name : str
         File name without extension: letters, digits, dots and dashes.
-    title, reading : str
-        What it shows, and how to read it.
+    title, reading, seen : str
+        What it shows, how to read it, and what there is to see: its text for who cannot see it.
     section : str
         Machine and threads.
     png, svg : bytes
@@ -40,6 +41,7 @@ class Picture:
     name: str
     title: str
     reading: str
+    seen: str
     section: str
     png: bytes
     svg: bytes
@@ -64,6 +66,8 @@ class Scene:
         ``ranked`` with auto, ``winners`` and ``speed_ups`` of this group.
     baseline : str
         Words for what the speed-ups are over.
+    layers : dict
+        Spec without its batch -> name of the layer.
     """
 
     section: str
@@ -78,6 +82,7 @@ class Scene:
     winners: pd.DataFrame
     speed: pd.DataFrame
     baseline: str
+    layers: dict[str, str] = field(default_factory=dict)
 
     @property
     def own_rows(self) -> pd.DataFrame:
@@ -89,8 +94,25 @@ class Scene:
         present = set(rows["algorithm"])
         return [name for name in self.styles if name in present]
 
+    def looks(self, rows: pd.DataFrame, lead: Sequence[str] = ()) -> tuple[list[str], dict[str, Style]]:
+        """Who stands out among ``rows`` (``lead`` first), in the order of the styles, and how all look: the others grey."""
+        chosen = [*lead, *(name for name in findings.standouts(rows, self.winners) if name not in lead)][: findings.MOST_LINES]
+        names = [name for name in self.names(rows) if name in chosen]
+        return names, {name: style if name in chosen else faded(style) for name, style in self.styles.items()}
 
-def scenes(frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[str]) -> Iterator[Scene]:
+    def case(self, spec: str) -> str:
+        """The layer's name with its spec, or the spec."""
+        name = self.layers.get(findings.without_batch(spec))
+        return f"{clean(name)}: {spec}" if name else spec
+
+    def place(self, row: Any) -> str:
+        """Where something is seen, in few words: the layer's name, or sizes."""
+        return self.layers.get(findings.without_batch(row.spec)) or f"{row.size}, kernel {row.kernel}"
+
+
+def scenes(
+    frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[str], networks: findings.Networks = ()
+) -> Iterator[Scene]:
     """One for every (machine, threads, cold) in which something has a time.
 
     Raises
@@ -101,7 +123,8 @@ def scenes(frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[st
     rows = ranking.ranked(frame, with_auto=True)
     speed, label = ranking.speed_ups(frame, baseline)
     best = ranking.winners(frame)
-    look = styles(dict(zip(rows["algorithm"], rows["family"], strict=True)))
+    look = styles(_families(rows))
+    layers = findings.layer_names(networks)
     several = {name: rows[name].nunique() > 1 for name in GROUP}
     for key in dict.fromkeys(best[GROUP].itertuples(index=False, name=None)):
         machine, threads, cold = key
@@ -116,7 +139,7 @@ def scenes(frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[st
             suffix=suffix,
             caption=f"{about}; {plural}; {counted} launch{'es' if launches[-1] > 1 else ''}; clock: {COLD if cold else WARM}",
             machine=machine, threads=int(threads), cold=bool(cold), about=machines.get(machine, {}),
-            styles=look, rows=mine[0], winners=mine[1], speed=mine[2], baseline=label,
+            styles=look, rows=mine[0], winners=mine[1], speed=mine[2], baseline=label, layers=layers,
         )  # fmt: skip
 
 
@@ -124,6 +147,13 @@ def _of(table: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
     """The rows of one group; the table itself where it has no others, which may be large."""
     here = (table[GROUP] == list(key)).all(axis=1)
     return table if here.all() else table[here]
+
+
+def _families(rows: pd.DataFrame) -> dict[str, str]:
+    """Of every algorithm; what only ``auto`` ran has the family that the registry knows."""
+    found = dict(zip(rows["algorithm"], rows["family"], strict=True))
+    unknown = [name for name, family in found.items() if family == "auto" != name]
+    return found | {name: registry()[name].family for name in unknown if name in registry()}
 
 
 def pages(scene: Scene, values: list[str], size: int, what: str, notes: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -9,7 +9,7 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from reports.style import Style, clean
+from reports.style import DARK, GREY, INK, Style, clean
 
 RC: dict[Any, Any] = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "text.parse_math": False,
@@ -39,13 +39,17 @@ def label(name: object, width: int) -> str:
 
 def canvas(
     caption: str, look: dict[str, Style], width: float, height: float, names: Sequence[str], legend: str = "line",
-    notes: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None, others: int = 0,
 ) -> tuple[Figure, Area]:  # fmt: skip
     """A figure with room for a title above and, below the axes, a legend and the caption, none of which can overlap.
 
-    ``notes`` stand behind names in the legend, where there is room for what would overlap beside the points.
+    ``notes`` stand behind names in the legend, where there is room for what would overlap beside the points. ``others`` are
+    drawn in grey, and one entry of the legend says how many they are.
     """
     notes = notes or {}
+    grey = f"{others} other{'s' if others > 1 else ''}"
+    if others:
+        names, look = [*names, grey], {**look, grey: Style(GREY, "o", "-")}
     columns = max(int((width - 0.3) / (1.95 + 0.065 * max(map(len, notes.values()), default=0))), 1)
     lines = math.ceil(len(names) / columns)
     written = textwrap.wrap(label(caption, 500), int(width * 19))
@@ -105,7 +109,59 @@ def render(figure: Figure) -> tuple[bytes, bytes]:
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI, metadata={"Software": "convbench"})
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": "convbench"})
-    return png.getvalue(), svg.getvalue()
+    return png.getvalue(), _following(svg.getvalue())
+
+
+def _following(svg: bytes) -> bytes:
+    """With colours for a dark page, which the browser chooses as it does for the page that shows the picture."""
+    rules = f"svg{{fill:{DARK[INK.lower()]}}}"  # text in black names no colour
+    for light, dark in DARK.items():
+        rules += "".join(f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for kind in ("fill", "stroke"))
+    style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
+    head, tag, rest = svg.partition(b"<defs>")
+    return head + style.encode() + tag + rest
+
+
+QUIET = "#999999"  # of lines that are no algorithm's
+
+
+class Ending(NamedTuple):
+    """The last point of a line, to be labelled there."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+
+
+def end_labels(axis: Axes, endings: Sequence[Ending], size: float = 7.4) -> None:
+    """Names at the right of the lines that they belong to, apart from each other; call it when the limits stand."""
+    figure = axis.figure.get_figure(root=True)
+    full = axis.get_position().height * figure.get_size_inches()[1]
+    step = 1.25 * size / 72 / full
+    place = axis.transScale + axis.transLimits  # data -> fraction of the axes
+    wanted = sorted(((min(max(place.transform((e.x, e.y))[1], 0.0), 1.0), e) for e in endings), key=lambda pair: pair[0])
+    heights = _apart([height for height, _ in wanted], step)
+    for height, (_, ending) in zip(heights, wanted, strict=True):
+        axis.annotate(
+            label(ending.text, 24), (ending.x, ending.y), xytext=(1.035, height), textcoords="axes fraction", va="center",
+            fontsize=size, annotation_clip=False, color="#666666" if ending.colour == QUIET else INK,
+            arrowprops={"arrowstyle": "-", "color": ending.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 2,
+                        "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def _apart(wanted: Sequence[float], step: float) -> list[float]:
+    """The rising numbers nearest to ``wanted`` that differ by ``step``, within 0 to 1 as far as they fit."""
+    blocks: list[list[float]] = []  # mean of what they want less their places, and how many
+    for index, value in enumerate(wanted):
+        blocks.append([value - index * step, 1])
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            mean, count = blocks.pop()
+            blocks[-1] = [(blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count), blocks[-1][1] + count]
+    levels = [mean for mean, count in blocks for _ in range(int(count))]
+    highest = 1 - (len(wanted) - 1) * step
+    return [max(min(level, highest), 0.0) + index * step for index, level in enumerate(levels)]
 
 
 def marker_size(style: Style) -> float:
@@ -114,11 +170,11 @@ def marker_size(style: Style) -> float:
 
 
 def dot(algorithm: str, style: Style) -> dict[str, Any]:
-    """How a lone point looks: filled, but for auto, a ring around the algorithm that it chose."""
+    """How a lone point looks: filled, but for auto, a bar across the algorithm that it chose."""
     look = {"linestyle": "none", "marker": style.marker, "color": style.colour, "zorder": 3}
     look["markersize"] = marker_size(style)
     if algorithm == "auto":
-        return look | {"marker": "o", "markerfacecolor": "none", "markersize": 8.5, "markeredgewidth": 0.9, "zorder": 4}
+        return look | {"marker": "|", "markersize": 10, "markeredgewidth": 1.4, "zorder": 4}
     return look | {"markeredgecolor": "white", "markeredgewidth": 0.4}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,19 +12,36 @@ from typing import Any
 
 from bench.text import printable, three_digits
 
-# Okabe and Ito's colours, then Tol's muted ones, light yellows left out; neighbours differ in hue and in lightness.
-COLOURS = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99",
-    "#AA4499", "#117733", "#CC6677", "#8C510A", "#7A7A7A", "#88AADD", "#B2A07A", "#6A3D9A", "#4D4D4D", "#A6761D",
-)  # fmt: skip
-BLACK = "#000000"  # auto's own
+# A hue for a family, three shades of it, each with a contrast of 3 or more on white and on the dark page.
+HUES = {
+    "direct": ("#1666C2", "#4A95EB", "#1D7AE6"), "gemm": ("#BB6605", "#9C5504", "#DD7906"),
+    "fft": ("#078E4B", "#06773E", "#09A959"), "separable": ("#903BCE", "#B47ADE", "#A35BD6"),
+    "winograd": ("#C5271C", "#E96C63", "#E23F34"), "toeplitz": ("#088897", "#07727E", "#09A2B3"),
+    "peer": ("#B72E7E", "#DB6DAD", "#D14597"),
+}  # fmt: skip
+OTHER = ("#5D6E06", "#849D08", "#6F8407")  # a family that nobody here knows
+INK, GREY = "#000000", "#9AA0A6"  # auto's own, and whoever does not stand out
+# What is no datum, and how it looks on a dark page; colours of data stay.
+DARK = {
+    "#000000": "#e3e7ec", "#333333": "#c4ccd4", "#444444": "#c4ccd4", "#666666": "#9aa5b1", "#777777": "#9aa5b1",
+    "#888888": "#8b96a2", "#999999": "#7d8894", "#bbbbbb": "#59636e", "#d5d5d5": "#4a545f", "#dddddd": "#38414b",
+    "#e3e3e3": "#2b333b", "#f2f2f2": "#1f262d", "#ffffff": "#14181d", "#9a1b1b": "#ff8a80", "#0b6b3a": "#5fd394",
+}  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-# These own a colour each, whatever else was measured: those that win somewhere, and what they are compared with most.
-KNOWN = (
-    "numba_picture", "im2col_gemm", "fft_fused", "separable", "depthwise", "direct_channels", "winograd_f6", "direct_loops",
-    "direct_shift", "direct_pixels", "winograd_f4", "fft", "winograd_f2", "opencv_filter2d", "scipy_correlate2d",
-    "numba_direct", "opencv_sepfilter2d", "torch_nchw", "scipy_ndimage_correlate", "scipy_fftconvolve",
-)  # fmt: skip
+# Where a family begins among them, so that the first of each differ without their colours too.
+FIRST_MARKER = {"direct": 0, "gemm": 3, "fft": 5, "separable": 10, "winograd": 8, "toeplitz": 11, "peer": 7}
+# These own a look each, whatever else was measured: those that win somewhere, and what they are compared with most.
+KNOWN = {
+    "direct": ("numba_picture", "direct_channels", "depthwise", "direct_pixels", "direct_shift", "direct_loops",
+               "numba_direct"),
+    "gemm": ("im2col_gemm", "kn2row_gemm", "numba_im2col"),
+    "fft": ("fft_fused", "fft", "fft_tiles"),
+    "separable": ("separable",),
+    "winograd": ("winograd_f4", "winograd_f6", "winograd_f2"),
+    "toeplitz": ("toeplitz",),
+    "peer": ("torch_nchw", "opencv_filter2d", "scipy_correlate2d", "opencv_sepfilter2d", "scipy_ndimage_correlate",
+             "scipy_fftconvolve", "torch_prepacked", "torch_channels_last", "scipy_oaconvolve"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,40 +54,45 @@ class Style:
 
 
 def styles(families: dict[str, str]) -> dict[str, Style]:
-    """A style for every name, given its family; no two alike.
+    """A style for every name, given its family; no two alike as long as there are looks left in the family.
 
-    Known names own a colour. A newcomer's is derived from its name, so it stays the same from run to run unless another
-    name of the set has it already; beyond the palette colours return with another marker.
+    A family has one hue; its members differ in marker, and in shade. Known names own a look. A newcomer's is derived from
+    its name, so it stays the same from run to run unless another name of the set has it already.
     """
-    known = [name for name in KNOWN if name in families]
-    newcomers = sorted(set(families) - set(known) - {"auto"})
-    taken: set[tuple[str, str]] = {(BLACK, "o")}
-    used: set[str] = set()
-    found = {"auto": Style(BLACK, ".", (0, (1, 2.2)))} if "auto" in families else {}
-    for name in [*known, *newcomers]:
-        if name in KNOWN:
-            start = KNOWN.index(name)
+    found = {"auto": Style(INK, ".", (0, (1, 2.2)))} if "auto" in families else {}
+    order = [name for names in KNOWN.values() for name in names if name in families]
+    taken: set[tuple[str, str]] = set()
+    for name in [*order, *sorted(set(families) - set(order) - {"auto"})]:
+        family = families[name]
+        shades, known = HUES.get(family, OTHER), KNOWN.get(family, ())
+        if name in known:
+            start = known.index(name)
         else:
-            start = int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:4], "big")
-        pairs = [
-            (COLOURS[(start + step) % len(COLOURS)], MARKERS[(start + step + turn) % len(MARKERS)])
-            for turn in range(len(MARKERS))
-            for step in range(len(COLOURS))
+            digest = hashlib.sha256(name.encode("utf-8", "replace")).digest()
+            start = len(known) + int.from_bytes(digest[:4], "big") % (len(MARKERS) - len(known))
+        first = start + FIRST_MARKER.get(family, 2)
+        looks = [
+            (shades[(start + turn) % len(shades)], MARKERS[(first + step) % len(MARKERS)])
+            for turn in range(len(shades))
+            for step in range(len(MARKERS))
         ]
-        free = [pair for pair in pairs if pair not in taken] or pairs
-        colour, marker = next((pair for pair in free if pair[0] not in used), free[0])
-        taken.add((colour, marker))
-        used.add(colour)
-        found[name] = Style(colour, marker, (0, (4, 1.6)) if families[name] == "peer" else "-")
+        look = next((pair for pair in looks if pair not in taken), looks[0])
+        taken.add(look)
+        found[name] = Style(*look, (0, (4, 1.6)) if family == "peer" else "-")
     return found
 
 
+def faded(style: Style) -> Style:
+    """The same, for one that does not stand out."""
+    return Style(GREY, style.marker, style.line)
+
+
 def readable_on(colour: str) -> str:
-    """Black or white, whichever reads better on ``colour``."""
+    """Black or white, whichever reads better on ``colour``; a shade off, so that they stay on a dark page."""
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#000000" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#FFFFFF"
+    return "#000001" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#FFFFFE"
 
 
 def clean(text: object) -> str:
@@ -100,6 +123,12 @@ def machine_text(identity: str, machines: dict[str, dict]) -> str:
         about.get("cpu") or "unknown machine",
         f"{about['cores']} cores" if about.get("cores") else "",
         about.get("simd"),
-        about.get("gpu"),
+        _device_text(str(about.get("gpu") or "")),
     )
     return clean(", ".join(str(part) for part in parts if part)) or "unknown machine"
+
+
+def _device_text(gpu: str) -> str:
+    """``NVIDIA H100 80GB HBM3`` of the driver's lines: its model, not the build of the driver."""
+    models = dict.fromkeys(" ".join(m.split()) for m in re.findall(r"Model:([^|]*)", gpu))
+    return ", ".join(models) or short(gpu.partition("|")[0], 40)

@@ -8,16 +8,18 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.text import seconds, size
+from bench.text import seconds, size, three_digits
 from reports import ranking as statistics_of
 from reports.costs import break_even, stretches_text
+from reports.findings import without_batch
 from reports.frame import CASE, GROUP, tuples
 from reports.ranking import winners
 from reports.style import clean, ratio_text, short
@@ -156,8 +158,18 @@ def _group_cells(row: Any, names: list[str]) -> dict[str, Any]:
 # ---- winners ---------------------------------------------------------------------------------------------------
 
 
-def winners_table(frame: pd.DataFrame) -> Table:
-    """Per spec: the fastest, its time, who comes next or ties, the margin, our best over the best peer's, auto's result."""
+Layers = Mapping[str, str]  # spec without its batch -> name of the layer
+
+
+def _spec_cells(spec: str, layers: Layers) -> dict[str, Any]:
+    """The spec, behind the name of its layer where one of the specs has one."""
+    return {**({"layer": layers.get(without_batch(spec), "-")} if layers else {}), "spec": spec}
+
+
+def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wide: bool = True) -> Table:
+    """Per spec: the fastest, its time, the verdict, who comes next or ties, the margin, our best over the best peer's, auto's
+    result; unless ``wide``, a verdict that there is no winner stands before who ties.
+    """
     found = winners(frame)
     varying = _group_columns(frame)
     autos = {tuple(getattr(a, n) for n in CASE): a for a in tuples(statistics_of.auto_results(frame))}
@@ -166,10 +178,14 @@ def winners_table(frame: pd.DataFrame) -> Table:
     rows = []
     for row in tuples(found):
         auto = autos.get(tuple(getattr(row, n) for n in CASE))
-        cells = {"spec": row.spec, **_group_cells(row, varying)}
+        cells = {**_spec_cells(row.spec, layers), **_group_cells(row, varying)}
         cells["fastest"] = mark(row.winner)
         cells["time"] = _time(row.median_s)
-        cells["next"] = f"{row.verdict}: {', '.join(map(mark, row.tied[1:]))}" if row.tie else mark(row.runner_up) or "-"
+        rivals = ", ".join(map(mark, row.tied[1:])) if row.tie else mark(row.runner_up) or "-"
+        if wide:
+            cells |= {"verdict": row.verdict, "next": rivals}
+        else:
+            cells["next"] = f"{row.verdict}: {rivals}" if row.tie else rivals
         cells["margin"] = _margin(row)
         if peers:
             cells["vs peer"] = _ratio(row.own_over_peer)
@@ -184,22 +200,23 @@ def _margin(row: Any) -> Cell:
     """The nearest rival's time over the fastest's, with its interval."""
     if not row.runner_up:
         return Cell("only one", 0.0)
-    return Cell(f"{ratio_text(row.ratio)} {row.low:.2f}-{row.high:.2f}", row.ratio)
+    return Cell(f"{ratio_text(row.ratio)} {three_digits(row.low)}-{three_digits(row.high)}", row.ratio)
 
 
 SENSIBLE = 20  # launches
-VERDICTS = ("next: everybody there is surely slower, unless it says same, shown within 5%, or undecided, where the noise does "
-            "not tell. Of the winners that a table names 2% may be wrong.")  # fmt: skip
+VERDICTS = ("A winner is surely faster than everybody else; same: those named next were shown to be within 5% of it; "
+            "undecided: the noise does not tell; alone: nobody else competes. Of the winners that a table names 2% may be "
+            "wrong.")  # fmt: skip
 MARGIN = "margin: how many times as long the nearest other takes, and its 98% interval."
-VS_PEER = "vs peer: the best peer's time over that of the best of ours."
-AUTO = "auto: its time over that of the best of ours, and what it chose where that is surely slower."
+VS_PEER = "vs peer: the time of the best peer, somebody else's library, over that of the best of ours."
+AUTO = "auto, the automatic choice: its time over that of the best of ours, and what it chose where that is surely slower."
 
 
 def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -> str:
     """The winners for the terminal, with what decides a tie; one clear line when nothing was measured."""
     if frame.empty:
         return NOTHING
-    table = winners_table(frame)
+    table = winners_table(frame, wide=False)
     if not table.rows:
         return f"No algorithm has a time yet: {_status_counts(frame)}."
     lines = [table.text(LINE), "", *textwrap.wrap(VERDICTS, LINE), MARGIN]
@@ -242,7 +259,7 @@ def _status_counts(frame: pd.DataFrame) -> str:
 # ---- the other tables ------------------------------------------------------------------------------------------
 
 
-def records_table(frame: pd.DataFrame) -> Table:
+def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Table:
     """Every measured record, the fastest of each spec first; imported and outdated ones tagged."""
     varying = _group_columns(frame) or ["threads"]
     tuned = (frame["tunables"] != "{}").any()
@@ -257,7 +274,7 @@ def records_table(frame: pd.DataFrame) -> Table:
             "older build" if row.superseded else "",
             "first run far above the rest" if row.prepare_cheats else "",
         ]
-        found = {"spec": row.spec, **_group_cells(row, varying), "algorithm": row.algorithm}
+        found = {**_spec_cells(row.spec, layers), **_group_cells(row, varying), "algorithm": row.algorithm}
         if tuned:
             found["tunables"] = "" if row.tunables == "{}" else row.tunables
         found |= {
@@ -309,14 +326,14 @@ def exclusions_table(frame: pd.DataFrame) -> Table:
     return _table(rows, ("specs", "threads"), "Every algorithm was measured on every spec.")
 
 
-def auto_table(frame: pd.DataFrame) -> Table:
+def auto_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Table:
     """What ``auto`` chose, against the fastest of our own algorithms and against its own choice called by name."""
     rows = []
     varying = _group_columns(frame)
     for row in tuples(statistics_of.auto_results(frame)):
         rows.append(
             {
-                "spec": row.spec,
+                **_spec_cells(row.spec, layers),
                 **_group_cells(row, varying),
                 "auto chose": row.chosen,
                 "auto": _time(row.auto_s),
@@ -336,7 +353,7 @@ def _auto_verdict(row: Any) -> str:
     return "chose the best" if row.chosen == row.best else "slower" if row.behind else "not surely slower"
 
 
-def calls_table(frame: pd.DataFrame) -> Table:
+def calls_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Table:
     """Who takes least for one call, prepare included, and from how many calls on somebody else does."""
     varying = _group_columns(frame)
     rows = []
@@ -344,7 +361,7 @@ def calls_table(frame: pd.DataFrame) -> Table:
         last, changes = row.stretches[-1], len(row.stretches) > 1
         rows.append(
             {
-                "spec": row.spec,
+                **_spec_cells(row.spec, layers),
                 **_group_cells(row, varying),
                 "for one call": row.stretches[0].algorithm,
                 "for many calls": last.algorithm if changes else "the same",

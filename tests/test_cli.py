@@ -17,7 +17,7 @@ from bench.cli import main
 from bench.exchange import from_pytest_benchmark
 from bench.record import Record
 from bench.store import Store
-from tests.conftest import HUNG_S, Convbench
+from tests.conftest import HUNG_S, Convbench, whatever_the_load
 from tests.record_makers import record
 
 BAD = [
@@ -246,7 +246,7 @@ def test_closed_standard_streams(closed: str, environment: dict[str, str], tmp_p
     command = f"{sys.executable} -m bench run 9x9,3x3 --algorithms direct_shift --launches 1 --out out {closed}"
     environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HUNG_S)
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0 and whatever_the_load(done.stderr) == ""
     assert ("report:" in done.stdout) == ("1>" not in closed)
     with closing(sqlite3.connect(tmp_path / "out" / "convbench.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)

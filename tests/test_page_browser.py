@@ -13,7 +13,7 @@ import pytest
 
 from reports.page import write_report
 from tests.conftest import HUNG_S
-from tests.record_makers import HOSTILE, MACHINE, record, sweep
+from tests.record_makers import HOSTILE, MACHINE, PEAKS, layers, record, sweep
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
@@ -82,12 +82,13 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     return _visit(copy, folder / "profile")
 
 
-def _visit(page: Path, profile: Path) -> tuple[dict[str, Any], str]:
+def _visit(page: Path, profile: Path, *more: str) -> tuple[dict[str, Any], str]:
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
                "--disable-extensions", "--no-first-run", "--proxy-server=127.0.0.1:9", f"--user-data-dir={profile}",
                "--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom"]  # fmt: skip
     done = subprocess.run(
-        [str(BROWSER), *options, page.as_uri()], capture_output=True, timeout=HUNG_S, stdin=subprocess.DEVNULL, check=False
+        [str(BROWSER), *options, *more, page.as_uri()], capture_output=True, timeout=HUNG_S, stdin=subprocess.DEVNULL,
+        check=False,
     )
     parser = _Outcome()
     parser.feed(done.stdout.decode("utf-8", "replace"))
@@ -129,3 +130,29 @@ def test_the_console_is_silent_and_nothing_is_fetched(visited: Visited) -> None:
     outcome, log = visited
     assert outcome["errors"] == [] and outcome["refused"] == []
     assert [line for line in log.splitlines() if "CONSOLE" in line] == []
+
+
+AXE = Path(__file__).parents[1] / "node_modules" / "axe-core" / "axe.min.js"
+RULES = """<script>
+axe.run(document, {runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}).then((found) => {
+  const told = found.violations.map((rule) => [rule.id, rule.nodes.slice(0, 3).map((node) => node.html.slice(0, 200))]);
+  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  document.documentElement.dataset.outcome = JSON.stringify({told, passed: found.passes.map((rule) => rule.id), wide});
+});
+</script>"""
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: npm install --no-save axe-core")
+@pytest.mark.parametrize("width", [1280, 420])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing_amiss_and_a_narrow_page_is_no_wider_than_its_window(tmp_path, dark, width):
+    auto = record("auto", 1e-5, family="auto", chosen="fft")
+    records = [*sweep(), *layers(8), auto, record("scipy_x", 1e-2, family="peer"), record("wrong", status="wrong")]
+    page = write_report(records, {"m1": MACHINE | {"peaks": PEAKS}}, tmp_path / "report")
+    text = page.read_text(encoding="utf-8")
+    scripts = f"<script>{AXE.read_text(encoding='utf-8')}</script>{RULES}"
+    page.write_text(text.replace("</body>", f"{scripts}</body>"), encoding="utf-8")
+    looks = ["--blink-settings=preferredColorScheme=0"] * dark
+    outcome, _ = _visit(page, tmp_path / "profile", f"--window-size={width},900", *looks)
+    assert outcome["told"] == [] and outcome["wide"] <= 0
+    assert {"color-contrast", "image-alt", "scrollable-region-focusable"} <= set(outcome["passed"])

@@ -31,11 +31,11 @@ def unrendered(monkeypatch):
     [
         ([record("a"), record("b", 2e-3)], {"times-few-t2"}),
         ([record("only")], {"times-few-t2"}),
-        (sweep(jitter=(1,)), {"times-t2", "winners-t2", "speedup-t2"}),
+        (sweep(jitter=(1,)), {"times-t2", "kernels-t2", "winners-t2", "speedup-t2"}),
         (sweep(sizes=(64,)), {"times-t2", "winners-t2", "speedup-t2"}),
         (sweep(kernels=(3,)), {"times-t2", "winners-t2", "speedup-t2"}),
         (layers(8), {"layers-t2", "speedup-layers-t2"}),
-        ([*sweep(), *layers(8)], {"times-t2", "winners-t2", "speedup-t2", "layers-t2", "speedup-layers-t2"}),
+        ([*sweep(), *layers(8)], {"times-t2", "kernels-t2", "winners-t2", "speedup-t2", "layers-t2", "speedup-layers-t2"}),
         ([record(n, t, s) for s in ("1x1x100,1x1x5", "1x1x9x9x9,1x1x3x3x3") for n, t in (("a", 1), ("b", 2))],
          {"times-few-t2"}),
         ([*sweep(sizes=(64,)), *sweep(sizes=(64,), threads=1, machine="m2")],
@@ -169,11 +169,29 @@ def crowd():
     return made
 
 
-def test_no_text_stands_on_another(monkeypatch):
+GPU = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06 (dvs-builder) | Model: NVIDIA H100 80GB HBM3"
+
+
+def longest():
+    """Layers of a network with long names, in long times, that some algorithms refuse."""
+    spec = "1x{0}x14x14,512x{0}x3x3,s2,p1"
+    layers = [(f"features.denseblock{i}.denselayer{i}.conv1", spec.format(64 * i), i) for i in range(1, 7)]
+    names = [f"an_algorithm_with_a_long_name_{i}" for i in range(12)]
+    return ("timm_network", layers), [
+        record(name, 1.234e-4 * (1 + at) * (1 + layer % 3), spec, family="peer" if at % 4 == 0 else "direct")
+        for layer, (_, spec, _) in enumerate(layers)
+        for at, name in enumerate(names)
+        if (at + layer) % 5 or not at
+    ]
+
+
+def test_no_text_stands_on_another_and_none_is_cut(monkeypatch):
     figures = []
     monkeypatch.setattr("reports.plots.render", lambda figure: figures.append(figure) or (b"png", b"svg"))
-    made, _ = pictures(to_frame(crowd()), {"m1": MACHINE | {"peaks": PEAKS}})
-    assert {"error-t2", "calls-t2", "roofline-t2"} <= {picture.name for picture in made}
+    network, records = longest()
+    about = {"m1": MACHINE | {"peaks": PEAKS, "gpu": GPU}}
+    made = [*pictures(to_frame(crowd()), about)[0], *pictures(to_frame(records), about, (), [network])[0]]
+    assert {"error-t2", "calls-t2", "roofline-t2", "layers-t2", "network-timm-network-b1-t2"} <= {p.name for p in made}
     for picture, figure in zip(made, figures, strict=True):
         figure.draw_without_rendering()
         unseen = set()  # labels of ticks that the limits leave out
@@ -183,9 +201,12 @@ def test_no_text_stands_on_another(monkeypatch):
                 middles = [(text, text.get_window_extent().get_points().mean(axis=0)[side]) for text in labels]
                 unseen |= {text for text, middle in middles if not low[side] <= middle <= high[side]}
         shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in unseen]
-        boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in shown]
+        # Of an annotation the text without its arrow.
+        boxes = [(text.get_text(), Text.get_window_extent(text).padded(-1)) for text in shown]
         for (one, a), (other, b) in combinations(boxes, 2):
             assert not a.overlaps(b), f"{picture.name}: {one!r} and {other!r}"
+        for one, a in boxes:
+            assert figure.bbox.x0 <= a.x0 and a.x1 <= figure.bbox.x1, f"{picture.name}: {one!r} is cut"
 
 
 # ---- networks -----------------------------------------------------------------------------------------------------

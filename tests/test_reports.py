@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,7 @@ from bench.text import seconds, size
 from reports import tables
 from reports.frame import to_frame
 from reports.page import write_report
-from reports.style import COLOURS, KNOWN, clean, readable_on, styles
+from reports.style import DARK, HUES, KNOWN, OTHER, clean, machine_text, readable_on, styles
 from tests.record_makers import HOSTILE, MACHINE, SPEC, record, sweep
 
 
@@ -39,15 +40,41 @@ class Page(HTMLParser):
 # ---- looks -----------------------------------------------------------------------------------------------------
 
 
-def test_every_algorithm_has_a_colour_of_its_own_and_no_two_look_alike():
-    families = dict.fromkeys([*KNOWN, "auto"], "direct")
+def test_a_family_has_one_hue_and_no_two_algorithms_look_alike():
+    families = {name: family for family, names in KNOWN.items() for name in names} | {"auto": "auto"}
     look = styles(families)
-    assert len({style.colour for style in look.values()}) == len(families)
-    many = styles(families | {f"new_{i}": "fft" for i in range(60)})
+    for family, names in KNOWN.items():
+        assert {look[name].colour for name in names} <= set(HUES[family])
+        assert len({look[name].marker for name in names}) == len(names), "told apart without colour"
+    assert len({look[names[0]].marker for names in KNOWN.values()}) == len(KNOWN)
+    many = styles(families | {f"new_{i}": "fft" for i in range(12)})
     assert len({(style.colour, style.marker) for style in many.values()}) == len(many)
-    assert {name: many[name] for name in families} == look, "newcomers don't change the colours of the others"
+    assert {name: many[name] for name in families} == look, "newcomers don't change the looks of the others"
     assert styles({"new_1": "fft"})["new_1"] == styles({"new_1": "fft", "separable": "separable"})["new_1"]
-    assert all(readable_on(colour) in ("#000000", "#FFFFFF") for colour in COLOURS)
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("colour", [colour for shades in (*HUES.values(), OTHER) for colour in shades])
+def test_colours_of_data_are_seen_on_white_and_on_a_dark_page_and_text_is_read_on_them(colour):
+    assert contrast(colour, "#ffffff") >= 3 and contrast(colour, DARK["#ffffff"]) >= 3
+    assert contrast(colour, readable_on(colour)) >= 4.5
+    assert colour.lower() not in DARK, "colours of data stay on a dark page"
+
+
+def test_a_pictures_device_is_its_model_and_no_build_of_a_driver():
+    driver = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs-builder@U22-I3)"
+    about = {"cpu": "Example CPU", "cores": 16, "gpu": f"{driver} | Model: NVIDIA H100 80GB HBM3"}
+    assert machine_text("m1", {"m1": about}) == "Example CPU, 16 cores, NVIDIA H100 80GB HBM3"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +179,8 @@ def test_hostile_text_is_shown_as_text(tmp_path):
     parsed = Page(page.read_text(encoding="utf-8"))
     assert parsed.tags.count("script") == 1
     assert not any(name.startswith("on") for name, _ in parsed.attributes)
-    assert all(value.startswith(("data:", "#")) for name, value in parsed.attributes if name in ("src", "href"))
+    links = [value for name, value in parsed.attributes if name in ("src", "href")]
+    assert all(value.startswith(("data:", "#")) or (page.parent / value).is_file() for value in links)
     assert any(HOSTILE[0] in text for text in parsed.text)
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "<script" not in markdown.split("## How to reproduce")[0] and "<img" not in markdown
@@ -189,7 +217,7 @@ def test_the_report_is_whole_and_self_contained(tmp_path):
     text = page.read_text(encoding="utf-8")
     assert text.count("data:image/svg+xml;base64,") == len(list(page.parent.glob("*.svg")))
     for heading in (
-        "Winners", "Plots", "The picker's regret", "All records", "What was excluded, and why", "Machine",
+        "Winners", "Pictures", "The picker's regret", "All records", "What was excluded, and why", "Machine",
         "How times were taken", "How to reproduce a row",
     ):  # fmt: skip
         assert f">{heading}</h2>" in text
@@ -199,8 +227,8 @@ def test_the_report_is_whole_and_self_contained(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == len(frame_records) and float(rows[0]["median_s"]) > 0
     markdown = (page.parent / "report.md").read_text()
-    linked = [line.split("](")[1].rstrip(")") for line in markdown.splitlines() if line.startswith("![")]
-    assert linked and set(linked) <= names
+    linked = re.findall(r"\]\(([^()\s]+)\)", markdown)
+    assert len(linked) == 2 * text.count("<figure>") > 0 and set(linked) <= names
 
 
 def test_a_report_can_be_written_over_an_earlier_one(tmp_path):

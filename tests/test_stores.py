@@ -19,7 +19,9 @@ import pytest
 from bench.cli import main
 from bench.record import Record
 from bench.store import FILE_NAME, Store, StoreError
-from tests.conftest import HUNG_S, Convbench, Mount
+from bench.suites import networks
+from bench.versus import wanted
+from tests.conftest import HUNG_S, Convbench, Mount, whatever_the_load
 from tests.record_makers import JITTER, record
 
 ROOT = Path(__file__).parents[1]
@@ -336,6 +338,7 @@ def test_a_run_whose_folder_is_deleted_says_what_it_had_measured(tmp_path: Path,
             time.sleep(0.02)
         shutil.rmtree(folder)
         out, err = run.communicate(timeout=HUNG_S)
+    err = whatever_the_load(err)
     assert run.returncode == 2 and err.count("\n") == 1 and f"{folder / FILE_NAME} was deleted" in err, err
     assert specs[0] in out and "report:" not in out and not folder.exists()
 
@@ -417,3 +420,28 @@ def test_a_store_of_the_first_schema_keeps_all_that_was_measured(tmp_path: Path,
         old = store.records()[0]
     assert [launch.median_s for launch in old.launches] == pytest.approx([1e-3 * j for j in JITTER])
     assert all(launch.turns == () and launch.together == "" for launch in old.launches)
+
+
+def test_a_store_knows_what_its_runs_were_asked_for(tmp_path: Path) -> None:
+    with Store(tmp_path / "new") as store:
+        assert store.asked() is None
+        store.ask(["vgg16"])
+        store.ask(["quick", "vgg16"])
+        assert store.asked() == ["vgg16", "quick"]
+    with Store(tmp_path / "earlier") as store:
+        store.put(record("a"))
+        store.ask(["quick"])
+        assert store.asked() is None, "what its records were asked for is not known"
+    assert main(["merge", str(tmp_path / "both"), str(tmp_path / "new"), str(tmp_path / "earlier")]) == 0
+    with Store(tmp_path / "both") as store:
+        assert store.asked() is None
+
+
+def test_networks_are_shown_that_were_asked_for_and_else_those_that_are_there_in_full() -> None:
+    layers = dict(networks())
+    held = {f"2x{spec.partition('x')[2]}" for _, spec, _ in layers["vgg16"]}
+    assert [name for name, _ in wanted(["timm_resnet18", "quick"], held)[0]] == ["timm_resnet18"]
+    assert wanted([], held) == ([], False) and not wanted(["vgg16"], held)[1]
+    assert "vgg16" in [name for name, _ in wanted(None, held)[0]]
+    assert "vgg16" not in [name for name, _ in wanted(None, sorted(held)[1:])[0]]
+    assert wanted(["versus"], held)[1] and "resnet50_v1_5" in [name for name, _ in wanted(["versus"], held)[0]]

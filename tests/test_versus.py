@@ -167,14 +167,17 @@ def test_the_report_holds_the_table_in_every_form(tmp_path: Path) -> None:
     for name in ("report.md", "index.html"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "some layers" in text and "2.00x" in text
-    write_report([record("fft")], MACHINES, tmp_path, works=[work])
-    assert "convbench run versus" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    other = tmp_path / "other"
+    write_report([record("fft")], MACHINES, other, works=[work])
+    assert not [name for name in ("report.md", "index.html") if "Versus" in (other / name).read_text(encoding="utf-8")]
+    assert not (other / "versus.csv").exists()
 
 
 def test_report_prints_the_table_and_peers_are_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = str(works()[0].layers[1].spec)
     with Store(tmp_path) as store:
         store.put_machine(MACHINES["m1"])
+        store.ask(["versus"])
         store.put(record("auto", 1e-3, spec, chosen="winograd_f4", family="auto"))
         store.put(record("torch_nchw", 3e-3, spec, family="peer"))
     assert main(["report", "--out", str(tmp_path), "--baseline", "peers"]) == 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench import seal, text
+from bench import mood, seal, text
 from bench.arguments import algorithms_of, specs_of, threads_of
 from bench.cli.output import Bar, complain, print_json, show
 from bench.cli.storing import write_report
@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bench.pool import measuring
     from bench.runner import Runner
     from bench.store import Store, StoreError
+    from bench.suites import suites
 
     specs, settings = specs_of(arguments)
     settings = replace(
@@ -64,10 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     wanted, threads = algorithms_of(arguments), threads_of(arguments.threads)
     _bounded(specs, wanted, threads)
     with Store(arguments.out) as store:
+        store.ask(name for name in arguments.targets if name in suites())
         about = machine.fingerprint()
         with measuring():
             store.put_machine({**about, "peaks": peaks(about["id"])})
         cases = cases_of(specs, wanted, threads, settings)
+        warn_if_busy()
         with Bar() as progress:
             runner = Runner(settings, store, progress)
             try:
@@ -84,6 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
         command, asked = "convbench " + shlex.join(sys.argv[1:]), {case.record.spec for case in cases}
         page, frame, against = write_report(store, arguments.out, (), command, asked)
     return _answer(arguments, outcome, page, frame, against)
+
+
+def warn_if_busy() -> None:
+    """One line where others want the cores, before anything is measured."""
+    if (load := mood.load_now()) >= mood.BUSY:
+        complain(f"the machine is busy, {load:.1f} other tasks a core want to run: it will take longer and more will stay "
+                 "undecided than on a calm one")  # fmt: skip
 
 
 def _answer(arguments: argparse.Namespace, outcome: Any, page: Any, frame: Any, against: Any) -> int:

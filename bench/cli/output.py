@@ -8,7 +8,10 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
+from bench import perf_counter
 from bench.text import printable
+
+LINE_S = 30.0  # between two lines of progress
 
 
 def open_streams() -> None:
@@ -46,7 +49,7 @@ def print_json(value: Any) -> int:
 
 
 class Bar:
-    """A progress bar on stderr, on a terminal only, drawn between samples and never by a thread."""
+    """Progress on stderr: a bar on a terminal, elsewhere a line every ``LINE_S``; made between samples, never by a thread."""
 
     def __enter__(self) -> Any:
         from tqdm import tqdm
@@ -54,9 +57,16 @@ class Bar:
         from bench.runner import Progress
 
         tqdm.monitor_interval = 0
-        self._bar = tqdm(file=sys.stderr, disable=not sys.stderr.isatty(), unit="case", mininterval=0, leave=False)
+        drawn = sys.stderr.isatty()
+        self._bar = tqdm(file=sys.stderr, disable=not drawn, unit="case", mininterval=0, leave=False)
+        self._done, self._started = 0, perf_counter()
+        self._next_s = self._started + LINE_S
 
         def advance(done: int, label: str) -> None:
+            self._done += done
+            if not drawn:
+                self._line(progress.total, label)
+                return
             if self._bar.total != progress.total:
                 self._bar.total = progress.total
             self._bar.set_description_str(printable(label)[:48], refresh=False)
@@ -65,5 +75,19 @@ class Bar:
         progress = Progress(advance=advance)
         return progress
 
+    def _line(self, total: int, label: str) -> None:
+        now = perf_counter()
+        if now < self._next_s:
+            return
+        self._next_s = now + LINE_S
+        spent_s = now - self._started
+        left = f"about {_span(spent_s * (total - self._done) / self._done)} left" if self._done else "time left not known yet"
+        print(f"{self._done} of {total} cases in {_span(spent_s)}, {left}; now {printable(label)}", file=sys.stderr, flush=True)
+
     def __exit__(self, *ignored: object) -> None:
         self._bar.close()
+
+
+def _span(span_s: float) -> str:
+    """40 s, 12 min, 3.2 h."""
+    return f"{span_s:.0f} s" if span_s < 100 else f"{span_s / 60:.0f} min" if span_s < 6000 else f"{span_s / 3600:.1f} h"

@@ -42,8 +42,8 @@ def write_report(
     Of a large store only of ``specs``, if they are given: all of it would take longer than what was measured.
     """
     from bench.regret import Regret
-    from bench.suites import networks
-    from bench.versus import works
+    from bench.versus import wanted, works
+    from reports.findings import in_network_order
     from reports.frame import to_frame
     from reports.page import write_frame
     from reports.versus import versus
@@ -61,9 +61,12 @@ def write_report(
         if not peers:
             raise ValueError("--baseline peers: no peer was measured, see convbench list")
         baseline = [*(name for name in baseline if name != "peers"), *peers]
+    networks, targets = wanted(store.asked(), set(frame["spec"]))
+    rivals = works() if targets else ()
+    frame = in_network_order(frame, networks)
     page = write_frame(frame, store.machines(), out / "report", baseline=baseline, regret=rows, command=command,
-                       networks=networks(), works=works(), of=total)  # fmt: skip
-    return page, frame, versus(frame, works(), store.machines())
+                       networks=networks, works=rivals, of=total)  # fmt: skip
+    return page, frame, versus(frame, rivals, store.machines())
 
 
 @contextmanager
@@ -128,6 +131,9 @@ def merge(arguments: argparse.Namespace) -> int:
         merged = opened.enter_context(Store(arguments.merged))
         try:
             with merged.transaction():  # all of them or none
+                asked = [store.asked() for store in stores.values()]
+                if None not in asked:
+                    merged.ask(name for names in asked for name in names or ())
                 counts = {name: merged.merge(store.machines().values(), store.stream()) for name, store in stores.items()}
         except BaseException:
             if is_new:
