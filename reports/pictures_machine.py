@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from bench.text import three_digits
 from reports.scene import COLD, WARM, Drawn, Scene
-from reports.sheet import Ending, canvas, dot, end_labels, grid, head_line, log_axes, marker_size
+from reports.sheet import MANY_MARKS, Ending, canvas, dot, end_labels, grid, head_line, log_axes, marker_size
 from reports.style import machine_text, ratio_text
 
 LEVELS: dict[str, Any] = {"L1d": "-", "L2": (0, (6, 2)), "L3": (0, (6, 2, 1, 2)), "memory": (0, (1, 1.6))}
@@ -82,7 +82,7 @@ def roofline_figures(scene: Scene) -> Iterator[Drawn]:
     for algorithm in scene.names(rows):
         mine = rows["algorithm"] == algorithm
         mark = dot(algorithm, look[algorithm]) | ({} if algorithm in names else {"zorder": 2})
-        axis.plot(intensity[mine], rows.loc[mine, "gflops"], **mark, alpha=0.85)
+        axis.plot(intensity[mine], rows.loc[mine, "gflops"], **mark, alpha=0.85, rasterized=len(rows) > MANY_MARKS)
     axis.plot(fastest["flops"] / fastest["min_bytes"], fastest["gflops"], linestyle="none", marker="o", markersize=9,
               markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
     axis.set_xlim(left, right)

@@ -14,7 +14,7 @@ from reports.costs import Stretch, envelope, stretches_text
 from reports.findings import MOST_LINES
 from reports.frame import groups, tuples
 from reports.scene import Drawn, Scene, tick
-from reports.sheet import Ending, canvas, dot, end_labels, grid, head_line, label, log_axes
+from reports.sheet import MANY_MARKS, Ending, canvas, dot, end_labels, grid, head_line, label, log_axes
 from reports.style import short
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
@@ -190,7 +190,7 @@ def workspace_figures(scene: Scene) -> Iterator[Drawn]:
     axis.plot([low, high], [low, high], color="#888888", linewidth=1, zorder=1)
     for name in scene.names(rows):
         mine = rows["algorithm"] == name
-        axis.plot(seen[mine], predicted[mine], **dot(name, look[name]), alpha=0.85)
+        axis.plot(seen[mine], predicted[mine], **dot(name, look[name]), alpha=0.85, rasterized=len(rows) > MANY_MARKS)
     axis.set_xlim(low, high)
     axis.set_ylim(low, high)
     every = max(1, round(math.log2(high / low) / 8))

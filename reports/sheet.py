@@ -26,6 +26,7 @@ RC: dict[Any, Any] = {
     "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "hatch.linewidth": 0.8, "figure.facecolor": "white",
 }  # fmt: skip
 DPI = 130
+MANY_MARKS = 5000  # in a figure: beyond, a file of pixels is smaller than one of shapes
 HEAD = 0.48  # inches for a title
 Area = tuple[float, float, float, float]  # left, bottom, right, top of what is free for axes, in inches
 
@@ -118,8 +119,7 @@ def _following(svg: bytes) -> bytes:
     for light, dark in DARK.items():
         rules += "".join(f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for kind in ("fill", "stroke"))
     style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
-    head, tag, rest = svg.partition(b"<defs>")
-    return head + style.encode() + tag + rest
+    return svg.replace(b"<defs>", style.encode() + b"<defs>", 1)
 
 
 QUIET = "#999999"  # of lines that are no algorithm's
