@@ -49,7 +49,7 @@ def test_targets_are_suites_specs_and_files(tmp_path: Path) -> None:
     file.write_text("spec\n\"9x9,3x3\"\n\"8x8,3x3\"\n")
     specs, _ = resolve(["9x9,3x3", str(file)], batch=3)
     assert [str(s) for s in specs] == ["3x1x9x9,1x1x3x3", "3x1x8x8,1x1x3x3"]
-    assert resolve(["quick"])[1].launches == 2
+    assert resolve(["quick"])[1].budget.rounds == 24
     file.write_text("spec\n\"9x9,3x3\"\n\"8x8,9x9\"\n")
     with pytest.raises(ValueError, match=r"two\.csv line 3"):
         resolve([str(file)])
