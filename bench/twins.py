@@ -106,7 +106,7 @@ class Rates:
     def text(self) -> str:
         """One line for reports."""
         words = []
-        for rate in self.rates:
+        for rate in (r for r in self.rates if r.pairs):
             if rate.share:
                 words.append(
                     f"a planted {rate.share:.0%} found in {rate.slower / rate.pairs:.0%} of {rate.pairs}"
