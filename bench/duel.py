@@ -81,6 +81,11 @@ class Pair(NamedTuple):
     old: Case
     new: Case
 
+    @property
+    def alike(self) -> bool:
+        """Whether they are versions of one algorithm."""
+        return self.old.algorithm.name.partition(":")[0] == self.new.algorithm.name.partition(":")[0]
+
 
 class Unpaired(NamedTuple):
     """What cannot be compared: what keeps each side from it, status and reason; empty where nothing does."""
@@ -297,7 +302,7 @@ def _looked(sides: dict[Pair, list[Record]], level: float, rule: Rule) -> list[M
         for threads in {pair.threads for pair in sides}
     }
     same = math.log1p(rule.threshold)
-    ratios = [models[pair.threads].compare(old, new, same) for pair, (old, new) in launches.items()]
+    ratios = [models[pair.threads].compare(old, new, same, pair.alike) for pair, (old, new) in launches.items()]
     tables = [[ratio] for ratio in ratios] if rule.apart else [ratios]
     verdicts = [verdict for table in tables for verdict in judged(table, level)]
     found = []

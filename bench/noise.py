@@ -45,16 +45,19 @@ MOST = 3.0  # spread between launches
 LEARNT = 8  # comparisons of two launches or more from which the spread is learnt
 APART, APART_FREEDOM = 0.10, 4.0  # spread between launches that did not take turns, where nothing tells
 TAUGHT = 200  # groups that are learnt from, evenly spread over those that there are
+# What two algorithms' ratio shifts by for each other task a core, in all launches of a run: 1.20 and 1.00 were seen under 1.9.
+UNLIKE = 0.04
 FEW_TURNS = 4  # fewer say nothing of their own spread
 CLEAR = math.log(1.5)  # beyond it, how much slower a turn was does not make it any surer that it was slower
 BEHIND, RACED = 4.0, 0.02  # standard errors that make a rival surely behind, and what launches may differ by
 
 
 class Taken(NamedTuple):
-    """The turns of one launch: round -> logarithm of seconds, and what names its rounds."""
+    """The turns of one launch: round -> logarithm of seconds, what names its rounds, and other tasks a core meanwhile."""
 
     together: str
     turns: Mapping[int, float]
+    load: float = 0.0
 
 
 class Ratio(NamedTuple):
@@ -82,10 +85,11 @@ class Difference(NamedTuple):
 class Packed(Sequence[Taken]):
     """``taken`` in a seventh of its memory, unpacked each time that they are looked at: a frame holds those of all records."""
 
-    __slots__ = ("_rounds", "_together", "_values")
+    __slots__ = ("_loads", "_rounds", "_together", "_values")
 
     def __init__(self, record: Record) -> None:
         self._together = tuple(launch.together for launch in record.launches)
+        self._loads = _shared_loads(tuple(launch.load or 0.0 for launch in record.launches))
         self._rounds = tuple(_shared(tuple(launch.turn_times)) for launch in record.launches)
         times = [s for launch in record.launches for s in launch.turn_times.values()]
         self._values = array("d", [math.log(s if s > 1e-12 else 1e-12) for s in times])
@@ -95,8 +99,8 @@ class Packed(Sequence[Taken]):
 
     def __iter__(self) -> Iterator[Taken]:
         values = iter(self._values)
-        for together, rounds in zip(self._together, self._rounds, strict=True):
-            yield Taken(together, dict(zip(rounds, values, strict=False)))
+        for together, rounds, load in zip(self._together, self._rounds, self._loads, strict=True):
+            yield Taken(together, dict(zip(rounds, values, strict=False)), load)
 
     def __getitem__(self, at: Any) -> Any:
         return tuple(self)[at]
@@ -108,10 +112,16 @@ def _shared(rounds: tuple[int, ...]) -> tuple[int, ...]:
     return rounds
 
 
+@lru_cache(maxsize=1 << 12)
+def _shared_loads(loads: tuple[float, ...]) -> tuple[float, ...]:
+    """The same."""
+    return loads
+
+
 def taken(record: Record) -> tuple[Taken, ...]:
     """The launches of a record, as they are compared."""
     return tuple(
-        Taken(launch.together, {number: math.log(max(s, 1e-12)) for number, s in launch.turn_times.items()})
+        Taken(launch.together, {number: math.log(max(s, 1e-12)) for number, s in launch.turn_times.items()}, launch.load or 0.0)
         for launch in record.launches
     )
 
@@ -196,25 +206,33 @@ class Model:
             return cls(turn=turn, apart=apart, comparisons=len(excess))
         return cls(*_fit(excess), turn, apart, len(excess))
 
-    def compare(self, one: Sequence[Taken], other: Sequence[Taken], same: float = SAME) -> Ratio:
+    def compare(
+        self, one: Sequence[Taken], other: Sequence[Taken], same: float = SAME, alike: bool = False
+    ) -> Ratio:
         """``other`` against ``one``, by the launches in which they took turns, else by all under the noise between launches.
 
-        ``same`` is the logarithm of the ratio within which both ends of the interval must lie for "same".
+        ``same`` is the logarithm of the ratio within which both ends of the interval must lie for "same". Where the two are not
+        ``alike``, versions of one algorithm, a busy machine slows one more than the other, in all launches alike.
         """
         found = differences(one, other)
         if not found:
             return self.compare_apart(_middles(one), _middles(other), same)
-        ratio = _ratio(*self._mean(found), len(found), True, same)
+        mood = 0.0 if alike else UNLIKE * statistics.fmean(launch.load for launch in one)
+        ratio = _ratio(*self._mean(found, mood), len(found), True, same)
         if ratio.verdict != "undecided" or abs(math.log(ratio.ratio)) < CLEAR / 2:
             return ratio
         # One that is now 2 and now 9 times as slow is surely slower: turns only say whether they are, up to CLEAR.
-        clear = _ratio(*self._mean(differences(one, other, CLEAR)), len(found), True, same)
+        # Its ratio is then that of the calmer launches.
+        clear = _ratio(*self._mean(differences(one, other, CLEAR), mood), len(found), True, same)
         if clear.verdict not in ("slower", "faster"):
             return ratio
-        low, high = (max(ratio.low, clear.low), ratio.high) if clear.ratio > 1 else (ratio.low, min(ratio.high, clear.high))
-        return ratio._replace(p=clear.p, verdict=clear.verdict, low=low, high=high)
+        values = sorted((d.value for d in found), key=abs)
+        calmer, last = _exp(statistics.median_low(values) if clear.ratio > 1 else statistics.median_high(values)), values[-1]
+        if clear.ratio > 1:
+            return clear._replace(ratio=max(calmer, clear.low), high=max(_exp(last), calmer, clear.low))
+        return clear._replace(ratio=min(calmer, clear.high), low=min(_exp(last), calmer, clear.high))
 
-    def _mean(self, found: Sequence[Difference]) -> tuple[float, float, float]:
+    def _mean(self, found: Sequence[Difference], mood: float) -> tuple[float, float, float]:
         """The mean of launches' differences, its standard error, and the degrees of freedom of that."""
         process, freedom = self.process, self.freedom
         if len(found) == 1 and freedom < FREEDOM_OF_ONE:
@@ -225,7 +243,7 @@ class Model:
         mean = math.fsum(w * d.value for w, d in zip(weights, found, strict=True)) / whole
         squares = math.fsum(w * (d.value - mean) ** 2 for w, d in zip(weights, found, strict=True))
         whole_freedom = freedom + len(found) - 1
-        return mean, math.sqrt(max((freedom + squares) / whole_freedom, 0.5) / whole), whole_freedom
+        return mean, math.sqrt(max((freedom + squares) / whole_freedom, 0.5) / whole + mood**2), whole_freedom
 
     def compare_apart(
         self, one: Sequence[float], other: Sequence[float], same: float = SAME, shift: float = 0.0, between: float = 0.0

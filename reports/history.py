@@ -27,7 +27,7 @@ from reports.tables import Cell, Table
 CONTROLS, ASSUMED = 5, 0.02  # pairs of one build on two days that tell the noise between runs, and what it is without them
 PANELS, MOST_PAGES = 6, 5
 TICKS = 8
-EMPTY = "Nothing of that was measured: see convbench run."
+EMPTY = "Nothing of that was measured, by these algorithms: see convbench run and convbench list."
 
 
 class Case(NamedTuple):
@@ -111,7 +111,7 @@ def _points(records: Sequence[Record], model: Model, between: float) -> list[Poi
         # Launches of different runs did not take turns, whatever their rounds are called.
         launches = tuple(launch._replace(together="") for launch in taken(record))
         median, reach = _median(record), _reach(_wider(model, between, launches, launches), launches)
-        ratio = _wider(model, between, before, launches).compare(before, launches) if before else None
+        ratio = _wider(model, between, before, launches).compare(before, launches, alike=True) if before else None
         points.append(Point(record.build, _started(record)[:10], _started(record), len(launches), median, median / reach,
                             median * reach, ratio))  # fmt: skip
         before = launches
@@ -143,7 +143,7 @@ def _models(found: dict[Case, dict[tuple[str, str], Record]]) -> dict[tuple[int,
 
 def _reach(model: Model, launches: Sequence[Taken]) -> float:
     """The factor on either side of a time that its interval spans: that of the ratio to a twin, shared by the two."""
-    ratio = model.compare(launches, launches)
+    ratio = model.compare(launches, launches, alike=True)
     return math.exp(math.log(ratio.high / ratio.low) / 2 / math.sqrt(2))
 
 

@@ -122,3 +122,20 @@ def test_who_is_surely_behind_leaves_and_who_is_near_stays() -> None:
     assert behind == frozenset() and not settled
     assert race([0.0] * 3, [1.0] * 3) == (frozenset(), False), "three turns do not tell"
     assert race([0.0] * 8)[1] and race()[1], "alone there is nothing to settle"
+
+
+def test_a_busy_machine_does_not_decide_between_unlike_algorithms() -> None:
+    """It slows one more than the other, which the spread of launches cannot show; versions of one it slows alike."""
+    groups = table(np.random.default_rng(5), 1.15, **KINDS["calm"])
+    loaded = [[tuple(x._replace(load=1.9) for x in case) for case in pair] for pair in groups]
+    model = Model.of(groups)
+    assert {model.compare(*pair).verdict for pair in groups} == {"slower"}
+    assert {model.compare(*pair).verdict for pair in loaded} == {"undecided"}
+    assert {model.compare(*pair, alike=True).verdict for pair in loaded} == {"slower"}
+
+
+def test_of_launches_that_disagree_the_calmer_ones_say_how_much() -> None:
+    fast = tuple(launch(str(n), *[0.0] * 8) for n in range(2))
+    slow = tuple(launch(str(n), *[math.log(f)] * 8) for n, f in enumerate((1.7, 600)))
+    ratio = Model(freedom=4.0).compare(fast, slow)
+    assert ratio.verdict == "slower" and ratio.ratio == pytest.approx(1.7) and 1 < ratio.low < 1.7 and ratio.high <= 601

@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # a full disk shows here
         return code
     except KeyboardInterrupt:
+        if arguments.command != "run":  # which has said what is stored
+            complain("interrupted")
         return 130
     except BrokenPipeError:  # the reader of stdout has seen enough
         silence(sys.stdout)

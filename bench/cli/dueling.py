@@ -39,7 +39,7 @@ def duel(arguments: argparse.Namespace) -> int:
                  "unmeasured": [pair[:3] for pair in found.missing]}  # fmt: skip
         print_json({"cases": [_row(one) for one in found.met], **lists, "beyond_threshold": len(slower)})
     else:
-        _show(found, unpaired, f"{len(slower)} of these perhaps beyond {arguments.threshold:.3g}")
+        _show(found, unpaired, f"{len(slower)} of these by {arguments.threshold:.3g} or more, as their intervals allow")
     if slower or any(u.failed for u in unpaired):
         return 1
     if not found.met and not found.missing:
@@ -63,7 +63,7 @@ def _show(found: Any, unpaired: Sequence[Any], beyond: str) -> None:
     rows = []
     for one in sorted(found.met, key=lambda one: (VERDICTS.index(one.verdict), -abs(one.ratio.ratio - 1))):
         ratio = one.ratio
-        more = f", {one.needed} launches might tell" if one.verdict == "undecided" else ""
+        more = f": about {one.needed} launches would tell" if one.verdict == "undecided" else ""
         rows.append((
             one.pair.spec, one.pair.algorithm, str(one.pair.threads), text.seconds(one.old_s),
             text.seconds(one.new_s), f"{ratio.ratio:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}",
