@@ -16,7 +16,6 @@ import threading
 import time
 import tracemalloc
 from itertools import product
-from pathlib import Path
 from time import process_time, sleep
 from typing import Any
 
@@ -27,6 +26,7 @@ from algos.functional import Plan, prepared
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.arena import Apart, Arena, Slot
+from bench.processes import running
 from bench.surroundings import Surroundings
 
 WATCH_S, LONGEST_WATCH_S = 0.005, 0.1  # how long after a call it is watched whether anything still works for it
@@ -268,13 +268,6 @@ def _busy_seconds(threads: list[threading.Thread]) -> dict[int, float]:
                 # Linux's clock of a thread, by number: pthread_getcpuclockid of one that has just ended may crash.
                 found[thread.native_id] = time.clock_gettime(~thread.native_id << 3 | 6)
     return found
-
-
-def running(task: int | None) -> bool:
-    """Whether a thread of this process is on a core or waits for one; False where the system does not say."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/self/task/{task}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"R"
-    return False
 
 
 def overlapping(spans: list[list[int]]) -> bool:

@@ -89,7 +89,7 @@ class Packed(Sequence[Taken]):
 
     def __init__(self, record: Record) -> None:
         self._together = tuple(launch.together for launch in record.launches)
-        self._loads = _shared_loads(tuple(launch.load or 0.0 for launch in record.launches))
+        self._loads = array("f", [launch.load or 0.0 for launch in record.launches])
         self._rounds = tuple(_shared(tuple(launch.turn_times)) for launch in record.launches)
         times = [s for launch in record.launches for s in launch.turn_times.values()]
         self._values = array("d", [math.log(s if s > 1e-12 else 1e-12) for s in times])
@@ -110,12 +110,6 @@ class Packed(Sequence[Taken]):
 def _shared(rounds: tuple[int, ...]) -> tuple[int, ...]:
     """One object for equal numbers of rounds."""
     return rounds
-
-
-@lru_cache(maxsize=1 << 12)
-def _shared_loads(loads: tuple[float, ...]) -> tuple[float, ...]:
-    """The same."""
-    return loads
 
 
 def taken(record: Record) -> tuple[Taken, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from types import FunctionType
 from typing import Any
 
@@ -30,10 +31,9 @@ def close() -> None:
 
 
 @contextlib.contextmanager
-def closed() -> Iterator[None]:
-    """For the length of a command that judges; before anything from outside is imported."""
-    import bench.runner  # noqa: F401  # what is not loaded cannot be remembered
-
+def closed(module: str) -> Iterator[None]:
+    """For the length of a command that judges by ``module``; before anything from outside is imported."""
+    import_module(module)  # what is not loaded cannot be remembered
     close()
     try:
         yield

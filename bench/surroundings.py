@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.worker import children
+from bench.processes import children
 
 SIGNALS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "ALRM", "CHLD", "PIPE", "USR1", "USR2")
            if hasattr(signal, f"SIG{name}")]  # fmt: skip

@@ -25,6 +25,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench import perf_counter
+from bench.processes import children, running
 from bench.text import printable
 
 if TYPE_CHECKING:
@@ -86,19 +87,6 @@ def _watch(worker: int, alive: int) -> NoReturn:
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status))
-
-
-def children() -> list[int]:
-    """Children of this process, adopted ones included; none where the system does not say."""
-    found: list[int] = []
-    entries: list[str] = []
-    with contextlib.suppress(OSError):
-        entries = os.listdir("/proc")
-    for entry in filter(str.isdigit, entries):
-        with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-            if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
-                found.append(int(entry))
-    return found
 
 
 def limit_memory() -> None:
@@ -330,8 +318,6 @@ def quieten() -> None:
 
 def _others_run() -> bool:
     """Whether another thread of this process is on a core or waits for one; False where the system does not say."""
-    from bench.judged import running
-
     own = str(threading.get_native_id())
     with contextlib.suppress(OSError):
         return any(running(int(task)) for task in os.listdir("/proc/self/task") if task != own)

@@ -113,7 +113,7 @@ def test_what_a_file_replaces_in_the_controller_is_put_back(convbench: Convbench
 
 def test_what_is_replaced_while_cases_are_judged_is_named_and_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = bench.timing.take
-    with seal.closed():
+    with seal.closed("bench.runner"):
         assert not seal.broken()
         monkeypatch.setattr(bench.timing, "take", lambda *ignored: None)
         monkeypatch.setattr(Store, "put", lambda *ignored: None)

@@ -20,7 +20,7 @@ GO_ON = "run the same command again, without --fresh, to go on"
 MOST_CASES = 500_000  # a day's work and a gigabyte of records
 
 
-@seal.closed()
+@seal.closed("bench.runner")
 def check(arguments: argparse.Namespace) -> int:
     from bench.cases import cases_of
     from bench.runner import Runner
@@ -47,7 +47,7 @@ def check(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-@seal.closed()
+@seal.closed("bench.runner")
 def run(arguments: argparse.Namespace) -> int:
     from algos import machine
     from bench.cases import cases_of
