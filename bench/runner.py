@@ -52,9 +52,20 @@ class Spent:
 
 @dataclass
 class Progress:
-    """What a progress bar shows; called between samples only."""
+    """What a progress bar shows; called between samples only.
+
+    Attributes
+    ----------
+    total : int
+        Launches of cases, those that are done among them.
+    done : int
+    later : int
+        Of ``total``: those of runs that have not begun.
+    """
 
     total: int = 0
+    done: int = 0
+    later: int = 0
     advance: Callable[[int, str], None] = lambda done, text: None
 
 
@@ -99,7 +110,8 @@ class Runner:
                 cases = self._load(cases)
                 keys = [case.record.key for case in cases]
                 launch, launches = 0, self.settings.launches if self.store else 1
-                self.progress.total = sum(self._lacks(case, index) for index in range(launches) for case in cases)
+                missing = sum(self._lacks(case, index) for index in range(launches) for case in cases)
+                self.progress.total = self.progress.done + missing + self.progress.later
                 while launch < launches or (cases := self._undecided(cases, launch)):
                     self.progress.total += sum(self._lacks(case, launch) for case in cases) if launch >= launches else 0
                     for group in _groups([case for case in cases if self._lacks(case, launch)]):

@@ -23,7 +23,7 @@ from pathlib import Path
 from algos.host import data_base
 from bench import files, perf_counter
 from bench.cases import Settings
-from bench.duel import HERE, MARKS, Met, Pair, Result, Rule, case_of, fight
+from bench.duel import HERE, LOOKS, MARKS, Met, Pair, Result, Rule, case_of, fight
 from bench.runner import Progress
 from bench.sides import roster
 
@@ -192,11 +192,12 @@ def run(
 
     The budget ends it between batches: pairs that are half done would be undecided for no fault of theirs.
     """
-    started, every = perf_counter(), list(planted)
+    started, every, progress = perf_counter(), list(planted), progress or Progress()
     with _neighbour() if neighbour else nullcontext():
         for first in range(0, len(every), BATCH):
             if first and budget_s is not None and perf_counter() - started > budget_s:
                 break
+            progress.later = 2 * LOOKS[0] * len(every[first + BATCH :])
             yield fight(every[first : first + BATCH], settings, Rule(apart=True), progress)
 
 

@@ -91,6 +91,14 @@ def test_now_twice_and_now_nine_times_as_slow_is_slower() -> None:
     assert back.verdict == "faster" and back.high < 1
 
 
+@pytest.mark.parametrize(("seconds", "verdict"), [(6e-6, "undecided"), (6e-4, "slower")])
+def test_of_calls_of_microseconds_processes_know_less(seconds: float, verdict: str) -> None:
+    """Where the objects of a process lie makes each call of it up to 0.2 us slower."""
+    model, base = Model(process=0.005, freedom=30.0), math.log(seconds)
+    one, other = (tuple(launch(str(n), *[base + shift] * 8) for n in range(4)) for shift in (0.0, 0.025))
+    assert model.compare(one, other).verdict == verdict
+
+
 def test_launches_that_did_not_take_turns_are_judged_by_the_noise_between_launches() -> None:
     one, other = (tuple(launch(f"{name}{n}", *[base] * 8) for n in range(3)) for name, base in (("a", 0.0), ("b", 0.1)))
     ratio = Model().compare(one, other)

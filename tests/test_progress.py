@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bench.cases import Settings
 from bench.cli import measuring
 from bench.cli.output import Bar
+from bench.runner import Progress, Runner
 
 
 def test_without_a_terminal_a_line_every_half_minute_tells_what_is_left(monkeypatch, capsys):
@@ -19,6 +21,16 @@ def test_without_a_terminal_a_line_every_half_minute_tells_what_is_left(monkeypa
         "2 of 8 cases in 31 s, about 93 s left; now a spec?",
         "4 of 8 cases in 62 s, about 62 s left; now a spec?",
     ]
+
+
+def test_runs_one_after_the_other_count_together():
+    """As the looks of a duel do, and the batches of twins."""
+    progress = Progress(later=4)
+    for _ in range(2):
+        runner = Runner(Settings(), None, progress)
+        runner.run([])
+        assert progress.total == progress.done + 4
+        progress.done += 3
 
 
 def test_nothing_done_yet_says_so(monkeypatch, capsys):

@@ -6,10 +6,13 @@ import json
 import os
 import sys
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bench import perf_counter
 from bench.text import printable
+
+if TYPE_CHECKING:
+    from bench.runner import Progress
 
 LINE_S = 30.0  # between two lines of progress
 
@@ -59,13 +62,13 @@ class Bar:
         tqdm.monitor_interval = 0
         drawn = sys.stderr.isatty()
         self._bar = tqdm(file=sys.stderr, disable=not drawn, unit="case", mininterval=0, leave=False)
-        self._done, self._started = 0, perf_counter()
+        self._started = perf_counter()
         self._next_s = self._started + LINE_S
 
         def advance(done: int, label: str) -> None:
-            self._done += done
+            progress.done += done
             if not drawn:
-                self._line(progress.total, label)
+                self._line(progress, label)
                 return
             if self._bar.total != progress.total:
                 self._bar.total = progress.total
@@ -75,14 +78,15 @@ class Bar:
         progress = Progress(advance=advance)
         return progress
 
-    def _line(self, total: int, label: str) -> None:
+    def _line(self, progress: Progress, label: str) -> None:
         now = perf_counter()
         if now < self._next_s:
             return
         self._next_s = now + LINE_S
         spent_s = now - self._started
-        left = f"about {_span(spent_s * (total - self._done) / self._done)} left" if self._done else "time left not known yet"
-        print(f"{self._done} of {total} cases in {_span(spent_s)}, {left}; now {printable(label)}", file=sys.stderr, flush=True)
+        done, total = progress.done, progress.total
+        left = f"about {_span(spent_s * (total - done) / done)} left" if done else "time left not known yet"
+        print(f"{done} of {total} cases in {_span(spent_s)}, {left}; now {printable(label)}", file=sys.stderr, flush=True)
 
     def __exit__(self, *ignored: object) -> None:
         self._bar.close()
