@@ -10,10 +10,9 @@ import numpy as np
 
 from bench.arena import Arena, Slot, room, shared_file
 from bench.bounds import Case, Judgeable
-from bench.judged import Judged, overlapping
+from bench.judged import LEAST_GROWTH, Judged, overlapping
 
 AGAIN, AGAIN_S = 60, 0.005  # calls of the same plan, and seconds after which one of them is enough
-LEAST_GROWTH = 4096  # bytes a call; less may be objects of Python that anybody made meanwhile
 WORKSPACE_FACTOR, WORKSPACE_SLACK = 2, 1 << 20  # how far a run may exceed its prediction
 HELD_SLACK = 1 << 16  # bytes of a result's buffer beyond twice its own: to align it
 POISON = {"f": math.nan, "i": 113, "u": 113}

@@ -39,6 +39,7 @@ TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tr
 LONGEST = 10  # times the seconds meant, where a busy machine gives fewer of its own
 KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
 GROWING, GROWING_S = 4, 0.01  # calls after which a plan holds no more than before, where they take no longer in all
+LEAST_GROWTH = 4096  # bytes a call; less may be objects of Python that anybody made meanwhile
 
 
 class Judged:
@@ -236,7 +237,7 @@ class Judged:
                 before = tracemalloc.get_traced_memory()[0]
                 for _ in range(GROWING):
                     y = plan(*given)
-                if tracemalloc.get_traced_memory()[0] - before > GROWING * y.nbytes // 2:
+                if tracemalloc.get_traced_memory()[0] - before > GROWING * max(y.nbytes // 2, LEAST_GROWTH):
                     gc.collect()  # what refers to itself is not kept for ever
                 growth = (tracemalloc.get_traced_memory()[0] - before) // GROWING
         finally:

@@ -49,6 +49,12 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.mood.load_now", lambda: 0.0)
 
 
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are laid out and not painted, which is most of what a report costs: for tests of what stands beside them."""
+    monkeypatch.setattr("reports.plots.render", lambda figure: (b"png", b"<svg/>"))
+
+
 def whatever_the_load(stderr: str) -> str:
     """Without the warning that the machine is busy, which comes and goes with what else runs."""
     return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("convbench: the machine is busy, "))

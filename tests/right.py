@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ class Transformed(Algorithm):
         return run
 
 
-def toom_cook(m: int, r: int, points: list[Fraction]) -> tuple[Any, Any, Any]:
+@cache
+def toom_cook(m: int, r: int, points: tuple[Fraction, ...]) -> tuple[Any, Any, Any]:
     """A^T, G, B^T of F(m, r) from m + r - 2 points and infinity, as nested tuples of fractions."""
     t = m + r - 1
     back, kernel, data = [[Fraction(0)] * t for _ in range(m)], [[Fraction(0)] * r for _ in range(t)], []
@@ -90,7 +92,7 @@ class Minimal(Algorithm):
         return 16 * t * (spec.min_bytes + math.prod(spec.weight_shape))
 
     def transforms(self, spec: ConvSpec) -> tuple[Any, ...]:
-        points = [Fraction(p) for p in ("0", "1", "-1", "2", "-2", "1/2", "-1/2")]
+        points = tuple(Fraction(p) for p in ("0", "1", "-1", "2", "-2", "1/2", "-1/2"))
         return tuple(toom_cook(self.m, r, points[: self.m + r - 2]) for r in spec.kernel)
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:

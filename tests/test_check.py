@@ -314,7 +314,7 @@ def test_amplification_is_never_below_the_magnitude() -> None:
 def test_wrong_transforms_are_refused() -> None:
     class Off(Minimal):
         def transforms(self, spec: ConvSpec) -> tuple[Any, ...]:
-            back, kernel, data = toom_cook(2, 3, [Fraction(0), Fraction(1), Fraction(-1)])
+            back, kernel, data = toom_cook(2, 3, (Fraction(0), Fraction(1), Fraction(-1)))
             return ((back, kernel, (data[0], data[1], data[2], tuple(-v for v in data[3]))),) * spec.ndim
 
     with pytest.raises(TransformsError, match="do not compute correlation"):

@@ -79,6 +79,7 @@ def test_who_wins_names_places_and_what_nobody_surely_wins():
     assert "the same within 5% as another on 1" in who_wins(winners(even))
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_machines_mood_opens_the_report(tmp_path):
     def launched(**mood):
         made = record("a")
@@ -101,6 +102,7 @@ def test_the_machines_own_false_alarms_are_told_where_they_were_measured(monkeyp
     assert "run convbench twins" in false_alarms(["m2"])
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_layers_stand_in_the_order_of_their_network_with_their_names(tmp_path):
     specs = {layer: spec for layer, spec, _ in NETWORK[1]}
     records = [record(n, t, specs[layer]) for layer in ("head", "stem", "body") for n, t in (("a", 1.0), ("b", 2.0))]
@@ -114,6 +116,7 @@ def test_layers_stand_in_the_order_of_their_network_with_their_names(tmp_path):
     assert "auto 7.50 s" in text, "one bar is what auto ran"
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("records", [layers(8), kernels({"a": (1, 2, 3, 4), "b": (2, 1, 1, 1)})], ids=["layers", "sweep"])
 def test_texts_for_those_who_cannot_see_a_picture_say_what_is_seen(records, tmp_path):
     write_report(records, {"m1": MACHINE}, tmp_path)
