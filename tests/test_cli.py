@@ -172,17 +172,20 @@ def test_a_run_into_a_folder_in_another_script_on_a_terminal_of_ascii(convbench:
     assert done.returncode == 0 and done.stderr == "" and (tmp_path / "work" / (one[-1] + "2")).exists()
 
 
-def test_list_says_why_not(convbench: Convbench) -> None:
-    rows = {row["name"]: row for row in json.loads(convbench("list", "--json").stdout)}
+def test_list_says_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(("list", "--json")) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["direct_shift"]["available"] and rows["auto"]["available"]
     assert rows["cupy_direct"]["available"] or rows["cupy_direct"]["why"]
-    text = convbench("list", "1x1x64x64,1x1x5x5,float16").stdout
+    assert main(("list", "1x1x64x64,1x1x5x5,float16")) == 0
+    text = capsys.readouterr().out
     assert text.splitlines()[0].split() == ["name", "family", "device", "runtime", "accuracy", "supported"]
     assert "not float16" in text
 
 
-def test_suites_are_listed_with_their_sources(convbench: Convbench) -> None:
-    rows = {row["name"]: row for row in json.loads(convbench("suites", "--json").stdout)}
+def test_suites_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(("suites", "--json")) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert {"quick", "images"} <= set(rows)
     assert all(row["specs"] and row["source"] and row["about"] for row in rows.values())
 
@@ -203,12 +206,13 @@ def test_run_report_pick_from_a_file(convbench: Convbench, tmp_path: Path) -> No
     assert "excluded" in picked.stdout
 
 
-def test_a_stride_that_does_not_fit_is_said(convbench: Convbench) -> None:
-    assert "never read: 1 row (6) and 1 column (6)" in convbench("pick", "7x7,3x3,s3").stdout
+def test_a_stride_that_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(("pick", "7x7,3x3,s3")) == 0
+    assert "never read: 1 row (6) and 1 column (6)" in capsys.readouterr().out
 
 
 def test_pick_measures_when_asked(convbench: Convbench) -> None:
-    spec = "1x1x20x20x20,1x1x3x3x3"  # few algorithms compete in three dimensions, none of them compiled
+    spec = "1x1x8x8x8,1x1x3x3x3"  # few algorithms compete in three dimensions, none of them compiled
     picked = json.loads(convbench("pick", spec, "--measure", "--threads", "1", "--json").stdout)
     assert picked["source"] == "measured"
     sources = {c["source"] for c in picked["candidates"] if not c["excluded"]}
@@ -216,7 +220,9 @@ def test_pick_measures_when_asked(convbench: Convbench) -> None:
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "newer", "foreign"])
-def test_a_store_that_cannot_be_used_is_one_clear_line(convbench: Convbench, tmp_path: Path, damage: str) -> None:
+def test_a_store_that_cannot_be_used_is_one_clear_line(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     one = ("run", "20x20,3x3", "--algorithms", "direct_shift", "--launches", "1", "--out", str(out))
     with Store(out) as store:
@@ -233,9 +239,9 @@ def test_a_store_that_cannot_be_used_is_one_clear_line(convbench: Convbench, tmp
         path.unlink()
         with closing(sqlite3.connect(path)) as database:
             database.execute("CREATE TABLE diary (day)")
-    done = convbench(*one)
-    assert done.returncode == 2, done.stdout
-    assert done.stderr.count("\n") == 1 and str(path) in done.stderr and "unexpected" not in done.stderr
+    assert main(one) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and str(path) in shown.err and "unexpected" not in shown.err
 
 
 @pytest.mark.parametrize("closed", [

@@ -76,17 +76,17 @@ def fill(folder: Path, *found: list[Record]) -> str:
     return str(folder)
 
 
-def test_compare_command(convbench: Convbench, tmp_path: Path) -> None:
+def test_compare_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new = fill(tmp_path / "old", records(1)), fill(tmp_path / "new", records(2, factor=1.5, build="new"))
-    done = convbench("compare", old, new)
-    assert done.returncode == 1 and "slower" in done.stdout and "noise" in done.stdout
-    back = convbench("compare", new, old, "--json")
-    assert back.returncode == 0
-    assert [row["verdict"] for row in json.loads(back.stdout)["changes"]].count("faster") == 5
-    assert convbench("compare", old, str(tmp_path / "nothing")).returncode == 2
+    assert main(("compare", old, new)) == 1
+    shown = capsys.readouterr().out
+    assert "slower" in shown and "noise" in shown
+    assert main(("compare", new, old, "--json")) == 0
+    assert [row["verdict"] for row in json.loads(capsys.readouterr().out)["changes"]].count("faster") == 5
+    assert main(("compare", old, str(tmp_path / "nothing"))) == 2
 
 
-def test_changed_tunables_are_paired_by_name(convbench: Convbench, tmp_path: Path) -> None:
+def test_changed_tunables_are_paired_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The default of a tunable has changed: the same algorithm. Variants that both stores hold are paired with themselves."""
     old = [replace(r, tunables='{"block": 1}') for r in records(1)]
     new = [replace(r, tunables='{"block": 2}') for r in records(2, factor=1.5, build="new")]
@@ -96,8 +96,8 @@ def test_changed_tunables_are_paired_by_name(convbench: Convbench, tmp_path: Pat
     assert len(found.changes) == 2 * len(SPECS) and (found.only_old, found.only_new) == (0, 0)
     ambiguous = compare(old, [*tried, *new])
     assert (len(ambiguous.changes), ambiguous.only_old, ambiguous.only_new) == (0, len(SPECS), 2 * len(SPECS))
-    done = convbench("compare", fill(tmp_path / "old", old), fill(tmp_path / "new", new))
-    assert done.returncode == 1 and "5 slower" in done.stdout
+    assert main(("compare", fill(tmp_path / "old", old), fill(tmp_path / "new", new))) == 1
+    assert "5 slower" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", [{"machine": "elsewhere"}, {"threads": 1}, {"cold": True}, {"algorithm": "b"}])
@@ -110,17 +110,17 @@ def test_nothing_in_common_is_said_and_no_success(
     assert "nothing was compared: the stores share no" in shown.err and str(*change.values()) in shown.err
 
 
-def test_merge_keeps_machines_apart(convbench: Convbench, tmp_path: Path) -> None:
+def test_merge_keeps_machines_apart(tmp_path: Path) -> None:
     other = [Record(**{**r.__dict__, "machine": "n"}) for r in records(3)]
     one, two = fill(tmp_path / "one", records(1)), fill(tmp_path / "two", other)
     merged = tmp_path / "both"
     for _ in range(2):  # merging again adds nothing
-        assert convbench("merge", str(merged), one, two).returncode == 0
+        assert main(("merge", str(merged), one, two)) == 0
         with Store(merged, create=False) as store:
             assert len(store.records()) == 2 * len(SPECS)
             assert {r.machine for r in store.records()} == {"m", "n"}
             assert sum(len(r.launches) for r in store.records()) == 2 * 3 * len(SPECS)
-    assert convbench("merge", str(merged), str(tmp_path / "missing")).returncode == 2
+    assert main(("merge", str(merged), str(tmp_path / "missing"))) == 2
 
 
 def test_import_is_tagged_shown_and_never_used(convbench: Convbench, tmp_path: Path) -> None:

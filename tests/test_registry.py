@@ -33,7 +33,7 @@ class Mine(Algorithm):
 
 ALGORITHMS = [Mine()]
 '''
-SPEC = "1x1x30x30x30,1x1x1x1x1"  # few algorithms compete in three dimensions, none of them compiled
+SPEC = "1x1x9x9x9,1x1x1x1x1"  # few algorithms compete in three dimensions, none of them compiled
 
 
 @pytest.fixture
