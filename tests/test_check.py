@@ -18,6 +18,7 @@ from bench.bounds import Case, TransformsError, UnjudgedError, amplified, tolera
 from bench.check import Verdict, check
 from bench.data import operands
 from tests import wrong
+from tests.covering import covered
 from tests.right import Minimal, Transformed, toom_cook
 from tests.wrong import Right
 
@@ -65,6 +66,9 @@ def refused(spec: str, algorithm: Algorithm) -> Verdict:
 # ---- the right one passes ---------------------------------------------------------------------------------------
 
 
+RIGHT = list(itertools.product(GRID, ["float32", "float64"], ["forward", "input_gradient", "weight_gradient"]))
+
+
 class OneElement(Right):
     """One element far from all edges, in one channel of one image."""
 
@@ -87,9 +91,7 @@ def test_between_the_chosen_elements_of_large_problems_nothing_is_off(text: str,
     assert not verdict.ok and verdict.compared < 200
 
 
-@pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("text", GRID)
+@pytest.mark.parametrize(("text", "dtype", "direction"), covered(RIGHT, [set(enumerate(case)) for case in RIGHT]))
 def test_right_passes(text: str, dtype: str, direction: Any) -> None:
     spec = ConvSpec.parse(text).with_(dtype=dtype, direction=direction)
     verdict = check(spec, Right())

@@ -33,7 +33,10 @@ def commands(page: Path) -> list[str]:
 def shortened(command: str) -> str:
     """The same with fewer measurements: three algorithms where all would run, one launch of each."""
     if "convbench run" in command:
+        command = command.replace("64,96 --kernels 3,5", "24,32 --kernels 3")
         return command + ("" if "--algorithms" in command else " --algorithms direct_shift,im2col_gemm,auto") + " --launches 1"
+    if "convbench duel" in command:
+        return command + " --launches 2"  # one does not know its noise
     return command.replace("1x1x40x40,1x1x5x5,p2 --measure", "1x1x9x9x9,1x1x3x3x3 --measure")  # few compete in 3-D
 
 

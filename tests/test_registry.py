@@ -10,6 +10,7 @@ import pytest
 from algos import registry
 from bench.cli import main
 from tests.conftest import Convbench
+from tests.runs import algorithms_from
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -45,12 +46,17 @@ def plugins(tmp_path: Path) -> Path:
     return folder
 
 
-def test_one_file_makes_an_algorithm_appear_everywhere(convbench: Convbench, plugins: Path, tmp_path: Path) -> None:
+def test_one_file_makes_an_algorithm_appear_everywhere(
+    convbench: Convbench, plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = {"CONVBENCH_PATH": str(plugins)}
-    listed = {row["name"]: row for row in json.loads(convbench("list", SPEC, "--json", **path).stdout)}
-    assert listed["mine"]["supported"] and listed["my_wrong"]["supported"]
-    assert json.loads(convbench("list", "9x9,3x3", "--json", **path).stdout)
-    assert json.loads(convbench("pick", SPEC, "--json", **path).stdout)["algorithm"] != "mine"  # nobody has checked it yet
+    with algorithms_from(plugins, tmp_path / "data", monkeypatch):
+        assert main(("list", SPEC, "--json")) == 0
+        listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+        assert listed["mine"]["supported"] and listed["my_wrong"]["supported"]
+        assert main(("list", "9x9,3x3", "--json")) == 0 and json.loads(capsys.readouterr().out)
+        assert main(("pick", SPEC, "--json")) == 0
+        assert json.loads(capsys.readouterr().out)["algorithm"] != "mine"  # nobody has checked it yet
 
     checked = convbench("check", SPEC, "--algorithms", "mine,my_wrong", "--json", **path)
     assert checked.returncode == 1
