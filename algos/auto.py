@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from algos import machine, wisdom
+from algos import wisdom
+from algos.build import build_of
 from algos.contract import Algorithm, Cost
 from algos.engine.kept import compiling_s
 from algos.engine.threads import checked_threads
 from algos.estimate import DOUBT, Estimate, Knowledge, Source
 from algos.grammar import checked_int, shown
-from algos.host import available_memory, usable_cores
+from algos.host import available_memory, fingerprint, ids_by_cores, usable_cores
 from algos.spec import ConvSpec, SpecError
 
 ROUNDOFF_CLASSES = ("componentwise", "lowrank")  # bounded element by element, and one NaN stays local
@@ -222,12 +223,12 @@ def _call_s(candidate: Candidate) -> float:
 
 def known() -> Knowledge:
     """What this machine knows now about the present build."""
-    return _knowledge(wisdom.memory(machine.fingerprint()["id"]))
+    return _knowledge(wisdom.memory(fingerprint()["id"]))
 
 
 def _measured_with_others() -> str:
     """That this machine was measured with another number of cores, which says little of what it does with these."""
-    by_cores = machine.ids_by_cores() if (measured := wisdom.machines()) else {}
+    by_cores = ids_by_cores() if (measured := wisdom.machines()) else {}
     counts = sorted(cores for identity, cores in by_cores.items() if identity in measured)
     return f"; measured for {' and '.join(map(str, counts))} cores, you have {usable_cores()}" if counts else ""
 
@@ -241,7 +242,7 @@ def _knowledge(memory: wisdom.Memory) -> Knowledge:
     from algos.registry import registry
 
     if _last is None or _last[0] is not memory:
-        _last = memory, Knowledge(memory, registry(), machine.build)
+        _last = memory, Knowledge(memory, registry(), build_of)
     return _last[1]
 
 

@@ -1,4 +1,5 @@
-"""Facts of the host within what a container leaves of it: cores, memory, caches, and the folders where something is kept.
+"""Facts of the host within what a container leaves of it: cores, memory, caches, the folders where something is kept, and what
+names the machine in records.
 
 Limits may change while a process runs, so they are read when they are asked for; those of control groups (v1, v2, both at
 once, and every level above the process) at most ``FRESH_S`` later, since that means reading files. What a system does not
@@ -9,17 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import importlib.metadata
+import json
 import os
+import platform
+import re
 import sys
 import time
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import platformdirs
 
 ROOT = Path("/")  # of proc and sys
+DRIVER, GPUS = Path("/proc/driver/nvidia/version"), Path("/proc/driver/nvidia/gpus")
 FRESH_S = 1.0
 NO_LIMIT = 1 << 60  # v1 writes "none" as the largest multiple of a page
 GUESSED_BYTES = 1 << 30  # of memory, where nobody knows
@@ -29,6 +36,14 @@ BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS",
 CACHES = {"L1d": (32 << 10, 4 << 10, 4 << 20), "L2": (512 << 10, 64 << 10, 1 << 30), "L3": (8 << 20, 256 << 10, 16 << 30)}
 CACHE_NAMES = {("1", "Data"): "L1d", ("2", "Unified"): "L2", ("3", "Unified"): "L3"}
 SAID = "CONVBENCH_SAID"  # in the environment, so that the children of a process that has said it keep quiet
+# Whose versions belong to the build of an algorithm, by its runtime.
+LIBRARIES = {
+    "numpy": ("numpy", "scipy"),
+    "numba": ("numpy", "numba", "llvmlite"),
+    "torch": ("numpy", "torch"),
+    "opencv": ("numpy", "opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    "cupy": ("numpy", "cupy", "cupy-cuda12x", "cupy-cuda13x"),
+}
 
 Found = TypeVar("Found")
 
@@ -217,6 +232,24 @@ def cpu_features() -> dict[str, bool]:
     return {}
 
 
+@cache
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text()
+        if match := re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE):
+            return " ".join(match[1].split())
+    return platform.processor() or platform.machine()
+
+
+@cache
+def vector_extension() -> str:
+    """The widest vector extension that matters to the kernels."""
+    for name, label in (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX"), ("sve", "SVE"), ("neon", "NEON")):
+        if cpu_features().get(name):
+            return label
+    return "baseline"
+
+
 # ---- folders ----------------------------------------------------------------------------------------------------
 
 
@@ -258,3 +291,64 @@ def forgetful(error: OSError) -> None:
         why = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
         print(f"convbench: what it compiles and measures is forgotten when this process ends ({why}): "
               "set CONVBENCH_CACHE and CONVBENCH_DATA to folders that it may write", file=sys.stderr)  # fmt: skip
+
+
+# ---- the machine -------------------------------------------------------------------------------------------------
+
+
+@cache
+def fingerprint() -> dict[str, Any]:
+    """What a reader of a figure must know about the machine, JSON-ready; ``id`` names it in records."""
+    return {**_identity(usable_cores()), "memory_bytes": total_memory(), "python": platform.python_version(), "blas": _blas(),
+            "versions": {name: found for name in every_library() if (found := version(name))}}
+
+
+def ids_by_cores() -> dict[str, int]:
+    """What this machine's ``id`` is with other numbers of usable cores: fewer for a container, more for its host."""
+    most, now = os.cpu_count() or 1, fingerprint()["cores"]
+    return {_identity(cores)["id"]: cores for cores in range(1, most + 1) if cores != now}
+
+
+def _identity(cores: int) -> dict[str, Any]:
+    identity = {
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "caches_bytes": caches(),
+        "simd": vector_extension(),
+        "system": platform.system(),
+        "arch": platform.machine(),
+        "gpu": gpu_driver(),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return {"id": digest, **identity}
+
+
+@cache
+def version(distribution: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _blas() -> str:
+    import numpy as np
+
+    found = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+    return f"{found.get('name')} {found.get('version')}"
+
+
+@cache
+def gpu_driver() -> str:
+    """The driver's line and the GPUs' models; empty without one."""
+    with contextlib.suppress(OSError):
+        lines = [line for path in sorted(GPUS.glob("*/information")) for line in path.read_text().splitlines()]
+        models = [" ".join(line.split()) for line in lines if "Model:" in line]
+        return " | ".join([*DRIVER.read_text().splitlines()[:1], *models])
+    return ""
+
+
+def every_library() -> tuple[str, ...]:
+    """Whose versions say what any of the runtimes did."""
+    return tuple(dict.fromkeys(name for names in LIBRARIES.values() for name in names))

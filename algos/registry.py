@@ -24,7 +24,7 @@ from typing import Any
 from algos.contract import ACCURACIES, FAMILIES, Algorithm
 from algos.engine.threads import once
 from algos.grammar import meant, shown
-from algos.machine import LIBRARIES
+from algos.host import LIBRARIES
 from algos.spec import ConvSpec
 
 PACKAGES = ("cpu", "gpu", "peers")

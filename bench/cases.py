@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import index
 
-from algos import auto, machine
+from algos import auto
+from algos.build import build_of
 from algos.contract import Algorithm
 from algos.estimate import tunables_text
-from algos.host import available_memory
+from algos.host import available_memory, fingerprint
 from algos.registry import get, said
 from algos.spec import ConvSpec
 from bench.record import Record
@@ -82,7 +83,7 @@ def cases_of(
     specs: Iterable[ConvSpec], algorithms: Sequence[Algorithm], threads: Sequence[int], settings: Settings
 ) -> list[Case]:
     """Every case, those that cannot run among them, with the reason in their record."""
-    identity = machine.fingerprint()["id"]
+    identity = fingerprint()["id"]
     return [
         _case(spec, variant, count, settings, identity)
         for count in dict.fromkeys(threads)
@@ -110,7 +111,7 @@ def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings
         return _asked(spec, algorithm, threads, settings, identity)
     except (Exception, SystemExit) as error:
         reason = printable(f"breaks the contract: {type(error).__name__}: {' '.join(str(error).split())}")[:300]
-        build = machine.build(algorithm)
+        build = build_of(algorithm)
         record = Record(str(spec), algorithm.name, threads, identity, build, "error", reason, cold=settings.cold)
         return Case(spec, algorithm, record)
 
@@ -137,7 +138,7 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
         elif (expected_s := actual.cost(spec.received(), threads).seconds(threads)) > HOPELESS * settings.slow_s:
             status, reason = "too_slow", f"expected to take {expected_s:.2g} s a call, {limit_text(settings)}"
     record = Record(
-        str(spec), algorithm.name, threads, identity, machine.build(actual), status, printable(reason),
+        str(spec), algorithm.name, threads, identity, build_of(actual), status, printable(reason),
         tunables=tunables_text(algorithm), cold=settings.cold, family=algorithm.family, device=actual.device,
         runtime=actual.runtime, layout=actual.layout, accuracy=actual.accuracy, chosen=chosen, workspace_bytes=workspace,
     )

@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from algos import machine, wisdom
+from algos import wisdom
+from algos.build import build_of
 from algos.contract import Algorithm
 from algos.estimate import tunables_text
+from algos.host import fingerprint
 from algos.registry import registry
 from algos.spec import ConvSpec
 from bench import text
@@ -54,7 +56,7 @@ def specs() -> Iterator[ConvSpec]:
 def records(count: int, seed: int = 0, threads: int = 2) -> Iterator[Record]:
     """``count`` measured records of this machine: the cost model's time, bent by algorithm and shape, with noise."""
     random = np.random.default_rng(seed)
-    identity = machine.fingerprint()["id"]
+    identity = fingerprint()["id"]
     algorithms = [a for a in registry().values() if a.device == "cpu" and a.family != "auto" and not a.unavailable()]
     yield from islice(
         (
@@ -77,7 +79,7 @@ def _record(random: np.random.Generator, spec: ConvSpec, algorithm: Algorithm, i
         started = f"2026-11-{1 + index:02}T10:00:00+00:00"
         launches.append(Launch(index, started, samples, 3, 1e-2, 1e-4, 1.5 * time_s, **_turns(spec, index)))
     return Record(
-        str(spec), algorithm.name, threads, identity, machine.build(algorithm), "ok", tunables=tunables_text(algorithm),
+        str(spec), algorithm.name, threads, identity, build_of(algorithm), "ok", tunables=tunables_text(algorithm),
         family=algorithm.family, device=algorithm.device, runtime=algorithm.runtime, layout=algorithm.layout,
         accuracy=algorithm.accuracy, max_error=1e-7, error_ratio=0.1, launches=tuple(launches),
         workspace_bytes=int(algorithm.workspace_bytes(received, threads)),
@@ -95,7 +97,7 @@ def fill(folder: Path, count: int, seed: int = 0) -> None:
     """A store of ``count`` records, unless it is there."""
     if not folder.is_dir():
         with Store(folder) as store:
-            store.merge([machine.fingerprint()], records(count, seed))
+            store.merge([fingerprint()], records(count, seed))
 
 
 # ---- what the commands cost --------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ def peaks(identity: str) -> dict[str, Any]:
     Parameters
     ----------
     identity : str
-        ``algos.machine.fingerprint()["id"]``.
+        ``algos.host.fingerprint()["id"]``.
 
     Returns
     -------

@@ -181,7 +181,7 @@ class Record:
         The spec's text, the algorithm's name, its tunables as JSON with sorted keys.
     threads : int
     machine, build : str
-        Ids from ``algos.machine``.
+        Ids from ``algos.host``.
     cold : bool
         Whether caches were flushed before every single call.
     origin : str

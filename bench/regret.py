@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from algos import machine
 from algos.auto import choose
+from algos.build import build_of
 from algos.estimate import Knowledge, tunables_text
+from algos.host import fingerprint
 from algos.registry import registry
 from algos.spec import ConvSpec
 from algos.wisdom import Known
@@ -36,7 +37,7 @@ class Regret:
     """
 
     def __init__(self) -> None:
-        self._machine, self._found = machine.fingerprint()["id"], registry()
+        self._machine, self._found = fingerprint()["id"], registry()
         self._present: dict[tuple[str, str, str], bool] = {}
         self._groups: dict[tuple[str, int], list[_Case]] = {}
 
@@ -60,7 +61,7 @@ class Regret:
             algorithm = self._found.get(name)
             self._present[key] = (
                 algorithm is not None and algorithm.family not in ("peer", "auto")
-                and build == machine.build(algorithm) and tunables == tunables_text(algorithm)
+                and build == build_of(algorithm) and tunables == tunables_text(algorithm)
                 and algorithm.unavailable() is None
             )  # fmt: skip
         return self._present[key]
@@ -72,7 +73,7 @@ class Regret:
         picks without any record. Of many specs ``MOST`` are judged.
         """
         groups = {key: group for key, group in self._groups.items() if len(group) > 1}
-        every = Knowledge((case.whole for group in groups.values() for case in group), self._found, machine.build)
+        every = Knowledge((case.whole for group in groups.values() for case in group), self._found, build_of)
         groups = dict(list(groups.items())[:: -(-len(groups) // MOST) or 1])
         rows = []
         for source in SOURCES:
@@ -84,7 +85,7 @@ class Regret:
                 knowledge = every.left_out(text)
                 if source != "nearest":
                     entries = [case.first for case in group] if source == "measured" else []
-                    knowledge = Knowledge(entries, self._found, machine.build)
+                    knowledge = Knowledge(entries, self._found, build_of)
                 choice = choose(ConvSpec.parse(text), [self._found[name] for name in times], knowledge, threads=threads)
                 if source == "nearest" and choice.source != "nearest":
                     continue

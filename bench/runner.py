@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from algos import machine, wisdom
+from algos import wisdom
+from algos.build import build_of
 from algos.registry import get, registry, variant_name
 from bench import mood, noise, perf_counter, seal
 from bench.cases import MOST_LAUNCHES, Case, Settings, limit_text
@@ -165,7 +166,7 @@ class Runner:
         for record in () if self.settings.fresh or not mine.chosen else stored:
             if record.chosen and (record.spec, record.threads, record.cold) == (mine.spec, mine.threads, mine.cold):
                 chosen = get(record.chosen) if record.chosen.partition(":")[0] in registry() else None
-                if chosen and record.machine == mine.machine and record.build == machine.build(chosen):
+                if chosen and record.machine == mine.machine and record.build == build_of(chosen):
                     return Case(case.spec, chosen, replace(record, launches=()))
         return case
 

@@ -104,7 +104,7 @@ class Case:
     """One opened case: its arrays, its plan, its loops."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        from algos.machine import caches
+        from algos.host import caches
         from algos.registry import get
         from algos.spec import ConvSpec
         from bench.judged import Judged

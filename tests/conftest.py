@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from algos.machine import cache_base
+from algos.host import cache_base
 
 # Before a test calls a process hung. Nothing is fast enough only because it takes less: the machine may be busy.
 HUNG_S = 300.0

@@ -16,7 +16,7 @@ import numpy as np
 import platformdirs
 import pytest
 
-from algos import auto, host, machine
+from algos import auto, host
 from algos.engine import threads
 from algos.engine.threads import checked_threads, default_threads, once
 from bench import arena, files
@@ -51,6 +51,7 @@ class System:
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
     """A host of 64 cores and a TiB, without any limit so far."""
+    host.fingerprint()  # which the process keeps: that of the real one
     monkeypatch.setattr(host, "ROOT", tmp_path)
     monkeypatch.setattr(host, "FRESH_S", 0.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(CORES)), raising=False)
@@ -243,8 +244,8 @@ def test_caches_are_read_where_they_are_told(system: System) -> None:
 
 def test_an_empty_driver_file_is_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "version").write_text("")
-    monkeypatch.setattr(machine, "DRIVER", tmp_path / "version")
-    assert machine._gpu_driver.__wrapped__() == ""
+    monkeypatch.setattr(host, "DRIVER", tmp_path / "version")
+    assert host.gpu_driver.__wrapped__() == ""
 
 
 # ---- folders ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import algos
-from algos import machine, wisdom
+from algos import host, wisdom
+from algos.build import build_of
 from algos.estimate import Knowledge, tunables_text
 from algos.registry import registry
 from bench import large
@@ -132,16 +133,16 @@ def test_a_run_on_a_large_store_reports_on_its_own_specs(
 
 @pytest.mark.usefixtures("own_wisdom")
 def test_wisdom_answers_piece_by_piece_what_it_answers_as_a_whole() -> None:
-    identity, found = machine.fingerprint()["id"], registry()
+    identity, found = host.fingerprint()["id"], registry()
     names = ("direct_shift", "fft", "im2col_gemm", "kn2row_gemm")
     specs = list(large.specs())[:400:2]
     entries = [
-        wisdom.Known(identity, machine.build(found[name]), str(spec), name, tunables_text(found[name]), 1, "ok",
+        wisdom.Known(identity, build_of(found[name]), str(spec), name, tunables_text(found[name]), 1, "ok",
                      run_s=1e-6 * (1 + at % 7) * (1 + len(name)))
         for at, spec in enumerate(specs) for name in names if found[name].unsupported(spec) is None
     ]  # fmt: skip
     wisdom.remember(entries)
-    whole, pieces = Knowledge(entries, found, machine.build), Knowledge(wisdom.memory(identity), found, machine.build)
+    whole, pieces = Knowledge(entries, found, build_of), Knowledge(wisdom.memory(identity), found, build_of)
     asked = [*specs[:3], *(spec.with_(size=tuple(n + 1 for n in spec.size)) for spec in specs[::20])]
     for spec in asked:
         for name in names:
@@ -153,7 +154,7 @@ def test_wisdom_answers_piece_by_piece_what_it_answers_as_a_whole() -> None:
 @pytest.mark.usefixtures("own_wisdom")
 def test_wisdom_of_before_it_was_indexed_is_read() -> None:
     algorithm, text = algos.get("fft"), "1x1x96x96,1x1x3x3,p1"
-    entry = wisdom.Known(machine.fingerprint()["id"], machine.build(algorithm), text, "fft", tunables_text(algorithm), 1, "ok",
+    entry = wisdom.Known(host.fingerprint()["id"], build_of(algorithm), text, "fft", tunables_text(algorithm), 1, "ok",
                          run_s=1e-9)  # fmt: skip
     wisdom.remember([entry])
     database = sqlite3.connect(wisdom.path())

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import algos
-from algos import functional, machine, wisdom
+from algos import functional, host, wisdom
 from algos.auto import choose, pays_off
+from algos.build import build_of
 from algos.contract import Algorithm, Cost
 from algos.engine import kept
 from algos.estimate import Knowledge, tunables_text
@@ -119,7 +120,7 @@ def test_a_ranked_spec_falls_back_on_records_of_the_unranked_one() -> None:
 def known_to_this_machine(name: str, text: str, run_s: float, status: str = "ok", threads: int = 1) -> wisdom.Known:
     algorithm = algos.get(name)
     return wisdom.Known(
-        machine.fingerprint()["id"], machine.build(algorithm), text, name, tunables_text(algorithm), threads, status,
+        host.fingerprint()["id"], build_of(algorithm), text, name, tunables_text(algorithm), threads, status,
         "off by one" if status != "ok" else "", 0.0, run_s,
     )
 
@@ -177,10 +178,10 @@ def test_damaged_wisdom_is_forgotten_not_fatal(damage: bytes) -> None:
 
 @pytest.mark.usefixtures("own_wisdom")
 def test_a_machine_measured_with_other_cores_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    text, here = "1x1x96x96,1x1x3x3,p1", machine.fingerprint()
+    text, here = "1x1x96x96,1x1x3x3,p1", host.fingerprint()
     monkeypatch.setattr("os.cpu_count", lambda: here["cores"] + 1)
-    (other,) = (identity for identity, cores in machine.ids_by_cores().items() if cores == here["cores"] + 1)
-    assert other not in (here["id"], *machine.ids_by_cores().items())
+    (other,) = (identity for identity, cores in host.ids_by_cores().items() if cores == here["cores"] + 1)
+    assert other not in (here["id"], *host.ids_by_cores().items())
     assert "measured for" not in algos.pick(text, threads=1).reason
     wisdom.remember([replace(known_to_this_machine("direct_shift", text, 1e-9), machine=other)])
     choice = algos.pick(text, threads=1)

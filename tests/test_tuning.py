@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import algos
-from algos import machine, wisdom
+from algos import host, wisdom
 from algos.auto import choose
+from algos.build import build_of
 from algos.estimate import Knowledge, tunables_text
 from algos.registry import registry, variant_name
 from algos.spec import ConvSpec
@@ -128,9 +129,9 @@ def test_only_a_lead_beyond_the_noise_counts() -> None:
 
 @pytest.mark.usefixtures("own_wisdom")
 def test_what_won_is_remembered_until_it_wins_no_more() -> None:
-    identity, own = machine.fingerprint()["id"], own_tunables()
+    identity, own = host.fingerprint()["id"], own_tunables()
     algorithm, variant = algos.get("winograd_f2"), algos.get(TUNED)
-    made = {"machine": identity, "build": machine.build(algorithm), "family": "winograd", "spec": str(LAYER)}
+    made = {"machine": identity, "build": build_of(algorithm), "family": "winograd", "spec": str(LAYER)}
     default = record("winograd_f2", 1e-3, tunables=tunables_text(algorithm), **made)
     wisdom.remember([known(default)])
     for time_s, name in ((5e-4, TUNED), (1e-3, "winograd_f2")):
@@ -142,9 +143,9 @@ def test_what_won_is_remembered_until_it_wins_no_more() -> None:
 
 @pytest.mark.usefixtures("own_wisdom")
 def test_plan_and_conv2d_run_what_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {"machine": machine.fingerprint()["id"], "threads": 2, "spec": str(LAYER)}
+    made = {"machine": host.fingerprint()["id"], "threads": 2, "spec": str(LAYER)}
     algorithm, variant = algos.get("winograd_f2"), algos.get(TUNED)
-    made["build"] = machine.build(algorithm)
+    made["build"] = build_of(algorithm)
     fast = record("winograd_f2", 1e-9, tunables=tunables_text(variant), **made)
     wisdom.remember([known(record("winograd_f2", 1e-8, tunables=tunables_text(algorithm), **made)), known(fast)])
     x, w = np.ones(LAYER.input_shape, np.float32), np.ones(LAYER.weight_shape, np.float32)

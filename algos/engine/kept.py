@@ -50,9 +50,9 @@ def _key(algorithm: Algorithm, spec: ConvSpec) -> Key:
     key = (kind.__module__, kind.__qualname__, *algorithm.specialised(spec))
     if kind.__module__.startswith("algos."):
         return key
-    from algos.machine import build
+    from algos.build import build_of
 
-    return (*key, build(algorithm))  # the folder is named by our sources alone
+    return (*key, build_of(algorithm))  # the folder is named by our sources alone
 
 
 @lru_cache(maxsize=4096)

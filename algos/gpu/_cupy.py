@@ -17,7 +17,7 @@ import numpy as np
 
 from algos.contract import CALL_S, Algorithm, Cost
 from algos.engine.threads import once
-from algos.machine import probe
+from algos.probe import probe
 from algos.spec import ConvSpec
 
 THREADS = 256  # of a block, where a kernel has no reason for another number

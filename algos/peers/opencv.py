@@ -32,7 +32,8 @@ from algos.contract import Algorithm, Cost, forward_float
 from algos.engine.outer import factors
 from algos.engine.threads import once
 from algos.engine.windows import stuffed
-from algos.machine import LIBRARIES, probe
+from algos.host import LIBRARIES
+from algos.probe import probe
 from algos.spec import ConvSpec
 
 LARGEST_CALLS = 4096  # planes, each filtered on its own

@@ -30,7 +30,8 @@ import numpy as np
 from algos.contract import Algorithm, Cost
 from algos.door import PAD_MODES, DeviceArray
 from algos.engine.threads import once
-from algos.machine import probe, vector_extension, version
+from algos.host import vector_extension, version
+from algos.probe import probe
 from algos.spec import ConvSpec
 
 PROBE_S = 60.0

@@ -57,7 +57,7 @@ def _row(one: Any) -> dict[str, Any]:
 
 
 def _show(found: Any, unpaired: Sequence[Any], beyond: str) -> None:
-    from algos import machine
+    from algos.host import fingerprint
     from bench.twins import NOT_MEASURED, rates
 
     rows = []
@@ -80,7 +80,7 @@ def _show(found: Any, unpaired: Sequence[Any], beyond: str) -> None:
     show(words.replace("slower", f"slower ({beyond})", 1))
     if found.missing:
         show(f"the budget ended the duel before {len(found.missing)} pairs were measured")
-    known = rates(machine.fingerprint()["id"])
+    known = rates(fingerprint()["id"])
     show(known.text() if known else NOT_MEASURED)
 
 
@@ -95,13 +95,13 @@ def _nothing(arguments: argparse.Namespace, unpaired: Sequence[Any]) -> int:
 
 
 def twins(arguments: argparse.Namespace) -> int:
-    from algos import machine
     from algos.functional import checked_threads
+    from algos.host import fingerprint
     from bench.cases import Settings
     from bench.twins import counted, pairs, rates, remember, run
 
     planted = pairs(arguments.pairs, range(1, min(2, checked_threads(None)) + 1), Settings())
-    identity = machine.fingerprint()["id"]
+    identity = fingerprint()["id"]
     met: list[Any] = []
     failed: list[Any] = []
     with Bar() as progress:

@@ -49,7 +49,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 @seal.closed("bench.runner")
 def run(arguments: argparse.Namespace) -> int:
-    from algos import machine
+    from algos.host import fingerprint
     from bench.cases import cases_of
     from bench.peaks import peaks
     from bench.pool import measuring
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     _bounded(specs, wanted, threads)
     with Store(arguments.out) as store:
         store.ask(name for name in arguments.targets if name in suites())
-        about = machine.fingerprint()
+        about = fingerprint()
         with measuring():
             store.put_machine({**about, "peaks": peaks(about["id"])})
         cases = cases_of(specs, wanted, threads, settings)
