@@ -155,7 +155,8 @@ def _bytes(value: str) -> int:
 
 def specs_of(arguments: argparse.Namespace) -> tuple[list[ConvSpec], Any]:
     """The specs that the targets and the sweep name, and how to measure them."""
-    from bench.suites import resolve, sweep
+    from bench.suites import resolve
+    from bench.work import sweep
 
     specs, settings = resolve(arguments.targets, arguments.batch)
     if arguments.sizes or arguments.kernels:

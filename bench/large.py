@@ -32,7 +32,7 @@ from bench import text
 from bench.lessons import known
 from bench.record import Launch, Record
 from bench.store import Store
-from bench.suites import sweep
+from bench.work import sweep
 
 RECORDS, LAUNCHES, TURNS, SAMPLES = 100_000, 3, 8, 5
 SIZES = tuple(range(12, 268, 4))

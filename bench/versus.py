@@ -15,7 +15,9 @@ from functools import cache
 from algos.contract import Algorithm
 from algos.registry import algorithms, get
 from algos.spec import ConvSpec
-from bench.suites import Layer, networks, pictures, suites
+from bench.cases import Settings
+from bench.timing import Budget
+from bench.work import Layer, Suite, networks, pictures, tables
 
 NETWORKS = (("vgg16", 1, 1.9), ("resnet50_v1_5", 1, 1.2), ("unet_paper", 1, 1.8), ("xnnpack_mobilenetv2", 1, 1.0),
             ("lenet5_slides", 64, 1.2), ("alexnet_owt", 1, 1.2))  # fmt: skip
@@ -62,7 +64,7 @@ class Work:
 
 
 def _table(name: str, batch: int = 1) -> list[Layer]:
-    return [Layer(f"{name} {layer.name}", layer.spec.with_(batch=batch), layer.count) for layer in suites()[name].layers]
+    return [Layer(f"{name} {layer.name}", layer.spec.with_(batch=batch), layer.count) for layer in tables()[name].layers]
 
 
 def _distinct(layers: list[Layer]) -> tuple[Layer, ...]:
@@ -108,6 +110,15 @@ def works() -> tuple[Work, ...]:
         Work("float64 pictures, general kernels", "OpenCV, SciPy", tuple(double), None, None, filters),
         Work("float64 pictures, separable kernels", "OpenCV, SciPy", tuple(double_separable), None, None, filters),
         Work(f"direct kernels, from {MANY_CHANNELS} channels", "measured peak", _distinct(wide), 0.85, None, ()),
+    )
+
+
+def suite() -> Suite:
+    """The layers of all rows, measured where it could matter."""
+    return Suite(
+        "versus", "against PyTorch, OpenCV and SciPy: a sample of every kind of work, see docs/speed.md",
+        "layers of the other suites, pictures ours", lambda: [layer for work in works() for layer in work.layers],
+        Settings(budget=Budget(case_s=0.5), slow_s=1.0, concerns=concerned), "cpu",
     )
 
 
@@ -162,6 +173,6 @@ def wanted(names: Sequence[str] | None, specs: Collection[str]) -> tuple[list[tu
     if names is None:
         held = {spec.partition("x")[2] for spec in specs}
         names = [name for name, layers in networks() if all(spec.partition("x")[2] in held for _, spec, _ in layers)]
-        names += ["versus"] * all(str(layer.spec) in specs for layer in suites()["versus"].layers)
+        names += ["versus"] * all(str(layer.spec) in specs for layer in suite().layers)
     shown = {*names, *(name for name, *_ in NETWORKS if "versus" in names)}
     return [network for network in networks() if network[0] in shown], "versus" in names

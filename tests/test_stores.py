@@ -19,8 +19,8 @@ import pytest
 from bench.cli import main
 from bench.record import Record
 from bench.store import FILE_NAME, Store, StoreError
-from bench.suites import networks
 from bench.versus import wanted
+from bench.work import networks
 from tests.conftest import HUNG_S, Convbench, Mount, whatever_the_load
 from tests.record_makers import JITTER, record
 

@@ -9,7 +9,8 @@ import pytest
 
 from algos.spec import ConvSpec
 from bench.csv_file import LAYER, MOST_SPECS, read_csv
-from bench.suites import WORKLOADS, resolve, suites, sweep
+from bench.suites import resolve, suites
+from bench.work import WORKLOADS, sweep
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import algos
 from algos.spec import ConvSpec
 from bench.cli import main
 from bench.store import Store
-from bench.suites import Layer, resolve, suites
+from bench.suites import resolve, suites
 from bench.versus import NETWORKS, Work, concerned, works
+from bench.work import Layer
 from reports.frame import to_frame
 from reports.page import write_report
 from reports.versus import versus, versus_table, versus_text
