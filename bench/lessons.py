@@ -35,13 +35,8 @@ def disturbed(record: Record) -> bool:
 def standings(groups: Iterable[Sequence[Record]]) -> list[wisdom.Known]:
     """What a table of records that took turns, those of each spec a group, teaches of each: by the one noise model."""
     timed = [group for found in groups if len(group := [r for r in found if r.launches and not disturbed(r)]) > 1]
-    model = noise.Model.of([[noise.taken(record) for record in group] for group in timed])
-    table = [noise.against_the_fastest(model, group, noise.taken) for group in timed]
     lessons = []
-    for (first, rivals), (_, left) in zip(table, noise.verdicts([rivals for _, rivals in table]), strict=True):
-        lessons.append(known(first, "fastest", 1.0, 1.0))
-        open_ = {record.key for record, _ in left}
-        for record, ratio in rivals:
-            verdict = "undecided" if record.key in open_ and ratio.verdict != "same" else ratio.verdict
-            lessons.append(known(record, verdict, ratio.low, ratio.high))
+    for decision in noise.decisions(timed, noise.taken):
+        lessons.append(known(decision.first, "fastest", 1.0, 1.0))
+        lessons += (known(record, verdict, ratio.low, ratio.high) for record, ratio, verdict in decision.rivals)
     return lessons

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -393,13 +393,71 @@ def judged(ratios: Sequence[Ratio], rate: float = FALSE_DISCOVERIES) -> list[Ver
     ]
 
 
-def against_the_fastest(
-    model: Model, contenders: Sequence[T], launches: Callable[[T], Sequence[Taken]], same: float = SAME
-) -> tuple[T, list[tuple[T, Ratio]]]:
-    """The fastest of at least one contender, and its rivals with their ratios to it, the nearest first.
+@dataclass(frozen=True)
+class Decision(Generic[T]):
+    """What a table of comparisons decides of one case.
 
-    The fastest by the times alone, unless turns show that another is faster.
+    Attributes
+    ----------
+    first : T
+        The fastest: by the times alone, unless turns show that another is faster.
+    verdict : str
+        "winner", where each rival is slower and the table as a whole allows to claim it; "same", where those that are not are
+        shown to be; "undecided"; "alone" without rivals.
+    rivals : list of (T, Ratio, verdict)
+        The others by their ratios to the fastest, the nearest first, and what the table claims of each.
+    left : list of (T, Ratio)
+        The rivals that stand against its winning.
     """
+
+    first: T
+    verdict: str
+    rivals: list[tuple[T, Ratio, Verdict]]
+    left: list[tuple[T, Ratio]]
+
+
+def decisions(
+    cases: Iterable[Sequence[T]],
+    launches: Callable[[T], Sequence[Taken]],
+    same: float = SAME,
+    model: Callable[[T], Model] | None = None,
+) -> list[Decision[T]]:
+    """Decide a table: of each case, at least one contender, who is the fastest and whether the noise could explain it.
+
+    Parameters
+    ----------
+    launches : callable
+        Those of a contender.
+    same : float
+        Logarithm of the ratio up to which two are the same.
+    model : callable, optional
+        The noise of the table that a contender belongs to; learnt from all these cases unless given.
+    """
+    cases = list(cases)
+    if model is None:
+        learnt = Model.of([[launches(one) for one in contenders] for contenders in cases])
+        model = lambda _: learnt  # noqa: E731
+    table = [_against_the_fastest(model(contenders[0]), contenders, launches, same) for contenders in cases]
+    ps = [max((r.p if r.verdict == "slower" else 1.0 for _, r in rivals), default=1.0) for _, rivals in table]
+    found = []
+    for (first, rivals), sure in zip(table, discoveries(ps), strict=True):
+        left = [pair for pair in rivals if pair[1].verdict != "slower"]
+        if rivals and not left and not sure:
+            left = [max(rivals, key=lambda pair: pair[1].p)]
+        if left:
+            verdict = "same" if all(ratio.verdict == "same" for _, ratio in left) else "undecided"
+        else:
+            verdict = "winner" if rivals else "alone"
+        open_ = {id(pair) for pair in left if pair[1].verdict != "same"}
+        said = [(*pair, "undecided" if id(pair) in open_ else pair[1].verdict) for pair in rivals]
+        found.append(Decision(first, verdict, said, left))
+    return found
+
+
+def _against_the_fastest(
+    model: Model, contenders: Sequence[T], launches: Callable[[T], Sequence[Taken]], same: float
+) -> tuple[T, list[tuple[T, Ratio]]]:
+    """The fastest of at least one contender, and its rivals with their ratios to it, the nearest first."""
     first = min(contenders, key=lambda one: statistics.median(_middles(launches(one))))
     rivals: list[tuple[T, Ratio]] = []
     for _ in range(2):
@@ -410,25 +468,6 @@ def against_the_fastest(
             break
         first = nearest[0]
     return first, sorted(rivals, key=lambda pair: pair[1].ratio)
-
-
-def verdicts(table: Sequence[Sequence[tuple[T, Ratio]]]) -> list[tuple[str, list[tuple[T, Ratio]]]]:
-    """For the fastest of each case of a table, from its rivals: the verdict, and the rivals that stand against its winning.
-
-    "winner", where each is slower and the table as a whole allows to claim it; "same", where those that are not are shown to
-    be; "undecided"; "alone" without rivals.
-    """
-    ps = [max((r.p if r.verdict == "slower" else 1.0 for _, r in rivals), default=1.0) for rivals in table]
-    found: list[tuple[str, list[tuple[T, Ratio]]]] = []
-    for rivals, sure in zip(table, discoveries(ps), strict=True):
-        left = [pair for pair in rivals if pair[1].verdict != "slower"]
-        if rivals and not left and not sure:
-            left = [max(rivals, key=lambda pair: pair[1].p)]
-        if not left:
-            found.append(("winner" if rivals else "alone", left))
-        else:
-            found.append(("same" if all(ratio.verdict == "same" for _, ratio in left) else "undecided", left))
-    return found
 
 
 # ---- while it is measured ----------------------------------------------------------------------------------------

@@ -136,13 +136,9 @@ class Runner:
             return []
         groups = [[(case, noise.taken(self._records[case.record.key])) for case in group] for group in _groups(cases)]
         groups = [timed for group in groups if (timed := [(case, launches) for case, launches in group if launches])]
-        model, found = noise.Model.of([[launches for _, launches in group] for group in groups]), []
-        same = math.log1p(self.settings.decide)
-        table = [noise.against_the_fastest(model, group, lambda pair: pair[1], same) for group in groups]
-        for ((first, _), _), (verdict, left) in zip(table, noise.verdicts([rivals for _, rivals in table]), strict=True):
-            if verdict == "undecided":
-                found += [first, *(case for (case, _), _ in left)]
-        return found
+        table = noise.decisions(groups, lambda pair: pair[1], math.log1p(self.settings.decide))
+        open_ = [decision for decision in table if decision.verdict == "undecided"]
+        return [case for one in open_ for case, _ in (one.first, *(rival for rival, _ in one.left))]
 
     def _load(self, cases: Sequence[Case]) -> list[Case]:
         """What stands in the store is not measured again, unless asked; what cannot run is stored at once."""

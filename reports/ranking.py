@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from algos.grammar import meant
-from bench.noise import Model, Ratio, against_the_fastest, verdicts
+from bench.noise import Model, Ratio, decisions
 from reports.frame import CASE, GROUP, groups, tuples
 
 
@@ -91,10 +91,10 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
                "launch_count", "gflops", "runner_up", "margin", "ratio", "low", "high", "needed", "contenders", "best_own",
                "best_peer", "own_over_peer"]  # fmt: skip
     cases = [rows for _, rows in groups(ranked(frame), CASE)]
-    standings = [against_the_fastest(_model(frame, rows[0]), rows, lambda row: row.launches) for rows in cases]
     rows = []
-    for (first, rivals), (verdict, left) in zip(standings, verdicts([rivals for _, rivals in standings]), strict=True):
-        contenders = [first, *(row for row, _ in rivals)]
+    for decision in decisions(cases, lambda row: row.launches, model=lambda row: _model(frame, row)):
+        first, verdict, rivals, left = decision.first, decision.verdict, decision.rivals, decision.left
+        contenders = [first, *(row for row, *_ in rivals)]
         nearest = (left or rivals)[0][1] if rivals else None
         own = next((c for c in contenders if c.family != "peer"), None)
         peer = next((c for c in contenders if c.family == "peer"), None)

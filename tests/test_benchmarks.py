@@ -44,15 +44,12 @@ def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         cases = cases_of(specs, algos.algorithms(), [usable_cores()], RACE)
         records = Runner(RACE, store).run([c for c in cases if not c.record.chosen]).records
     groups = [[r for r in records if r.spec == text and r.launches] for text in SPECS]
-    model = noise.Model.of([[noise.taken(r) for r in group] for group in groups])
-    table = [noise.against_the_fastest(model, group, noise.taken) for group in groups]
-    for (first, rivals), (verdict, left) in zip(table, noise.verdicts([rivals for _, rivals in table]), strict=True):
-        open_ = {record.algorithm: ratio.verdict for record, ratio in left}
-        found[first.spec, first.algorithm] = first, {"verdict": verdict}
-        for record, ratio in rivals:
+    for decision in noise.decisions(groups, noise.taken):
+        first = decision.first
+        found[first.spec, first.algorithm] = first, {"verdict": decision.verdict}
+        for record, ratio, verdict in decision.rivals:
             ends = {name: round(getattr(ratio, name), 4) for name in ("ratio", "low", "high")}
-            said = "undecided" if open_.get(record.algorithm) == "slower" else ratio.verdict
-            found[record.spec, record.algorithm] = record, {"verdict": said, **ends, "against": first.algorithm}
+            found[record.spec, record.algorithm] = record, {"verdict": verdict, **ends, "against": first.algorithm}
     return found | {(r.spec, r.algorithm): (r, {}) for r in records if not r.launches}
 
 
