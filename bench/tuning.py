@@ -18,7 +18,7 @@ def own_tunables() -> dict[str, str]:
 
 
 def remember(tunings: Iterable[Any], records: Sequence[Record]) -> None:
-    """Remember the winners among ``tunings`` (of ``reports.tuning``), in place of what won there before.
+    """Remember the winners among ``tunings`` (of ``reports.findings``), in place of what won there before.
 
     What is not beyond the noise is forgotten: the algorithm's own tunables stand for it again.
     """

@@ -11,6 +11,7 @@ import json
 import math
 import shlex
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,14 +24,15 @@ from bench.files import write
 from bench.record import Record
 from bench.text import seconds, size
 from reports import tables
-from reports.findings import calm, false_alarms, in_network_order, in_short, layer_names
-from reports.frame import to_frame
-from reports.networks import Networks
+from reports.findings.frame import to_frame
+from reports.findings.networks import Networks, in_network_order, layer_names
+from reports.findings.ranking import noise_rows, winners
+from reports.findings.versus import versus
 from reports.plots import pictures
-from reports.ranking import noise_rows, winners
 from reports.scene import COLD, WARM, Picture
 from reports.style import clean, machine_text
-from reports.versus import versus, versus_table
+from reports.versus import versus_table
+from reports.words import calm, false_alarms, in_short
 
 if TYPE_CHECKING:
     from bench.versus import Work
@@ -45,30 +47,15 @@ SECTIONS = (("winners", "Winners"), ("plots", "Pictures"), ("versus", "Versus"),
             ("method", "How times were taken"), ("reproduce", "Reproduce"))  # fmt: skip
 
 
-def write_report(
-    records: Sequence[Record],
-    machines: dict[str, dict[str, Any]],
-    folder: Path,
-    *,
-    baseline: Sequence[str] = (),
-    regret: list[dict[str, Any]] | None = None,
-    command: str = "",
-    networks: Networks = (),
-    works: Sequence[Work] = (),
-) -> Path:
-    """Write the whole report into ``folder``, each file complete or not at all.
+@dataclass(frozen=True)
+class Options:
+    """What a report is to show beside the records.
 
-    Parameters
+    Attributes
     ----------
-    records : sequence of Record
-        From ``Store.records``.
-    machines : dict
-        Descriptions by id, from ``Store.machines``.
-    folder : Path
-        Made when missing; files of an earlier report are replaced.
     baseline : sequence of str
-        Algorithms whose best is the baseline of the speed-up; see ``reports.frame.speed_ups`` for the default.
-    regret : list of dict, optional
+        Algorithms whose best is the baseline of the speed-up; see ``reports.findings.ranking.speed_ups`` for the default.
+    regret : list of dict or None
         Rows with source, specs, geometric_mean, worst, worst_spec.
     command : str
         The command line that measured, shown as the way to make the report again.
@@ -77,11 +64,30 @@ def write_report(
         where the records hold most of its layers at one batch. Tables and pictures have their layers in this order.
     works : sequence of bench.versus.Work
         What our algorithms are set against others on; none where that was not asked for.
+    of : int
+        How many records the store holds, where those of the report are but a part.
+    """
 
-    Returns
-    -------
-    Path
-        The page, ``index.html``.
+    baseline: Sequence[str] = ()
+    regret: list[dict[str, Any]] | None = None
+    command: str = ""
+    networks: Networks = ()
+    works: Sequence[Work] = ()
+    of: int = 0
+
+
+Machines = dict[str, dict[str, Any]]  # descriptions by id, as ``Store.machines`` gives them
+
+
+def write_report(records: Sequence[Record], machines: Machines, folder: Path, options: Options = Options()) -> Path:
+    """``write_frame`` of records."""
+    return write_frame(to_frame(records), machines, folder, options)
+
+
+def write_frame(frame: pd.DataFrame, machines: Machines, folder: Path, options: Options) -> Path:
+    """Write the whole report into ``folder``, each file complete or not at all; the path of its page.
+
+    ``folder`` is made when missing, and files of an earlier report in it are replaced.
 
     Raises
     ------
@@ -90,36 +96,18 @@ def write_report(
     OSError
         When a file cannot be written.
     """
-    return write_frame(
-        to_frame(records), machines, folder, baseline=baseline, regret=regret, command=command, networks=networks, works=works
-    )
-
-
-def write_frame(
-    frame: pd.DataFrame,
-    machines: dict[str, dict[str, Any]],
-    folder: Path,
-    *,
-    baseline: Sequence[str] = (),
-    regret: list[dict[str, Any]] | None = None,
-    command: str = "",
-    networks: Networks = (),
-    works: Sequence[Work] = (),
-    of: int = 0,
-) -> Path:
-    """``write_report`` of records that are a frame already, and of how many ``of`` that the store holds."""
     if frame.empty:
         raise ValueError(tables.NOTHING)
-    frame = in_network_order(frame, networks)
-    shown, left_out = pictures(frame, machines, baseline, networks)
-    against = versus(frame, works, machines)
+    frame = in_network_order(frame, options.networks)
+    shown, left_out = pictures(frame, machines, options.baseline, options.networks)
+    against = versus(frame, options.works, machines)
     folder = Path(folder)
-    context = _context(frame, machines, shown, left_out, regret, command, layer_names(networks))
+    context = _context(frame, machines, shown, options) | {"left_out": left_out}
     context |= {"versus": versus_table(against), "sections": [s for s in SECTIONS if s[0] != "versus" or len(against)]}
     environment = _environment()
-    if len(frame) < of:
+    if len(frame) < options.of:
         context["summary"].append(
-            f"These are the specs that were measured last: {len(frame):,} of {of:,} records in the store. "
+            f"These are the specs that were measured last: {len(frame):,} of {options.of:,} records in the store. "
             "`convbench report` shows all."
         )
     context |= {name: _paged(folder, name, context[name]) for name in TABLES}
@@ -197,10 +185,8 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _context(
-    frame: pd.DataFrame, machines: dict[str, dict[str, Any]], shown: list[Picture], left_out: list[str],
-    regret: list[dict[str, Any]] | None, command: str, layers: dict[str, str],
-) -> dict[str, Any]:  # fmt: skip
+def _context(frame: pd.DataFrame, machines: Machines, shown: list[Picture], options: Options) -> dict[str, Any]:
+    layers = layer_names(options.networks)
     present = [identity for identity in machines if identity in set(frame["machine"])]
     present += [identity for identity in dict.fromkeys(frame["machine"]) if identity not in machines]
     best = tables.winners_table(frame, layers)
@@ -216,10 +202,9 @@ def _context(
         "pictures": shown,
         "embedded": sum(size < EMBEDDED_BYTES for size in accumulate(len(picture.svg) * 4 // 3 for picture in shown)),
         "most": SHOWN,
-        "left_out": left_out,
         "calls": tables.calls_table(frame, layers),
         "auto": tables.auto_table(frame, layers),
-        "regret": tables.regret_table(regret),
+        "regret": tables.regret_table(options.regret),
         "records": tables.records_table(frame, layers),
         "exclusions": tables.exclusions_table(frame),
         "machines": [
@@ -227,7 +212,7 @@ def _context(
             for i in present
         ],
         "method": _method(frame),
-        "reproduce": _reproduce(frame, command),
+        "reproduce": _reproduce(frame, options.command),
         "style": (TEMPLATES / "page.css").read_text(encoding="utf-8"),
         "script": (TEMPLATES / "page.js").read_text(encoding="utf-8"),
     }
@@ -238,7 +223,7 @@ def _group_text(row: dict[str, Any], several: bool) -> str:
     return f"{row['machine'] + ', ' if several else ''}{threads}{', cold caches' if row['cold'] else ''}"
 
 
-def _summary(frame: pd.DataFrame, machines: dict[str, dict[str, Any]], present: list[str]) -> list[str]:
+def _summary(frame: pd.DataFrame, machines: Machines, present: list[str]) -> list[str]:
     started = [text for text in frame["started"] if text]
     measured = frame[frame["launch_count"] > 0]
     launches = sorted(set(measured["launch_count"]))

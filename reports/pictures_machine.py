@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from bench.text import three_digits
+from reports.findings.machine import gains, peak
 from reports.scene import COLD, WARM, Drawn, Scene
 from reports.sheet import MANY_MARKS, Ending, canvas, dot, end_labels, grid, head_line, log_axes, marker_size
 from reports.style import machine_text, ratio_text
@@ -19,29 +19,6 @@ from reports.style import machine_text, ratio_text
 LEVELS: dict[str, Any] = {"L1d": "-", "L2": (0, (6, 2)), "L3": (0, (6, 2, 1, 2)), "memory": (0, (1, 1.6))}
 ROOF = "#444444"
 DEPTH = 50  # times slower than the slowest winner: points beyond it are below the picture
-
-
-def peak(about: dict[str, Any], kind: str, name: str, threads: int) -> float | None:
-    """A measured peak of a machine's description, or None.
-
-    Parameters
-    ----------
-    about : dict
-        The description; ``peaks`` within it is as ``bench.peaks`` makes it, or absent, or anything at all.
-    kind, name : str
-        ``flops_per_s`` of a dtype, or ``bytes_per_s`` of a cache level.
-    threads : int
-        Between one and all cores, what so many times one thread reach, at most what all reach together.
-    """
-    found: Any = about.get("peaks")
-    for key in (kind, name):
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, dict):
-        return None
-    rates = {int(k): v for k, v in found.items() if str(k).isdecimal() and isinstance(v, int | float) and 0 < v < math.inf}
-    if threads in rates:
-        return float(rates[threads])
-    return float(min(threads * rates[1], max(rates.values()))) if 1 in rates else None
 
 
 # ---- roofline --------------------------------------------------------------------------------------------------
@@ -123,23 +100,11 @@ def scaling_figures(scenes: Sequence[Scene]) -> Iterator[tuple[str, Drawn]]:
         groups.setdefault((scene.machine, scene.cold), []).append(scene)
     for found in groups.values():
         ordered = sorted(found, key=lambda scene: scene.threads)
-        table = _speed_ups(ordered)
+        table = gains({scene.threads: scene.own_rows for scene in ordered})
         if len(ordered) > 1 and len(table):
             threads = ", ".join(str(scene.threads) for scene in ordered)
             section = ordered[0].section.replace(f"{ordered[0].threads} thread", f"{threads} thread", 1)
             yield section, _scaling_figure(ordered, table)
-
-
-def _speed_ups(scenes: Sequence[Scene]) -> pd.DataFrame:
-    """Rows (algorithm, spec, flops, threads, gain) for what was measured with the fewest threads and with others."""
-    base, *others = scenes
-    wanted = ["algorithm", "spec", "flops", "median_s"]
-    first = base.own_rows[base.own_rows["device"] == "cpu"][wanted]
-    tables = []
-    for scene in others:
-        both = first.merge(scene.own_rows[wanted[:2] + wanted[3:]], on=wanted[:2], suffixes=("", "_many"))
-        tables.append(both.assign(threads=scene.threads, gain=both["median_s"] / both["median_s_many"]))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*wanted, "threads", "gain"])
 
 
 def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:

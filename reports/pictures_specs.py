@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from bench.text import seconds
-from reports import findings
-from reports.frame import tuples
+from reports.findings.frame import tuples
 from reports.scene import Drawn, Scene, pages, tick
 from reports.sheet import canvas, dot, grid, head_line, label, value_ticks
 from reports.style import ratio_text, short
+from reports.words import spans, who_wins
 
 ROWS = 60  # the most in one figure
 WIDEST = 54  # letters of a row's label
@@ -100,7 +100,7 @@ def _dot_figures(
             axis.axvline(1, color="#333333", linewidth=1, zorder=2)
         head_line(figure, title)
         shown = scene.winners[scene.winners["spec"].isin(specs)]
-        seen = findings.who_wins(shown, scene.place)
+        seen = who_wins(shown, scene.place)
         if value == "speed_up":
             lead = part.groupby("spec")[value].max()
             seen += f" The fastest is {ratio_text(lead.min())} to {ratio_text(lead.max())} as fast as the baseline."
@@ -140,5 +140,5 @@ def few_figure(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[D
         "Fastest on top, names in bold are not surely slower; further left is faster; the scale is logarithmic. The wide band "
         "spans the launches, the processes in which it was measured anew."
     )
-    seen = findings.spans(rows, scene.winners[scene.winners["spec"].isin(specs)])
+    seen = spans(rows, scene.winners[scene.winners["spec"].isin(specs)])
     yield f"times-few{scene.suffix}", "Time per algorithm", reading, seen, figure

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from reports import findings
-from reports.frame import tuples
+from reports.findings.frame import tuples
 from reports.scene import Drawn, Scene, pages, tick
 from reports.sheet import QUIET, Ending, canvas, end_labels, grid, head_line, label, log_ticks, marker_size
 from reports.style import Style, clean, ratio_text, readable_on, short
+from reports.words import crossovers, spans, who_wins
 
 PANELS, CELLS = 8, 12  # the most in one figure
 LABELS = 1.6  # inches beside a panel for the names at its lines
@@ -86,9 +86,9 @@ def _line_figures(
                 "counts grow, each through the best time of its family at the smallest kernel: a line that rises less does "
                 "better than its count."
             )
-            seen = findings.crossovers(mine)
+            seen = crossovers(mine)
         else:
-            seen = findings.spans(part, mine)
+            seen = spans(part, mine)
         yield f"{name}{scene.suffix}{page}", title, reading, seen, figure
 
 
@@ -173,7 +173,7 @@ def map_figures(scene: Scene, best: pd.DataFrame, sweep: str, number: str, notes
                 "the ratio of their times lies in. A star marks a peer, somebody else's library."
             )
             shown = best[best["size"].isin(columns) & best["kernel"].isin(lines)]
-            seen = findings.who_wins(shown, scene.place)
+            seen = who_wins(shown, scene.place)
             yield f"winners{number}{scene.suffix}{page}{second}", title, reading, seen, figure
 
 

@@ -6,47 +6,23 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 from matplotlib.ticker import NullLocator
 
 from bench.text import size, three_digits
-from reports.costs import Stretch, envelope, stretches_text
-from reports.findings import MOST_LINES
-from reports.frame import groups, tuples
+from reports.findings.advice import MOST_LINES
+from reports.findings.costs import envelope, errors, representative
+from reports.findings.frame import groups, tuples
 from reports.scene import Drawn, Scene, tick
 from reports.sheet import MANY_MARKS, Ending, canvas, dot, end_labels, grid, head_line, label, log_axes
 from reports.style import short
+from reports.words import stretches_text
 
-UNIT_ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
-SHOWN_SPECS = 3
 MOST_CALLS = 100_000
 LEAST_WORKSPACE = 4096  # bytes; less is drawn as so much
 SLACK_BYTES = 64 << 10  # Python's own objects, which are seen and not predicted
 
 
 # ---- error against time ----------------------------------------------------------------------------------------
-
-
-def errors(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per algorithm: ``time`` over the fastest's, ``error`` in rounding units of a typical result, ``specs``, ``front``.
-
-    Both are geometric means over the forward, floating-point specs. Operands are standard normals, so that a typical
-    result is the root of the reduction length; on the front nobody is both faster and more accurate.
-    """
-    known = rows[(rows["direction"] == "forward") & rows["dtype"].isin(UNIT_ROUNDOFF) & (rows["max_error"] > 0)]
-    roundoff, typical = known["dtype"].map(UNIT_ROUNDOFF).astype(float), np.sqrt(known["reduction"].astype(float))
-    known = known.assign(
-        error_units=known["max_error"] / (roundoff * typical),
-        time_ratio=known["median_s"] / known["spec"].map(rows.groupby("spec")["median_s"].min()),
-    )  # fmt: skip
-    logs = known[["algorithm"]].assign(time=np.log(known["time_ratio"]), error=np.log(known["error_units"]))
-    table = logs.groupby("algorithm").mean().apply(np.exp)
-    table["specs"] = known.groupby("algorithm").size()
-    table["front"] = [
-        not ((table["time"] <= t) & (table["error"] <= e) & ((table["time"] < t) | (table["error"] < e))).any()
-        for t, e in zip(table["time"], table["error"], strict=True)
-    ]
-    return table.reset_index()
 
 
 def error_figures(scene: Scene) -> Iterator[Drawn]:
@@ -95,15 +71,6 @@ def error_figures(scene: Scene) -> Iterator[Drawn]:
 
 
 # ---- prepare against run ---------------------------------------------------------------------------------------
-
-
-def representative(cases: dict[str, list[Stretch]], work: dict[str, float]) -> list[str]:
-    """Up to ``SHOWN_SPECS``: those with the most changes of winner, one for each sequence of winners; by work."""
-    by_changes = sorted(cases, key=lambda spec: (-len(cases[spec]), -work[spec]))
-    distinct = {tuple(s.algorithm for s in cases[spec]): spec for spec in reversed(by_changes)}
-    first = [spec for spec in by_changes if spec in set(distinct.values())]
-    chosen = (first + [spec for spec in by_changes if spec not in first])[:SHOWN_SPECS]
-    return sorted(chosen, key=lambda spec: work[spec])
 
 
 def calls_figures(scene: Scene) -> Iterator[Drawn]:

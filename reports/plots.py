@@ -14,8 +14,9 @@ from typing import Any
 import matplotlib
 import pandas as pd
 
-from reports.networks import Networks, network_figures
+from reports.findings.networks import Networks
 from reports.pictures_machine import roofline_figures, scaling_figures
+from reports.pictures_networks import network_figures
 from reports.pictures_specs import few_figure, layer_figures, speed_figures
 from reports.pictures_sweep import crossover_figures, map_figures, times_figures
 from reports.pictures_tradeoffs import calls_figures, error_figures, workspace_figures

@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 
 from algos.registry import registry
 from bench.text import seconds
-from reports import findings, ranking
-from reports.frame import GROUP
+from reports.findings import ranking
+from reports.findings.advice import MOST_LINES, standouts
+from reports.findings.frame import GROUP
+from reports.findings.networks import Networks, layer_names, without_batch
 from reports.style import Style, clean, faded, machine_text, styles
 
 PAGES = 5  # the most figures of one kind
@@ -96,22 +98,22 @@ class Scene:
 
     def looks(self, rows: pd.DataFrame, lead: Sequence[str] = ()) -> tuple[list[str], dict[str, Style]]:
         """Who stands out among ``rows`` (``lead`` first), in the order of the styles, and how all look: the others grey."""
-        chosen = [*lead, *(name for name in findings.standouts(rows, self.winners) if name not in lead)][: findings.MOST_LINES]
+        chosen = [*lead, *(name for name in standouts(rows, self.winners) if name not in lead)][: MOST_LINES]
         names = [name for name in self.names(rows) if name in chosen]
         return names, {name: style if name in chosen else faded(style) for name, style in self.styles.items()}
 
     def case(self, spec: str) -> str:
         """The layer's name with its spec, or the spec."""
-        name = self.layers.get(findings.without_batch(spec))
+        name = self.layers.get(without_batch(spec))
         return f"{clean(name)}: {spec}" if name else spec
 
     def place(self, row: Any) -> str:
         """Where something is seen, in few words: the layer's name, or sizes."""
-        return self.layers.get(findings.without_batch(row.spec)) or f"{row.size}, kernel {row.kernel}"
+        return self.layers.get(without_batch(row.spec)) or f"{row.size}, kernel {row.kernel}"
 
 
 def scenes(
-    frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[str], networks: findings.Networks = ()
+    frame: pd.DataFrame, machines: dict[str, dict], baseline: Sequence[str], networks: Networks = ()
 ) -> Iterator[Scene]:
     """One for every (machine, threads, cold) in which something has a time.
 
@@ -124,7 +126,7 @@ def scenes(
     speed, label = ranking.speed_ups(frame, baseline)
     best = ranking.winners(frame)
     look = styles(_families(rows))
-    layers = findings.layer_names(networks)
+    layers = layer_names(networks)
     several = {name: rows[name].nunique() > 1 for name in GROUP}
     for key in dict.fromkeys(best[GROUP].itertuples(index=False, name=None)):
         machine, threads, cold = key

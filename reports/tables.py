@@ -17,30 +17,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.text import seconds, size, three_digits
-from reports import ranking as statistics_of
-from reports.costs import break_even, stretches_text
-from reports.findings import without_batch
-from reports.frame import CASE, GROUP, tuples
-from reports.ranking import winners
+from reports.findings.costs import break_even
+from reports.findings.excluded import excluded
+from reports.findings.frame import CASE, GROUP, tuples
+from reports.findings.networks import without_batch
+from reports.findings.ranking import auto_results, models, winners
 from reports.style import clean, ratio_text, short
-
-__all__ = [
-    "Cell",
-    "Table",
-    "auto_table",
-    "calls_table",
-    "csv_parts",
-    "exclusions_table",
-    "markdown_text",
-    "records_table",
-    "regret_table",
-    "to_csv",
-    "to_dicts",
-    "winners",
-    "winners_dicts",
-    "winners_table",
-    "winners_text",
-]  # fmt: skip
+from reports.words import SENSIBLE, stretches_text
 
 PART = 5000  # rows that are made text together
 LINE, SHORTEST = 118, 11  # characters of a line on a terminal, and of a column that gives way
@@ -172,7 +155,7 @@ def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wi
     """
     found = winners(frame)
     varying = _group_columns(frame)
-    autos = {tuple(getattr(a, n) for n in CASE): a for a in tuples(statistics_of.auto_results(frame))}
+    autos = {tuple(getattr(a, n) for n in CASE): a for a in tuples(auto_results(frame))}
     peers = {(r.algorithm) for r in tuples(frame) if r.family == "peer"}
     mark = lambda name: f"{name} (peer)" if name in peers else name  # noqa: E731
     rows = []
@@ -203,7 +186,6 @@ def _margin(row: Any) -> Cell:
     return Cell(f"{ratio_text(row.ratio)} {three_digits(row.low)}-{three_digits(row.high)}", row.ratio)
 
 
-SENSIBLE = 20  # launches
 VERDICTS = ("A winner is surely faster than everybody else; same: those named next were shown to be within 5% of it; "
             "undecided: the noise does not tell; alone: nobody else competes. Of the winners that a table names 2% may be "
             "wrong.")  # fmt: skip
@@ -220,11 +202,11 @@ def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -
     if not table.rows:
         return f"No algorithm has a time yet: {_status_counts(frame)}."
     lines = [table.text(LINE), "", *textwrap.wrap(VERDICTS, LINE), MARGIN]
-    if (more := statistics_of.winners(frame)["needed"].max()) == more:
+    if (more := winners(frame)["needed"].max()) == more:
         lines.append(f"About {int(more)} launches would decide what is undecided: --launches {int(more)}." if more <= SENSIBLE
                      else f"What is undecided would take over {SENSIBLE} launches: measure when the machine is calm.")
     lines += [text for column, text in (("vs peer", VS_PEER), ("auto", AUTO)) if column in table.columns]
-    groups = statistics_of.models(frame)
+    groups = models(frame)
     for (machine, threads, cold), value in groups.items():
         where = f"{machine}, " if len({key[0] for key in groups}) > 1 else ""
         where += f"{threads} thread{'s' if threads != 1 else ''}{', cold caches' if cold else ''}"
@@ -305,24 +287,18 @@ def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) ->
 
 def exclusions_table(frame: pd.DataFrame) -> Table:
     """What has no time and why, one row for each status and reason; reasons that differ in figures only are one."""
-    failed = frame[(frame["status"] != "ok") & ~frame["superseded"].astype(bool)]
-    failed = failed.assign(kind=[re.sub(r"\d[\d.,]*", "#", reason) for reason in failed["reason"]])
     varying = [name for name in _group_columns(frame) if name != "cold"]
-    found: dict[tuple[Any, ...], tuple[dict[str, Any], list[str]]] = {}
-    for _, group in failed.groupby([*varying, "status", "algorithm", "kind"], sort=False):
-        first = group.iloc[0]
-        specs = list(dict.fromkeys(group["spec"]))
-        cells = {
-            **{name: first[name] for name in varying},
-            "status": first["status"],
-            "reason": first["reason"] + (" (figures differ by spec)" if group["reason"].nunique() > 1 else ""),
-            "specs": len(specs),
-            "such as": specs[0],
+    rows = [
+        {
+            "algorithms": ", ".join(one.algorithms),
+            **one.where,
+            "status": one.status,
+            "reason": one.reason + (" (figures differ by spec)" if one.several else ""),
+            "specs": len(one.specs),
+            "such as": one.specs[0],
         }
-        found.setdefault((*cells.values(), *specs), (cells, []))[1].append(first["algorithm"])
-    severity = {"wrong": 0, "crashed": 1, "error": 2, "timeout": 3}
-    rows = [{"algorithms": ", ".join(names), **cells} for cells, names in found.values()]
-    rows.sort(key=lambda row: severity.get(row["status"], 9))
+        for one in excluded(frame, varying)
+    ]
     return _table(rows, ("specs", "threads"), "Every algorithm was measured on every spec.")
 
 
@@ -330,7 +306,7 @@ def auto_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Ta
     """What ``auto`` chose, against the fastest of our own algorithms and against its own choice called by name."""
     rows = []
     varying = _group_columns(frame)
-    for row in tuples(statistics_of.auto_results(frame)):
+    for row in tuples(auto_results(frame)):
         rows.append(
             {
                 **_spec_cells(row.spec, layers),

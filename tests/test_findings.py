@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from bench.twins import Rate, Rates
-from reports.findings import MOST_LINES, calm, crossovers, false_alarms, in_network_order, in_short, standouts, who_wins
-from reports.frame import to_frame
-from reports.page import write_report
-from reports.ranking import ranked, winners
+from reports.findings.advice import MOST_LINES, standouts
+from reports.findings.frame import to_frame
+from reports.findings.networks import in_network_order
+from reports.findings.ranking import ranked, winners
+from reports.page import Options, write_report
+from reports.words import calm, crossovers, false_alarms, in_short, who_wins
 from tests.record_makers import MACHINE, layers, record
 
 NETWORK = ("net", [("stem", "1x8x16x16,8x8x3x3,p1", 1), ("body", "1x8x8x8,8x8x3x3,p1", 3), ("head", "1x8x4x4,8x8x1x1", 1)])
@@ -97,7 +99,7 @@ def test_the_machines_mood_opens_the_report(tmp_path):
 
 def test_the_machines_own_false_alarms_are_told_where_they_were_measured(monkeypatch):
     kept = Rates("m1", (Rate(0.0, 200, 1, 1, 150, 48),), "2026-01-01")
-    monkeypatch.setattr("reports.findings.rates", {"m1": kept}.get)
+    monkeypatch.setattr("reports.words.rates", {"m1": kept}.get)
     assert false_alarms(["m1", "m2"]) == "On this machine 200 twins of identical code: 1.0% called different."
     assert "run convbench twins" in false_alarms(["m2"])
 
@@ -109,7 +111,7 @@ def test_layers_stand_in_the_order_of_their_network_with_their_names(tmp_path):
     records += [record("auto", 1.5, specs[layer], family="auto", chosen="b") for layer in specs]
     frame = in_network_order(to_frame(records), [NETWORK])
     assert list(dict.fromkeys(frame["spec"])) == [specs["stem"], specs["body"], specs["head"]]
-    write_report(records, {"m1": MACHINE}, tmp_path, networks=[NETWORK])
+    write_report(records, {"m1": MACHINE}, tmp_path, Options(networks=[NETWORK]))
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     rows = [line for line in text.partition("## Winners")[2].partition("## Pictures")[0].splitlines() if line.startswith("| ")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["stem", "body x3", "head"]

@@ -11,7 +11,8 @@ import pytest
 from bench.cli import main
 from bench.record import Launch, Record
 from bench.store import Store
-from reports.history import Case, Point, histories, history_pictures, history_table
+from reports.findings.histories import Case, Point, histories
+from reports.history import history_pictures, history_table
 from tests.record_makers import MACHINE, record
 
 SPEC = "1x1x64x64,1x1x3x3,p1"

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("algos", "bench", "reports")
+FINDINGS = "reports.findings"
 COMMANDS = "bench.cli"  # whose functions may import what is above them
 
 
@@ -63,6 +64,13 @@ def test_imports_form_no_circle() -> None:
 
 def test_no_import_leads_up() -> None:
     assert upward(ROOT) == []
+
+
+def test_findings_know_nothing_of_how_they_are_shown() -> None:
+    known = modules(ROOT)
+    inner = [name for name in known if name.startswith(FINDINGS)]
+    found = {one for name in inner for one, _ in imports(name, known) if one.startswith("reports")}
+    assert inner and found <= set(inner)
 
 
 @pytest.mark.parametrize(

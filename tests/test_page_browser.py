@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reports.page import write_report
+from reports.page import Options, write_report
 from tests.conftest import HUNG_S
 from tests.record_makers import HOSTILE, MACHINE, PEAKS, layers, record, sweep
 
@@ -75,7 +75,7 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     records += [record(name, status="crashed", reason=name, spec="1x1x8x8,1x1x3x3") for name in NAMES]
     records += [record("elsewhere", spec=name, origin=name) for name in NAMES]
     machine = MACHINE | {"cpu": NAMES[-5], "note": NAMES[-4], "peaks": {"flops_per_s": {NAMES[-4]: {NAMES[-4]: 1.0}}}}
-    text = write_report(records, {"m1": machine}, folder / "report", command=NAMES[-4]).read_text(encoding="utf-8")
+    text = write_report(records, {"m1": machine}, folder / "report", Options(command=NAMES[-4])).read_text(encoding="utf-8")
     assert text.count("<style>") == text.count("</body>") == 1
     copy = folder / "copy.html"
     copy.write_text(text.replace("<style>", f"{BEFORE}<style>").replace("</body>", f"{AFTER}</body>"), encoding="utf-8")

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.text import Text
 
-from reports.costs import break_even, envelope, stretches_text
-from reports.frame import to_frame
-from reports.networks import BEST, BEST_OWN, networks_of
-from reports.pictures_machine import peak
-from reports.pictures_tradeoffs import errors
+from reports.findings.costs import break_even, envelope, errors
+from reports.findings.frame import to_frame
+from reports.findings.machine import peak
+from reports.findings.networks import BEST, BEST_OWN, networks_of
+from reports.findings.ranking import ranked
 from reports.plots import pictures
-from reports.ranking import ranked
+from reports.words import stretches_text
 from tests.record_makers import HOSTILE, MACHINE, PEAKS, layers, record, sweep
 
 ODD = {"flops_per_s": {"float32": {"1": "<b>", "2": -1}}}

@@ -11,8 +11,8 @@ import pytest
 from bench.record import Launch
 from bench.text import three_digits
 from reports import tables
-from reports.frame import to_frame
-from reports.ranking import auto_results, models, speed_ups, winners
+from reports.findings.frame import to_frame
+from reports.findings.ranking import auto_results, models, speed_ups, winners
 from reports.style import ratio_text
 from tests.record_makers import SPEC, record, sweep
 

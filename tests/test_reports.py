@@ -15,8 +15,8 @@ import pytest
 
 from bench.text import seconds, size
 from reports import tables
-from reports.frame import to_frame
-from reports.page import write_report
+from reports.findings.frame import to_frame
+from reports.page import Options, write_report
 from reports.style import DARK, HUES, KNOWN, OTHER, clean, machine_text, readable_on, styles
 from tests.record_makers import HOSTILE, MACHINE, SPEC, record, sweep
 
@@ -175,7 +175,7 @@ def test_hostile_text_is_shown_as_text(tmp_path):
     records += [record("x", spec=name, origin=name) for name in HOSTILE]
     records += [record("elsewhere", machine=HOSTILE[1]), record("tuned", tunables=HOSTILE[0], chosen=HOSTILE[0])]
     regret = [{"source": HOSTILE[0], "worst_spec": HOSTILE[1]}]
-    page = write_report(records, {"m1": machine}, tmp_path, command=HOSTILE[0], regret=regret)
+    page = write_report(records, {"m1": machine}, tmp_path, Options(command=HOSTILE[0], regret=regret))
     parsed = Page(page.read_text(encoding="utf-8"))
     assert parsed.tags.count("script") == 1
     assert not any(name.startswith("on") for name, _ in parsed.attributes)
@@ -204,7 +204,7 @@ def test_the_report_is_whole_and_self_contained(tmp_path):
     from matplotlib.image import imread
 
     frame_records = [*sweep(), record("scipy_x", 1e-2, family="peer"), record("broken", status="wrong")]
-    page = write_report(frame_records, {"m1": MACHINE}, tmp_path / "deep" / "report", command="convbench run quick")
+    page = write_report(frame_records, {"m1": MACHINE}, tmp_path / "deep" / "report", Options(command="convbench run quick"))
     assert page == tmp_path / "deep" / "report" / "index.html"
     names = {path.name for path in page.parent.iterdir()}
     assert {"index.html", "report.md", "records.csv"} <= names

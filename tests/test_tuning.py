@@ -19,8 +19,9 @@ from algos.spec import ConvSpec
 from bench.check import check
 from bench.lessons import known
 from bench.tuning import own_tunables, remember
-from reports.frame import to_frame
-from reports.tuning import tunings, tunings_table
+from reports.findings.frame import to_frame
+from reports.findings.tunings import tunings
+from reports.tuning import tunings_table
 from tests.conftest import Convbench
 from tests.record_makers import record
 from tests.test_picker import Modelled, own_wisdom  # noqa: F401  # a fixture

@@ -15,9 +15,10 @@ from bench.store import Store
 from bench.suites import resolve, suites
 from bench.versus import NETWORKS, Work, concerned, works
 from bench.work import Layer
-from reports.frame import to_frame
-from reports.page import write_report
-from reports.versus import versus, versus_table, versus_text
+from reports.findings.frame import to_frame
+from reports.findings.versus import versus
+from reports.page import Options, write_report
+from reports.versus import versus_table, versus_text
 from tests.record_makers import MACHINE, PEAKS, record
 
 SPECS = [ConvSpec.parse(f"1x64x{size}x{size},64x64x3x3,p1") for size in (8, 16, 32)]
@@ -161,7 +162,7 @@ def test_threads_and_machines_have_rows_of_their_own() -> None:
 
 def test_the_report_holds_the_table_in_every_form(tmp_path: Path) -> None:
     work = Work("some layers", "torch", LAYERS, 1.5, 1.0, ("torch_",))
-    write_report(measured([1e-3] * 3, [2e-3] * 3), MACHINES, tmp_path, works=[work])
+    write_report(measured([1e-3] * 3, [2e-3] * 3), MACHINES, tmp_path, Options(works=[work]))
     with open(tmp_path / "versus.csv", newline="", encoding="utf-8") as file:
         (cells,) = csv.DictReader(file)
     assert cells["work"] == "some layers" and float(cells["mean"]) == pytest.approx(2.0) and cells["met"] == "yes"
@@ -169,7 +170,7 @@ def test_the_report_holds_the_table_in_every_form(tmp_path: Path) -> None:
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "some layers" in text and "2.00x" in text
     other = tmp_path / "other"
-    write_report([record("fft")], MACHINES, other, works=[work])
+    write_report([record("fft")], MACHINES, other, Options(works=[work]))
     assert not [name for name in ("report.md", "index.html") if "Versus" in (other / name).read_text(encoding="utf-8")]
     assert not (other / "versus.csv").exists()
 

@@ -99,8 +99,9 @@ def warn_if_busy() -> None:
 def _answer(arguments: argparse.Namespace, outcome: Any, page: Any, frame: Any, against: Any) -> int:
     """Print what a run found; its exit code."""
     from bench.tuning import own_tunables, remember
+    from reports.findings.tunings import tunings
     from reports.tables import to_dicts, winners_dicts, winners_text
-    from reports.tuning import tunings, tunings_table
+    from reports.tuning import tunings_table
     from reports.versus import versus_text
 
     keys = {(record.spec, record.threads) for record in outcome.records}
@@ -127,7 +128,7 @@ def _answer(arguments: argparse.Namespace, outcome: Any, page: Any, frame: Any, 
 
 def _told(records: Sequence[Any], arguments: argparse.Namespace) -> None:
     """What was measured before the store was lost, which holds none of it."""
-    from reports.frame import to_frame
+    from reports.findings.frame import to_frame
     from reports.tables import winners_dicts, winners_text
 
     if measured := [record for record in records if record.launches]:

@@ -43,10 +43,10 @@ def write_report(
     """
     from bench.regret import Regret
     from bench.versus import wanted, works
-    from reports.findings import in_network_order
-    from reports.frame import to_frame
-    from reports.page import write_frame
-    from reports.versus import versus
+    from reports.findings.frame import to_frame
+    from reports.findings.networks import in_network_order
+    from reports.findings.versus import versus
+    from reports.page import Options, write_frame
 
     total = store.count()
     if total <= MANY:
@@ -64,8 +64,8 @@ def write_report(
     networks, targets = wanted(store.asked(), set(frame["spec"]))
     rivals = works() if targets else ()
     frame = in_network_order(frame, networks)
-    page = write_frame(frame, store.machines(), out / "report", baseline=baseline, regret=rows, command=command,
-                       networks=networks, works=rivals, of=total)  # fmt: skip
+    options = Options(baseline, rows, command, networks, rivals, total)
+    page = write_frame(frame, store.machines(), out / "report", options)
     return page, frame, versus(frame, rivals, store.machines())
 
 
@@ -169,7 +169,8 @@ def history(arguments: argparse.Namespace) -> int:
     from bench.files import write
     from bench.store import Store
     from bench.suites import resolve
-    from reports.history import EMPTY, histories, history_dicts, history_pictures, history_table
+    from reports.findings.histories import histories
+    from reports.history import EMPTY, history_dicts, history_pictures, history_table
 
     specs, _ = resolve([arguments.target], None)
     with Store(arguments.out, create=False) as store:

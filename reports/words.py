@@ -1,28 +1,26 @@
-"""What the measurements say, in plain words: the paragraph that opens a report, what a picture shows, who stands out in one.
+"""Findings in plain words: the paragraph that opens a report, and what a picture shows.
 
-Everything rests on ``ranking``: no sentence claims more than its verdicts.
+Everything rests on ``findings.ranking``: no sentence claims more than its verdicts.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bench import mood
 from bench.twins import NOT_MEASURED, rates
-from reports.frame import GROUP, tuples
-from reports.ranking import auto_results, ranked, winners
+from reports.findings.advice import favourites, runs
+from reports.findings.costs import Stretch
+from reports.findings.frame import GROUP, tuples
+from reports.findings.ranking import auto_results, ranked, winners
 from reports.style import ratio_text
 
-MOST_LINES = 8  # that stand out in a picture
 MOST_NAMED = 4  # algorithms or kernels in a sentence
 SENSIBLE = 20  # launches
-Networks = Sequence[tuple[str, Sequence[tuple[str, str, int]]]]  # name, (layer, spec at any batch, how often it occurs)
 
 
 # ---- the machine -------------------------------------------------------------------------------------------------
@@ -38,35 +36,6 @@ def false_alarms(machines: Iterable[str]) -> str:
     """One line on the rate at which this machine calls identical code different, where that was measured."""
     found = [known.text() for machine in machines if (known := rates(machine))] or [NOT_MEASURED]
     return " ".join(f"{text[0].upper()}{text[1:]}." for text in found)
-
-
-# ---- layers ------------------------------------------------------------------------------------------------------
-
-
-def layer_names(networks: Networks) -> dict[str, str]:
-    """Spec without its batch -> the layer's name, with its network's before it where there are several networks."""
-    several = len(networks) > 1
-    names: dict[str, str] = {}
-    for network, layers in networks:
-        for layer, spec, count in layers:
-            named = f"{network} {layer}" if several else layer
-            names.setdefault(without_batch(spec), named + (f" x{count}" if count > 1 else ""))
-    return names
-
-
-def without_batch(spec: str) -> str:
-    return spec.partition("x")[2]
-
-
-def in_network_order(frame: pd.DataFrame, networks: Networks) -> pd.DataFrame:
-    """The records with the layers of networks in their order, the others before them as they were."""
-    places = {spec: at for at, spec in enumerate(layer_names(networks))}
-    if not places or frame.empty:
-        return frame
-    order = [places.get(without_batch(spec), -1) for spec in frame["spec"]]
-    if order == sorted(order):
-        return frame
-    return frame.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
 
 
 # ---- in plain words ----------------------------------------------------------------------------------------------
@@ -100,15 +69,10 @@ def _advice(best: pd.DataFrame, rows: pd.DataFrame) -> str:
     """Use X for 3x3, Y from 11x11 on."""
     if best.empty:
         return ""
-    kinds = rows.drop_duplicates("spec").set_index("spec").apply(_kind, axis=1)
-    tied = {row.spec: row.tied for row in tuples(best)}
-    chosen: dict[tuple[str, float, str], tuple[str, float]] = {}
-    for kind in dict.fromkeys(kinds):
-        specs = list(kinds.index[kinds == kind])
-        chosen[kind] = _favourite(rows[rows["spec"].isin(specs)], [tied[spec] for spec in specs if spec in tied])
+    chosen = favourites(best, rows)
     uses: dict[str, list[str]] = {}
     behind: dict[str, float] = {}
-    for words, run in _runs(chosen):
+    for words, run in runs(chosen):
         name, first, last = chosen[run[0]][0], run[0][2], run[-1][2]
         mine = sorted(kind for kind in chosen if kind[0] == words)
         text = first if len(run) == 1 else f"{first} and {last}" if len(run) == 2 else f"{first} to {last}"
@@ -126,40 +90,6 @@ def _advice(best: pd.DataFrame, rows: pd.DataFrame) -> str:
         more = f", at most {_times(behind[name])} times the fastest" if behind[name] > 1 else ""
         return f"Use {name} for all of these{more}."
     return f"Use {_listed(phrases[:2 * MOST_NAMED])}."
-
-
-def _kind(row: Any) -> tuple[str, float, str]:
-    """What advice is given for: words for the sort of problem, the kernel's side, the kernel."""
-    depthwise = row["groups"] == row["channels"] > 1
-    strided = set(str(row["stride"]).split("x")) - {"1"}
-    words = " depthwise" if depthwise else " grouped" if row["groups"] > 1 else ""
-    words += f" with stride {row['stride']}" if strided else ""
-    words += f" in {row['dtype']}" if row["dtype"] not in ("float32", math.nan) else ""
-    words += f" of rank {row['rank']:g}" if row["rank"] == row["rank"] else ""
-    return words, float(row["kernel_side"]), str(row["kernel"])
-
-
-def _favourite(rows: pd.DataFrame, tied: Sequence[tuple[str, ...]]) -> tuple[str, float]:
-    """Whoever is nowhere surely slower, else whoever loses least; and the most that it may lose, 1 for the former."""
-    table = rows.pivot_table(index="spec", columns="algorithm", values="median_s", aggfunc="min")
-    losses = table.div(table.min(axis=1), axis=0).dropna(axis=1)
-    if losses.empty:
-        losses = table.div(table.min(axis=1), axis=0).fillna(np.inf)
-    means = np.log(losses).mean().sort_values(kind="stable")
-    safe = [name for name in means.index if all(name in names for names in tied)]
-    name = str((safe or list(means.index))[0])
-    return name, 1.0 if safe else float(losses[name].max())
-
-
-def _runs(chosen: Mapping[tuple[str, float, str], tuple[str, float]]) -> list[tuple[str, list[tuple[str, float, str]]]]:
-    """Neighbouring kernels of one sort of problem with the same favourite, smallest first."""
-    runs: list[tuple[str, list[tuple[str, float, str]]]] = []
-    for kind in sorted(chosen):
-        if runs and runs[-1][0] == kind[0] and chosen[runs[-1][1][-1]][0] == chosen[kind][0]:
-            runs[-1][1].append(kind)
-        else:
-            runs.append((kind[0], [kind]))
-    return runs
 
 
 def _peers(best: pd.DataFrame) -> str:
@@ -222,25 +152,6 @@ def _listed(texts: Sequence[str]) -> str:
 # ---- what a picture shows ----------------------------------------------------------------------------------------
 
 
-def standouts(rows: pd.DataFrame, best: pd.DataFrame, most: int = MOST_LINES) -> list[str]:
-    """Whom a picture of ``rows`` is about, the most important first: auto, winners, who may be as fast, the best peers, the
-    nearest.
-    """
-    specs = set(rows["spec"])
-    best = best[best["spec"].isin(specs)]
-    present = dict.fromkeys(rows["algorithm"])
-    won = [name for name, _ in Counter(best["winner"]).most_common()]
-    tied = [name for name, _ in Counter(name for names in best["tied"] for name in names).most_common()]
-    fastest = rows.groupby("spec")["median_s"].min()
-    losses = rows[["algorithm"]].assign(loss=np.log(rows["median_s"] / rows["spec"].map(fastest)))
-    loss = losses.groupby("algorithm")["loss"].agg(["mean", "size"])
-    near = list(loss[loss["size"] >= loss["size"].max() / 2].sort_values("mean", kind="stable").index)
-    peers = set(rows.loc[rows["family"] == "peer", "algorithm"])
-    some = [name for name in ("auto",) if name in present]
-    order = [*some, *won[: most - 3], *[name for name in near if name in peers][:1], *won, *tied, *near]
-    return [name for name in dict.fromkeys(order) if name in present][:most]
-
-
 def who_wins(best: pd.DataFrame, name: Callable[[Any], str] = lambda row: f"{row.size}, kernel {row.kernel}") -> str:
     """What a reader sees of the winners: who is fastest where, and where nobody surely is."""
     if best.empty:
@@ -279,3 +190,8 @@ def crossovers(best: pd.DataFrame) -> str:
         parts.append(f"at {size}: {', '.join(changes)}")
     return "Fastest " + "; ".join(parts) + "." if parts else ""
 
+
+def stretches_text(stretches: list[Stretch]) -> str:
+    """``im2col_gemm; from 3 calls on fft``."""
+    first, *others = stretches
+    return "; ".join([first.algorithm, *(f"from {s.calls:,} calls on {s.algorithm}" for s in others)])

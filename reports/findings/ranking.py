@@ -13,7 +13,7 @@ import pandas as pd
 
 from algos.grammar import meant
 from bench.noise import Model, Ratio, decisions
-from reports.frame import CASE, GROUP, groups, tuples
+from reports.findings.frame import CASE, GROUP, groups, tuples
 
 
 def _once_per_frame(function: Callable[..., Any]) -> Any:

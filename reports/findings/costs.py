@@ -1,0 +1,88 @@
+"""What speed costs: the one-off work before it, who is fastest for how many calls; and the error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from reports.findings.frame import CASE, groups
+from reports.findings.ranking import ranked
+
+UNIT_ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+SHOWN_SPECS = 3
+
+
+class Stretch(NamedTuple):
+    """From this number of calls on, this algorithm takes least in all."""
+
+    calls: int
+    algorithm: str
+
+
+def envelope(rows: Iterable[Any]) -> list[Stretch]:
+    """Who takes least for n calls with prepare + n * run seconds, for all n from 1 on.
+
+    Parameters
+    ----------
+    rows : iterable
+        With ``algorithm``, ``prepare_s`` and ``median_s``; those without a known prepare are left out.
+    """
+    left = [row for row in rows if math.isfinite(row.prepare_s) and row.median_s > 0]
+    found: list[Stretch] = []
+    calls = 1
+    while left:
+        best = min(left, key=lambda row: (row.prepare_s + calls * row.median_s, row.median_s, row.algorithm))
+        found.append(Stretch(calls, best.algorithm))
+        left = [row for row in left if row.median_s < best.median_s]
+        if left:  # the first whole number of calls at which somebody with a shorter run takes less
+            calls = min(
+                max(calls, math.floor((row.prepare_s - best.prepare_s) / (best.median_s - row.median_s)) + 1) for row in left
+            )
+    return found
+
+
+def break_even(frame: pd.DataFrame) -> pd.DataFrame:
+    """``CASE`` columns and ``stretches``: the ``envelope`` of the algorithms that compete, per case, in recorded order."""
+    rows = [
+        {**dict(zip(CASE, key, strict=True)), "stretches": stretches}
+        for key, rivals in groups(ranked(frame), CASE)
+        if (stretches := envelope(rivals))
+    ]
+    order = {key: at for at, key in enumerate(dict.fromkeys(frame[CASE].itertuples(index=False, name=None)))}
+    rows.sort(key=lambda row: order[tuple(row[name] for name in CASE)])
+    return pd.DataFrame(rows, columns=[*CASE, "stretches"])
+
+
+def representative(cases: dict[str, list[Stretch]], work: dict[str, float]) -> list[str]:
+    """Up to ``SHOWN_SPECS``: those with the most changes of winner, one for each sequence of winners; by work."""
+    by_changes = sorted(cases, key=lambda spec: (-len(cases[spec]), -work[spec]))
+    distinct = {tuple(s.algorithm for s in cases[spec]): spec for spec in reversed(by_changes)}
+    first = [spec for spec in by_changes if spec in set(distinct.values())]
+    chosen = (first + [spec for spec in by_changes if spec not in first])[:SHOWN_SPECS]
+    return sorted(chosen, key=lambda spec: work[spec])
+
+
+def errors(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per algorithm: ``time`` over the fastest's, ``error`` in rounding units of a typical result, ``specs``, ``front``.
+
+    Both are geometric means over the forward, floating-point specs. Operands are standard normals, so that a typical
+    result is the root of the reduction length; on the front nobody is both faster and more accurate.
+    """
+    known = rows[(rows["direction"] == "forward") & rows["dtype"].isin(UNIT_ROUNDOFF) & (rows["max_error"] > 0)]
+    roundoff, typical = known["dtype"].map(UNIT_ROUNDOFF).astype(float), np.sqrt(known["reduction"].astype(float))
+    known = known.assign(
+        error_units=known["max_error"] / (roundoff * typical),
+        time_ratio=known["median_s"] / known["spec"].map(rows.groupby("spec")["median_s"].min()),
+    )  # fmt: skip
+    logs = known[["algorithm"]].assign(time=np.log(known["time_ratio"]), error=np.log(known["error_units"]))
+    table = logs.groupby("algorithm").mean().apply(np.exp)
+    table["specs"] = known.groupby("algorithm").size()
+    table["front"] = [
+        not ((table["time"] <= t) & (table["error"] <= e) & ((table["time"] < t) | (table["error"] < e))).any()
+        for t, e in zip(table["time"], table["error"], strict=True)
+    ]
+    return table.reset_index()
