@@ -38,6 +38,16 @@ def test_a_first_call_loads_no_library_that_it_does_not_run(call: str, environme
     assert not loaded(CALLS[call], environment) & set(HEAVY)
 
 
+@pytest.mark.parametrize("command", ["pick", "run", "report"])
+def test_the_command_line_loads_nothing_that_a_command_may_not_need(command: str, environment: dict[str, str]) -> None:
+    asked = f"""
+from contextlib import redirect_stdout, suppress
+from bench.cli import main
+with suppress(SystemExit), redirect_stdout(None):
+    main(["{command}", "--help"])"""
+    assert not loaded(asked, environment) & (set(HEAVY) - {"bench"} | {"numba", "bench.runner", "bench.store"})
+
+
 def test_other_people_s_compiled_code_still_finds_its_blas(environment: dict[str, str]) -> None:
     theirs = """
 import numba

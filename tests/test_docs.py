@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.arguments import algorithms_of, parser
 from bench.cli import COMMANDS
+from bench.cli.arguments import algorithms_of, parser
 from bench.suites import resolve
 from tests.conftest import HUNG_S
 
@@ -75,14 +75,14 @@ def test_documented_commands_run(page: Path, whole: bool, tmp_path: Path, enviro
 def test_documented_commands_are_well_formed(page: Path) -> None:
     """Those of shell blocks take minutes: their arguments, targets and algorithms must exist."""
     for command in (command for command in commands(page) if command.startswith("convbench ")):
-        parser(COMMANDS).parse_args(shlex.split(command)[1:])
+        parser(COMMANDS.values()).parse_args(shlex.split(command)[1:])
     for line in (line for kind in ("sh", "yaml") for block in blocks(page, kind) for line in block.splitlines()):
         if "convbench " not in line:
             continue
         words = shlex.split(line, comments=True)
         if words[:1] != ["convbench"]:
             continue
-        arguments = parser(COMMANDS).parse_args(words[1:])
+        arguments = parser(COMMANDS.values()).parse_args(words[1:])
         resolve(getattr(arguments, "targets", []))
         if getattr(arguments, "algorithms", None):
             algorithms_of(arguments)

@@ -20,7 +20,7 @@ from algos import auto, host
 from algos.engine import threads
 from algos.engine.threads import checked_threads, default_threads, once
 from bench import arena, files
-from bench.arguments import threads_of
+from bench.cli.arguments import threads_of
 from tests.conftest import HUNG_S
 
 CORES, MEMORY = 64, 1 << 40

@@ -1,34 +1,33 @@
-"""convbench: one function per command. Data goes to stdout, progress and errors to stderr.
+"""convbench: one function per command, its arguments beside it. Data goes to stdout, progress and errors to stderr.
 
 Exit codes: 0 fine, 1 a wrong result or a regression, 2 bad usage or nothing done, 3 undecided, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from bench.arguments import parser
-from bench.cli.asking import list_algorithms, list_suites, pick
-from bench.cli.dueling import duel, twins
-from bench.cli.measuring import check, run
+from bench.cli.arguments import parser
+from bench.cli.asking import LIST, PICK, SUITES
+from bench.cli.dueling import DUEL, TWINS
+from bench.cli.measuring import CHECK, RUN
 from bench.cli.output import complain, open_streams, silence
-from bench.cli.storing import compare, history, import_records, merge, report
+from bench.cli.storing import COMPARE, HISTORY, IMPORT, MERGE, REPORT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     open_streams()
-    arguments = parser(COMMANDS).parse_args(argv)
+    arguments = parser(COMMANDS.values()).parse_args(argv)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = COMMANDS[arguments.command](arguments)
+        code = COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()  # a full disk shows here
         return code
     except KeyboardInterrupt:
@@ -64,17 +63,8 @@ def _terminated(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)  # unwinds, so that the workers are ended
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "list": list_algorithms,
-    "suites": list_suites,
-    "check": check,
-    "run": run,
-    "report": report,
-    "history": history,
-    "pick": pick,
-    "compare": compare,
-    "duel": duel,
-    "twins": twins,
-    "merge": merge,
-    "import": import_records,
+# In the order in which they are listed.
+COMMANDS = {
+    command.name: command
+    for command in (LIST, SUITES, CHECK, RUN, REPORT, HISTORY, PICK, COMPARE, DUEL, TWINS, MERGE, IMPORT)
 }

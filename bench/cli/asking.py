@@ -10,8 +10,12 @@ from typing import Any
 
 from algos.spec import ConvSpec
 from bench import text
-from bench.arguments import threads_of
+from bench.cli.arguments import Command, threads_of, to_count, to_size
 from bench.cli.output import Bar, print_json, show
+
+
+def _list_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("spec", nargs="?", metavar="SPEC", help="say which of them support it, or why not")
 
 
 def list_algorithms(arguments: argparse.Namespace) -> int:
@@ -38,6 +42,12 @@ def list_algorithms(arguments: argparse.Namespace) -> int:
     return 0
 
 
+LIST = Command(
+    "list", "the algorithms: what they are, and available or why not",
+    _list_arguments, list_algorithms,
+)  # fmt: skip
+
+
 def list_suites(arguments: argparse.Namespace) -> int:
     from bench.suites import suites
 
@@ -50,6 +60,21 @@ def list_suites(arguments: argparse.Namespace) -> int:
     cells = [(r["name"], str(r["specs"]), f"{r['macs'] / 1e9:.4g} G", r["about"], r["source"]) for r in rows]
     show(text.table(("name", "specs", "multiply-adds per image", "what", "source"), cells))
     return 0
+
+
+SUITES = Command(
+    "suites", "the suites: what is in them and where their figures come from",
+    lambda command: None, list_suites,
+)  # fmt: skip
+
+
+def _pick_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("spec", metavar="SPEC")
+    command.add_argument("--max-workspace", type=to_size, metavar="64MiB", help="leave out what needs more memory")
+    command.add_argument("--calls", type=to_count, metavar="N", help="share prepare over so many calls")
+    command.add_argument("--threads", metavar="N")
+    command.add_argument("--peers", action="store_true", help="rank other people's libraries too")
+    command.add_argument("--measure", action="store_true", help="measure every candidate now, then pick")
 
 
 def pick(arguments: argparse.Namespace) -> int:
@@ -75,6 +100,9 @@ def pick(arguments: argparse.Namespace) -> int:
     if words := spec.unread_text():
         show(f"\nnote: the stride does not fit, {words}")
     return 0
+
+
+PICK = Command("pick", "the fastest correct algorithm for a spec, and why", _pick_arguments, pick)
 
 
 def _measure(spec: ConvSpec, arguments: argparse.Namespace) -> None:

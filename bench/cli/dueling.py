@@ -10,10 +10,22 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from bench import text
-from bench.arguments import names_of, threads_of
+from bench.cli.arguments import Command, names_of, threads_of, to_count, to_seconds, to_share
 from bench.cli.output import Bar, complain, print_json, show
 
 VERDICTS = ("slower", "faster", "same", "undecided")
+
+
+def _duel_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("old", metavar="OLD", help="git revision, checkout, folder or file of algorithms, or an algorithm")
+    command.add_argument("new", metavar="NEW", help="the same; it is judged against OLD")
+    command.add_argument("targets", nargs="+", metavar="SUITE|SPEC|FILE.csv")
+    command.add_argument("--algorithms", metavar="a,b", help="only these; all of ours, or all of the folder, by default")
+    command.add_argument("--threads", metavar="1,2", help="numbers of threads; the usable cores by default")
+    command.add_argument("--launches", type=to_count, metavar="N", help="fresh processes per side at most (8)")
+    command.add_argument("--threshold", type=to_share, default=0.05, metavar="5%%", help="the slowdown that matters")
+    command.add_argument("--budget", type=to_seconds, metavar="SECONDS", help="stop after so long; what is open is undecided")
+    command.add_argument("--allow-undecided", action="store_true", help="exit 0 where nothing slower was found")
 
 
 def duel(arguments: argparse.Namespace) -> int:
@@ -46,6 +58,12 @@ def duel(arguments: argparse.Namespace) -> int:
         return _nothing(arguments, unpaired)
     undecided = bool(found.missing) or any(one.verdict == "undecided" for one in found.met)
     return 3 if undecided and not arguments.allow_undecided else 0
+
+
+DUEL = Command(
+    "duel", "two versions of code in the same launches; exit 1 on a slowdown, 3 when undecided",
+    _duel_arguments, duel,
+)  # fmt: skip
 
 
 def _row(one: Any) -> dict[str, Any]:
@@ -94,6 +112,12 @@ def _nothing(arguments: argparse.Namespace, unpaired: Sequence[Any]) -> int:
     return 2
 
 
+def _twins_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--pairs", type=to_count, default=24, metavar="N", help="so many of either (24)")
+    command.add_argument("--neighbour", action="store_true", help="beside a process that uses one core half of the time")
+    command.add_argument("--budget", type=to_seconds, metavar="SECONDS", help="begin no further twelve pairs after so long")
+
+
 def twins(arguments: argparse.Namespace) -> int:
     from algos.functional import checked_threads
     from algos.host import fingerprint
@@ -137,3 +161,9 @@ def twins(arguments: argparse.Namespace) -> int:
     if known:
         show(known.text())
     return 0
+
+
+TWINS = Command(
+    "twins", "how far verdicts can be trusted here: identical code, and slowdowns that are known",
+    _twins_arguments, twins,
+)  # fmt: skip

@@ -8,16 +8,28 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from bench import mood, seal, text
-from bench.arguments import algorithms_of, specs_of, threads_of
+from bench.cli.arguments import Command, algorithms_of, specs_of, threads_of, to_count, to_seconds, to_share
 from bench.cli.output import Bar, complain, print_json, show
 from bench.cli.storing import write_report
 
 FAILED = ("wrong", "crashed", "timeout", "error")
 GO_ON = "run the same command again, without --fresh, to go on"
 MOST_CASES = 500_000  # a day's work and a gigabyte of records
+
+
+def _targets(command: argparse.ArgumentParser) -> None:
+    """What is checked or measured."""
+    command.add_argument("targets", nargs="*", metavar="SUITE|SPEC|FILE.csv")
+    command.add_argument("--sizes", metavar="64,256", help="sweep: sizes of the picture")
+    command.add_argument("--kernels", metavar="3,7", help="sweep: sizes of the kernel")
+    command.add_argument("--spec", dest="template", metavar="TEMPLATE", help="sweep: everything else, as a spec")
+    command.add_argument("--batch", type=to_count, metavar="N", help="every suite, spec and row at this batch")
+    command.add_argument("--algorithms", metavar="a,b", help="only these; own: all of ours, peers: all others")
+    command.add_argument("--threads", metavar="1,2", help="numbers of threads; the usable cores by default")
 
 
 @seal.closed("bench.runner")
@@ -45,6 +57,20 @@ def check(arguments: argparse.Namespace) -> int:
     if not checked:
         return _nothing("checked", records)
     return 1 if failed else 0
+
+
+CHECK = Command("check", "correctness only", _targets, check)
+
+
+def _run_arguments(command: argparse.ArgumentParser) -> None:
+    _targets(command)
+    command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
+    command.add_argument("--budget", type=to_seconds, metavar="SECONDS", help="stop after so long; resume later")
+    command.add_argument("--launches", type=to_count, metavar="N", help="fresh processes per case")
+    command.add_argument("--decide", type=to_share, metavar="3%", help="launches until leads of so much are known, up to 16")
+    command.add_argument("--cold", action="store_true", help="flush the caches before every single call")
+    command.add_argument("--fresh", action="store_true", help="measure again what stands in the store")
+    command.add_argument("--tune", action="store_true", help="try other tunables too, and remember those that are faster")
 
 
 @seal.closed("bench.runner")
@@ -87,6 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
         command, asked = "convbench " + shlex.join(sys.argv[1:]), {case.record.spec for case in cases}
         page, frame, against = write_report(store, arguments.out, (), command, asked)
     return _answer(arguments, outcome, page, frame, against)
+
+
+RUN = Command("run", "check, measure, store and report", _run_arguments, run)
 
 
 def warn_if_busy() -> None:

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from bench import text
-from bench.arguments import names_of
+from bench.cli.arguments import Command, names_of
 from bench.cli.output import complain, print_json, show
 
 MANY = 2000  # records: beyond, a run reports on its own specs
+
+
+def _report_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
+    command.add_argument("--baseline", metavar="a,b", help="speed-ups are over the best of these on each spec; peers: all")
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -32,6 +37,9 @@ def report(arguments: argparse.Namespace) -> int:
         show(f"{versus_text(against)}\n")
     show(page)
     return 0
+
+
+REPORT = Command("report", "HTML, Markdown, CSV and plots from what is stored", _report_arguments, report)
 
 
 def write_report(
@@ -80,6 +88,11 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
+def _compare_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("old", type=Path, metavar="OLD", help="folder of a store")
+    command.add_argument("new", type=Path, metavar="NEW", help="folder of a store")
+
+
 def compare(arguments: argparse.Namespace) -> int:
     from bench.compare import compare as judge
     from bench.store import Store
@@ -103,6 +116,12 @@ def compare(arguments: argparse.Namespace) -> int:
     return 1 if counts["slower"] else 0
 
 
+COMPARE = Command(
+    "compare", "two stores: faster, slower, same or undecided; exit 1 when something became slower",
+    _compare_arguments, compare,
+)  # fmt: skip
+
+
 def _apart(before: Sequence[Any], after: Sequence[Any]) -> str:
     """Why two stores have no case in common."""
     times = [[r for r in records if r.origin == "convbench" and r.launches] for records in (before, after)]
@@ -118,6 +137,11 @@ def _apart(before: Sequence[Any], after: Sequence[Any]) -> str:
             return f"the stores share no {words} ({seen[0]} and {seen[1]})"
     return ("the stores share no case: the same spec, algorithm, threads and machine, with cold caches or without, "
             "and the same tunables where --tune has measured several")  # fmt: skip
+
+
+def _merge_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("merged", type=Path, metavar="OUT", help="folder of the store that receives")
+    command.add_argument("folders", type=Path, metavar="IN", nargs="+", help="folders of stores")
 
 
 def merge(arguments: argparse.Namespace) -> int:
@@ -147,6 +171,17 @@ def merge(arguments: argparse.Namespace) -> int:
     return 0
 
 
+MERGE = Command(
+    "merge", "add the records of several stores to one; machines stay apart",
+    _merge_arguments, merge,
+)  # fmt: skip
+
+
+def _import_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, metavar="FILE.json")
+    command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
+
+
 def import_records(arguments: argparse.Namespace) -> int:
     from bench.exchange import ORIGIN, from_pytest_benchmark
     from bench.store import Store
@@ -163,6 +198,19 @@ def import_records(arguments: argparse.Namespace) -> int:
     show(f"{words}; {left_out} left out: their group is no spec" if left_out else words)
     show(f"report: {page}")
     return 0
+
+
+IMPORT = Command(
+    "import", "records of pytest-benchmark: tagged, shown, never compared or picked from",
+    _import_arguments, import_records,
+)  # fmt: skip
+
+
+def _history_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", metavar="SUITE|SPEC|FILE.csv")
+    command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store")
+    command.add_argument("--algorithms", metavar="a,b", help="only these")
+    command.add_argument("--picture", type=Path, metavar="FOLDER", help="where the picture goes; report in the store's folder")
 
 
 def history(arguments: argparse.Namespace) -> int:
@@ -193,3 +241,9 @@ def history(arguments: argparse.Namespace) -> int:
     show(f"\n{changes.count('faster')} faster and {changes.count('slower')} slower, beyond the noise; each point is judged "
          f"against the one before it\n{files[0]}")  # fmt: skip
     return 0
+
+
+HISTORY = Command(
+    "history", "a case's time over the builds and days in a store, and the changes beyond the noise",
+    _history_arguments, history,
+)  # fmt: skip

@@ -37,7 +37,7 @@ class Excluded:
 
 
 def excluded(frame: pd.DataFrame, apart: Sequence[str]) -> list[Excluded]:
-    """The gravest first. Apart are records that differ in a column of ``apart``; together, reasons that differ in figures only."""
+    """The gravest first; those that differ in a column of ``apart`` are never one, reasons that differ in figures are."""
     failed = frame[(frame["status"] != "ok") & ~frame["superseded"].astype(bool)]
     failed = failed.assign(kind=[re.sub(r"\d[\d.,]*", "#", reason) for reason in failed["reason"]])
     found: dict[tuple[Any, ...], Excluded] = {}
