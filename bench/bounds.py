@@ -48,7 +48,7 @@ class TransformsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Case:
+class Trial:
     """A spec with operands, and what the definition says about them, at all results or at chosen points only.
 
     Attributes
@@ -75,7 +75,7 @@ class Case:
         return oracle_at(self.spec, x, w, grad, self.points, precise=precise, fill=fill)
 
     def at(self, result: np.ndarray) -> np.ndarray:
-        """The elements of a whole result that this case knows about."""
+        """The elements of a whole result that this trial knows about."""
         return result if self.points is None else result[tuple(self.points.T)]
 
     @cached_property
@@ -89,7 +89,7 @@ class Case:
         return self.evaluate(_absolute)
 
     @cached_property
-    def spread(self) -> np.ndarray:
+    def deviation(self) -> np.ndarray:
         """Q = sqrt(x^2 conv w^2): the standard deviation of a sum of independent products."""
         return np.sqrt(self.evaluate(lambda a: np.square(np.asarray(a, np.float64))))
 
@@ -149,30 +149,30 @@ class Case:
         return last + self.repeats * self.out_unit * self.magnitude if self.repeats > 1 else last
 
 
-def tolerance(case: Case, algorithm: Judgeable) -> np.ndarray:
-    """E + u_out * |y| + K * tiny, float64 in the shape of ``case.exact``; for float types.
+def tolerance(trial: Trial, algorithm: Judgeable) -> np.ndarray:
+    """E + u_out * |y| + K * tiny, float64 in the shape of ``trial.exact``; for float types.
 
     Raises
     ------
     UnjudgedError
         When K * u >= 0.5, or for a class of accuracy that says nothing about this spec.
     """
-    if case.terms * case.unit >= 0.5:
-        raise UnjudgedError(f"{case.terms} products in one result are too many for a bound in {case.dtype}")
+    if trial.terms * trial.unit >= 0.5:
+        raise UnjudgedError(f"{trial.terms} products in one result are too many for a bound in {trial.dtype}")
     key = algorithm.accuracy
     if key == "winograd":
-        key += repr(_transforms(algorithm, case.spec))
-    if key not in case.tolerances:  # algorithms of a class share it
-        bound = _BOUNDS[algorithm.accuracy](case, algorithm) + case.rounding
-        if case.dtype == np.float64 and not case.precise:
-            bound = bound + _growth(case) * case.magnitude  # the float64 definition's own rounding
-        case.tolerances[key] = bound
-    return case.tolerances[key]
+        key += repr(_transforms(algorithm, trial.spec))
+    if key not in trial.tolerances:  # algorithms of a class share it
+        bound = _BOUNDS[algorithm.accuracy](trial, algorithm) + trial.rounding
+        if trial.dtype == np.float64 and not trial.precise:
+            bound = bound + _growth(trial) * trial.magnitude  # the float64 definition's own rounding
+        trial.tolerances[key] = bound
+    return trial.tolerances[key]
 
 
-def _growth(case: Case) -> float:
+def _growth(trial: Trial) -> float:
     """g_K = K u / (1 - K u): whatever the order of the sum, with or without fused multiply-adds."""
-    share = case.terms * case.unit
+    share = trial.terms * trial.unit
     return share / (1 - share)
 
 
@@ -180,44 +180,44 @@ def _absolute(a: Any) -> Any:
     return np.abs(np.asarray(a, np.float64))
 
 
-def _componentwise(case: Case, algorithm: Judgeable) -> np.ndarray:
-    return _growth(case) * case.magnitude
+def _componentwise(trial: Trial, algorithm: Judgeable) -> np.ndarray:
+    return _growth(trial) * trial.magnitude
 
 
-def _lowrank(case: Case, algorithm: Judgeable) -> np.ndarray:
+def _lowrank(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     """(sum of kernel sizes + 2 + rank * channels) * u * |x| conv F, plus what r products leave over, up to ``LEFT_OVER`` u F.
 
     F is |w| for one product and where the spec promises no rank, so that no tap may be lost beside larger ones; for more
     products it is the sum of their magnitudes, since they cancel. Which products they are is the algorithm's choice: rounded
     taps have a rank only up to their rounding, and others than these leave over more, within the same limit.
     """
-    spec, w = case.spec, case.data.w
+    spec, w = trial.spec, trial.data.w
     if w is None or spec.ndim != 2:
         raise UnjudgedError("a low-rank bound needs 2-D weights")
     rank, size = spec.rank or min(spec.kernel), _absolute(w)
-    steps = sum(spec.kernel) + 2 + rank * case.inner_channels * case.repeats
+    steps = sum(spec.kernel) + 2 + rank * trial.inner_channels * trial.repeats
     if spec.rank is None:
-        return steps * case.unit * case.magnitude
+        return steps * trial.unit * trial.magnitude
     left, values, right = np.linalg.svd(w.astype(np.float64), full_matrices=False)
     left, right = left[..., :rank] * values[..., None, :rank], right[..., :rank, :]
     if rank > 1:
         size = np.maximum(size, np.abs(left) @ np.abs(right))
-    over = LEFT_OVER * case.out_unit * size
+    over = LEFT_OVER * trial.out_unit * size
     if rank == 1:
         over = np.minimum(np.abs(w - left @ right), over)
-    return case.evaluate(_absolute, steps * case.unit * size + over)
+    return trial.evaluate(_absolute, steps * trial.unit * size + over)
 
 
 # ---- FFT --------------------------------------------------------------------------------------------------------
 
 
-def _normwise(case: Case, algorithm: Judgeable) -> np.ndarray:
+def _normwise(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     """16 u (sqrt(L) sqrt(2 ln n) sqrt(sum norm(x_c)^2 norm(w_c)^2 / N) + (sqrt(L) + sqrt(C)) max|y|), L = log2 N.
 
     N is the padded full size whatever the tiling, n the results, C the planes summed. Norms and max|y| are those of one plane
     of the result, an output channel of an image: nothing else may show in it. At chosen points max|y| is an image's.
     """
-    spec, data = case.spec, case.data
+    spec, data = trial.spec, trial.data
     n, groups = spec.batch, spec.groups
     i, o = spec.in_channels // groups, spec.out_channels // groups
     planes = {"x": (n, groups, i), "grad": (n, groups, o), "w": (groups, o, i)}
@@ -231,16 +231,16 @@ def _normwise(case: Case, algorithm: Judgeable) -> np.ndarray:
         energy = np.einsum("ngi,ngo->goi", norms["x"], norms["grad"]).reshape(-1, i)
     points = math.prod(p + e - 1 for p, e in zip(spec.padded_size, spec.kernel_extent, strict=True))
     levels = math.sqrt(max(math.log2(points), 1.0))
-    spread = levels * math.sqrt(2 * math.log(max(math.prod(spec.result_shape), 2))) * np.sqrt(energy / points).astype(float)
-    size = np.abs(case.exact).astype(np.float64)
-    if case.points is None:
+    deviation = levels * math.sqrt(2 * math.log(max(math.prod(spec.result_shape), 2))) * np.sqrt(energy / points).astype(float)
+    size = np.abs(trial.exact).astype(np.float64)
+    if trial.points is None:
         largest = size.max(tuple(range(2, size.ndim)), initial=0)
     else:
-        largest = np.zeros((len(spread), 1))
-        np.maximum.at(largest[:, 0], case.points[:, 0], size)
-    bound = 16 * case.unit * case.repeats * (spread + (levels + math.sqrt(case.inner_channels)) * largest)
-    if case.points is not None:
-        return bound[tuple(case.points.T[:2])]
+        largest = np.zeros((len(deviation), 1))
+        np.maximum.at(largest[:, 0], trial.points[:, 0], size)
+    bound = 16 * trial.unit * trial.repeats * (deviation + (levels + math.sqrt(trial.inner_channels)) * largest)
+    if trial.points is not None:
+        return bound[tuple(trial.points.T[:2])]
     return np.broadcast_to(bound.reshape(*bound.shape, *(1,) * spec.ndim), spec.result_shape)
 
 
@@ -257,11 +257,11 @@ def _squares(spec: ConvSpec, name: str, a: np.ndarray) -> np.ndarray:
 # ---- Winograd ---------------------------------------------------------------------------------------------------
 
 
-def _winograd(case: Case, algorithm: Judgeable) -> np.ndarray:
+def _winograd(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     """4 u sqrt(q) S with q = 2(2t + r) + C + 2 for two equal axes."""
-    matrices = winograd_matrices(algorithm, case.spec)
-    q = sum(2 * g.shape[0] + g.shape[1] for _, g, _ in matrices) + case.inner_channels + 2
-    return 4 * case.unit * math.sqrt(q) * amplified(case, matrices)
+    matrices = winograd_matrices(algorithm, trial.spec)
+    q = sum(2 * g.shape[0] + g.shape[1] for _, g, _ in matrices) + trial.inner_channels + 2
+    return 4 * trial.unit * math.sqrt(q) * amplified(trial, matrices)
 
 
 def winograd_matrices(algorithm: Judgeable, spec: ConvSpec) -> Transforms:
@@ -308,9 +308,9 @@ def _misfit(back: Any, kernel: Any, data: Any, size: int) -> str | None:
     return None
 
 
-def amplified(case: Case, matrices: Transforms) -> np.ndarray:
+def amplified(trial: Trial, matrices: Transforms) -> np.ndarray:
     """S: the bilinear form run on absolute values, |A^T| ((|G| |w|) * (|B^T| |x|)) summed over channels, per result."""
-    spec, data = case.spec, case.data
+    spec, data = trial.spec, trial.data
     assert data.x is not None and data.w is not None
     ndim, groups = spec.ndim, spec.groups
     inner, outer = spec.in_channels // groups, spec.out_channels // groups
@@ -327,10 +327,10 @@ def amplified(case: Case, matrices: Transforms) -> np.ndarray:
     kernel = kernel.reshape(groups, outer, inner, -1).transpose(3, 0, 2, 1)  # (prod t, groups, C / groups, O / groups)
 
     places = (spec.batch, *tiles)
-    if case.points is None:
+    if trial.points is None:
         chosen = np.arange(math.prod(places))
     else:
-        n, channel, *place = case.points.T
+        n, channel, *place = trial.points.T
         tile = np.ravel_multi_index((n, *(p // k for p, k in zip(place, m, strict=True))), places)
         chosen, inverse = np.unique(tile, return_inverse=True)
     result = np.empty((len(chosen), spec.out_channels, *m))
@@ -344,7 +344,7 @@ def amplified(case: Case, matrices: Transforms) -> np.ndarray:
         product = product.transpose(2, 1, 3, 0).reshape(-1, spec.out_channels, *t)
         result[start : start + step] = _applied([a for a, _, _ in matrices], product)
     result = np.ldexp(result, x_exponent + w_exponent)
-    if case.points is not None:
+    if trial.points is not None:
         return result[(inverse, channel, *(p % k for p, k in zip(place, m, strict=True)))]
     whole = result.reshape(*places, spec.out_channels, *m)
     order = [0, ndim + 1] + [axis for k in range(ndim) for axis in (1 + k, ndim + 2 + k)]
@@ -366,7 +366,7 @@ def _applied(matrices: list[np.ndarray], a: np.ndarray) -> np.ndarray:
     return a
 
 
-_BOUNDS: dict[str, Callable[[Case, Judgeable], np.ndarray]] = {
+_BOUNDS: dict[str, Callable[[Trial, Judgeable], np.ndarray]] = {
     "componentwise": _componentwise,
     "lowrank": _lowrank,
     "normwise": _normwise,

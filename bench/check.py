@@ -15,14 +15,14 @@ import numpy as np
 
 from algos.spec import ConvSpec
 from bench import trials
-from bench.bounds import Case, Judgeable, TransformsError, UnjudgedError, tolerance, winograd_matrices
+from bench.bounds import Judgeable, TransformsError, Trial, UnjudgedError, tolerance, winograd_matrices
 from bench.court import Court, Obeys, Sitting, WrongResultError, bits
 from bench.data import SPAN, exact_limit
 from bench.judged import Judged
 from bench.oracle import border_value
 
 PHOTOGRAPHED = 1 << 18  # pixels; larger pictures show nothing new
-MOST_SPREADS = 8.0  # of u * sqrt(K) * Q; correct sums stay below 4, half precision inside starts at 126
+MOST_DEVIATIONS = 8.0  # of u * sqrt(K) * Q; correct sums stay below 4, half precision inside starts at 126
 LOCAL = ("componentwise", "lowrank")  # classes in which a NaN spoils only what reads it
 # Largest |x| and |w| of the whole numbers, and the share of w that is not zero, from the most telling to the mildest.
 SPANS = ((*SPAN, 1.0), (4, 2, 1.0), (2, 1, 1.0), (1, 1, 1.0), (1, 1, 0.25), (1, 1, 1 / 16), (1, 1, 1 / 64))
@@ -45,7 +45,7 @@ class Verdict:
         The class of bound that judged it.
     gate : str
         What the run on whole numbers demanded and found.
-    spreads : float
+    deviations : float
         Largest error in units of u * sqrt(K) * Q, for componentwise float results; else 0.
     compared : int
         Elements compared on the seeded normals.
@@ -63,7 +63,7 @@ class Verdict:
     error_ratio: float
     accuracy: str
     gate: str = ""
-    spreads: float = 0.0
+    deviations: float = 0.0
     compared: int = 0
     nonzero: float = 0.0
     judged: bool = True
@@ -111,9 +111,9 @@ def check(spec: ConvSpec | str, algorithm: Judgeable, threads: int = 1, seed: in
         if floats:
             _on_a_photograph(spec, court)
             _on_graded_sizes(spec, court, seed)
-        if spec != given and (case := trials.whole_batch(given, seed)) is not None:
-            result = court.prepare(case).call(case.data.call, out=True)
-            _judge(case, result, _allowed(case, algorithm), algorithm, "in the whole batch: ", spreads=False)
+        if spec != given and (trial := trials.whole_batch(given, seed)) is not None:
+            result = court.prepare(trial).call(trial.data.call, out=True)
+            _judge(trial, result, _allowed(trial, algorithm), algorithm, "in the whole batch: ", deviations=False)
             figures["workspace_seen_bytes"] = _traced(given, court, seed)
     except WrongResultError as wrong:
         return Verdict(False, str(wrong), **(figures | wrong.figures))
@@ -139,13 +139,13 @@ def _smaller(spec: ConvSpec, court: Court) -> ConvSpec:
 
 def _on_normals(
     spec: ConvSpec, court: Court, seed: int, figures: dict[str, Any]
-) -> tuple[Case, Sitting, np.ndarray]:
+) -> tuple[Trial, Sitting, np.ndarray]:
     """What was judged, its plan and a result that is right; fills in the figures; raises WrongResultError."""
-    algorithm, case = court.algorithm, trials.seeded(spec, seed, "normal")
-    if case.dtype.kind in "iu" and spec.batch and not _fits(case):
-        raise UnjudgedError(f"the sums do not fit {case.dtype}")
-    allowed = _allowed(case, algorithm)
-    plan, call = court.prepare(case), case.data.call
+    algorithm, trial = court.algorithm, trials.seeded(spec, seed, "normal")
+    if trial.dtype.kind in "iu" and spec.batch and not _fits(trial):
+        raise UnjudgedError(f"the sums do not fit {trial.dtype}")
+    allowed = _allowed(trial, algorithm)
+    plan, call = court.prepare(trial), trial.data.call
 
     # Other operands first, so that neither a buffer that is kept nor memory that is freed holds the right result.
     spoiled = trials.spoiled(spec, seed) if spec.in_dtype.kind == "f" else []
@@ -156,42 +156,42 @@ def _on_normals(
     result = plan.call(call, place=1, watch=True)
     if not np.array_equal(bits(plan.kept(0)), bits(first)):
         raise WrongResultError("the second call changed the result of the first: a buffer is reused")
-    figures |= _judge(case, result, allowed, algorithm)
+    figures |= _judge(trial, result, allowed, algorithm)
     if spoiled:
-        _judge_spoilt(case, first, allowed, algorithm, seed)
+        _judge_spoilt(trial, first, allowed, algorithm, seed)
 
     out = plan.call(call, out=True)
     if not np.array_equal(out, result):
-        _judge(case, out, allowed, algorithm, "written into out=: ")
-    return case, plan, result.copy()
+        _judge(trial, out, allowed, algorithm, "written into out=: ")
+    return trial, plan, result.copy()
 
 
-def _called_again(case: Case, court: Court, plan: Sitting, result: np.ndarray) -> None:
+def _called_again(trial: Trial, court: Court, plan: Sitting, result: np.ndarray) -> None:
     """The first plan still computes with its own weights after another of the same spec was prepared and called."""
     court.back_to(plan)
     for late in plan.again():
         if not np.array_equal(late, result):
-            _judge(case, late, _allowed(case, court.algorithm), court.algorithm, "called again: ")
+            _judge(trial, late, _allowed(trial, court.algorithm), court.algorithm, "called again: ")
 
 
-def _with_other_weights(case: Case) -> Case:
-    data = case.data
-    return replace(case, data=data if data.w is None else replace(data, w=np.flip(data.w)))
+def _with_other_weights(trial: Trial) -> Trial:
+    data = trial.data
+    return replace(trial, data=data if data.w is None else replace(data, w=np.flip(data.w)))
 
 
 def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
     """Bytes of workspace; the run in which they are seen has weights that are all the same."""
-    case = trials.flat(spec, seed)
-    seen, result = court.traced(case)
-    if result is not None and (spec.in_dtype.kind == "f" or _fits(case)):
-        _judge(case, result, _allowed(case, court.algorithm), court.algorithm, "with equal weights: ", spreads=False)
+    trial = trials.flat(spec, seed)
+    seen, result = court.traced(trial)
+    if result is not None and (spec.in_dtype.kind == "f" or _fits(trial)):
+        _judge(trial, result, _allowed(trial, court.algorithm), court.algorithm, "with equal weights: ", deviations=False)
     return seen
 
 
-def _allowed(case: Case, algorithm: Judgeable) -> np.ndarray:
+def _allowed(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     """The tolerance; nothing for whole numbers and empty batches."""
-    exact = case.dtype.kind in "iu" or not case.spec.batch
-    return np.zeros(case.exact.shape) if exact else tolerance(case, algorithm)
+    exact = trial.dtype.kind in "iu" or not trial.spec.batch
+    return np.zeros(trial.exact.shape) if exact else tolerance(trial, algorithm)
 
 
 def _other(a: np.ndarray) -> np.ndarray:
@@ -199,32 +199,32 @@ def _other(a: np.ndarray) -> np.ndarray:
     return a.max(initial=0) - a if a.dtype.kind == "u" else -a
 
 
-def _judge_spoilt(case: Case, result: np.ndarray, allowed: np.ndarray, algorithm: Judgeable, seed: int) -> None:
+def _judge_spoilt(trial: Trial, result: np.ndarray, allowed: np.ndarray, algorithm: Judgeable, seed: int) -> None:
     """With a NaN and an infinity in the last image: what reads them is lost, and nothing else that should not be."""
-    have = case.at(result)
-    reads = trials.spoilt(case, seed)
+    have = trial.at(result)
+    reads = trials.spoilt(trial, seed)
     if (kept := reads & np.isfinite(have)).any():
         at = int(np.argmax(kept))
         raise WrongResultError(
-            f"with NaN or infinity in its window {have.flat[at]:.9g} at {_place(case, at)} should not be finite"
+            f"with NaN or infinity in its window {have.flat[at]:.9g} at {_place(trial, at)} should not be finite"
         )
-    clean = trials.untouched(case, seed, others_only=algorithm.accuracy not in LOCAL)
+    clean = trials.untouched(trial, seed, others_only=algorithm.accuracy not in LOCAL)
     with np.errstate(invalid="ignore"):
-        off = clean & ~(np.abs(have - case.exact) <= allowed)
+        off = clean & ~(np.abs(have - trial.exact) <= allowed)
     if off.any():
         at = int(np.argmax(off))
         image = "" if algorithm.accuracy in LOCAL else " in another image"
         raise WrongResultError(
-            f"NaN or infinity{image} outside its window turns {case.exact.flat[at]:.9g} at {_place(case, at)} "
+            f"NaN or infinity{image} outside its window turns {trial.exact.flat[at]:.9g} at {_place(trial, at)} "
             f"into {have.flat[at]:.9g}"
         )
 
 
 def _judge(
-    case: Case, result: np.ndarray, allowed: np.ndarray, algorithm: Judgeable, where: str = "", spreads: bool = True
+    trial: Trial, result: np.ndarray, allowed: np.ndarray, algorithm: Judgeable, where: str = "", deviations: bool = True
 ) -> dict[str, Any]:
     """Compare with the definition; figures, or WrongResultError with the worst element."""
-    exact, have = case.exact, case.at(result)
+    exact, have = trial.exact, trial.at(result)
     figures: dict[str, Any] = {"compared": int(exact.size)}
     if not exact.size:
         return figures
@@ -239,7 +239,7 @@ def _judge(
     figures |= {"max_error": float(error.max()), "error_ratio": float(ratio.max())}
     if figures["error_ratio"] > 1:
         worst = int(ratio.argmax())
-        at = _place(case, worst)
+        at = _place(trial, worst)
         share = "" if math.isinf(figures["error_ratio"]) else f", {figures['error_ratio']:.3g} times the tolerance"
         raise WrongResultError(
             f"{where}{have.flat[worst]:.9g} at {at} should be {exact.flat[worst]:.9g}{share}; "
@@ -248,27 +248,27 @@ def _judge(
         )
     if figures["nonzero"] < 0.5 * np.count_nonzero(exact) / exact.size and result.dtype.kind == "f":
         raise WrongResultError(f"{where}only {figures['nonzero']:.0%} of the results are not zero", **figures)
-    if spreads and algorithm.accuracy == "componentwise" and result.dtype.kind == "f":
-        figures["spreads"] = _spreads(case, error)
-        if figures["spreads"] > MOST_SPREADS:
+    if deviations and algorithm.accuracy == "componentwise" and result.dtype.kind == "f":
+        figures["deviations"] = _deviations(trial, error)
+        if figures["deviations"] > MOST_DEVIATIONS:
             raise WrongResultError(
-                f"{where}the error is {figures['spreads']:.3g} times u * sqrt(K) * Q, at most {MOST_SPREADS:g} are right: "
-                f"something computes in less than {np.promote_types(case.dtype, np.float32)}",
+                f"{where}the error is {figures['deviations']:.3g} times u * sqrt(K) * Q, at most {MOST_DEVIATIONS:g} are "
+                f"right: something computes in less than {np.promote_types(trial.dtype, np.float32)}",
                 **figures,
             )
     return figures
 
 
-def _place(case: Case, k: int) -> tuple[int, ...]:
+def _place(trial: Trial, k: int) -> tuple[int, ...]:
     """Where the k-th compared element stands in the result."""
-    at: Any = np.unravel_index(k, case.exact.shape) if case.points is None else case.points[k]
+    at: Any = np.unravel_index(k, trial.exact.shape) if trial.points is None else trial.points[k]
     return tuple(int(i) for i in at)
 
 
-def _spreads(case: Case, error: np.ndarray) -> float:
+def _deviations(trial: Trial, error: np.ndarray) -> float:
     """Error beyond the final rounding in units of u * sqrt(K) * Q: K * u alone is loose for long sums."""
-    error = np.maximum(error - case.rounding, 0) if case.out_unit > case.unit else error
-    unit = case.unit * math.sqrt(max(case.terms, 1)) * case.spread
+    error = np.maximum(error - trial.rounding, 0) if trial.out_unit > trial.unit else error
+    unit = trial.unit * math.sqrt(max(trial.terms, 1)) * trial.deviation
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.where(error > 0, error / unit, 0.0).max())
 
@@ -282,9 +282,9 @@ def _difference(have: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return have.astype(object) - exact.astype(object)
 
 
-def _fits(case: Case) -> bool:
-    limits = np.iinfo(case.dtype)
-    return int(case.exact.min()) >= limits.min and int(case.exact.max()) <= limits.max
+def _fits(trial: Trial) -> bool:
+    limits = np.iinfo(trial.dtype)
+    return int(trial.exact.min()) >= limits.min and int(trial.exact.max()) <= limits.max
 
 
 # ---- photographs, and sizes far apart ---------------------------------------------------------------------------
@@ -294,32 +294,32 @@ def _on_a_photograph(spec: ConvSpec, court: Court) -> None:
     """Filters of pictures also meet what they are made for: smooth, positive, under kernels with names."""
     filters_pictures = spec.ndim == 2 and spec.in_channels == spec.groups and spec.direction == "forward"
     if filters_pictures and math.prod(spec.size) <= PHOTOGRAPHED:
-        case = trials.photographed(spec.with_(batch=1))
-        result = court.prepare(case).call(case.data.call)
-        _judge(case, result, tolerance(case, court.algorithm), court.algorithm, "on a photograph: ", spreads=False)
+        trial = trials.photographed(spec.with_(batch=1))
+        result = court.prepare(trial).call(trial.data.call)
+        _judge(trial, result, tolerance(trial, court.algorithm), court.algorithm, "on a photograph: ", deviations=False)
 
 
 def _on_graded_sizes(spec: ConvSpec, court: Court, seed: int) -> None:
     """A lone pixel under weights that fall off by powers of two, in one batch with images of another size."""
     plan: Sitting | None = None
-    for trial in trials.graded(spec, seed):
-        case, (first, *rest) = trial.case, trial.case.data.call
-        plan = plan or court.prepare(case)
-        scaled = np.ldexp(first, trial.exponents.reshape(-1, *(1,) * (first.ndim - 1))).astype(first.dtype)
+    for graded in trials.graded(spec, seed):
+        trial, (first, *rest) = graded.trial, graded.trial.data.call
+        plan = plan or court.prepare(trial)
+        scaled = np.ldexp(first, graded.exponents.reshape(-1, *(1,) * (first.ndim - 1))).astype(first.dtype)
         result = plan.call((scaled, *rest))
-        assert case.points is not None
-        image = 0 if spec.direction == "weight_gradient" else case.points[:, 0]
-        powers = trial.exponents[image]
-        exact = np.ldexp(case.exact, powers)
-        floor = case.terms * float(np.finfo(np.promote_types(case.dtype, np.float32)).tiny)
-        allowed = np.ldexp(tolerance(case, court.algorithm), powers) + floor
-        have = case.at(result)
+        assert trial.points is not None
+        image = 0 if spec.direction == "weight_gradient" else trial.points[:, 0]
+        powers = graded.exponents[image]
+        exact = np.ldexp(trial.exact, powers)
+        floor = trial.terms * float(np.finfo(np.promote_types(trial.dtype, np.float32)).tiny)
+        allowed = np.ldexp(tolerance(trial, court.algorithm), powers) + floor
+        have = trial.at(result)
         with np.errstate(invalid="ignore", over="ignore"):
             off = ~(np.abs(have.astype(exact.dtype) - exact) <= allowed)
         if off.any():
             at = int(np.argmax(off))
             raise WrongResultError(
-                f"with images and weights of very different size {have[at]:.9g} at {_place(case, at)} should be "
+                f"with images and weights of very different size {have[at]:.9g} at {_place(trial, at)} should be "
                 f"{float(exact[at]):.9g}; {int(off.sum())} of {off.size} elements are off"
             )
 
@@ -337,11 +337,11 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
     for span in SPANS if rounded else SPANS[:1]:
         if math.prod(span) / math.prod(SPANS[0]) * reach > 0.5:
             continue  # bounds grow with the product of the operands: this span is known to be too wide
-        case = trials.seeded(spec, seed, "integer", span)
+        trial = trials.seeded(spec, seed, "integer", span)
         if not rounded:
             break
-        allowed = tolerance(case, algorithm)
-        if algorithm.accuracy == "winograd" and _two_by_three(algorithm, spec) and _exact_in_quarters(case, allowed):
+        allowed = tolerance(trial, algorithm)
+        if algorithm.accuracy == "winograd" and _two_by_three(algorithm, spec) and _exact_in_quarters(trial, allowed):
             rounded = False
             break
         if float(allowed.max(initial=0)) < 0.5:
@@ -349,30 +349,30 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
         reach = float(allowed.max()) * math.prod(SPANS[0]) / math.prod(span)
     else:
         note = f"whole numbers not decisive: the bound reaches {float(allowed.max()):.2g}"
-    result = court.prepare(case, beside=True).call(case.data.call)
+    result = court.prepare(trial, beside=True).call(trial.data.call)
     if note:
-        _judge_gate(case, result, np.abs(_difference(case.at(result), case.exact)) <= allowed, "within the bound")
+        _judge_gate(trial, result, np.abs(_difference(trial.at(result), trial.exact)) <= allowed, "within the bound")
         return note
-    have = np.rint(case.at(result)) if rounded else case.at(result)
+    have = np.rint(trial.at(result)) if rounded else trial.at(result)
     demand = "exact after rounding" if rounded else "exact"
-    same = have == case.exact
-    if not rounded and not same.all() and float(case.magnitude.max()) >= exact_limit(spec):
+    same = have == trial.exact
+    if not rounded and not same.all() and float(trial.magnitude.max()) >= exact_limit(spec):
         return "whole numbers not decisive: the sums are too long to be exact"
-    _judge_gate(case, result, same, demand)
+    _judge_gate(trial, result, same, demand)
     surely = not rounded or float(allowed.max(initial=0)) < 0.25  # at elements that were not chosen as well
-    if case.points is not None and surely and (rows := trials.row_sums(spec, seed, span)) is not None:
+    if trial.points is not None and surely and (rows := trials.row_sums(spec, seed, span)) is not None:
         _judge_rows(np.rint(result) if rounded else result, rows)
     sparse = "" if span[2] == 1 else f", {span[2]:.2g} of the weights"
     return f"whole numbers {demand}" + ("" if span == SPANS[0] else f" up to {span[0]} and {span[1]}{sparse}")
 
 
-def _judge_gate(case: Case, result: np.ndarray, same: np.ndarray, demand: str) -> None:
+def _judge_gate(trial: Trial, result: np.ndarray, same: np.ndarray, demand: str) -> None:
     if same.all():
         return
     worst = int(np.argmin(same))
     raise WrongResultError(
-        f"on whole numbers {case.at(result).flat[worst]:.9g} at {_place(case, worst)} should be "
-        f"{case.exact.flat[worst]:.9g}, {demand}; {int((~same).sum())} of {same.size} elements are off"
+        f"on whole numbers {trial.at(result).flat[worst]:.9g} at {_place(trial, worst)} should be "
+        f"{trial.exact.flat[worst]:.9g}, {demand}; {int((~same).sum())} of {same.size} elements are off"
     )
 
 
@@ -390,6 +390,6 @@ def _two_by_three(algorithm: Judgeable, spec: ConvSpec) -> bool:
     return all(back.shape[0] == 2 and g.shape[1] == 3 for back, g, _ in winograd_matrices(algorithm, spec))
 
 
-def _exact_in_quarters(case: Case, allowed: np.ndarray) -> bool:
+def _exact_in_quarters(trial: Trial, allowed: np.ndarray) -> bool:
     """Whether multiples of 2^-ndim up to S, which the bound is 4 u sqrt(q) >= 4 u times of, are exact."""
-    return float(allowed.max(initial=0)) / (4 * case.unit) * 2**case.spec.ndim < exact_limit(case.spec)
+    return float(allowed.max(initial=0)) / (4 * trial.unit) * 2**trial.spec.ndim < exact_limit(trial.spec)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench.arena import Arena, Slot, room, shared_file
-from bench.bounds import Case, Judgeable
+from bench.bounds import Judgeable, Trial
 from bench.judged import LEAST_GROWTH, Judged, overlapping
 
 AGAIN, AGAIN_S = 60, 0.005  # calls of the same plan, and seconds after which one of them is enough
@@ -41,9 +41,9 @@ class Court:
         self._size = 0
         self._last: Sitting | None = None
 
-    def prepare(self, case: Case, beside: bool = False) -> Sitting:
-        """A plan of the judged for the case's weights; the one before is given up, or stays ``beside`` it."""
-        self._last = Sitting(self, case, beside)
+    def prepare(self, trial: Trial, beside: bool = False) -> Sitting:
+        """A plan of the judged for the trial's weights; the one before is given up, or stays ``beside`` it."""
+        self._last = Sitting(self, trial, beside)
         return self._last
 
     def back_to(self, sitting: Sitting) -> None:
@@ -65,13 +65,13 @@ class Court:
         self._arena.clear()
         return self._arena
 
-    def traced(self, case: Case) -> tuple[int | None, np.ndarray | None]:
-        """Bytes that prepare and a run took, held against the prediction, and what it gave; the case is of the last spec.
+    def traced(self, trial: Trial) -> tuple[int | None, np.ndarray | None]:
+        """Bytes that prepare and a run took, held against the prediction, and what it gave; the trial is of the last spec.
 
         None where nobody can tell.
         """
         assert self._last is not None
-        found = self.judged.obey("trace", **self._last.traceable(case))
+        found = self.judged.obey("trace", **self._last.traceable(trial))
         seen, predicted = found["seen"], found["predicted"]
         ours = self.algorithm.family != "peer"
         if ours and seen is not None and seen > WORKSPACE_FACTOR * predicted + WORKSPACE_SLACK:
@@ -85,14 +85,14 @@ class Court:
 
 
 class Sitting:
-    """One prepared case: every operand at one address, overwritten in place from call to call."""
+    """One prepared trial: every operand at one address, overwritten in place from call to call."""
 
-    def __init__(self, court: Court, case: Case, beside: bool) -> None:
-        self._judged, self._case = court.judged, case
-        spec, data = case.spec, case.data
+    def __init__(self, court: Court, trial: Trial, beside: bool) -> None:
+        self._judged, self._trial = court.judged, trial
+        spec, data = trial.spec, trial.data
         arrays = [(a.shape, a.dtype) for a in data.call]
         weights = [] if data.w is None else [(data.w.shape, data.w.dtype)] * 2  # those of a plan beside it stay
-        results = [(spec.result_shape, case.dtype)] * 3
+        results = [(spec.result_shape, trial.dtype)] * 3
         self._arena = court.arena(room([*arrays, *weights, *results]))
         self._operands = [self._arena.take(*a) for a in arrays]
         self._out, *self._results = (self._arena.take(*r) for r in results)
@@ -102,13 +102,13 @@ class Sitting:
             self._arena.view(self._w)[...] = data.w
         self._judged.obey("prepare", spec=str(spec), w=self._w and self._w.text, beside=beside)
 
-    def traceable(self, case: Case) -> dict[str, Any]:
-        """An order to prepare and run ``case`` in the place of this one."""
-        self._lay(case.data.call)
+    def traceable(self, trial: Trial) -> dict[str, Any]:
+        """An order to prepare and run ``trial`` in the place of this one."""
+        self._lay(trial.data.call)
         if self._w is not None:
-            assert case.data.w is not None
-            self._arena.view(self._w)[...] = case.data.w
-        return {"spec": str(self._case.spec), "w": self._w and self._w.text, "operands": [o.text for o in self._operands],
+            assert trial.data.w is not None
+            self._arena.view(self._w)[...] = trial.data.w
+        return {"spec": str(self._trial.spec), "w": self._w and self._w.text, "operands": [o.text for o in self._operands],
                 "result": self._results[0].text}  # fmt: skip
 
     @property
@@ -129,8 +129,8 @@ class Sitting:
         return target if out else self._arena.view(self._results[place])
 
     def again(self) -> list[np.ndarray]:
-        """Two results of up to ``AGAIN`` calls with the operands of the case: one unlike the first, if any is, and the last."""
-        self._lay(self._case.data.call)
+        """Two results of up to ``AGAIN`` calls with the trial's operands: one unlike the first, if any is, and the last."""
+        self._lay(self._trial.data.call)
         facts = self._judged.obey("again", operands=[o.text for o in self._operands], results=[r.text for r in self._results],
                                   least=1, most=AGAIN, seconds=AGAIN_S)  # fmt: skip
         if facts["left_over"]:
@@ -160,7 +160,7 @@ class Sitting:
         return self._arena.view(self._results[0])
 
     def _regular(self, facts: dict[str, Any], out: bool) -> None:
-        spec, dtype = self._case.spec, self._case.dtype
+        spec, dtype = self._trial.spec, self._trial.dtype
         if out and not facts["out"]:
             raise WrongResultError("a call with out= returned another array")
         if not facts["array"]:
@@ -189,8 +189,8 @@ class Sitting:
         """Operands and weights hold what they held, and nobody wrote beside an array."""
         named = [*zip(("first operand", "second operand"), self._operands, operands, strict=False)]
         if self._w is not None:
-            assert self._case.data.w is not None
-            named.append(("weights", self._w, self._case.data.w))
+            assert self._trial.data.w is not None
+            named.append(("weights", self._w, self._trial.data.w))
         for name, slot, values in named:
             if not np.array_equal(bits(self._arena.view(slot)), bits(values)):
                 raise WrongResultError(f"the plan changed its {name}")

@@ -32,7 +32,7 @@ def disturbed(record: Record) -> bool:
     )
 
 
-def standings(groups: Iterable[Sequence[Record]]) -> list[wisdom.Known]:
+def taught(groups: Iterable[Sequence[Record]]) -> list[wisdom.Known]:
     """What a table of records that took turns, those of each spec a group, teaches of each: by the one noise model."""
     timed = [group for found in groups if len(group := [r for r in found if r.launches and not disturbed(r)]) > 1]
     lessons = []

@@ -395,7 +395,7 @@ def judged(ratios: Sequence[Ratio], rate: float = FALSE_DISCOVERIES) -> list[Ver
 
 @dataclass(frozen=True)
 class Decision(Generic[T]):
-    """What a table of comparisons decides of one case.
+    """What a table of comparisons decides of one problem.
 
     Attributes
     ----------
@@ -417,12 +417,12 @@ class Decision(Generic[T]):
 
 
 def decisions(
-    cases: Iterable[Sequence[T]],
+    problems: Iterable[Sequence[T]],
     launches: Callable[[T], Sequence[Taken]],
     same: float = SAME,
     model: Callable[[T], Model] | None = None,
 ) -> list[Decision[T]]:
-    """Decide a table: of each case, at least one contender, who is the fastest and whether the noise could explain it.
+    """Decide a table: of each problem, at least one contender, who is the fastest and whether the noise could explain it.
 
     Parameters
     ----------
@@ -431,13 +431,13 @@ def decisions(
     same : float
         Logarithm of the ratio up to which two are the same.
     model : callable, optional
-        The noise of the table that a contender belongs to; learnt from all these cases unless given.
+        The noise of the table that a contender belongs to; learnt from all of these unless given.
     """
-    cases = list(cases)
+    problems = list(problems)
     if model is None:
-        learnt = Model.of([[launches(one) for one in contenders] for contenders in cases])
+        learnt = Model.of([[launches(one) for one in contenders] for contenders in problems])
         model = lambda _: learnt  # noqa: E731
-    table = [_against_the_fastest(model(contenders[0]), contenders, launches, same) for contenders in cases]
+    table = [_against_the_fastest(model(contenders[0]), contenders, launches, same) for contenders in problems]
     ps = [max((r.p if r.verdict == "slower" else 1.0 for _, r in rivals), default=1.0) for _, rivals in table]
     found = []
     for (first, rivals), sure in zip(table, discoveries(ps), strict=True):

@@ -36,7 +36,7 @@ from algos.host import available_memory, cache_base, caches, cpu_features, usabl
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS, AGAIN_S = 3, 86_400  # measurements of one machine in all, and what lies between two at least
 LIMIT_S = 60.0
-TRIAL_S, TRIALS = 0.01, 8  # of each figure the best trial counts
+TRY_S, TRIES = 0.01, 8  # of each figure the best try counts
 GEMM_SIZES = (512, 1024)
 CHAINS = 12  # accumulators: two pipes of four or five cycles are full, and 16 registers hold them with both constants
 LARGEST_BYTES = 512 << 20
@@ -118,9 +118,9 @@ def copy(source: np.ndarray, target: np.ndarray, rounds: int) -> None:
 
 
 def _best_rate(work: float, job: Callable[[], Any]) -> float:
-    """Work per second of the best trial."""
+    """Work per second of the best try."""
     best = float("inf")
-    for _ in range(TRIALS):
+    for _ in range(TRIES):
         start = perf_counter()
         job()
         best = min(best, perf_counter() - start)
@@ -134,7 +134,7 @@ def _loop_flops_per_s(dtype: str, threads: int) -> float:
     steps = 100_000
     start = perf_counter()
     loop(steps)
-    steps = max(1, int(steps * TRIAL_S / max(perf_counter() - start, 1e-9)))
+    steps = max(1, int(steps * TRY_S / max(perf_counter() - start, 1e-9)))
     return _best_rate(2.0 * steps * CHAINS * lanes * threads, lambda: share(lambda first, last: loop(steps), threads, threads))
 
 
@@ -155,7 +155,7 @@ def _copy_bytes_per_s(array_bytes: int, threads: int) -> float:
     copy(*pairs[0], 1)
     start = perf_counter()
     copy(*pairs[0], 4)
-    rounds = max(1, int(4 * TRIAL_S / max(perf_counter() - start, 1e-9)))
+    rounds = max(1, int(4 * TRY_S / max(perf_counter() - start, 1e-9)))
 
     def job(first: int, last: int) -> None:
         copy(*pairs[first], rounds)

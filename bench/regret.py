@@ -22,7 +22,7 @@ SOURCES = ("measured", "nearest", "model")
 MOST = 200  # specs that are judged, evenly spread over those that could be; the others still teach
 
 
-class _Case(NamedTuple):
+class _Counted(NamedTuple):
     """What counts of a record: all of it, its first launch, and the median of the other launches, NaN without."""
 
     whole: Known
@@ -39,7 +39,7 @@ class Regret:
     def __init__(self) -> None:
         self._machine, self._found = fingerprint()["id"], registry()
         self._present: dict[tuple[str, str, str], bool] = {}
-        self._groups: dict[tuple[str, int], list[_Case]] = {}
+        self._groups: dict[tuple[str, int], list[_Counted]] = {}
 
     def watch(self, records: Iterable[Record]) -> Iterator[Record]:
         """Hand ``records`` on, and note of each what counts."""
@@ -51,7 +51,7 @@ class Regret:
                 whole, (one, *others) = known(record), record.launches
                 first = replace(whole, run_s=one.median_s, prepare_s=one.prepare_s)
                 rest_s = statistics.median(launch.median_s for launch in others) if others else math.nan
-                self._groups.setdefault((record.spec, record.threads), []).append(_Case(whole, first, rest_s))
+                self._groups.setdefault((record.spec, record.threads), []).append(_Counted(whole, first, rest_s))
             yield record
 
     def _is_present(self, name: str, build: str, tunables: str) -> bool:

@@ -23,7 +23,7 @@ from algos.build import build_of
 from algos.registry import get, registry, variant_name
 from bench import mood, noise, perf_counter, seal
 from bench.cases import MOST_LAUNCHES, Case, Settings, limit_text
-from bench.lessons import REMEMBERED, disturbed, known, standings
+from bench.lessons import REMEMBERED, disturbed, known, taught
 from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record, turn_time
 from bench.store import Store
@@ -124,7 +124,7 @@ class Runner:
                     self._pool.end()
                     launch += 1
         finally:
-            self._teach_standings()
+            self._teach_table()
             spent.total = perf_counter() - started
             spent.start_up = self._pool.start_s
             self.outcome.records = [self._records[key] for key in keys if key in self._records]
@@ -287,12 +287,12 @@ class Runner:
             wisdom.remember(self._lessons)
             self._lessons.clear()
 
-    def _teach_standings(self) -> None:
+    def _teach_table(self) -> None:
         """Once the table is whole: how sure it is who is faster than whom."""
         groups: dict[tuple[int, str], list[Record]] = {}
         for key in self._taught:
             groups.setdefault((self._records[key].threads, self._records[key].spec), []).append(self._records[key])
-        wisdom.remember(standings(groups.values()))
+        wisdom.remember(taught(groups.values()))
 
     def _twice(self, state: _Open, step: Callable[[_Open], bool]) -> bool:
         """``step``; when its process is lost, once more in a fresh one: not every death is the case's fault."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from algos.spec import ConvSpec
-from bench.bounds import Case
+from bench.bounds import Trial
 from bench.data import KINDS, SPAN, Operands, operands
 from bench.footprint import Reach, chosen, inside, reach, some
 from bench.oracle import border_value, oracle, oracle_at, padded, reduction
@@ -38,13 +38,13 @@ class Graded:
 
     Attributes
     ----------
-    case : Case
+    trial : Trial
         Unscaled, at chosen points.
     exponents : int array (N,)
         Powers of two: image n of the operands, and of the results, is to be multiplied by 2 ** exponents[n].
     """
 
-    case: Case
+    trial: Trial
     exponents: np.ndarray
 
 
@@ -75,7 +75,7 @@ class Late:
 
 
 @lru_cache(4)
-def seeded(spec: ConvSpec, seed: int, kind: str, span: tuple[float, ...] = (*SPAN, 1.0)) -> Case:
+def seeded(spec: ConvSpec, seed: int, kind: str, span: tuple[float, ...] = (*SPAN, 1.0)) -> Trial:
     """Seeded operands, at all results or at chosen points of large problems."""
     points = None
     size = math.prod(spec.result_shape)
@@ -86,7 +86,7 @@ def seeded(spec: ConvSpec, seed: int, kind: str, span: tuple[float, ...] = (*SPA
         corners = np.array(list(np.ndindex(*(2,) * len(spec.result_shape)))) * (np.array(spec.result_shape) - 1)
         near = [some(reached, FEW_POINTS // 4, rng) for _, reached in spoiled(spec, seed)]
         points = np.unique(np.concatenate([_drawn(spec, count, rng), corners, *near]), axis=0)
-    return Case(spec, operands(spec, seed, kind, (int(span[0]), int(span[1])), span[2]), points)
+    return Trial(spec, operands(spec, seed, kind, (int(span[0]), int(span[1])), span[2]), points)
 
 
 @lru_cache(4)
@@ -106,8 +106,8 @@ def graded(spec: ConvSpec, seed: int) -> list[Graded]:
     data = operands(spec, seed)
     if spec.direction == "weight_gradient":
         exponents = np.full(spec.batch, high)
-        case = Case(spec, data, _few(spec, _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 7]))))
-        return [Graded(case, exponents)]
+        trial = Trial(spec, data, _few(spec, _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 7]))))
+        return [Graded(trial, exponents)]
     rng = np.random.default_rng([seed, 7])
     first, w = data.call[0], _falling(data.w, fall, rng)
     element = chosen(spec, rng)
@@ -120,14 +120,14 @@ def graded(spec: ConvSpec, seed: int) -> list[Graded]:
     rest = _drawn(spec, FEW_POINTS, rng, image=spec.batch - 1)
     if spec.batch > 1:
         image = np.concatenate([pixel, first[1:]])
-        case = _with_first(spec, image, w, _few(spec, np.concatenate([near, clear, rest])))
-        return [Graded(case, np.array([low] + [high] * (spec.batch - 1)))]
+        trial = _with_first(spec, image, w, _few(spec, np.concatenate([near, clear, rest])))
+        return [Graded(trial, np.array([low] + [high] * (spec.batch - 1)))]
     return [Graded(_with_first(spec, pixel, w, _few(spec, np.concatenate([near, clear]))), np.array([low])),
             Graded(_with_first(spec, first, w, _few(spec, rest)), np.array([high]))]
 
 
 @lru_cache(2)
-def whole_batch(spec: ConvSpec, seed: int) -> Case | None:
+def whole_batch(spec: ConvSpec, seed: int) -> Trial | None:
     """The batch as it is, at points of the images from the third on; None where it is too large to hold."""
     if spec.min_bytes > WHOLE_BYTES:
         return None
@@ -141,11 +141,11 @@ def whole_batch(spec: ConvSpec, seed: int) -> Case | None:
     data = operands(spec, seed)
     if data.w is not None and spec.in_dtype.kind == "f":
         data = replace(data, w=_sparse(spec, seed))
-    return Case(spec, data, _few(spec, points))
+    return Trial(spec, data, _few(spec, points))
 
 
 @lru_cache(2)
-def flat(spec: ConvSpec, seed: int) -> Case:
+def flat(spec: ConvSpec, seed: int) -> Trial:
     """Weights that are all one number, on an image that is and on others that are positive: what invites short cuts."""
     data, points = operands(spec, seed), _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 15]))
     first = data.call[0] if spec.in_dtype.kind != "f" else np.abs(data.call[0])
@@ -154,9 +154,9 @@ def flat(spec: ConvSpec, seed: int) -> Case:
 
 
 @lru_cache(2)
-def photographed(spec: ConvSpec) -> Case:
+def photographed(spec: ConvSpec) -> Trial:
     """A smooth, positive picture under kernels with names."""
-    return Case(spec, Operands(*filters(spec), None))
+    return Trial(spec, Operands(*filters(spec), None))
 
 
 @lru_cache(2)
@@ -167,15 +167,15 @@ def row_sums(spec: ConvSpec, seed: int, span: tuple[float, ...]) -> np.ndarray |
     """
     if spec.direction != "forward" or 4 * spec.min_bytes > WHOLE_BYTES:
         return None
-    case = seeded(spec, seed, "integer", span)
-    assert case.data.x is not None and case.data.w is not None
-    x = padded(spec, case.data.x.astype(np.float64), border_value(spec))
+    trial = seeded(spec, seed, "integer", span)
+    assert trial.data.x is not None and trial.data.w is not None
+    x = padded(spec, trial.data.x.astype(np.float64), border_value(spec))
     length, stride, dilation = spec.output_size[-1], spec.stride[-1], spec.dilation[-1]
     ends = [(k * dilation, k * dilation + (length - 1) * stride + 1) for k in range(spec.kernel[-1])]
     read = np.stack([x[..., low:high:stride].sum(-1) for low, high in ends], -1)  # by each tap of a row
     column = spec.with_(size=read.shape[2:], stride=(*spec.stride[:-1], 1), dilation=(*spec.dilation[:-1], 1), padding=0,
                         padding_mode="zeros", rank=None, dtype="float64")  # fmt: skip
-    return oracle(column, read, case.data.w.astype(np.float64))[..., 0]
+    return oracle(column, read, trial.data.w.astype(np.float64))[..., 0]
 
 
 def changing(spec: ConvSpec, seed: int, launch: int) -> tuple[int, ...] | None:
@@ -210,9 +210,9 @@ def _definition(spec: ConvSpec, first: Any, w: Any, rest: Any, points: np.ndarra
     return oracle_at(spec, first, None, rest[0], points, fill=fill)
 
 
-def _with_first(spec: ConvSpec, first: np.ndarray, w: np.ndarray | None, points: np.ndarray, *second: np.ndarray) -> Case:
+def _with_first(spec: ConvSpec, first: np.ndarray, w: np.ndarray | None, points: np.ndarray, *second: np.ndarray) -> Trial:
     x, grad = (None, first) if spec.direction == "input_gradient" else (first, *second, None)[:2]
-    return Case(spec, Operands(x, w, grad), points)
+    return Trial(spec, Operands(x, w, grad), points)
 
 
 def _sparse(spec: ConvSpec, seed: int) -> np.ndarray:
@@ -264,22 +264,22 @@ def _few(spec: ConvSpec, points: np.ndarray) -> np.ndarray:
     return points[:: min(step, max(1, len(points) // 16))]
 
 
-def untouched(case: Case, seed: int, others_only: bool) -> np.ndarray:
-    """Which of the case's results neither the NaN nor the infinity of ``spoiled`` may change: a mask like ``case.exact``.
+def untouched(trial: Trial, seed: int, others_only: bool) -> np.ndarray:
+    """Which of the trial's results neither the NaN nor the infinity of ``spoiled`` may change: a mask like ``trial.exact``.
 
     With ``others_only`` those of the other images alone, for algorithms that spread a NaN over its whole image; a weight
     gradient sums over images, so that nothing is left then.
     """
-    spec = case.spec
+    spec = trial.spec
     shape = spec.result_shape
     if others_only and spec.direction == "weight_gradient":
-        return np.zeros(case.exact.shape, bool)
-    if case.points is not None:
-        mask = np.ones(len(case.points), bool)
+        return np.zeros(trial.exact.shape, bool)
+    if trial.points is not None:
+        mask = np.ones(len(trial.points), bool)
         for element, reached in spoiled(spec, seed):
-            mask &= ~inside(case.points, reached)
+            mask &= ~inside(trial.points, reached)
             if others_only:
-                mask &= case.points[:, 0] != element[0]
+                mask &= trial.points[:, 0] != element[0]
         return mask
     mask = np.ones(shape, bool)
     for element, reached in spoiled(spec, seed):
@@ -289,6 +289,6 @@ def untouched(case: Case, seed: int, others_only: bool) -> np.ndarray:
     return mask
 
 
-def spoilt(case: Case, seed: int) -> np.ndarray:
-    """Which of the case's results read the NaN or the infinity: a mask like ``case.exact``."""
-    return ~untouched(case, seed, others_only=False)
+def spoilt(trial: Trial, seed: int) -> np.ndarray:
+    """Which of the trial's results read the NaN or the infinity: a mask like ``trial.exact``."""
+    return ~untouched(trial, seed, others_only=False)

@@ -100,8 +100,8 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-class Case:
-    """One opened case: its arrays, its plan, its loops."""
+class Opened:
+    """A case that was opened: its arrays, its plan, its loops."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         from algos.host import caches
@@ -343,7 +343,7 @@ def serve(commands: Any, answers: Any, device: str) -> None:
     """Answer commands until there are no more, or until an error takes the device along."""
     from bench import seal
 
-    cases: dict[int, Case] = {}
+    cases: dict[int, Opened] = {}
 
     def answer(**fields: Any) -> None:
         answers.write(json.dumps(fields, allow_nan=False) + "\n")
@@ -356,7 +356,7 @@ def serve(commands: Any, answers: Any, device: str) -> None:
         try:
             match request["do"]:
                 case "open":
-                    cases[request["case"]] = case = Case(request)
+                    cases[request["case"]] = case = Opened(request)
                     reply = case.opened()
                 case "obey":
                     reply = {"answer": cases[request["case"]].judged.obey(**request["order"])}

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from bench.text import seconds
-from reports.findings.histories import Case, Point
+from reports.findings.histories import CaseKey, Point
 from reports.scene import Picture, tick
 from reports.sheet import RC, canvas, grid, head_line, label, marker_size, render
 from reports.style import clean, machine_text, ratio_text, short, styles
@@ -24,12 +24,12 @@ EMPTY = "Nothing of that was measured, by these algorithms: see convbench run an
 # ---- table, JSON -------------------------------------------------------------------------------------------------
 
 
-def varying(found: dict[Case, list[Point]]) -> list[str]:
+def varying(found: dict[CaseKey, list[Point]]) -> list[str]:
     """The parts of a case, beside spec and algorithm, in which those of a table differ."""
-    return [name for name in Case._fields[2:] if len({getattr(case, name) for case in found}) > 1]
+    return [name for name in CaseKey._fields[2:] if len({getattr(case, name) for case in found}) > 1]
 
 
-def history_table(found: dict[Case, list[Point]]) -> Table:
+def history_table(found: dict[CaseKey, list[Point]]) -> Table:
     """A row for every point, the changes named."""
     rows = []
     for case, points in found.items():
@@ -52,7 +52,7 @@ def history_table(found: dict[Case, list[Point]]) -> Table:
     return Table(columns, cells, frozenset({"launches", "time", "threads"}), EMPTY)
 
 
-def history_dicts(found: dict[Case, list[Point]]) -> list[dict[str, Any]]:
+def history_dicts(found: dict[CaseKey, list[Point]]) -> list[dict[str, Any]]:
     """JSON-ready: a case with its points, ratio, low and high against the point before it, None for the first."""
     return [
         {
@@ -75,7 +75,7 @@ QUIET = "#B8B8B8"
 
 
 def history_pictures(
-    found: dict[Case, list[Point]], families: dict[str, str], machines: dict[str, dict[str, Any]]
+    found: dict[CaseKey, list[Point]], families: dict[str, str], machines: dict[str, dict[str, Any]]
 ) -> Iterator[Picture]:
     """A panel for every spec, with the time of each case over its builds and days; at most ``MOST_PAGES`` pictures."""
     specs = list(dict.fromkeys(case.spec for case in found))
@@ -89,7 +89,7 @@ def history_pictures(
 
 
 def _page(
-    found: dict[Case, list[Point]], specs: Sequence[str], families: dict[str, str],
+    found: dict[CaseKey, list[Point]], specs: Sequence[str], families: dict[str, str],
     machines: dict[str, dict[str, Any]], name: str,
 ) -> Picture:  # fmt: skip
     look = styles(families)
@@ -151,7 +151,7 @@ def _page(
     return Picture(name, clean(title), reading, clean(seen or "Nothing changed"), clean(about), *render(figure))
 
 
-def _loud(inside: dict[Case, list[Point]]) -> set[Case]:
+def _loud(inside: dict[CaseKey, list[Point]]) -> set[CaseKey]:
     order = sorted(
         inside, key=lambda case: (all(p.verdict not in ("faster", "slower") for p in inside[case]), inside[case][-1].median_s)
     )
@@ -164,5 +164,5 @@ def _keys(points: Sequence[Point]) -> list[tuple[str, int]]:
     return [(day, days[:at].count(day)) for at, day in enumerate(days)]
 
 
-def _places(inside: dict[Case, list[Point]]) -> dict[tuple[str, int], int]:
+def _places(inside: dict[CaseKey, list[Point]]) -> dict[tuple[str, int], int]:
     return {key: at for at, key in enumerate(sorted({key for points in inside.values() for key in _keys(points)}))}

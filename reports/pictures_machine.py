@@ -119,13 +119,13 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
     left, right = grid(figure, area, 1, 2, left=0.6, bottom=0.48, right=0.2, gap=(2.0, 0), head=0.24)
     endings = []
     low, high = min(0.9, table["gain"].min() / 1.1), max(most / base, table["gain"].max()) * 1.1
-    spread = 0.16 * (counts[0] - base) / max(len(names), 1)
+    apart = 0.16 * (counts[0] - base) / max(len(names), 1)
     for place, name in enumerate(names):
         style = look[name]
         mine = table[table["algorithm"] == name]
         by_count = mine.groupby("threads")["gain"]
         middle = np.exp(np.log(mine["gain"]).groupby(mine["threads"]).mean())
-        shifted = [float(t) + spread * (place - (len(names) - 1) / 2) for t in middle.index]
+        shifted = [float(t) + apart * (place - (len(names) - 1) / 2) for t in middle.index]
         left.vlines(shifted, by_count.min(), by_count.max(), color=style.colour, linewidth=1.2, alpha=0.6)
         left.plot([base, *shifted], [1.0, *middle], color=style.colour, marker=style.marker, linestyle=style.line,
                   markersize=marker_size(style), markeredgecolor="white", markeredgewidth=0.4, linewidth=1.4)  # fmt: skip

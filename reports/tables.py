@@ -19,7 +19,7 @@ import pandas as pd
 from bench.text import seconds, size, three_digits
 from reports.findings.costs import break_even
 from reports.findings.excluded import excluded
-from reports.findings.frame import CASE, GROUP, tuples
+from reports.findings.frame import GROUP, PROBLEM, tuples
 from reports.findings.networks import without_batch
 from reports.findings.ranking import auto_results, models, winners
 from reports.style import clean, ratio_text, short
@@ -155,12 +155,12 @@ def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wi
     """
     found = winners(frame)
     varying = _group_columns(frame)
-    autos = {tuple(getattr(a, n) for n in CASE): a for a in tuples(auto_results(frame))}
+    autos = {tuple(getattr(a, n) for n in PROBLEM): a for a in tuples(auto_results(frame))}
     peers = {(r.algorithm) for r in tuples(frame) if r.family == "peer"}
     mark = lambda name: f"{name} (peer)" if name in peers else name  # noqa: E731
     rows = []
     for row in tuples(found):
-        auto = autos.get(tuple(getattr(row, n) for n in CASE))
+        auto = autos.get(tuple(getattr(row, n) for n in PROBLEM))
         cells = {**_spec_cells(row.spec, layers), **_group_cells(row, varying)}
         cells["fastest"] = mark(row.winner)
         cells["time"] = _time(row.median_s)
@@ -245,11 +245,11 @@ def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) ->
     """Every measured record, the fastest of each spec first; imported and outdated ones tagged."""
     varying = _group_columns(frame) or ["threads"]
     tuned = (frame["tunables"] != "{}").any()
-    fastest = {tuple(getattr(w, n) for n in CASE): w.median_s for w in tuples(winners(frame))}
+    fastest = {tuple(getattr(w, n) for n in PROBLEM): w.median_s for w in tuples(winners(frame))}
     places = {spec: at for at, spec in enumerate(dict.fromkeys(frame["spec"]))}
 
     def cells(row: Any) -> tuple[Cell, ...]:
-        best = fastest.get(tuple(getattr(row, n) for n in CASE), math.nan)
+        best = fastest.get(tuple(getattr(row, n) for n in PROBLEM), math.nan)
         notes = [
             f"chose {row.chosen}" if row.chosen else "",
             f"imported from {row.origin}" if row.origin != "convbench" else "",

@@ -124,7 +124,7 @@ def emulated(kernel: Kernel) -> Callable[..., None]:
     code, count = library(kernel)
     (kind,) = re.findall(r"#define T (\w+)", kernel.code)
 
-    def launch(blocks: int, *arguments: Any) -> None:
+    def call(blocks: int, *arguments: Any) -> None:
         arrays, numbers = arguments[:count], arguments[count:]
         assert all(isinstance(a, np.ndarray) and a.flags.c_contiguous and a.dtype == TYPES[kind] for a in arrays)
         assert all(isinstance(n, int) for n in numbers)
@@ -140,7 +140,7 @@ def emulated(kernel: Kernel) -> Callable[..., None]:
             assert np.isnan(space[:MARGIN]).all() and np.isnan(space[-MARGIN:]).all(), f"{kernel.name} writes outside"
             array[...] = space[MARGIN:-MARGIN].reshape(array.shape)
 
-    return launch
+    return call
 
 
 class _OnNumpy:

@@ -14,7 +14,7 @@ from algos.contract import Algorithm
 from algos.spec import ConvSpec
 from bench import check as judge
 from bench import trials
-from bench.bounds import Case, TransformsError, UnjudgedError, amplified, tolerance, winograd_matrices
+from bench.bounds import TransformsError, Trial, UnjudgedError, amplified, tolerance, winograd_matrices
 from bench.check import Verdict, check
 from bench.data import operands
 from tests import wrong
@@ -99,7 +99,7 @@ def test_right_passes(text: str, dtype: str, direction: Any) -> None:
     if spec.batch:
         assert verdict.gate == "whole numbers exact"
         assert verdict.compared == math.prod(spec.with_(batch=min(spec.batch, 2)).result_shape)
-        assert 0 <= verdict.error_ratio <= 1 and verdict.spreads <= 4
+        assert 0 <= verdict.error_ratio <= 1 and verdict.deviations <= 4
     assert check(spec, Right(accuracy="normwise")).ok
     if spec.ndim == 2 and direction != "weight_gradient":
         assert check(spec, Right(accuracy="lowrank")).ok
@@ -125,13 +125,13 @@ def test_constant_data_raise_no_false_alarm() -> None:
     data = operands(spec)
     assert data.x is not None and data.w is not None
     data.x[...], data.w[...] = 0.1, 0.3
-    case = Case(spec, data)
+    trial = Trial(spec, data)
     total = np.zeros((1, 2, 4, 4), np.float32)
     for product in np.full(512 * 9, np.float32(0.1) * np.float32(0.3)):  # the worst order: one after the other
         total += product
-    error = np.abs(total - case.exact)
-    assert (error <= tolerance(case, Right())).all()
-    assert (error > 2 * math.sqrt(case.terms) * case.unit * np.abs(case.exact)).all()
+    error = np.abs(total - trial.exact)
+    assert (error <= tolerance(trial, Right())).all()
+    assert (error > 2 * math.sqrt(trial.terms) * trial.unit * np.abs(trial.exact)).all()
 
 
 # ---- the wrong ones are refused ---------------------------------------------------------------------------------
@@ -201,8 +201,8 @@ def test_half_precision_is_found_where_the_bound_is_loose() -> None:
     """K = 18432: g_K * B lets half precision through, the spread of seeded normals does not."""
     spec = "1x2048x4x4,2x2048x3x3,p1"
     verdict = refused(spec, wrong.HalfInside())
-    assert verdict.error_ratio < 1 < verdict.spreads / judge.MOST_SPREADS
-    assert check(spec, Right()).spreads < 2.5
+    assert verdict.error_ratio < 1 < verdict.deviations / judge.MOST_DEVIATIONS
+    assert check(spec, Right()).deviations < 2.5
 
 
 @pytest.mark.parametrize("text", ["2x3x9x8,4x3x3x3,p1", "1x64x9x9,8x64x3x3,p1", "2x3x9x8,4x3x3x3,p1,float64"])
@@ -294,9 +294,9 @@ def test_winograd_passes(text: str, m: int, dtype: str) -> None:
 def test_winograd_at_chosen_elements() -> None:
     spec = ConvSpec.parse("2x6x17x13,6x2x3x3,p1:0x2:1,flip")
     algorithm = Minimal(m=4)
-    whole = Case(spec, operands(spec))
+    whole = Trial(spec, operands(spec))
     points = np.array(list(np.ndindex(*spec.result_shape)))[::7]
-    chosen = Case(spec, whole.data, points)
+    chosen = Trial(spec, whole.data, points)
     matrices = winograd_matrices(algorithm, spec)
     np.testing.assert_allclose(amplified(chosen, matrices), whole_at(amplified(whole, matrices), points), rtol=1e-12)
     np.testing.assert_allclose(tolerance(chosen, algorithm), whole_at(tolerance(whole, algorithm), points), rtol=1e-12)
@@ -308,9 +308,9 @@ def whole_at(a: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def test_amplification_is_never_below_the_magnitude() -> None:
     spec = ConvSpec.parse("1x3x9x8,4x3x3x3,p1")
-    case = Case(spec, operands(spec))
+    trial = Trial(spec, operands(spec))
     for m in (2, 4):
-        assert (amplified(case, winograd_matrices(Minimal(m=m), spec)) >= case.magnitude * (1 - 1e-12)).all()
+        assert (amplified(trial, winograd_matrices(Minimal(m=m), spec)) >= trial.magnitude * (1 - 1e-12)).all()
 
 
 def test_wrong_transforms_are_refused() -> None:

@@ -87,13 +87,13 @@ def test_sums_stay_in_registers(nvrtc: Any, name: str) -> None:
             found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
             assert found == [("0", "0", "0")], f"{kernel.name} for {spec}: stack frame, spills {found} in {log!r}"
             (registers,) = re.findall(r"Used (\d+) registers", log)
-            assert int(registers) * kernel.block[0] * kernel.block[1] <= 1 << 16, f"{kernel.name} for {spec} cannot be launched"
+            assert int(registers) * kernel.block[0] * kernel.block[1] <= 1 << 16, f"{kernel.name} for {spec} cannot be called"
 
 
 def test_large_arrays_have_more_blocks_than_a_grid() -> None:
     """Kernels loop over blocks beyond the grid, as they do here with three blocks; the number itself stays exact."""
     spec = ConvSpec.parse("65536x64x4096x4096,64x64x3x3,p1,rank1")
-    for blocks in (cupy_direct.launch(spec).blocks, cupy_separable.launch(spec).blocks):
+    for blocks in (cupy_direct.kernel_call(spec).blocks, cupy_separable.kernel_call(spec).blocks):
         assert type(blocks) is int and blocks > _cupy.LARGEST_GRID
 
 

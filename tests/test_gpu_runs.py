@@ -98,7 +98,7 @@ class LostLater(Steady):
 
 @dataclass(frozen=True)
 class Refused(Steady):
-    """A kernel that cannot be launched fails, and the device goes on."""
+    """A kernel that cannot be called fails, and the device goes on."""
 
     name: str = "refused"
 

@@ -11,7 +11,7 @@ import pytest
 from bench.cli import main
 from bench.record import Launch, Record
 from bench.store import Store
-from reports.findings.histories import Case, Point, histories
+from reports.findings.histories import CaseKey, Point, histories
 from reports.history import history_pictures, history_table
 from tests.record_makers import MACHINE, record
 
@@ -41,7 +41,7 @@ def followed(changes: dict[str, dict[int, float]], noise: float = 0.015, seed: i
     return found
 
 
-def changed(found: dict[Case, list[Point]]) -> set[tuple[str, int, str]]:
+def changed(found: dict[CaseKey, list[Point]]) -> set[tuple[str, int, str]]:
     return {
         (case.algorithm, at, point.verdict)
         for case, points in found.items()

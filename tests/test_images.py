@@ -9,7 +9,7 @@ import pytest
 
 from algos import ConvSpec, algorithms, get, pick
 from algos.functional import prepared
-from bench.bounds import Case, tolerance
+from bench.bounds import Trial, tolerance
 from bench.data import Operands, operands
 
 NAMES = [a.name for a in algorithms() if a.device == "cpu" and a.unavailable() is None and a.family != "auto"]
@@ -26,10 +26,10 @@ BATCHES = [
 
 
 @lru_cache(64)
-def judged(spec: ConvSpec, x: bytes, w: bytes) -> Case:
+def judged(spec: ConvSpec, x: bytes, w: bytes) -> Trial:
     """What the definition says, once for all algorithms and numbers of threads."""
     arrays = (np.frombuffer(a, spec.in_dtype).reshape(shape) for a, shape in ((x, spec.input_shape), (w, spec.weight_shape)))
-    return Case(spec, Operands(*arrays, None))
+    return Trial(spec, Operands(*arrays, None))
 
 
 def alone(spec: ConvSpec, x: np.ndarray, w: np.ndarray, name: str, y: np.ndarray) -> float:

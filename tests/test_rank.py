@@ -12,7 +12,7 @@ import algos
 from algos import ConvSpec
 from algos.engine.outer import MOST_FOUND, WITHIN, factors, numerical_rank
 from algos.functional import prepared
-from bench.bounds import Case, tolerance
+from bench.bounds import Trial, tolerance
 from bench.check import check
 from bench.data import Operands
 from tests.test_check import Right
@@ -149,11 +149,11 @@ def test_every_tap_of_a_gaussian_acts_as_itself(name: str, text: str) -> None:
     w = np.outer(one, one)[None, None].astype(spec.dtype)
     x = np.zeros(spec.input_shape, spec.dtype)
     x[0, 0, 30, 34] = 1e10
-    case = Case(spec, Operands(x, w, None))
+    trial = Trial(spec, Operands(x, w, None))
     y = prepared(spec, w, algorithm, 1)(x)
     assert np.count_nonzero(y) > 40
-    assert (np.abs(y - case.exact) <= (sum(spec.kernel) + 2) * case.unit * np.abs(case.exact)).all()
-    assert (np.abs(y - case.exact) <= tolerance(case, algorithm)).all()
+    assert (np.abs(y - trial.exact) <= (sum(spec.kernel) + 2) * trial.unit * np.abs(trial.exact)).all()
+    assert (np.abs(y - trial.exact) <= tolerance(trial, algorithm)).all()
 
 
 @pytest.mark.parametrize("options", ["", ",rank1", ",rank2", ",rank1,flip"])
@@ -162,11 +162,11 @@ def test_the_bound_of_separable_passes_fails_a_lost_tap(options: str) -> None:
     spec, w = ConvSpec.parse("64x64,15x15,p7" + options), faint()
     x = np.zeros(spec.input_shape, np.float32)
     x[0, 0, 30, 30] = 1e10
-    case, lost = Case(spec, Operands(x, w, None)), Case(spec, Operands(x, np.where(w < 1, 0, w), None))
-    allowed = tolerance(case, Right(accuracy="lowrank"))
-    error = np.abs(lost.exact - case.exact)
+    trial, lost = Trial(spec, Operands(x, w, None)), Trial(spec, Operands(x, np.where(w < 1, 0, w), None))
+    allowed = tolerance(trial, Right(accuracy="lowrank"))
+    error = np.abs(lost.exact - trial.exact)
     assert error.max() == pytest.approx(100) and (error > allowed).sum() == 1
-    assert (np.abs(case.exact.astype(np.float32) - case.exact) <= allowed).all()
+    assert (np.abs(trial.exact.astype(np.float32) - trial.exact) <= allowed).all()
 
 
 @pytest.mark.parametrize("seed", [17, 42])

@@ -23,7 +23,7 @@ from algos.spec import ConvSpec
 THREADS = 256  # of a block, where a kernel has no reason for another number
 SHARED_BYTES = 40 << 10  # every CUDA device gives a block 48 KiB
 LARGEST_GRID = (1 << 31) - 1
-MEMORY_BYTES_PER_S, LAUNCH_S = 5e11, 8e-6  # of a middling device, for the picker before anything was measured
+MEMORY_BYTES_PER_S, KERNEL_CALL_S = 5e11, 8e-6  # of a middling device, for the picker before anything was measured
 QUALIFIED = r"^(\w+\.)+\w+: "  # the kind of an exception, which says less than its text
 LIBRARIES = ("cupy", "cupy-cuda12x", "cupy-cuda13x")
 
@@ -125,15 +125,15 @@ class CupyAlgorithm(Algorithm):
         return []
 
     def compiled(self, kernel: Kernel) -> Callable[..., None]:
-        """``launch(blocks, *arguments)`` with arrays and whole numbers in the order of the kernel's parameters."""
+        """``call(blocks, *arguments)`` with arrays and whole numbers in the order of the kernel's parameters."""
         raw = self.xp.RawKernel(kernel.code, kernel.name, kernel.options)
         raw.compile()
 
-        def launch(blocks: int, *arguments: Any) -> None:
+        def call(blocks: int, *arguments: Any) -> None:
             passed = tuple(np.int64(a) if isinstance(a, int) else a for a in arguments)
             raw((min(blocks, LARGEST_GRID),), kernel.block, passed)
 
-        return launch
+        return call
 
     def to_device(self, array: np.ndarray) -> Any:
         return self.xp.asarray(array)
@@ -145,6 +145,6 @@ class CupyAlgorithm(Algorithm):
         self.xp.cuda.runtime.deviceSynchronize()
 
 
-def device_cost(operations: float, moved_bytes: float, launches: float, flops_per_s: float) -> Cost:
-    """What a run on the device does; ``Cost`` reckons with calls of NumPy's length, so launches are expressed in them."""
-    return Cost(operations, moved_bytes, launches * LAUNCH_S / CALL_S, flops_per_s, False, MEMORY_BYTES_PER_S)
+def device_cost(operations: float, moved_bytes: float, kernel_calls: float, flops_per_s: float) -> Cost:
+    """What a run on the device does, its calls of kernels expressed in calls of NumPy's length, as ``Cost`` reckons."""
+    return Cost(operations, moved_bytes, kernel_calls * KERNEL_CALL_S / CALL_S, flops_per_s, False, MEMORY_BYTES_PER_S)

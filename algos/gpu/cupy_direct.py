@@ -119,7 +119,7 @@ extern "C" __global__ void plain(const T* __restrict__ x, const T* __restrict__ 
 
 
 @dataclass(frozen=True)
-class Launch:
+class KernelCall:
     """The kernel for one spec, its number of blocks and its numbers."""
 
     kernel: Kernel
@@ -127,7 +127,7 @@ class Launch:
     sizes: tuple[int, ...]
 
 
-def launch(spec: ConvSpec) -> Launch:
+def kernel_call(spec: ConvSpec) -> KernelCall:
     """Tile, staging and text for ``spec``."""
     row, col = axes(spec)
     unit = spec.in_dtype.itemsize
@@ -153,9 +153,9 @@ def launch(spec: ConvSpec) -> Launch:
     if step:
         tiles = -(-col.outputs // across) * -(-row.outputs // (8 * pixels)) * -(-outputs // channels)
         kernel = Kernel("tiled", f'{text}{head}extern "C"{tiled}', (across, 8))
-        return Launch(kernel, spec.batch * spec.groups * tiles, sizes)
+        return KernelCall(kernel, spec.batch * spec.groups * tiles, sizes)
     total = spec.batch * spec.out_channels * row.outputs * col.outputs
-    return Launch(Kernel("plain", f'{text}{head}extern "C"{plain}'), blocks_for(total), sizes)
+    return KernelCall(Kernel("plain", f'{text}{head}extern "C"{plain}'), blocks_for(total), sizes)
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ class CupyDirect(CupyAlgorithm):
         return 0
 
     def kernels(self, spec: ConvSpec) -> list[Kernel]:
-        return [launch(spec).kernel]
+        return [kernel_call(spec).kernel]
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
-        shape = launch(spec)
+        shape = kernel_call(spec)
         kernel = self.compiled(shape.kernel)
 
         def run(x: Any, out: Any = None) -> Any:

@@ -98,7 +98,7 @@ extern "C" __global__ void separable(const T* __restrict__ x, const T* __restric
 
 
 @dataclass(frozen=True)
-class Launch:
+class KernelCall:
     """The kernel for one spec, its number of blocks and its numbers."""
 
     kernel: Kernel
@@ -106,7 +106,7 @@ class Launch:
     sizes: tuple[int, ...]
 
 
-def launch(spec: ConvSpec) -> Launch:
+def kernel_call(spec: ConvSpec) -> KernelCall:
     """Tile and rows at a time for ``spec``."""
     row, col = axes(spec)
     across = next((n for n in (8, 16) if col.outputs <= n), 32)
@@ -128,7 +128,7 @@ def launch(spec: ConvSpec) -> Launch:
         row.outputs, col.outputs, row.before, col.before,
     )
     tiles = -(-col.outputs // across) * -(-row.outputs // (8 * pixels))
-    return Launch(Kernel("separable", text + SOURCE, (across, 8)), spec.batch * spec.out_channels * tiles, sizes)
+    return KernelCall(Kernel("separable", text + SOURCE, (across, 8)), spec.batch * spec.out_channels * tiles, sizes)
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,11 @@ class CupySeparable(CupyAlgorithm):
         return kept + factor_bytes(pairs, *spec.kernel)  # these on the host
 
     def kernels(self, spec: ConvSpec) -> list[Kernel]:
-        return [launch(spec).kernel]
+        return [kernel_call(spec).kernel]
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
         assert spec.rank is not None
-        shape = launch(spec)
+        shape = kernel_call(spec)
         kernel = self.compiled(shape.kernel)
         down, along = (self.to_device(part) for part in factors(self.to_host(weights), spec.rank))
 

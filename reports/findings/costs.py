@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from reports.findings.frame import CASE, groups
+from reports.findings.frame import PROBLEM, groups
 from reports.findings.ranking import ranked
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
@@ -46,15 +46,15 @@ def envelope(rows: Iterable[Any]) -> list[Stretch]:
 
 
 def break_even(frame: pd.DataFrame) -> pd.DataFrame:
-    """``CASE`` columns and ``stretches``: the ``envelope`` of the algorithms that compete, per case, in recorded order."""
+    """``PROBLEM`` columns and ``stretches``: the ``envelope`` of the algorithms that compete, per case, in recorded order."""
     rows = [
-        {**dict(zip(CASE, key, strict=True)), "stretches": stretches}
-        for key, rivals in groups(ranked(frame), CASE)
+        {**dict(zip(PROBLEM, key, strict=True)), "stretches": stretches}
+        for key, rivals in groups(ranked(frame), PROBLEM)
         if (stretches := envelope(rivals))
     ]
-    order = {key: at for at, key in enumerate(dict.fromkeys(frame[CASE].itertuples(index=False, name=None)))}
-    rows.sort(key=lambda row: order[tuple(row[name] for name in CASE)])
-    return pd.DataFrame(rows, columns=[*CASE, "stretches"])
+    order = {key: at for at, key in enumerate(dict.fromkeys(frame[PROBLEM].itertuples(index=False, name=None)))}
+    rows.sort(key=lambda row: order[tuple(row[name] for name in PROBLEM)])
+    return pd.DataFrame(rows, columns=[*PROBLEM, "stretches"])
 
 
 def representative(cases: dict[str, list[Stretch]], work: dict[str, float]) -> list[str]:

@@ -18,7 +18,7 @@ from bench.noise import Packed
 from bench.record import Record
 
 GROUP = ["machine", "threads", "cold"]  # times from different groups are never compared
-CASE = [*GROUP, "spec"]
+PROBLEM = [*GROUP, "spec"]
 
 FIRST_RUN_RATIO, FIRST_RUN_S = 5.0, 1e-2  # a first run beyond both, and beyond fresh memory, was prepare's work
 FRESH_BYTE_S = 2.5e-9  # the slowest page faults seen: 25 ms for a fresh output of 13 MB

@@ -19,7 +19,7 @@ from bench.record import Record
 CONTROLS, ASSUMED = 5, 0.02  # pairs of one build on two days that tell the noise between runs, and what it is without them
 
 
-class Case(NamedTuple):
+class CaseKey(NamedTuple):
     """What is followed: everything of a record's key but its build."""
 
     spec: str
@@ -58,14 +58,14 @@ class Point:
     verdict: str = ""
 
 
-def histories(records: Iterable[Record], algorithms: Collection[str] = ()) -> dict[Case, list[Point]]:
+def histories(records: Iterable[Record], algorithms: Collection[str] = ()) -> dict[CaseKey, list[Point]]:
     """The points of every case that was measured by convbench itself, the oldest first; all teach the noise.
 
     Only the cases of ``algorithms`` are judged, where some are named.
     """
-    found: dict[Case, dict[tuple[str, str], Record]] = {}
+    found: dict[CaseKey, dict[tuple[str, str], Record]] = {}
     for record in records:
-        case = Case(record.spec, record.algorithm, record.tunables, record.threads, record.machine, record.cold)
+        case = CaseKey(record.spec, record.algorithm, record.tunables, record.threads, record.machine, record.cold)
         for launch in record.launches if record.origin == "convbench" else ():
             points = found.setdefault(case, {})
             key = launch.started[:10], record.build
@@ -120,7 +120,7 @@ def _wider(model: Model, between: float, one: Sequence[Taken], other: Sequence[T
     return replace(model, apart=math.hypot(model.apart, between * math.sqrt(2 / (1 / len(one) + 1 / len(other)))))
 
 
-def _models(found: dict[Case, dict[tuple[str, str], Record]]) -> dict[tuple[int, str, bool], Model]:
+def _models(found: dict[CaseKey, dict[tuple[str, str], Record]]) -> dict[tuple[int, str, bool], Model]:
     """The noise of every (threads, machine, cold), learnt from rivals of one build and day."""
     rivals: dict[tuple[int, str, bool], dict[tuple[str, str], list[Packed]]] = {}
     for case, points in found.items():
@@ -136,7 +136,7 @@ def _reach(model: Model, launches: Sequence[Taken]) -> float:
     return math.exp(math.log(ratio.high / ratio.low) / 2 / math.sqrt(2))
 
 
-def _judged(drawn: dict[Case, list[Point]]) -> dict[Case, list[Point]]:
+def _judged(drawn: dict[CaseKey, list[Point]]) -> dict[CaseKey, list[Point]]:
     """With the verdicts of all points together."""
     verdicts = iter(judged([point.ratio for points in drawn.values() for point in points if point.ratio]))
     return {

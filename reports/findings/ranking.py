@@ -13,7 +13,7 @@ import pandas as pd
 
 from algos.grammar import meant
 from bench.noise import Model, Ratio, decisions
-from reports.findings.frame import CASE, GROUP, groups, tuples
+from reports.findings.frame import GROUP, PROBLEM, groups, tuples
 
 
 def _once_per_frame(function: Callable[..., Any]) -> Any:
@@ -55,14 +55,14 @@ def ranked(frame: pd.DataFrame, with_auto: bool = False, every: bool = False) ->
     if with_auto and not auto.any():
         return ranked(frame, every=True) if every else ranked(frame)
     rows = frame[frame["competes"]]
-    named = set(rows[[*CASE, "algorithm"]].itertuples(index=False, name=None))
+    named = set(rows[[*PROBLEM, "algorithm"]].itertuples(index=False, name=None))
     unnamed = frame[auto]
     chosen = unnamed["chosen"].map(lambda name: name.partition(":")[0])
-    cases = unnamed[CASE].assign(algorithm=chosen).itertuples(index=False, name=None)
+    cases = unnamed[PROBLEM].assign(algorithm=chosen).itertuples(index=False, name=None)
     new = np.array([case not in named for case in cases], bool)
     stand_ins = unnamed[new].assign(algorithm=chosen[new], chosen="", competes=True)
     rows = pd.concat([rows, stand_ins, frame[auto]] if with_auto else [rows, stand_ins])
-    alike = [*CASE, "algorithm", *(["tunables"] if every else [])]
+    alike = [*PROBLEM, "algorithm", *(["tunables"] if every else [])]
     return rows.sort_values(["median_s", "algorithm"], kind="stable").drop_duplicates(alike)
 
 
@@ -87,10 +87,10 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
     its 98% interval), ``needed`` (launches that would decide what is undecided), ``contenders``, ``best_own``, ``best_peer``
     and ``own_over_peer`` (best peer's time over our best's).
     """
-    columns = [*CASE, "size", "kernel", "side", "kernel_side", "sweep", "winner", "verdict", "tie", "tied", "peer", "median_s",
-               "launch_count", "gflops", "runner_up", "margin", "ratio", "low", "high", "needed", "contenders", "best_own",
-               "best_peer", "own_over_peer"]  # fmt: skip
-    cases = [rows for _, rows in groups(ranked(frame), CASE)]
+    columns = [*PROBLEM, "size", "kernel", "side", "kernel_side", "sweep", "winner", "verdict", "tie", "tied", "peer",
+               "median_s", "launch_count", "gflops", "runner_up", "margin", "ratio", "low", "high", "needed", "contenders",
+               "best_own", "best_peer", "own_over_peer"]  # fmt: skip
+    cases = [rows for _, rows in groups(ranked(frame), PROBLEM)]
     rows = []
     for decision in decisions(cases, lambda row: row.launches, model=lambda row: _model(frame, row)):
         first, verdict, rivals, left = decision.first, decision.verdict, decision.rivals, decision.left
@@ -130,20 +130,20 @@ def auto_results(frame: pd.DataFrame) -> pd.DataFrame:
     whether auto is surely slower, ``chosen_ratio`` auto's time over that of the same algorithm called by its name:
     identical code, so its distance from 1 is noise.
     """
-    columns = [*CASE, "size", "kernel", "chosen", "auto_s", "best", "best_s", "ratio", "behind", "chosen_ratio"]
+    columns = [*PROBLEM, "size", "kernel", "chosen", "auto_s", "best", "best_s", "ratio", "behind", "chosen_ratio"]
     rows, measured = [], ranked(frame)
     everything = ranked(frame, with_auto=True)
     autos = everything[everything["chosen"] != ""]
     measured = measured[measured["spec"].isin(autos["spec"])]
-    cases = dict(groups(measured, CASE))
+    cases = dict(groups(measured, PROBLEM))
     for auto in tuples(autos):
-        own = [c for c in cases.get(tuple(getattr(auto, n) for n in CASE), []) if c.family not in ("peer", "auto")]
+        own = [c for c in cases.get(tuple(getattr(auto, n) for n in PROBLEM), []) if c.family not in ("peer", "auto")]
         best = own[0] if own else None
         times = {c.algorithm: c.median_s for c in own}
         judged = compare(frame, best, auto) if best else None
         rows.append(
             {
-                **{name: getattr(auto, name) for name in [*CASE, "size", "kernel", "chosen"]},
+                **{name: getattr(auto, name) for name in [*PROBLEM, "size", "kernel", "chosen"]},
                 "auto_s": auto.median_s,
                 "best": best.algorithm if best else "",
                 "best_s": best.median_s if best else math.nan,
@@ -157,8 +157,8 @@ def auto_results(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _as_recorded(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """Cases in the order in which they were first measured."""
-    order = {case: index for index, case in enumerate(dict.fromkeys(frame[CASE].itertuples(index=False, name=None)))}
-    places = [order[case] for case in table[CASE].itertuples(index=False, name=None)]
+    order = {case: index for index, case in enumerate(dict.fromkeys(frame[PROBLEM].itertuples(index=False, name=None)))}
+    places = [order[case] for case in table[PROBLEM].itertuples(index=False, name=None)]
     return table.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
 
 
@@ -197,10 +197,13 @@ def speed_ups(frame: pd.DataFrame, baseline: Sequence[str] = ()) -> tuple[pd.Dat
         chosen, label = [], "the slowest"
     if len(chosen) > 1 and baseline:
         label = f"best of {', '.join(chosen)}"
-    base = rows[rows["algorithm"].isin(chosen)].drop_duplicates(CASE) if chosen else rows.drop_duplicates(CASE, keep="last")
-    base = base[[*CASE, "algorithm", "median_s"]]
+    if chosen:
+        base = rows[rows["algorithm"].isin(chosen)].drop_duplicates(PROBLEM)
+    else:
+        base = rows.drop_duplicates(PROBLEM, keep="last")
+    base = base[[*PROBLEM, "algorithm", "median_s"]]
     base = base.rename(columns={"algorithm": "baseline", "median_s": "baseline_s"})
-    table = rows.merge(base, on=CASE)
+    table = rows.merge(base, on=PROBLEM)
     table["speed_up"] = table["baseline_s"] / table["median_s"]
     return table, label
 

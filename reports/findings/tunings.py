@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.noise import Ratio
-from reports.findings.frame import CASE, tuples
+from reports.findings.frame import PROBLEM, tuples
 from reports.findings.ranking import compare, ranked
 
 
@@ -30,12 +30,12 @@ class Tuning(NamedTuple):
 def tunings(frame: pd.DataFrame, own: Mapping[str, str]) -> list[Tuning]:
     """One for each case and algorithm that was measured with its ``own`` tunables (by name, JSON text) and with others."""
     found = []
-    for (*case, name), group in ranked(frame, every=True).groupby([*CASE, "algorithm"], sort=False):
+    for (*case, name), group in ranked(frame, every=True).groupby([*PROBLEM, "algorithm"], sort=False):
         rows = list(tuples(group))  # the fastest first
         default = next((row for row in rows if row.tunables == own.get(name)), None)
         other = next((row for row in rows if row.tunables != own.get(name)), None)
         if default and other:
-            where = dict(zip(CASE, case, strict=True))
+            where = dict(zip(PROBLEM, case, strict=True))
             lead = compare(frame, other, default)
             found.append(Tuning(where, name, default.median_s, other.tunables, other.median_s, lead))
     return found
