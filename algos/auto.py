@@ -1,7 +1,7 @@
 """The picker: the fastest algorithm that is right for a spec, and why; itself an algorithm named "auto".
 
-It ranks every candidate by its expected time, measured on this machine and build when it was, else estimated, and names
-the reason for each one that it leaves out. Nothing that gave a wrong result here is ever picked.
+It ranks every candidate by its expected time, measured on this machine and build when it was, else estimated,
+and names the reason for each one that it leaves out. Nothing that gave a wrong result here is ever picked.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def pick(
     max_workspace_bytes : int, optional
         Leaves out what needs more beside its operands.
     calls : int, optional
-        Shares prepare, and compiling where it has yet to be done, over so many calls; without it only the run counts.
+        Shares prepare, and compiling where it has yet to be done, over so many calls; without it only the run
+        counts.
     device : {"cpu", "cuda"}, optional
         Any when left out.
     accuracy : {"componentwise"}, optional
@@ -118,7 +119,10 @@ def pick(
     calls = None if calls is None else checked_int("calls", calls, least=1)
     if max_workspace_bytes is not None:
         max_workspace_bytes = checked_int("max_workspace_bytes", max_workspace_bytes, least=0)
-    for name, value, known_values in (("device", device, ("cpu", "cuda")), ("accuracy", accuracy, ("componentwise",))):
+    for name, value, known_values in (
+        ("device", device, ("cpu", "cuda")),
+        ("accuracy", accuracy, ("componentwise",)),
+    ):
         if value is not None and (not isinstance(value, str) or value not in known_values):
             raise SpecError(f"{name} is {shown(value)}: use {', '.join(map(repr, known_values))} or None")
     count = checked_threads(threads)
@@ -140,13 +144,19 @@ def pick(
             return f"needs {needed:,} bytes of workspace, the limit is {max_workspace_bytes:,}"
         if algorithm.device == "cpu" and needed > free:
             return f"needs {needed:,} bytes of workspace, " + (
-                f"{free:,} are free" if free else f"operands and result fill the memory with {spec.min_bytes:,}"
+                f"{free:,} are free"
+                if free
+                else f"operands and result fill the memory with {spec.min_bytes:,}"
             )
         return _distrust(algorithm, spec, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]
     choice = choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not)
-    return replace(choice, reason=choice.reason + _measured_with_others()) if choice.source == "model" else choice
+    return (
+        replace(choice, reason=choice.reason + _measured_with_others())
+        if choice.source == "model"
+        else choice
+    )
 
 
 def choose(
@@ -161,7 +171,8 @@ def choose(
 ) -> Choice:
     """Rank ``found`` on ``spec`` by what ``knowledge`` says of their times.
 
-    ``unwanted`` excludes before an algorithm is asked whether it is available, which may start a probe; ``why_not`` after.
+    ``unwanted`` excludes before an algorithm is asked whether it is available, which may start a probe;
+    ``why_not`` after.
     """
     from algos.registry import refusal, variant_name
 
@@ -174,7 +185,12 @@ def choose(
         try:
             algorithm = knowledge.tuned(base, spec, threads)
             name = names[id(algorithm)] = variant_name(algorithm, base)
-            reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, received) or why_not(algorithm)
+            reason = (
+                unwanted(algorithm)
+                or refusal(algorithm)
+                or refusal(algorithm, received)
+                or why_not(algorithm)
+            )
             estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
             if estimate and (seconds := compiling_s(algorithm, received)):
                 estimate = replace(estimate, compile_s=seconds)
@@ -189,25 +205,28 @@ def choose(
         raise SpecError(f"no algorithm can compute {spec}: {reasons}; see convbench list '{spec}'")
     ranked.sort(key=lambda pair: pair[1].expected_s(calls) * DOUBT[pair[1].source])
     candidates = tuple(
-        Candidate(names[id(a)], e.expected_s(calls), e.run_s, e.prepare_s, e.source, a.workspace_bytes(received, threads),
-                  compile_s=e.compile_s)
+        Candidate(names[id(a)], e.expected_s(calls), e.run_s, e.prepare_s, e.source,
+                  a.workspace_bytes(received, threads), compile_s=e.compile_s)
         for a, e in ranked
     )  # fmt: skip
     best, estimate = ranked[0]
     reason = ("tuned, " if names[id(best)] != best.name else "") + _reason(ranked, calls)
     if caveat := getattr(best, "caveat", None):
         reason += f"; {caveat(received)}"
-    choice = Choice(names[id(best)], estimate.source, estimate.expected_s(calls), reason, candidates + tuple(excluded))
+    choice = Choice(
+        names[id(best)], estimate.source, estimate.expected_s(calls), reason, candidates + tuple(excluded)
+    )
     if calls == 1 and (later := pays_off(choice)):
         choice = replace(choice, reason=f"{reason}; after {later[0]} single calls compiling {later[1]} pays")
     return choice
 
 
 def pays_off(choice: Choice) -> tuple[int, str] | None:
-    """After how many calls, each with its own prepare, another algorithm would have saved what compiling it takes; its name.
+    """After how many calls, each with its own prepare, another algorithm would have saved what compiling it
+    takes; its name.
 
-    Who compiles then has lost at most as much as by compiling at once, and as much as by never compiling: the best rule for
-    one who cannot know how many calls will come.
+    Who compiles then has lost at most as much as by compiling at once, and as much as by never compiling: the
+    best rule for one who cannot know how many calls will come.
     """
     chosen, *others = [c for c in choice.candidates if not c.excluded]
     later = min((c for c in others if c.compile_s > chosen.compile_s), key=_call_s, default=None)
@@ -227,10 +246,14 @@ def known() -> Knowledge:
 
 
 def _measured_with_others() -> str:
-    """That this machine was measured with another number of cores, which says little of what it does with these."""
+    """That this machine was measured with another number of cores, which says little of what it does with
+    these.
+    """
     by_cores = ids_by_cores() if (measured := wisdom.machines()) else {}
     counts = sorted(cores for identity, cores in by_cores.items() if identity in measured)
-    return f"; measured for {' and '.join(map(str, counts))} cores, you have {usable_cores()}" if counts else ""
+    return (
+        f"; measured for {' and '.join(map(str, counts))} cores, you have {usable_cores()}" if counts else ""
+    )
 
 
 _last: tuple[wisdom.Memory, Knowledge] | None = None
@@ -263,7 +286,9 @@ def _distrust(algorithm: Algorithm, spec: ConvSpec, knowledge: Knowledge, thread
 
 def _reason(ranked: list[tuple[Algorithm, Estimate]], calls: int | None) -> str:
     (_, first), others = ranked[0], ranked[1:]
-    text = {"measured": "measured fastest", "nearest": "expected fastest", "model": "modelled fastest"}[first.source]
+    text = {"measured": "measured fastest", "nearest": "expected fastest", "model": "modelled fastest"}[
+        first.source
+    ]
     if first.detail:
         text += f" ({first.detail})"
     if others:
@@ -277,9 +302,13 @@ def _reason(ranked: list[tuple[Algorithm, Estimate]], calls: int | None) -> str:
 
 
 def _against(name: str, first: Estimate, second: Estimate, ratio: float) -> str:
-    """What may be said of the second, ``ratio`` times as slow: of measured ones no more than their turns showed."""
+    """What may be said of the second, ``ratio`` times as slow: of measured ones no more than their turns
+    showed.
+    """
     if first.known is None or second.known is None:
-        return f", {ratio:.2f} x faster than {name}" if ratio >= 1 else f"; {name} is only guessed to be faster"
+        return (
+            f", {ratio:.2f} x faster than {name}" if ratio >= 1 else f"; {name} is only guessed to be faster"
+        )
     lead, other = first.known, second.known
     if lead.verdict == "fastest" and other.verdict and other.run_s:
         ends = f"{other.low:.2f} to {other.high:.2f}"

@@ -1,7 +1,8 @@
 """The build that a record belongs to: what the code of its algorithm was.
 
-That is every module of ``algos`` that the algorithm's own file imports, at its head or in a function, and what those import in
-turn, with the versions of its runtime's libraries: an edit of another family, or of a text, leaves its records as they are.
+That is every module of ``algos`` that the algorithm's own file imports, at its head or in a function, and
+what those import in turn, with the versions of its runtime's libraries: an edit of another family, or of a
+text, leaves its records as they are.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from algos.contract import Algorithm
 
 ROOT = Path(__file__).parent
-SHARED = {str(ROOT / f"{name}.py") for name in ("contract", "spec", "grammar")}  # what all algorithms are written against
-# A whole file takes milliseconds to parse; only its imports are, and what is imported for types alone is skipped.
+# What all algorithms are written against
+SHARED = {str(ROOT / f"{name}.py") for name in ("contract", "spec", "grammar")}
+# A whole file takes milliseconds to parse; only its imports are, and what is imported for types alone is
+# skipped.
 FOR_TYPES = re.compile(r"^if (?:typing\.)?TYPE_CHECKING:\n(?:(?:[ \t][^\n]*)?\n)+", re.MULTILINE)
 IMPORT = re.compile(r"import\b[^\n(]*(?:\((?:#[^\n]*|[^)#])*\))?")
 
@@ -66,7 +69,11 @@ def imports(file: str) -> tuple[tuple[str, str], ...]:
         if ROOT.name in statement or statement.startswith("from ."):
             with suppress(SyntaxError):  # prose
                 for node in ast.parse(statement).body:
-                    found += ((name.rpartition(".")[2], path) for name in named(file, node) for path in files_of(name))
+                    found += (
+                        (name.rpartition(".")[2], path)
+                        for name in named(file, node)
+                        for path in files_of(name)
+                    )
     return tuple(found)
 
 
@@ -83,7 +90,8 @@ def named(file: str, node: ast.stmt) -> Iterator[str]:
 
 @cache
 def files_of(name: str) -> tuple[str, ...]:
-    """The file that a name stands in; of one that a package passes on, the file that the package has it from."""
+    """The file that a name stands in; of one that a package passes on, the file that the package has it from.
+    """
     if name.partition(".")[0] != ROOT.name:
         return ()
     own = os.path.join(ROOT.parent, *name.split("."))

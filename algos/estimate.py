@@ -1,7 +1,9 @@
-"""How long an algorithm will take on a spec: as measured, from its nearest measured specs, or from the cost model.
+"""How long an algorithm will take on a spec: as measured, from its nearest measured specs, or from the cost
+model.
 
-The model knows the method (operations, bytes, calls), not the machine. What was measured on other specs corrects it: the
-ratio of measured to modelled time changes slowly from one shape to its neighbours, far more slowly than the time itself.
+The model knows the method (operations, bytes, calls), not the machine. What was measured on other specs
+corrects it: the ratio of measured to modelled time changes slowly from one shape to its neighbours, far more
+slowly than the time itself.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Estimate:
     known: Known | None = None  # of a measured one
 
     def expected_s(self, calls: int | None) -> float:
-        """Seconds per call when ``calls`` share prepare and compiling; None means so many that both vanish."""
+        """Seconds per call when ``calls`` share prepare and compiling; None means so many that both vanish.
+        """
         return self.run_s + ((self.prepare_s + self.compile_s) / calls if calls else 0.0)
 
 
@@ -66,7 +69,10 @@ class Knowledge:
     """
 
     def __init__(
-        self, entries: Memory | Iterable[Known], found: dict[str, Algorithm], build: Callable[[Algorithm], str]
+        self,
+        entries: Memory | Iterable[Known],
+        found: dict[str, Algorithm],
+        build: Callable[[Algorithm], str],
     ) -> None:
         self._memory = entries if isinstance(entries, Memory) else Memory(entries)
         self._found, self._build, self._without = found, build, ""
@@ -96,7 +102,9 @@ class Knowledge:
                 self._on[entry.spec].setdefault((entry.algorithm, entry.threads), {})[entry.tunables] = entry
 
     def _entries(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[_Entries]:
-        """By tunables, what is known of this very spec, or of the same work under another name: unranked, or as received."""
+        """By tunables, what is known of this very spec, or of the same work under
+        another name: unranked, or as received.
+        """
         asked, same = self._same  # at once: another thread may ask for another spec meanwhile
         if asked != (spec, self._without):
             same = [text for text in _same_work(spec) if text in self._specs and text != self._without]
@@ -124,7 +132,9 @@ class Knowledge:
         """The best answer that there is for a spec as the caller states it."""
         entry = self.measured(algorithm, spec, threads)
         if entry is not None and entry.status == "ok":
-            return Estimate(entry.run_s, entry.prepare_s, "measured", f"measured on {entry.spec}", known=entry)
+            return Estimate(
+                entry.run_s, entry.prepare_s, "measured", f"measured on {entry.spec}", known=entry
+            )
         return self.guess(algorithm, spec, threads)
 
     def guess(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Estimate:
@@ -134,11 +144,15 @@ class Knowledge:
         near = self._near(algorithm, spec, threads)
         if not near:
             prepare_s = PREPARE_S + algorithm.workspace_bytes(received, threads) / PREPARE_BYTES_PER_S
-            return Estimate(modelled * self._correction(threads), prepare_s, "model", "operations, bytes and calls")
+            return Estimate(
+                modelled * self._correction(threads), prepare_s, "model", "operations, bytes and calls"
+            )
         weights = [1.0 / (0.25 + distance) for distance, _ in near]
         shifts = [math.log(self._ratio(algorithm, other)) for _, other in near]
         ratio = math.exp(sum(w * s for w, s in zip(weights, shifts, strict=True)) / sum(weights))
-        return Estimate(modelled * ratio, near[0][1].prepare_s, "nearest", f"nearest measured spec {near[0][1].spec}")
+        return Estimate(
+            modelled * ratio, near[0][1].prepare_s, "nearest", f"nearest measured spec {near[0][1].spec}"
+        )
 
     def _near(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[tuple[float, Known]]:
         """The nearest specs on which ``algorithm`` was measured, with their distances."""
@@ -173,7 +187,9 @@ class Knowledge:
     def _by_kind(self, threads: int) -> dict[str, Places]:
         if threads not in self._places:
             rows: dict[str, list[tuple[str, bytes]]] = {}
-            for text, (of_kind, packed) in self._memory.places(threads, {self._build(a) for a in self._found.values()}):
+            for text, (of_kind, packed) in self._memory.places(
+                threads, {self._build(a) for a in self._found.values()}
+            ):
                 rows.setdefault(of_kind, []).append((text, packed))
             self._places[threads] = {name: Places(*zip(*pairs, strict=True)) for name, pairs in rows.items()}
         return self._places[threads]
@@ -182,21 +198,31 @@ class Knowledge:
         key = algorithm.name, entry.spec, entry.threads
         if key not in self._ratios:
             received = parsed(entry.spec).received()
-            modelled = max(self._found[algorithm.name].cost(received, entry.threads).seconds(entry.threads), 1e-9)
+            modelled = max(
+                self._found[algorithm.name].cost(received, entry.threads).seconds(entry.threads), 1e-9
+            )
             self._ratios[key] = max(entry.run_s, 1e-9) / modelled
         return self._ratios[key]
 
     def _correction(self, threads: int) -> float:
-        """The machine's speed against the model's, over every algorithm: keeps guesses comparable with measurements."""
+        """The machine's speed against the model's, over every algorithm: keeps
+        guesses comparable with measurements.
+        """
         if threads not in self._corrections:
-            specs = sorted(text for places in self._by_kind(threads).values() for text in places.specs if text != self._without)
+            specs = sorted(
+                text
+                for places in self._by_kind(threads).values()
+                for text in places.specs
+                if text != self._without
+            )
             some = specs[:: -(-len(specs) // SAMPLED) or 1]
             self._load(some)
             shifts = [
                 math.log(self._ratio(algorithm, entry))
                 for text in some
                 for algorithm in self._found.values()
-                if (entry := self._own(algorithm, text, threads)) and algorithm.unsupported(parsed(text).received()) is None
+                if (entry := self._own(algorithm, text, threads))
+                and algorithm.unsupported(parsed(text).received()) is None
             ]
             trust = len(shifts) / (len(shifts) + 4)  # a record or two say little about the machine
             self._corrections[threads] = math.exp(statistics.median(shifts) * trust) if shifts else 1.0

@@ -1,9 +1,9 @@
-"""Facts of the host within what a container leaves of it: cores, memory, caches, the folders where something is kept, and what
-names the machine in records.
+"""Facts of the host within what a container leaves of it: cores, memory, caches, the folders where something
+is kept, and what names the machine in records.
 
-Limits may change while a process runs, so they are read when they are asked for; those of control groups (v1, v2, both at
-once, and every level above the process) at most ``FRESH_S`` later, since that means reading files. What a system does not
-tell, or tells out of bounds, has a default.
+Limits may change while a process runs, so they are read when they are asked for; those of control groups (v1,
+v2, both at once, and every level above the process) at most ``FRESH_S`` later, since that means reading
+files. What a system does not tell, or tells out of bounds, has a default.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ GUESSED_BYTES = 1 << 30  # of memory, where nobody knows
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
                   "VECLIB_MAXIMUM_THREADS", "OMP_NUM_THREADS")  # fmt: skip
 # Bytes of a cache where the system does not tell, and the bounds of what is believed.
-CACHES = {"L1d": (32 << 10, 4 << 10, 4 << 20), "L2": (512 << 10, 64 << 10, 1 << 30), "L3": (8 << 20, 256 << 10, 16 << 30)}
+CACHES = {"L1d": (32 << 10, 4 << 10, 4 << 20), "L2": (512 << 10, 64 << 10, 1 << 30),
+          "L3": (8 << 20, 256 << 10, 16 << 30)}  # fmt: skip
 CACHE_NAMES = {("1", "Data"): "L1d", ("2", "Unified"): "L2", ("3", "Unified"): "L3"}
 SAID = "CONVBENCH_SAID"  # in the environment, so that the children of a process that has said it keep quiet
 # Whose versions belong to the build of an algorithm, by its runtime.
@@ -41,7 +42,13 @@ LIBRARIES = {
     "numpy": ("numpy", "scipy"),
     "numba": ("numpy", "numba", "llvmlite"),
     "torch": ("numpy", "torch"),
-    "opencv": ("numpy", "opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    "opencv": (
+        "numpy",
+        "opencv-python",
+        "opencv-python-headless",
+        "opencv-contrib-python",
+        "opencv-contrib-python-headless",
+    ),
     "cupy": ("numpy", "cupy", "cupy-cuda12x", "cupy-cuda13x"),
 }
 
@@ -63,11 +70,13 @@ def _fresh(read: Callable[[], Found]) -> Callable[[], Found]:
     return found
 
 
-# ---- cores ------------------------------------------------------------------------------------------------------
+# ---- cores -------------------------------------------------------------------------------------------------
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: by affinity, which cpusets narrow, and by the quota of its control groups."""
+    """Cores that this process may use: by affinity, which cpusets narrow, and
+    by the quota of its control groups.
+    """
     cores = 0
     if hasattr(os, "sched_getaffinity"):
         with contextlib.suppress(OSError):
@@ -78,7 +87,9 @@ def usable_cores() -> int:
 def environment_threads(names: tuple[str, ...]) -> list[int]:
     """The numbers in those variables that are set; of a list, which OMP_NUM_THREADS may hold, the first."""
     words = (os.environ.get(name, "").partition(",")[0].strip() for name in names)
-    return [int(word) for word in words if word.isascii() and word.isdigit() and 0 < len(word) < 10 and int(word)]
+    return [
+        int(word) for word in words if word.isascii() and word.isdigit() and 0 < len(word) < 10 and int(word)
+    ]
 
 
 @_fresh
@@ -86,14 +97,14 @@ def _quota() -> int:
     """Whole cores that the control groups grant."""
     cores = NO_LIMIT
     for group in _groups("cpu"):
-        for ratio in (_numbers(group / "cpu.max"),
-                      _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us")):  # fmt: skip
+        of_v1 = _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us")
+        for ratio in (_numbers(group / "cpu.max"), of_v1):
             if len(ratio) == 2 and min(ratio) > 0:  # -1 is v1's word for none
                 cores = min(cores, max(1, ratio[0] // ratio[1]))
     return cores
 
 
-# ---- memory -----------------------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------------------------------------
 
 
 class _Limit(NamedTuple):
@@ -105,13 +116,16 @@ class _Limit(NamedTuple):
 
 
 def available_memory() -> int:
-    """Bytes that this process can still take: of the host's memory, of its control groups' and of its address space."""
+    """Bytes that this process can still take: of the host's memory, of its
+    control groups' and of its address space.
+    """
     free = _physical("available")
     for limit in _memory_limits():
         droppable = 0  # pages of files that nobody has used for a while
         with contextlib.suppress(OSError, ValueError, KeyError):
             details = dict(line.split() for line in limit.details.read_text().splitlines())
-            droppable = int(details.get("total_inactive_file") or details["inactive_file"])  # of v1's whole tree, of v2's
+            # Of v1's whole tree, of v2's
+            droppable = int(details.get("total_inactive_file") or details["inactive_file"])
         for used in _numbers(limit.used)[:1]:
             free = min(free, limit.bytes - max(0, used - droppable))
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -169,28 +183,37 @@ def _memory_limits() -> list[_Limit]:
     return found
 
 
-# ---- control groups ---------------------------------------------------------------------------------------------
+# ---- control groups ----------------------------------------------------------------------------------------
 
 
 def _groups(controller: str) -> list[Path]:
-    """The folders of this process's control groups that may limit ``controller``, of v1 and v2, with all above them."""
+    """The folders of this process's control groups that may limit
+    ``controller``, of v1 and v2, with all above them.
+    """
     system = ROOT / "sys/fs/cgroup"
     try:
         own = [line.split(":", 2) for line in (ROOT / "proc/self/cgroup").read_text().splitlines()]
         mounts = (ROOT / "proc/self/mountinfo").read_text().splitlines()
     except OSError:
         return [system, system / controller]  # where a container sees its own
-    paths = {name: path for _, names, path in (line for line in own if len(line) == 3) for name in names.split(",")}
+    paths = {
+        name: path for _, names, path in (line for line in own if len(line) == 3) for name in names.split(",")
+    }
     found: list[Path] = []
     for mount in mounts:
         where, _, what = mount.partition(" - ")
         kind, options = (what.split() or [""])[0], (what.split() or [""])[-1]
         name = "" if kind == "cgroup2" else controller
-        if kind not in ("cgroup", "cgroup2") or (name and name not in options.split(",")) or name not in paths:
+        if (
+            kind not in ("cgroup", "cgroup2")
+            or (name and name not in options.split(","))
+            or name not in paths
+        ):
             continue
         shown, mounted = where.split()[3:5]
         top = ROOT / mounted.lstrip("/")
-        # A mount shows the tree from ``shown`` on; a container may see the path of its host, which leads nowhere in there.
+        # A mount shows the tree from ``shown`` on; a container may see the path of its host, which leads
+        # nowhere in there.
         inner = top
         if ".." not in paths[name] and (paths[name] + "/").startswith(shown.rstrip("/") + "/"):
             inner = top / paths[name][len(shown.rstrip("/")) :].lstrip("/")
@@ -205,12 +228,14 @@ def _numbers(path: Path) -> list[int]:
     return []
 
 
-# ---- processor --------------------------------------------------------------------------------------------------
+# ---- processor ---------------------------------------------------------------------------------------------
 
 
 @cache
 def caches() -> dict[str, int]:
-    """Bytes of L1d, L2 (each per core) and L3, as far as the system tells what can be; sane defaults elsewhere."""
+    """Bytes of L1d, L2 (each per core) and L3, as far as the system tells what can be; sane defaults
+    elsewhere.
+    """
     sizes = {name: default for name, (default, _, _) in CACHES.items()}
     for index in sorted((ROOT / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -224,7 +249,9 @@ def caches() -> dict[str, int]:
 
 @cache
 def cpu_features() -> dict[str, bool]:
-    """The vector extensions of the processor by LLVM's names; none where LLVM cannot tell, as on some without /proc."""
+    """The vector extensions of the processor by LLVM's names; none where LLVM
+    cannot tell, as on some without /proc.
+    """
     from llvmlite import binding
 
     with contextlib.suppress(RuntimeError):
@@ -244,13 +271,19 @@ def _cpu_model() -> str:
 @cache
 def vector_extension() -> str:
     """The widest vector extension that matters to the kernels."""
-    for name, label in (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX"), ("sve", "SVE"), ("neon", "NEON")):
+    for name, label in (
+        ("avx512f", "AVX-512"),
+        ("avx2", "AVX2"),
+        ("avx", "AVX"),
+        ("sve", "SVE"),
+        ("neon", "NEON"),
+    ):
         if cpu_features().get(name):
             return label
     return "baseline"
 
 
-# ---- folders ----------------------------------------------------------------------------------------------------
+# ---- folders -----------------------------------------------------------------------------------------------
 
 
 def data_base() -> Path:
@@ -265,7 +298,8 @@ def data_base() -> Path:
 
 
 def cache_base() -> Path:
-    """Where what can be made again lives (compiled code, probes): CONVBENCH_CACHE, else the user's cache folder.
+    """Where what can be made again lives (compiled code, probes): CONVBENCH_CACHE, else the user's cache
+    folder.
 
     Raises
     ------
@@ -290,21 +324,29 @@ def forgetful(error: OSError) -> None:
         os.environ[SAID] = "1"
         why = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
         print(f"convbench: what it compiles and measures is forgotten when this process ends ({why}): "
-              "set CONVBENCH_CACHE and CONVBENCH_DATA to folders that it may write", file=sys.stderr)  # fmt: skip
+              "set CONVBENCH_CACHE and CONVBENCH_DATA to folders that it may write",
+              file=sys.stderr)  # fmt: skip
 
 
-# ---- the machine -------------------------------------------------------------------------------------------------
+# ---- the machine -------------------------------------------------------------------------------------------
 
 
 @cache
 def fingerprint() -> dict[str, Any]:
     """What a reader of a figure must know about the machine, JSON-ready; ``id`` names it in records."""
-    return {**_identity(usable_cores()), "memory_bytes": total_memory(), "python": platform.python_version(), "blas": _blas(),
-            "versions": {name: found for name in every_library() if (found := version(name))}}
+    return {
+        **_identity(usable_cores()),
+        "memory_bytes": total_memory(),
+        "python": platform.python_version(),
+        "blas": _blas(),
+        "versions": {name: found for name in every_library() if (found := version(name))},
+    }
 
 
 def ids_by_cores() -> dict[str, int]:
-    """What this machine's ``id`` is with other numbers of usable cores: fewer for a container, more for its host."""
+    """What this machine's ``id`` is with other numbers of usable cores: fewer
+    for a container, more for its host.
+    """
     most, now = os.cpu_count() or 1, fingerprint()["cores"]
     return {_identity(cores)["id"]: cores for cores in range(1, most + 1) if cores != now}
 
@@ -343,7 +385,9 @@ def _blas() -> str:
 def gpu_driver() -> str:
     """The driver's line and the GPUs' models; empty without one."""
     with contextlib.suppress(OSError):
-        lines = [line for path in sorted(GPUS.glob("*/information")) for line in path.read_text().splitlines()]
+        lines = [
+            line for path in sorted(GPUS.glob("*/information")) for line in path.read_text().splitlines()
+        ]
         models = [" ".join(line.split()) for line in lines if "Model:" in line]
         return " | ".join([*DRIVER.read_text().splitlines()[:1], *models])
     return ""

@@ -18,7 +18,8 @@ DAY_S = 86_400  # that an answer is believed
 
 
 def probe(name: str, code: str, libraries: tuple[str, ...], timeout_s: float = 60.0) -> str | None:
-    """Why ``code`` fails in a throw-away process, or None; the answer is kept for a day, keyed by versions and driver.
+    """Why ``code`` fails in a throw-away process, or None; the answer is kept for a day, keyed by versions
+    and driver.
 
     ``code`` prints nothing of interest; its exit status decides, and the last line on stderr is the reason.
     """
@@ -45,8 +46,9 @@ def _kept(key: str) -> Path:
 def _try(code: str, timeout_s: float) -> str | None:
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
-        )
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s,
+            stdin=subprocess.DEVNULL
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"the probe did not answer in {timeout_s:.0f} s"
     if done.returncode == 0:

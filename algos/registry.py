@@ -1,7 +1,9 @@
-"""Finds the algorithms: every module in cpu/, gpu/ and peers/, and every file in the folders of CONVBENCH_PATH.
+"""Finds the algorithms: every module in cpu/, gpu/ and peers/, and every file in the folders of
+CONVBENCH_PATH.
 
-A module ends with ``ALGORITHMS = [...]``; nothing else registers it. A module whose third-party import is missing becomes
-an unavailable entry that says so; any other error in it is a bug and propagates, from a file of CONVBENCH_PATH by its name.
+A module ends with ``ALGORITHMS = [...]``; nothing else registers it. A module whose third-party import is
+missing becomes an unavailable entry that says so; any other error in it is a bug and propagates, from a file
+of CONVBENCH_PATH by its name.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ ALLOWED = {"family": FAMILIES, "accuracy": ACCURACIES, "device": ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Missing(Algorithm):
-    """Stands for a module that could not be imported, so that ``list`` can say why; ``file`` is one from outside."""
+    """Stands for a module that could not be imported, so that ``list`` can say why; ``file`` is one from
+    outside.
+    """
 
     reason: str = ""
     file: str = ""
@@ -60,12 +64,14 @@ def registry() -> dict[str, Algorithm]:
     Raises
     ------
     ValueError
-        For a duplicate name, an unknown family, accuracy, device, runtime or layout, and for a folder of CONVBENCH_PATH
-        that does not exist or a file in it that cannot be imported.
+        For a duplicate name, an unknown family, accuracy, device, runtime or layout, and for a folder of
+        CONVBENCH_PATH that does not exist or a file in it that cannot be imported.
     """
     found: dict[str, Algorithm] = {}
     entries = [entry for path in _files() for entry in _load(path)]
-    for algorithm, source in sorted(entries, key=lambda entry: isinstance(entry[0], Missing) and bool(entry[0].file)):
+    for algorithm, source in sorted(
+        entries, key=lambda entry: isinstance(entry[0], Missing) and bool(entry[0].file)
+    ):
         while isinstance(algorithm, Missing) and algorithm.name in found:  # the name of a file is nobody's
             algorithm = replace(algorithm, name=f"{algorithm.name}_")
         _validate(algorithm, source)
@@ -78,18 +84,23 @@ def registry() -> dict[str, Algorithm]:
 def _validate(algorithm: Any, source: str) -> None:
     """Raise ValueError for what is no algorithm, with the file that it stands in."""
     if not isinstance(algorithm, Algorithm):
-        raise ValueError(f"ALGORITHMS in {source} holds {algorithm!r}, not an Algorithm: end it with [YourAlgorithm()]")
+        raise ValueError(
+            f"ALGORITHMS in {source} holds {algorithm!r}, not an Algorithm: end it with [YourAlgorithm()]"
+        )
     if not (isinstance(algorithm.name, str) and algorithm.name.isidentifier()):
         raise ValueError(f"algorithm name {algorithm.name!r} in {source} must be a Python identifier")
     for field, known in ALLOWED.items():
         if getattr(algorithm, field) not in known:
             raise ValueError(
-                f"{field} {getattr(algorithm, field)!r} of {algorithm.name} in {source} is not one of {', '.join(known)}"
+                f"{field} {getattr(algorithm, field)!r} of {algorithm.name} in {source} is not one of "
+                f"{', '.join(known)}"
             )
     try:
         hash(algorithm)
     except TypeError as error:
-        raise ValueError(f"{algorithm.name} in {source} must be a frozen dataclass with hashable fields: {error}") from None
+        raise ValueError(
+            f"{algorithm.name} in {source} must be a frozen dataclass with hashable fields: {error}"
+        ) from None
 
 
 def said(question: Callable[..., object], *arguments: Any) -> str | None:
@@ -102,12 +113,17 @@ def said(question: Callable[..., object], *arguments: Any) -> str | None:
     """
     answer = question(*arguments)
     if answer is not None and not (isinstance(answer, str) and answer):
-        raise TypeError(f"{getattr(question, '__name__', question)} returned {answer!r}, neither a reason in words nor None")
+        raise TypeError(
+            f"{getattr(question, '__name__', question)} returned {answer!r}, neither a reason in words nor "
+            "None"
+        )
     return answer
 
 
 def refusal(algorithm: Algorithm, spec: ConvSpec | None = None) -> str | None:
-    """Why it is unavailable, or does not support ``spec``; an algorithm that cannot even say that is out of the question."""
+    """Why it is unavailable, or does not support ``spec``; an algorithm that cannot
+    even say that is out of the question.
+    """
     try:
         return said(algorithm.unavailable) if spec is None else said(algorithm.unsupported, spec)
     except (Exception, SystemExit) as error:
@@ -133,9 +149,15 @@ def get(name: str) -> Algorithm:
 
 
 def _advice(name: str, found: dict[str, Algorithm]) -> str:
-    """What an unknown name may stand for: an algorithm of a file that was not loaded, or one with a similar name."""
+    """What an unknown name may stand for: an algorithm of a file that was not
+    loaded, or one with a similar name.
+    """
     lost = [a for a in found.values() if isinstance(a, Missing) and a.file]
-    if named := [a for a in lost if re.search(rf"[\"']{re.escape(name)}[\"']", Path(a.file).read_text(errors="replace"))]:
+    if named := [
+        a
+        for a in lost
+        if re.search(rf"[\"']{re.escape(name)}[\"']", Path(a.file).read_text(errors="replace"))
+    ]:
         return f"it stands in a file that could not be loaded: {named[0].reason}"
     advice = meant(name, found, "use a name that convbench list prints")
     return advice + "".join(f"; a file could not be loaded: {a.reason}" for a in lost)
@@ -153,7 +175,9 @@ def _variant(base: Algorithm, text: str) -> Algorithm:
         try:
             values[key] = value if isinstance(own[key], str) else json.loads(value)
         except ValueError:
-            raise ValueError(f"tunable {key} of {base.name} is {value!r}: write it like {own[key]!r}") from None
+            raise ValueError(
+                f"tunable {key} of {base.name} is {value!r}: write it like {own[key]!r}"
+            ) from None
         if type(values[key]) is not type(own[key]):
             raise ValueError(f"tunable {key} of {base.name} is {value!r}: write it like {own[key]!r}")
         if not isinstance(own[key], str) and values[key] < 0:
@@ -162,13 +186,17 @@ def _variant(base: Algorithm, text: str) -> Algorithm:
 
 
 def variant_name(algorithm: Algorithm, base: Algorithm | None = None) -> str:
-    """What ``get`` knows it by: its name, and each tunable that differs from those of ``base``, the registered one."""
+    """What ``get`` knows it by: its name, and each tunable that differs from
+    those of ``base``, the registered one.
+    """
     base = base or registry().get(algorithm.name, algorithm)
     if algorithm is base:
         return algorithm.name
     own = base.tunables()
     differing = {key: value for key, value in algorithm.tunables().items() if value != own.get(key)}
-    text = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in differing.items())
+    text = (
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in differing.items()
+    )
     return ":".join((algorithm.name, *text))
 
 
@@ -187,7 +215,11 @@ def is_external(algorithm: Algorithm) -> bool:
 
 def source_of(algorithm: Algorithm) -> str:
     """The file that an algorithm from outside stands in; empty for those of this distribution."""
-    return str(getattr(sys.modules[type(algorithm).__module__], "__file__", "")) if is_external(algorithm) else ""
+    return (
+        str(getattr(sys.modules[type(algorithm).__module__], "__file__", ""))
+        if is_external(algorithm)
+        else ""
+    )
 
 
 EXTERNAL_PREFIX = "convbench_path_"
@@ -198,9 +230,13 @@ def _files() -> list[Path]:
     for text in filter(None, os.environ.get("CONVBENCH_PATH", "").split(os.pathsep)):
         place = Path(text).expanduser()
         if not place.is_dir() and not (place.suffix == ".py" and place.is_file()):
-            raise ValueError(f"CONVBENCH_PATH names {text!r}, which is no folder and no Python file: correct or unset it")
+            raise ValueError(
+                f"CONVBENCH_PATH names {text!r}, which is no folder and no Python file: correct or unset it"
+            )
         places.append(place)
-    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*.py")))]
+    files = [
+        path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*.py")))
+    ]
     return [*(path for path in files if not path.name.startswith("_")), ROOT / "auto.py"]
 
 
@@ -208,7 +244,9 @@ def _load(path: Path) -> list[tuple[Algorithm, str]]:
     inside = path.is_relative_to(ROOT)
     try:
         if inside:
-            module = importlib.import_module(".".join(("algos", *path.relative_to(ROOT).with_suffix("").parts)))
+            module = importlib.import_module(
+                ".".join(("algos", *path.relative_to(ROOT).with_suffix("").parts))
+            )
         else:
             module = _import_file(path)
     except ModuleNotFoundError as error:
@@ -219,14 +257,19 @@ def _load(path: Path) -> list[tuple[Algorithm, str]]:
     if listed is None:
         raise ValueError(f"{path} defines no ALGORITHMS: end it with ALGORITHMS = [YourAlgorithm()]")
     if not isinstance(listed, list | tuple):
-        raise ValueError(f"ALGORITHMS in {path} is {listed!r}, not a list: end it with ALGORITHMS = [YourAlgorithm()]")
+        raise ValueError(
+            f"ALGORITHMS in {path} is {listed!r}, not a list: end it with ALGORITHMS = [YourAlgorithm()]"
+        )
     return [(algorithm, str(path)) for algorithm in listed]
 
 
 def _missing(path: Path, module: str, inside: bool) -> Missing:
-    """The entry of a file that imports what is not there, named like the file: it could not say its own names."""
+    """The entry of a file that imports what is not there, named like the file: it could not say its own
+    names.
+    """
     package = module.partition(".")[0]
-    absent = module if importlib.util.find_spec(package) else package  # a part that another version has, or the whole
+    # A part that another version has, or the whole
+    absent = module if importlib.util.find_spec(package) else package
     family = "peer" if path.parent.name == "peers" else "direct"
     if inside:
         return Missing(path.stem, family, reason=f"{absent} is not installed")
@@ -252,7 +295,11 @@ def _import_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, KeyboardInterrupt) or (isinstance(error, ModuleNotFoundError) and not _is_ours(error)):
+        if isinstance(error, KeyboardInterrupt) or (
+            isinstance(error, ModuleNotFoundError) and not _is_ours(error)
+        ):
             raise
-        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     return module

@@ -1,9 +1,9 @@
 """Wisdom: what this machine's measurements taught, kept in the user's data folder from one run to the next.
 
-A small SQLite file, written by ``convbench run`` and asked by the picker for the specs that it is about, never read as a whole.
-Only what the same build measured counts. An entry with other tunables than the algorithm's own is a decision of ``--tune``: on
-that spec it runs with these. A file that cannot be read is set aside, one that cannot be written costs a warning: forgetting
-is never an error.
+A small SQLite file, written by ``convbench run`` and asked by the picker for the specs that it is about,
+never read as a whole. Only what the same build measured counts. An entry with other tunables than the
+algorithm's own is a decision of ``--tune``: on that spec it runs with these. A file that cannot be read is
+set aside, one that cannot be written costs a warning: forgetting is never an error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Known:
     prepare_s, run_s : float
         Medians over launches, seconds.
     verdict : str
-        Against the fastest that it took turns with: "fastest", "slower", "same", "undecided", or empty where nobody judged.
+        Against the fastest that it took turns with: "fastest", "slower", "same", "undecided", or empty where
+        nobody judged.
     low, high : float
         The 98% interval of its time over that of the fastest; 0 where nobody judged.
     """
@@ -59,8 +60,8 @@ class Known:
 _FIELDS = tuple(f.name for f in fields(Known))
 _KEY = _FIELDS[:6]
 _SCHEMA = (
-    f"CREATE TABLE IF NOT EXISTS known ({', '.join(_FIELDS[:5])}, threads INTEGER, status, reason, prepare_s REAL, "
-    f"run_s REAL, verdict, low REAL, high REAL, PRIMARY KEY ({', '.join(_KEY)}))",
+    f"CREATE TABLE IF NOT EXISTS known ({', '.join(_FIELDS[:5])}, threads INTEGER, status, reason, prepare_s "
+    f"REAL, run_s REAL, verdict, low REAL, high REAL, PRIMARY KEY ({', '.join(_KEY)}))",
     "CREATE INDEX IF NOT EXISTS by_spec ON known (spec, machine, threads, status, build)",
     "CREATE INDEX IF NOT EXISTS wrongs ON known (machine) WHERE status = 'wrong'",
     "CREATE TABLE place (spec PRIMARY KEY, kind, features)",
@@ -80,7 +81,9 @@ def remember(entries: Iterable[Known]) -> None:
     try:
         path().parent.mkdir(parents=True, exist_ok=True)
         with closing(_connect()) as database, database:
-            database.executemany(f"INSERT OR REPLACE INTO known VALUES ({', '.join('?' * len(_FIELDS))})", rows)
+            database.executemany(
+                f"INSERT OR REPLACE INTO known VALUES ({', '.join('?' * len(_FIELDS))})", rows
+            )
             _place(database, dict.fromkeys(row[2] for row in rows))
     except sqlite3.Error as error:
         print(f"convbench: cannot remember measurements in {path()}: {error}", file=sys.stderr)
@@ -96,7 +99,8 @@ def forget_tuned(like: Known, own: str) -> None:
             return
         with closing(_connect()) as database, database:
             database.execute(
-                "DELETE FROM known WHERE machine = ? AND spec = ? AND algorithm = ? AND threads = ? AND tunables != ?",
+                "DELETE FROM known WHERE machine = ? AND spec = ? AND algorithm = ? AND threads = ? AND "
+                "tunables != ?",
                 (like.machine, like.spec, like.algorithm, like.threads, own),
             )
     except OSError:  # without a home nothing was remembered
@@ -136,7 +140,8 @@ class Memory:
         return [
             (spec, where)
             for spec, entries in self._by_spec.items()
-            if any(e.status == "ok" and e.threads == threads and e.build in builds for e in entries) and (where := place(spec))
+            if any(e.status == "ok" and e.threads == threads and e.build in builds for e in entries)
+            and (where := place(spec))
         ]
 
 
@@ -154,7 +159,10 @@ class _Kept(Memory):
         return {spec for (spec,) in _read("SELECT DISTINCT spec FROM known WHERE machine = ?", self._machine)}
 
     def wrong(self) -> list[Known]:
-        return [Known(*row) for row in _read("SELECT * FROM known WHERE status = 'wrong' AND machine = ?", self._machine)]
+        return [
+            Known(*row)
+            for row in _read("SELECT * FROM known WHERE status = 'wrong' AND machine = ?", self._machine)
+        ]
 
     def places(self, threads: int, builds: Collection[str]) -> list[tuple[str, Place]]:
         measured = (
@@ -163,9 +171,14 @@ class _Kept(Memory):
         )
         values = self._machine, threads, json.dumps(sorted(builds))
         if _read("SELECT 1 FROM sqlite_master WHERE name = 'place'"):
-            rows = _read(f"SELECT spec, kind, features FROM place WHERE EXISTS ({measured.format('place.spec')})", *values)
+            rows = _read(
+                f"SELECT spec, kind, features FROM place WHERE EXISTS ({measured.format('place.spec')})",
+                *values,
+            )
             return [(spec, (kind, packed)) for spec, kind, packed in rows]
-        specs = _read(f"SELECT DISTINCT spec FROM {measured.format('spec').replace('SELECT 1 FROM ', '', 1)}", *values)
+        specs = _read(
+            f"SELECT DISTINCT spec FROM {measured.format('spec').replace('SELECT 1 FROM ', '', 1)}", *values
+        )
         return [(spec, where) for (spec,) in specs if (where := place(spec))]
 
 
@@ -188,16 +201,27 @@ def recall_anew() -> None:
 
 
 def _read(query: str, *values: str | int) -> list[tuple]:
-    """The rows of an answer; none where nothing is known or can be read for now. A damaged file is set aside."""
+    """The rows of an answer; none where nothing is known or can be read for now. A damaged file is set aside.
+    """
     with suppress(OSError):
         if not path().is_file():
             return []
-        for how in ("mode=ro", "immutable=1"):  # a read-only folder has no room for the index that readers share
-            if how == "immutable=1" and (log := path().with_name(f"{FILE_NAME}-wal")).exists() and log.stat().st_size:
-                print(f"convbench: {log} holds measurements that cannot be read here: make room there", file=sys.stderr)
+        # A read-only folder has no room for the index that readers share
+        for how in ("mode=ro", "immutable=1"):
+            if (
+                how == "immutable=1"
+                and (log := path().with_name(f"{FILE_NAME}-wal")).exists()
+                and log.stat().st_size
+            ):
+                print(
+                    f"convbench: {log} holds measurements that cannot be read here: make room there",
+                    file=sys.stderr,
+                )
                 return []
             try:
-                with closing(sqlite3.connect(f"{path().resolve().as_uri()}?{how}", timeout=10.0, uri=True)) as database:
+                with closing(
+                    sqlite3.connect(f"{path().resolve().as_uri()}?{how}", timeout=10.0, uri=True)
+                ) as database:
                     return database.execute(query, values).fetchall()
             except sqlite3.OperationalError as error:
                 if "locked" in str(error) or "no such table" in str(error):
@@ -223,5 +247,9 @@ def _connect() -> sqlite3.Connection:
 def _place(database: sqlite3.Connection, specs: Iterable[str]) -> None:
     """Note where the specs lie that are not noted yet."""
     new = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT spec FROM place)"
-    rows = [(spec, *where) for (spec,) in database.execute(new, (json.dumps(list(specs)),)) if (where := place(spec))]
+    rows = [
+        (spec, *where)
+        for (spec,) in database.execute(new, (json.dumps(list(specs)),))
+        if (where := place(spec))
+    ]
     database.executemany("INSERT OR REPLACE INTO place VALUES (?, ?, ?)", rows)

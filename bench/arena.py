@@ -1,7 +1,8 @@
 """Memory that the judge and the judged both see: arrays between guards, in one anonymous or shared block.
 
-The judge lays out operands, weights, results and ``out``; the judged process maps the same file. Guards on both sides of every
-array hold NaN in every type of float, so that a read outside spoils the result and a write outside is noticed.
+The judge lays out operands, weights, results and ``out``; the judged process maps the same file. Guards on
+both sides of every array hold NaN in every type of float, so that a read outside spoils the result and a
+write outside is noticed.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Arena:
             os.close(self._file)
 
     def apart(self) -> Apart:
-        """The same bytes elsewhere, where it shows afterwards whether anybody wrote; OSError without a file."""
+        """The same bytes elsewhere, where it shows afterwards whether anybody wrote; OSError without a file.
+        """
         if self._file is None:
             raise OSError("an arena of one process has no file")
         return Apart(self._file, self._size)
@@ -93,7 +95,9 @@ class Arena:
 
 
 class Apart:
-    """A copy on write: pages that were written to are no more the file's, even where they hold what they held."""
+    """A copy on write: pages that were written to are no more the file's, even where they hold what they
+    held.
+    """
 
     def __init__(self, file: int, size: int) -> None:
         self._block = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
@@ -103,7 +107,10 @@ class Apart:
 
     def written(self) -> bool:
         """Whether anybody wrote to it; False where the system does not say."""
-        start, pages = np.frombuffer(self._block, np.uint8).ctypes.data // mmap.PAGESIZE, -(-len(self._block) // mmap.PAGESIZE)
+        start, pages = (
+            np.frombuffer(self._block, np.uint8).ctypes.data // mmap.PAGESIZE,
+            -(-len(self._block) // mmap.PAGESIZE),
+        )
         with contextlib.suppress(OSError), open("/proc/self/pagemap", "rb", buffering=0) as table:
             table.seek(8 * start)
             entries = np.frombuffer(table.read(8 * pages), np.uint64)
@@ -114,12 +121,15 @@ class Apart:
 
 def room(arrays: Sequence[tuple[Sequence[int], Any]]) -> int:
     """Bytes of an arena that holds arrays of these shapes and types at once."""
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize + GUARD + 128 for shape, dtype in arrays) + 2 * GUARD
+    return (
+        sum(math.prod(shape) * np.dtype(dtype).itemsize + GUARD + 128 for shape, dtype in arrays) + 2 * GUARD
+    )
 
 
 @contextlib.contextmanager
 def shared_file(size: int) -> Iterator[tuple[int, str]]:
-    """A descriptor and a path of ``size`` reserved bytes, in memory where there is room; gone afterwards, unless mapped.
+    """A descriptor and a path of ``size`` reserved bytes, in memory where there is room; gone afterwards,
+    unless mapped.
 
     Raises
     ------

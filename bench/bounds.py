@@ -1,8 +1,9 @@
 """How far a correct result may lie from the definition, element by element, for each class of accuracy.
 
-u is the unit roundoff of the accumulator, B = |x| conv |w| and Q = sqrt(x^2 conv w^2) in the geometry of the spec and in
-its direction, K the products in one result. componentwise and lowrank are proven bounds; normwise and winograd are
-calibrated ones, which held with a margin of two on 10,872 checks. No algorithm supplies its own bound.
+u is the unit roundoff of the accumulator, B = |x| conv |w| and Q = sqrt(x^2 conv w^2) in the geometry of the
+spec and in its direction, K the products in one result. componentwise and lowrank are proven bounds; normwise
+and winograd are calibrated ones, which held with a margin of two on 10,872 checks. No algorithm supplies its
+own bound.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Trial:
     def evaluate(
         self, change: Callable[[Any], Any] = lambda a: a, w: np.ndarray | None = None, precise: bool = False
     ) -> np.ndarray:
-        """The definition on changed operands, such as their absolute values, with w in place of the weights if given."""
+        """The definition on changed operands, such as their absolute values, with
+        w in place of the weights if given.
+        """
         w = self.data.w if w is None else w
         x, w, grad = (None if a is None else change(a) for a in (self.data.x, w, self.data.grad))
         fill = float(change(np.float64(border_value(self.spec))))
@@ -124,7 +127,9 @@ class Trial:
 
     @property
     def precise(self) -> bool:
-        """Whether the definition itself rounds far less than what is judged: float64 alone can't judge float64."""
+        """Whether the definition itself rounds far less than what is judged: float64 alone can't judge
+        float64.
+        """
         return bool(
             self.dtype == np.float64
             and np.finfo(np.longdouble).eps < 2.0**-60
@@ -141,10 +146,13 @@ class Trial:
     def rounding(self) -> np.ndarray:
         """u_out * |y| + K * tiny: the last rounding, and what underflow may cost, gradual or flushed to zero.
 
-        A border is folded back in the type of the result, so that what is added there was rounded to it before.
+        A border is folded back in the type of the result, so that what is added there was rounded to it
+        before.
         """
         accumulator = np.promote_types(self.dtype, np.float32)
-        floor = self.terms * float(np.finfo(accumulator).tiny) + float(np.finfo(self.dtype).smallest_subnormal)
+        floor = self.terms * float(np.finfo(accumulator).tiny) + float(
+            np.finfo(self.dtype).smallest_subnormal
+        )
         last = self.out_unit * np.abs(self.exact).astype(np.float64) + floor
         return last + self.repeats * self.out_unit * self.magnitude if self.repeats > 1 else last
 
@@ -185,11 +193,13 @@ def _componentwise(trial: Trial, algorithm: Judgeable) -> np.ndarray:
 
 
 def _lowrank(trial: Trial, algorithm: Judgeable) -> np.ndarray:
-    """(sum of kernel sizes + 2 + rank * channels) * u * |x| conv F, plus what r products leave over, up to ``LEFT_OVER`` u F.
+    """(sum of kernel sizes + 2 + rank * channels) * u * |x| conv F, plus what r products leave over, up to
+    ``LEFT_OVER`` u F.
 
-    F is |w| for one product and where the spec promises no rank, so that no tap may be lost beside larger ones; for more
-    products it is the sum of their magnitudes, since they cancel. Which products they are is the algorithm's choice: rounded
-    taps have a rank only up to their rounding, and others than these leave over more, within the same limit.
+    F is |w| for one product and where the spec promises no rank, so that no tap may be lost beside larger
+    ones; for more products it is the sum of their magnitudes, since they cancel. Which products they are is
+    the algorithm's choice: rounded taps have a rank only up to their rounding, and others than these leave
+    over more, within the same limit.
     """
     spec, w = trial.spec, trial.data.w
     if w is None or spec.ndim != 2:
@@ -208,14 +218,16 @@ def _lowrank(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     return trial.evaluate(_absolute, steps * trial.unit * size + over)
 
 
-# ---- FFT --------------------------------------------------------------------------------------------------------
+# ---- FFT ---------------------------------------------------------------------------------------------------
 
 
 def _normwise(trial: Trial, algorithm: Judgeable) -> np.ndarray:
-    """16 u (sqrt(L) sqrt(2 ln n) sqrt(sum norm(x_c)^2 norm(w_c)^2 / N) + (sqrt(L) + sqrt(C)) max|y|), L = log2 N.
+    """16 u (sqrt(L) sqrt(2 ln n) sqrt(sum norm(x_c)^2 norm(w_c)^2 / N) + (sqrt(L) + sqrt(C)) max|y|), L =
+    log2 N.
 
-    N is the padded full size whatever the tiling, n the results, C the planes summed. Norms and max|y| are those of one plane
-    of the result, an output channel of an image: nothing else may show in it. At chosen points max|y| is an image's.
+    N is the padded full size whatever the tiling, n the results, C the planes summed. Norms and max|y| are
+    those of one plane of the result, an output channel of an image: nothing else may show in it. At chosen
+    points max|y| is an image's.
     """
     spec, data = trial.spec, trial.data
     n, groups = spec.batch, spec.groups
@@ -231,22 +243,31 @@ def _normwise(trial: Trial, algorithm: Judgeable) -> np.ndarray:
         energy = np.einsum("ngi,ngo->goi", norms["x"], norms["grad"]).reshape(-1, i)
     points = math.prod(p + e - 1 for p, e in zip(spec.padded_size, spec.kernel_extent, strict=True))
     levels = math.sqrt(max(math.log2(points), 1.0))
-    deviation = levels * math.sqrt(2 * math.log(max(math.prod(spec.result_shape), 2))) * np.sqrt(energy / points).astype(float)
+    deviation = (
+        levels
+        * math.sqrt(2 * math.log(max(math.prod(spec.result_shape), 2)))
+        * np.sqrt(energy / points).astype(float)
+    )
     size = np.abs(trial.exact).astype(np.float64)
     if trial.points is None:
         largest = size.max(tuple(range(2, size.ndim)), initial=0)
     else:
         largest = np.zeros((len(deviation), 1))
         np.maximum.at(largest[:, 0], trial.points[:, 0], size)
-    bound = 16 * trial.unit * trial.repeats * (deviation + (levels + math.sqrt(trial.inner_channels)) * largest)
+    bound = (
+        16 * trial.unit * trial.repeats * (deviation + (levels + math.sqrt(trial.inner_channels)) * largest)
+    )
     if trial.points is not None:
         return bound[tuple(trial.points.T[:2])]
     return np.broadcast_to(bound.reshape(*bound.shape, *(1,) * spec.ndim), spec.result_shape)
 
 
 def _squares(spec: ConvSpec, name: str, a: np.ndarray) -> np.ndarray:
-    """Squared norm of every plane (first axis, second axis); of x with its border, each element as often as it stands there."""
-    total = np.square(a.astype(np.longdouble if a.dtype == np.float64 else np.float64))  # wider than squares of the type
+    """Squared norm of every plane (first axis, second axis); of x with its border, each
+    element as often as it stands there.
+    """
+    # Wider than squares of the type
+    total = np.square(a.astype(np.longdouble if a.dtype == np.float64 else np.float64))
     if name != "x":
         return total.sum(tuple(range(2, a.ndim)))
     for count in reversed(copies(spec)):
@@ -254,7 +275,7 @@ def _squares(spec: ConvSpec, name: str, a: np.ndarray) -> np.ndarray:
     return total + border_value(spec) ** 2 * (math.prod(spec.padded_size) - math.prod(spec.size))
 
 
-# ---- Winograd ---------------------------------------------------------------------------------------------------
+# ---- Winograd ----------------------------------------------------------------------------------------------
 
 
 def _winograd(trial: Trial, algorithm: Judgeable) -> np.ndarray:
@@ -279,20 +300,27 @@ def winograd_matrices(algorithm: Judgeable, spec: ConvSpec) -> Transforms:
         raise UnjudgedError("the Winograd bound covers forward passes of stride and dilation 1")
     transforms = _transforms(algorithm, spec)
     if transforms is None:
-        raise UnjudgedError(f"{algorithm.name} exposes no transforms(spec), which the Winograd bound is computed from")
+        raise UnjudgedError(
+            f"{algorithm.name} exposes no transforms(spec), which the Winograd bound is computed from"
+        )
     if len(transforms) != spec.ndim:
         raise TransformsError(f"transforms gives {len(transforms)} axes: the spec has {spec.ndim}")
     for axis, (back, kernel, data) in enumerate(transforms):
         if problem := _misfit(back, kernel, data, spec.kernel[axis]):
             raise TransformsError(f"the transforms of axis {axis} do not compute correlation: {problem}")
-    return [tuple(np.array([[float(v) for v in row] for row in m]) for m in axis) for axis in transforms]  # type: ignore[misc]
+    return [
+        tuple(np.array([[float(v) for v in row] for row in m]) for m in axis)  # type: ignore[misc]
+        for axis in transforms
+    ]
 
 
 def _transforms(algorithm: Judgeable, spec: ConvSpec) -> tuple[Any, ...] | None:
     """The matrices per axis as nested tuples of fractions; None where the algorithm exposes none."""
     exposed = getattr(algorithm, "transforms", None)
     found = exposed and exposed(spec.received())
-    return found and tuple(tuple(tuple(tuple(map(Fraction, row)) for row in m) for m in axis) for axis in found)
+    return found and tuple(
+        tuple(tuple(tuple(map(Fraction, row)) for row in m) for m in axis) for axis in found
+    )
 
 
 @lru_cache(64)
@@ -300,7 +328,9 @@ def _misfit(back: Any, kernel: Any, data: Any, size: int) -> str | None:
     """Why sum over k of A^T[i, k] G[k, j] B^T[k, l] is not 1 where l = i + j and 0 elsewhere, or None."""
     m, t, r = len(back), len(data), len(kernel[0])
     if t != m + r - 1 or r != size or any(len(row) != t for row in (*back, *data)) or len(kernel) != t:
-        return f"A^T is {m}x{len(back[0])}, G {len(kernel)}x{r}, B^T {t}x{len(data[0])} for a kernel of {size}"
+        return (
+            f"A^T is {m}x{len(back[0])}, G {len(kernel)}x{r}, B^T {t}x{len(data[0])} for a kernel of {size}"
+        )
     for i, j, k in np.ndindex(m, r, t):
         total = sum((back[i][p] * kernel[p][j] * data[p][k] for p in range(t)), Fraction(0))
         if total != (k == i + j):
@@ -309,7 +339,9 @@ def _misfit(back: Any, kernel: Any, data: Any, size: int) -> str | None:
 
 
 def amplified(trial: Trial, matrices: Transforms) -> np.ndarray:
-    """S: the bilinear form run on absolute values, |A^T| ((|G| |w|) * (|B^T| |x|)) summed over channels, per result."""
+    """S: the bilinear form run on absolute values, |A^T| ((|G| |w|) * (|B^T|
+    |x|)) summed over channels, per result.
+    """
     spec, data = trial.spec, trial.data
     assert data.x is not None and data.w is not None
     ndim, groups = spec.ndim, spec.groups
@@ -318,13 +350,16 @@ def amplified(trial: Trial, matrices: Transforms) -> np.ndarray:
     tiles = [-(-n // k) for n, k in zip(spec.output_size, m, strict=True)]
     x, x_exponent = _near_one(padded(spec, _absolute(data.x), abs(border_value(spec))))
     reach = [n * k + b - k for n, k, b in zip(tiles, m, t, strict=True)]
-    x = np.pad(x, ((0, 0), (0, 0), *((0, max(n - have, 0)) for n, have in zip(reach, x.shape[2:], strict=True))))
+    x = np.pad(
+        x, ((0, 0), (0, 0), *((0, max(n - have, 0)) for n, have in zip(reach, x.shape[2:], strict=True)))
+    )
     windows = np.lib.stride_tricks.sliding_window_view(x, t, tuple(range(2, 2 + ndim)))
     steps: Any = (slice(None), slice(None), *(slice(0, n * k, k) for n, k in zip(tiles, m, strict=True)))
     windows = windows[steps]
     w, w_exponent = _near_one(_absolute(np.flip(data.w, tuple(range(2, 2 + ndim))) if spec.flip else data.w))
     kernel = _applied([g for _, g, _ in matrices], w)  # (O, C / groups, *t)
-    kernel = kernel.reshape(groups, outer, inner, -1).transpose(3, 0, 2, 1)  # (prod t, groups, C / groups, O / groups)
+    # (prod t, groups, C / groups, O / groups)
+    kernel = kernel.reshape(groups, outer, inner, -1).transpose(3, 0, 2, 1)
 
     places = (spec.batch, *tiles)
     if trial.points is None:
@@ -348,7 +383,9 @@ def amplified(trial: Trial, matrices: Transforms) -> np.ndarray:
         return result[(inverse, channel, *(p % k for p, k in zip(place, m, strict=True)))]
     whole = result.reshape(*places, spec.out_channels, *m)
     order = [0, ndim + 1] + [axis for k in range(ndim) for axis in (1 + k, ndim + 2 + k)]
-    whole = whole.transpose(order).reshape(spec.batch, spec.out_channels, *(n * k for n, k in zip(tiles, m, strict=True)))
+    whole = whole.transpose(order).reshape(
+        spec.batch, spec.out_channels, *(n * k for n, k in zip(tiles, m, strict=True))
+    )
     inside: Any = (..., *(slice(0, n) for n in spec.output_size))
     return whole[inside]
 

@@ -1,4 +1,6 @@
-"""What will be measured: every spec with every algorithm and number of threads, those that cannot run with the reason."""
+"""What will be measured: every spec with every algorithm and number of threads,
+those that cannot run with the reason.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,8 @@ class Settings:
     run_budget_s : float or None
         Of the whole run; it ends between two specs.
     decide : float or None
-        Further launches of what is undecided, until every lead beyond this share of the time is known or ``MOST_LAUNCHES``
-        were taken.
+        Further launches of what is undecided, until every lead beyond this share of the time is known or
+        ``MOST_LAUNCHES`` were taken.
     race : bool
         Who is surely behind leaves early, and all do once their ratios are known.
     cold, fresh : bool
@@ -95,14 +97,20 @@ def cases_of(
 
 
 def _alternatives(algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[Algorithm]:
-    """Those that differ in tunables only; none where the algorithm cannot be asked, which its own case reports."""
+    """Those that differ in tunables only; none where the algorithm cannot be asked, which its own case
+    reports.
+    """
     try:
         if algorithm.unavailable() or algorithm.unsupported(spec.received()):
             return []
         found = algorithm.alternatives(spec.received(), threads)
     except Exception:
         return []
-    return [other for other in dict.fromkeys(found) if type(other) is type(algorithm) and other.name == algorithm.name]
+    return [
+        other
+        for other in dict.fromkeys(found)
+        if type(other) is type(algorithm) and other.name == algorithm.name
+    ]
 
 
 def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
@@ -110,9 +118,13 @@ def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings
     try:
         return _asked(spec, algorithm, threads, settings, identity)
     except (Exception, SystemExit) as error:
-        reason = printable(f"breaks the contract: {type(error).__name__}: {' '.join(str(error).split())}")[:300]
+        reason = printable(f"breaks the contract: {type(error).__name__}: {' '.join(str(error).split())}")[
+            :300
+        ]
         build = build_of(algorithm)
-        record = Record(str(spec), algorithm.name, threads, identity, build, "error", reason, cold=settings.cold)
+        record = Record(
+            str(spec), algorithm.name, threads, identity, build, "error", reason, cold=settings.cold
+        )
         return Case(spec, algorithm, record)
 
 
@@ -135,12 +147,27 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
             raise ValueError(f"workspace_bytes is {workspace}")
         if reason := _too_large(spec, actual, workspace):
             status = "too_large"
-        elif (expected_s := actual.cost(spec.received(), threads).seconds(threads)) > HOPELESS * settings.slow_s:
+        elif (
+            expected_s := actual.cost(spec.received(), threads).seconds(threads)
+        ) > HOPELESS * settings.slow_s:
             status, reason = "too_slow", f"expected to take {expected_s:.2g} s a call, {limit_text(settings)}"
     record = Record(
-        str(spec), algorithm.name, threads, identity, build_of(actual), status, printable(reason),
-        tunables=tunables_text(algorithm), cold=settings.cold, family=algorithm.family, device=actual.device,
-        runtime=actual.runtime, layout=actual.layout, accuracy=actual.accuracy, chosen=chosen, workspace_bytes=workspace,
+        str(spec),
+        algorithm.name,
+        threads,
+        identity,
+        build_of(actual),
+        status,
+        printable(reason),
+        tunables=tunables_text(algorithm),
+        cold=settings.cold,
+        family=algorithm.family,
+        device=actual.device,
+        runtime=actual.runtime,
+        layout=actual.layout,
+        accuracy=actual.accuracy,
+        chosen=chosen,
+        workspace_bytes=workspace,
     )
     return Case(spec, actual, record)
 
@@ -151,7 +178,9 @@ def _too_large(spec: ConvSpec, algorithm: Algorithm, workspace: int) -> str:
         return ""  # the device's own allocator answers in the worker
     free = int(available_memory() * MEMORY_SHARE)
     needed = workspace + spec.min_bytes
-    return f"needs {needed:,} bytes, {workspace:,} of them workspace; {free:,} are free" if needed > free else ""
+    return (
+        f"needs {needed:,} bytes, {workspace:,} of them workspace; {free:,} are free" if needed > free else ""
+    )
 
 
 def limit_text(settings: Settings) -> str:

@@ -1,8 +1,9 @@
 """Judges one algorithm on one spec against the definition; never asserts, returns a verdict.
 
-The algorithm runs through the door, like every user's call, wherever ``Judged`` runs it; the verdict is found here. It meets
-seeded normals (a NaN and an infinity in them first, then in place without), a call into guarded memory, repeated calls, small
-whole numbers where most algorithms must be exact, a photograph, images and weights of very different size, and its whole batch.
+The algorithm runs through the door, like every user's call, wherever ``Judged`` runs it; the verdict is found
+here. It meets seeded normals (a NaN and an infinity in them first, then in place without), a call into
+guarded memory, repeated calls, small whole numbers where most algorithms must be exact, a photograph, images
+and weights of very different size, and its whole batch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from bench.oracle import border_value
 PHOTOGRAPHED = 1 << 18  # pixels; larger pictures show nothing new
 MOST_DEVIATIONS = 8.0  # of u * sqrt(K) * Q; correct sums stay below 4, half precision inside starts at 126
 LOCAL = ("componentwise", "lowrank")  # classes in which a NaN spoils only what reads it
-# Largest |x| and |w| of the whole numbers, and the share of w that is not zero, from the most telling to the mildest.
+# Largest |x| and |w| of the whole numbers, and the share of w that is not zero, from the most telling to the
+# mildest.
 SPANS = ((*SPAN, 1.0), (4, 2, 1.0), (2, 1, 1.0), (1, 1, 1.0), (1, 1, 0.25), (1, 1, 1 / 16), (1, 1, 1 / 64))
 
 
@@ -54,7 +56,8 @@ class Verdict:
     judged : bool
         False when no bound can decide: that is no fault of the algorithm.
     workspace_seen_bytes : int or None
-        Peak of prepare and one run as traced, without operands and result; None where NumPy does not allocate.
+        Peak of prepare and one run as traced, without operands and result; None where NumPy does not
+        allocate.
     """
 
     ok: bool
@@ -70,7 +73,9 @@ class Verdict:
     workspace_seen_bytes: int | None = None
 
 
-def check(spec: ConvSpec | str, algorithm: Judgeable, threads: int = 1, seed: int = 0, judged: Obeys | None = None) -> Verdict:
+def check(
+    spec: ConvSpec | str, algorithm: Judgeable, threads: int = 1, seed: int = 0, judged: Obeys | None = None
+) -> Verdict:
     """Judge ``algorithm`` on ``spec``: most of it with a batch of 2, once with the whole.
 
     Parameters
@@ -95,7 +100,8 @@ def check(spec: ConvSpec | str, algorithm: Judgeable, threads: int = 1, seed: in
         Whatever the algorithm raises.
     """
     given = ConvSpec.parse(spec) if isinstance(spec, str) else spec
-    court = Court(judged or Judged(algorithm, threads), algorithm)  # type: ignore[arg-type]  # an Algorithm runs here
+    here = judged or Judged(algorithm, threads)  # type: ignore[arg-type]  # an Algorithm runs here
+    court = Court(here, algorithm)
     figures: dict[str, Any] = {"max_error": 0.0, "error_ratio": 0.0, "accuracy": algorithm.accuracy}
     try:
         spec = _smaller(given, court)
@@ -113,7 +119,9 @@ def check(spec: ConvSpec | str, algorithm: Judgeable, threads: int = 1, seed: in
             _on_graded_sizes(spec, court, seed)
         if spec != given and (trial := trials.whole_batch(given, seed)) is not None:
             result = court.prepare(trial).call(trial.data.call, out=True)
-            _judge(trial, result, _allowed(trial, algorithm), algorithm, "in the whole batch: ", deviations=False)
+            _judge(
+                trial, result, _allowed(trial, algorithm), algorithm, "in the whole batch: ", deviations=False
+            )
             figures["workspace_seen_bytes"] = _traced(given, court, seed)
     except WrongResultError as wrong:
         return Verdict(False, str(wrong), **(figures | wrong.figures))
@@ -125,16 +133,24 @@ def check(spec: ConvSpec | str, algorithm: Judgeable, threads: int = 1, seed: in
 
 
 def _smaller(spec: ConvSpec, court: Court) -> ConvSpec:
-    """A batch of 2, which still shows mistakes between images; of 1 for arrays beyond a gigabyte or sums too long to judge."""
+    """A batch of 2, which still shows mistakes between images; of 1 for arrays beyond a
+    gigabyte or sums too long to judge.
+    """
     per_image = max(math.prod(spec.input_shape[1:]), math.prod(spec.output_shape[1:]))
     batch = 1 if per_image > 1 << 26 else 2
-    if spec.direction == "weight_gradient" and spec.out_dtype != np.float64 and math.prod(spec.output_size) >= 1 << 22:
+    if (
+        spec.direction == "weight_gradient"
+        and spec.out_dtype != np.float64
+        and math.prod(spec.output_size) >= 1 << 22
+    ):
         batch = 1
     smaller = spec.with_(batch=min(spec.batch, batch))
-    return smaller if smaller == spec or court.judged.obey("supports", spec=str(smaller))["supported"] else spec
+    return (
+        smaller if smaller == spec or court.judged.obey("supports", spec=str(smaller))["supported"] else spec
+    )
 
 
-# ---- seeded normals ---------------------------------------------------------------------------------------------
+# ---- seeded normals ----------------------------------------------------------------------------------------
 
 
 def _on_normals(
@@ -147,7 +163,8 @@ def _on_normals(
     allowed = _allowed(trial, algorithm)
     plan, call = court.prepare(trial), trial.data.call
 
-    # Other operands first, so that neither a buffer that is kept nor memory that is freed holds the right result.
+    # Other operands first, so that neither a buffer that is kept nor memory that is freed holds the right
+    # result.
     spoiled = trials.spoiled(spec, seed) if spec.in_dtype.kind == "f" else []
     other = call[0].copy() if spoiled else _other(call[0])
     for (element, _), value in zip(spoiled, (math.inf, math.nan, -math.inf), strict=False):
@@ -167,7 +184,9 @@ def _on_normals(
 
 
 def _called_again(trial: Trial, court: Court, plan: Sitting, result: np.ndarray) -> None:
-    """The first plan still computes with its own weights after another of the same spec was prepared and called."""
+    """The first plan still computes with its own weights after another of the same spec was prepared and
+    called.
+    """
     court.back_to(plan)
     for late in plan.again():
         if not np.array_equal(late, result):
@@ -184,7 +203,14 @@ def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
     trial = trials.flat(spec, seed)
     seen, result = court.traced(trial)
     if result is not None and (spec.in_dtype.kind == "f" or _fits(trial)):
-        _judge(trial, result, _allowed(trial, court.algorithm), court.algorithm, "with equal weights: ", deviations=False)
+        _judge(
+            trial,
+            result,
+            _allowed(trial, court.algorithm),
+            court.algorithm,
+            "with equal weights: ",
+            deviations=False,
+        )
     return seen
 
 
@@ -199,14 +225,19 @@ def _other(a: np.ndarray) -> np.ndarray:
     return a.max(initial=0) - a if a.dtype.kind == "u" else -a
 
 
-def _judge_spoilt(trial: Trial, result: np.ndarray, allowed: np.ndarray, algorithm: Judgeable, seed: int) -> None:
-    """With a NaN and an infinity in the last image: what reads them is lost, and nothing else that should not be."""
+def _judge_spoilt(
+    trial: Trial, result: np.ndarray, allowed: np.ndarray, algorithm: Judgeable, seed: int
+) -> None:
+    """With a NaN and an infinity in the last image: what reads them is lost,
+    and nothing else that should not be.
+    """
     have = trial.at(result)
     reads = trials.spoilt(trial, seed)
     if (kept := reads & np.isfinite(have)).any():
         at = int(np.argmax(kept))
         raise WrongResultError(
-            f"with NaN or infinity in its window {have.flat[at]:.9g} at {_place(trial, at)} should not be finite"
+            f"with NaN or infinity in its window {have.flat[at]:.9g} at {_place(trial, at)} should not be "
+            "finite"
         )
     clean = trials.untouched(trial, seed, others_only=algorithm.accuracy not in LOCAL)
     with np.errstate(invalid="ignore"):
@@ -215,13 +246,18 @@ def _judge_spoilt(trial: Trial, result: np.ndarray, allowed: np.ndarray, algorit
         at = int(np.argmax(off))
         image = "" if algorithm.accuracy in LOCAL else " in another image"
         raise WrongResultError(
-            f"NaN or infinity{image} outside its window turns {trial.exact.flat[at]:.9g} at {_place(trial, at)} "
-            f"into {have.flat[at]:.9g}"
+            f"NaN or infinity{image} outside its window turns {trial.exact.flat[at]:.9g} at "
+            f"{_place(trial, at)} into {have.flat[at]:.9g}"
         )
 
 
 def _judge(
-    trial: Trial, result: np.ndarray, allowed: np.ndarray, algorithm: Judgeable, where: str = "", deviations: bool = True
+    trial: Trial,
+    result: np.ndarray,
+    allowed: np.ndarray,
+    algorithm: Judgeable,
+    where: str = "",
+    deviations: bool = True,
 ) -> dict[str, Any]:
     """Compare with the definition; figures, or WrongResultError with the worst element."""
     exact, have = trial.exact, trial.at(result)
@@ -231,8 +267,12 @@ def _judge(
     figures["nonzero"] = float(np.count_nonzero(have) / have.size)
     if result.dtype.kind == "f" and not np.isfinite(result).all():
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(result))[0])
-        raise WrongResultError(f"{where}{result[at]} at {at}: {int((~np.isfinite(result)).sum())} elements are not finite",
-                     **figures, max_error=math.inf, error_ratio=math.inf)
+        raise WrongResultError(
+            f"{where}{result[at]} at {at}: {int((~np.isfinite(result)).sum())} elements are not finite",
+            **figures,
+            max_error=math.inf,
+            error_ratio=math.inf,
+        )
     error = np.abs(_difference(have, exact)).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(error > 0, error / allowed, 0.0)
@@ -240,7 +280,11 @@ def _judge(
     if figures["error_ratio"] > 1:
         worst = int(ratio.argmax())
         at = _place(trial, worst)
-        share = "" if math.isinf(figures["error_ratio"]) else f", {figures['error_ratio']:.3g} times the tolerance"
+        share = (
+            ""
+            if math.isinf(figures["error_ratio"])
+            else f", {figures['error_ratio']:.3g} times the tolerance"
+        )
         raise WrongResultError(
             f"{where}{have.flat[worst]:.9g} at {at} should be {exact.flat[worst]:.9g}{share}; "
             f"{int((ratio > 1).sum())} of {exact.size} elements are off",
@@ -252,8 +296,9 @@ def _judge(
         figures["deviations"] = _deviations(trial, error)
         if figures["deviations"] > MOST_DEVIATIONS:
             raise WrongResultError(
-                f"{where}the error is {figures['deviations']:.3g} times u * sqrt(K) * Q, at most {MOST_DEVIATIONS:g} are "
-                f"right: something computes in less than {np.promote_types(trial.dtype, np.float32)}",
+                f"{where}the error is {figures['deviations']:.3g} times u * sqrt(K) * Q, at most "
+                f"{MOST_DEVIATIONS:g} are right: something computes in less than "
+                f"{np.promote_types(trial.dtype, np.float32)}",
                 **figures,
             )
     return figures
@@ -277,7 +322,11 @@ def _difference(have: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """have - exact without overflow: in the definition's type, or in Python ints."""
     if exact.dtype.kind == "f":
         return have.astype(exact.dtype) - exact
-    if exact.dtype == np.int64 and max(abs(int(exact.min())), abs(int(exact.max()))) < 1 << 62 and have.dtype.itemsize < 8:
+    if (
+        exact.dtype == np.int64
+        and max(abs(int(exact.min())), abs(int(exact.max()))) < 1 << 62
+        and have.dtype.itemsize < 8
+    ):
         return have.astype(np.int64) - exact
     return have.astype(object) - exact.astype(object)
 
@@ -287,7 +336,7 @@ def _fits(trial: Trial) -> bool:
     return int(trial.exact.min()) >= limits.min and int(trial.exact.max()) <= limits.max
 
 
-# ---- photographs, and sizes far apart ---------------------------------------------------------------------------
+# ---- photographs, and sizes far apart ----------------------------------------------------------------------
 
 
 def _on_a_photograph(spec: ConvSpec, court: Court) -> None:
@@ -296,7 +345,14 @@ def _on_a_photograph(spec: ConvSpec, court: Court) -> None:
     if filters_pictures and math.prod(spec.size) <= PHOTOGRAPHED:
         trial = trials.photographed(spec.with_(batch=1))
         result = court.prepare(trial).call(trial.data.call)
-        _judge(trial, result, tolerance(trial, court.algorithm), court.algorithm, "on a photograph: ", deviations=False)
+        _judge(
+            trial,
+            result,
+            tolerance(trial, court.algorithm),
+            court.algorithm,
+            "on a photograph: ",
+            deviations=False,
+        )
 
 
 def _on_graded_sizes(spec: ConvSpec, court: Court, seed: int) -> None:
@@ -319,18 +375,20 @@ def _on_graded_sizes(spec: ConvSpec, court: Court, seed: int) -> None:
         if off.any():
             at = int(np.argmax(off))
             raise WrongResultError(
-                f"with images and weights of very different size {have[at]:.9g} at {_place(trial, at)} should be "
-                f"{float(exact[at]):.9g}; {int(off.sum())} of {off.size} elements are off"
+                f"with images and weights of very different size {have[at]:.9g} at {_place(trial, at)} "
+                f"should be {float(exact[at]):.9g}; {int(off.sum())} of {off.size} elements are off"
             )
 
 
-# ---- whole numbers ----------------------------------------------------------------------------------------------
+# ---- whole numbers -----------------------------------------------------------------------------------------
 
 
 def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
-    """What was demanded, in words: exact, exact after rounding, or only the bound; raises WrongResultError."""
+    """What was demanded, in words: exact, exact after rounding, or only the bound; raises WrongResultError.
+    """
     if not float(border_value(spec)).is_integer() or abs(border_value(spec)) > SPAN[0]:
-        spec = spec.with_(padding_mode="constant:3")  # a border that is not a small whole number allows no exact sums
+        # A border that is not a small whole number allows no exact sums
+        spec = spec.with_(padding_mode="constant:3")
     algorithm = court.algorithm
     rounded, note, reach = algorithm.accuracy != "componentwise", "", 0.0
     allowed = np.zeros(0)
@@ -341,7 +399,11 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
         if not rounded:
             break
         allowed = tolerance(trial, algorithm)
-        if algorithm.accuracy == "winograd" and _two_by_three(algorithm, spec) and _exact_in_quarters(trial, allowed):
+        if (
+            algorithm.accuracy == "winograd"
+            and _two_by_three(algorithm, spec)
+            and _exact_in_quarters(trial, allowed)
+        ):
             rounded = False
             break
         if float(allowed.max(initial=0)) < 0.5:
@@ -351,7 +413,9 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
         note = f"whole numbers not decisive: the bound reaches {float(allowed.max()):.2g}"
     result = court.prepare(trial, beside=True).call(trial.data.call)
     if note:
-        _judge_gate(trial, result, np.abs(_difference(trial.at(result), trial.exact)) <= allowed, "within the bound")
+        _judge_gate(
+            trial, result, np.abs(_difference(trial.at(result), trial.exact)) <= allowed, "within the bound"
+        )
         return note
     have = np.rint(trial.at(result)) if rounded else trial.at(result)
     demand = "exact after rounding" if rounded else "exact"

@@ -1,8 +1,8 @@
 """Two stores of one machine: what became faster, slower, stayed the same, or cannot be told.
 
-Their launches took no turns with each other, so they are judged by the spread between launches that ``bench.noise`` finds in
-them, and by what identical code (the same build in both stores) gained or lost between the two runs. Two versions of code that
-are measured in turns, by ``convbench duel``, tell far more.
+Their launches took no turns with each other, so they are judged by the spread between launches that
+``bench.noise`` finds in them, and by what identical code (the same build in both stores) gained or lost
+between the two runs. Two versions of code that are measured in turns, by ``convbench duel``, tell far more.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Comparison:
         if self.controls >= CONTROLS:
             moved = f"moved by {self.run_sigma:.1%}, {self.drift:+.1%} in common"
             return f"{text}; identical code in both ({self.controls} pairs) {moved}"
-        return f"{text}; too little identical code in both to measure the noise between runs, {self.run_sigma:.0%} assumed"
+        little = "too little identical code in both to measure the noise between runs"
+        return f"{text}; {little}, {self.run_sigma:.0%} assumed"
 
 
 def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
@@ -89,14 +90,24 @@ def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
     pairs = _pairs(before, after)
     times = [(_times(a), _times(b)) for a, b in pairs]
     model = Model(apart=spread_apart(one for pair in times for one in pair))
-    shifts = [_log_mean(b) - _log_mean(a) for a, b in pairs if a.build == b.build and a.tunables == b.tunables]
+    shifts = [
+        _log_mean(b) - _log_mean(a) for a, b in pairs if a.build == b.build and a.tunables == b.tunables
+    ]
     drift, run_sigma = 0.0, ASSUMED_RUN_SIGMA
     if len(shifts) >= CONTROLS:
         drift = statistics.median(shifts)
         run_sigma = max(_spread([shift - drift for shift in shifts]), 1e-3)
     ratios = [model.compare_apart(*pair, shift=drift, between=run_sigma) for pair in times]
     changes = [
-        Change(a.spec, a.algorithm, a.threads, math.exp(_log_mean(a)), math.exp(_log_mean(b)), *ratio[:3], verdict)
+        Change(
+            a.spec,
+            a.algorithm,
+            a.threads,
+            math.exp(_log_mean(a)),
+            math.exp(_log_mean(b)),
+            *ratio[:3],
+            verdict,
+        )
         for (a, b), ratio, verdict in zip(pairs, ratios, judged(ratios), strict=True)
     ]
     alone = len(before) - len(pairs), len(after) - len(pairs)
@@ -115,8 +126,9 @@ def _latest(records: Iterable[Record]) -> dict[Key, Record]:
 def _pairs(before: dict[Key, Record], after: dict[Key, Record]) -> list[tuple[Record, Record]]:
     """Records of the same case, old and new.
 
-    An algorithm whose own tunables have changed is still that algorithm: what is left over of its name on both sides, one
-    each, is a pair. More than one are variants that were tried, and nobody can tell which replaced which.
+    An algorithm whose own tunables have changed is still that algorithm: what is left over of its name on
+    both sides, one each, is a pair. More than one are variants that were tried, and nobody can tell which
+    replaced which.
     """
     left: dict[tuple, tuple[list[Record], list[Record]]] = {}
     for mine, others, position in ((before, after, 0), (after, before, 1)):

@@ -1,4 +1,6 @@
-"""The judge's side of a check: orders to whoever runs the algorithm, the arena shared with it, and what no result may be."""
+"""The judge's side of a check: orders to whoever runs the algorithm, the arena shared
+with it, and what no result may be.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ class Court:
         self._last: Sitting | None = None
 
     def prepare(self, trial: Trial, beside: bool = False) -> Sitting:
-        """A plan of the judged for the trial's weights; the one before is given up, or stays ``beside`` it."""
+        """A plan of the judged for the trial's weights; the one before is given up, or stays ``beside`` it.
+        """
         self._last = Sitting(self, trial, beside)
         return self._last
 
@@ -66,7 +69,8 @@ class Court:
         return self._arena
 
     def traced(self, trial: Trial) -> tuple[int | None, np.ndarray | None]:
-        """Bytes that prepare and a run took, held against the prediction, and what it gave; the trial is of the last spec.
+        """Bytes that prepare and a run took, held against the prediction, and what it gave; the trial is of
+        the last spec.
 
         None where nobody can tell.
         """
@@ -91,7 +95,8 @@ class Sitting:
         self._judged, self._trial = court.judged, trial
         spec, data = trial.spec, trial.data
         arrays = [(a.shape, a.dtype) for a in data.call]
-        weights = [] if data.w is None else [(data.w.shape, data.w.dtype)] * 2  # those of a plan beside it stay
+        # Those of a plan beside it stay
+        weights = [] if data.w is None else [(data.w.shape, data.w.dtype)] * 2
         results = [(spec.result_shape, trial.dtype)] * 3
         self._arena = court.arena(room([*arrays, *weights, *results]))
         self._operands = [self._arena.take(*a) for a in arrays]
@@ -108,15 +113,19 @@ class Sitting:
         if self._w is not None:
             assert trial.data.w is not None
             self._arena.view(self._w)[...] = trial.data.w
-        return {"spec": str(self._trial.spec), "w": self._w and self._w.text, "operands": [o.text for o in self._operands],
-                "result": self._results[0].text}  # fmt: skip
+        return {"spec": str(self._trial.spec), "w": self._w and self._w.text,
+                "operands": [o.text for o in self._operands], "result": self._results[0].text}  # fmt: skip
 
     @property
     def traced_result(self) -> np.ndarray:
         return self._arena.view(self._results[0])
 
-    def call(self, operands: Sequence[np.ndarray], place: int = 0, out: bool = False, watch: bool = False) -> np.ndarray:
-        """The result of one call, in one of two places that later calls overwrite; WrongResultError for what is no result."""
+    def call(
+        self, operands: Sequence[np.ndarray], place: int = 0, out: bool = False, watch: bool = False
+    ) -> np.ndarray:
+        """The result of one call, in one of two places that later calls overwrite;
+        WrongResultError for what is no result.
+        """
         self._lay(operands)
         target = self._arena.view(self._out)
         target[...] = POISON[target.dtype.kind]
@@ -129,17 +138,22 @@ class Sitting:
         return target if out else self._arena.view(self._results[place])
 
     def again(self) -> list[np.ndarray]:
-        """Two results of up to ``AGAIN`` calls with the trial's operands: one unlike the first, if any is, and the last."""
+        """Two results of up to ``AGAIN`` calls with the trial's operands: one unlike
+        the first, if any is, and the last.
+        """
         self._lay(self._trial.data.call)
-        facts = self._judged.obey("again", operands=[o.text for o in self._operands], results=[r.text for r in self._results],
-                                  least=1, most=AGAIN, seconds=AGAIN_S)  # fmt: skip
+        facts = self._judged.obey("again", operands=[o.text for o in self._operands],
+                                  results=[r.text for r in self._results], least=1, most=AGAIN,
+                                  seconds=AGAIN_S)  # fmt: skip
         if facts["left_over"]:
             raise WrongResultError("threads that a call started outlive it")
         if facts["grown"]:
             raise WrongResultError(f"calls leave {' and '.join(facts['grown'])} behind")
         self._unchanged(facts)
         if facts["remembered"]:
-            raise WrongResultError("calls on operands seen before take a fraction of the time: results are remembered")
+            raise WrongResultError(
+                "calls on operands seen before take a fraction of the time: results are remembered"
+            )
         if overlapping(facts["spans"]):
             raise WrongResultError("results of several calls share memory: a buffer is reused")
         return [self._arena.view(r) for r in self._results]
@@ -172,7 +186,9 @@ class Sitting:
         if facts["inside"]:
             raise WrongResultError("the result lies in the memory of an operand")
         if facts["held"] > 2 * math.prod(spec.result_shape) * dtype.itemsize + HELD_SLACK:
-            raise WrongResultError(f"the result is part of a buffer of {facts['held']:,} bytes, which it keeps alive")
+            raise WrongResultError(
+                f"the result is part of a buffer of {facts['held']:,} bytes, which it keeps alive"
+            )
         self._unchanged(facts)
         if facts["written"]:
             raise WrongResultError("the plan wrote to an operand, if only for a while")

@@ -1,4 +1,6 @@
-"""Specs from the CSV files of other people: any common encoding and delimiter, read row by row, each spec once."""
+"""Specs from the CSV files of other people: any common encoding and delimiter, read row by row, each spec
+once.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,18 @@ from algos.grammar import shown
 from algos.spec import ConvSpec
 
 MOST_SPECS = 100_000  # different ones: days of measuring
-LAYER = ("N", "Cin", "H", "W", "Cout", "KH", "KW", "stride_h", "stride_w", "pad_h", "pad_w", "dil_h", "dil_w", "groups")
+LAYER = ("N", "Cin", "H", "W", "Cout", "KH", "KW", "stride_h", "stride_w", "pad_h", "pad_w", "dil_h", "dil_w",
+         "groups")
 DELIMITERS = (",", ";", "\t", "|")
-MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
+         (b"\xfe\xff", "utf-16"))  # fmt: skip
 
 
 def read_csv(path: Path) -> list[ConvSpec]:
     """The different specs of a file with a column ``spec``, or with the columns of ``bench/workloads/*.csv``.
 
-    Columns are found by their names, in whatever case and order; others are left alone. The encoding may be UTF-8, UTF-16,
-    UTF-32 or one of 8 bits, the delimiter a comma, a semicolon, a tab or a bar.
+    Columns are found by their names, in whatever case and order; others are left alone. The encoding may be
+    UTF-8, UTF-16, UTF-32 or one of 8 bits, the delimiter a comma, a semicolon, a tab or a bar.
 
     Raises
     ------
@@ -48,7 +52,9 @@ def read_csv(path: Path) -> list[ConvSpec]:
                     quotes = ": put the spec in quotes" if len(row) > len(names) else ""
                     raise ValueError(f"{path} line {skipped + rows.line_num}: {error}{quotes}") from None
                 if len(seen) > MOST_SPECS:
-                    raise ValueError(f"{path} holds more than {MOST_SPECS:,} different specs: split it into several files")
+                    raise ValueError(
+                        f"{path} holds more than {MOST_SPECS:,} different specs: split it into several files"
+                    )
     except (OSError, csv.Error) as error:
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if not specs:
@@ -57,7 +63,9 @@ def read_csv(path: Path) -> list[ConvSpec]:
 
 
 def _encoding(path: Path) -> str:
-    """By the byte-order mark or the zeros of the first characters; what is not ASCII in 8 bits is no part of a spec."""
+    """By the byte-order mark or the zeros of the first characters; what is not
+    ASCII in 8 bits is no part of a spec.
+    """
     with open(path, "rb") as file:
         start = file.read(4)
     for mark, encoding in MARKS:
@@ -69,7 +77,9 @@ def _encoding(path: Path) -> str:
 
 
 def _header(file: TextIO, path: Path) -> tuple[list[str], str, int]:
-    """The names of the columns in lower case, the delimiter that gives the ones looked for, and the lines up to there."""
+    """The names of the columns in lower case, the delimiter that gives the ones
+    looked for, and the lines up to there.
+    """
     delimiters: tuple[str, ...] = DELIMITERS
     for count, line in enumerate(file, 1):
         if match := re.fullmatch(r"\"?sep=(.)\"?\s*", line):  # what spreadsheets write for each other
@@ -77,7 +87,9 @@ def _header(file: TextIO, path: Path) -> tuple[list[str], str, int]:
         elif line.strip():
             splits = [(next(csv.reader([line], delimiter=d, skipinitialspace=True)), d) for d in delimiters]
             found = [([" ".join(name.split()).lower() for name in names], d) for names, d in splits]
-            names, delimiter = max(found, key=lambda split: ("spec" in split[0], "cin" in split[0], len(split[0])))
+            names, delimiter = max(
+                found, key=lambda split: ("spec" in split[0], "cin" in split[0], len(split[0]))
+            )
             return names, delimiter, count
     raise ValueError(f"{path} holds no specs: give it a column named spec")
 
@@ -87,7 +99,9 @@ def _columns(names: list[str], path: Path) -> tuple[Callable[[tuple[str, ...]], 
     wanted = ("spec",) if "spec" in names or "cin" not in names else LAYER
     if missing := [name for name in wanted if name.lower() not in names]:
         found = ", ".join(shown(name) for name in names[:20])
-        raise ValueError(f"{path} has no column {', '.join(missing)}: it has {found}; give it a column named spec")
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}: it has {found}; give it a column named spec"
+        )
     if twice := [name for name in wanted if names.count(name.lower()) > 1]:
         raise ValueError(f"{path} has two columns named {twice[0]}: leave one of them")
     at = [names.index(name.lower()) for name in wanted]
@@ -97,7 +111,9 @@ def _columns(names: list[str], path: Path) -> tuple[Callable[[tuple[str, ...]], 
 
 
 def layer_spec(row: Mapping[str, str]) -> ConvSpec:
-    """One row of a table of layers: N, Cin, H, W, Cout, KH, KW, strides, pads, dilations, groups; 1-D where H is 1."""
+    """One row of a table of layers: N, Cin, H, W, Cout, KH, KW, strides, pads,
+    dilations, groups; 1-D where H is 1.
+    """
 
     def number(name: str) -> int:
         if not re.fullmatch(r"[0-9]{1,18}(\.0*)?", row[name], re.ASCII):

@@ -1,7 +1,8 @@
 """Operands for a spec: (spec, seed) -> arrays, the same on every machine.
 
-``normal`` are seeded standard normals (whole numbers for integer types); ``integer`` are small whole numbers whose sums
-stay exact in the result's type, with kernels that differ from their own mirror images and transposes.
+``normal`` are seeded standard normals (whole numbers for integer types); ``integer`` are small whole numbers
+whose sums stay exact in the result's type, with kernels that differ from their own mirror images and
+transposes.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def operands(
     kind : str
         "normal" or "integer".
     span : (int, int)
-        Largest absolute values of the first and the second operand of kind "integer"; narrowed further until every sum
-        of products is exact in the type of the result.
+        Largest absolute values of the first and the second operand of kind "integer"; narrowed further until
+        every sum of products is exact in the type of the result.
     share : float
         Of the second operand of kind "integer" that is drawn; the rest is zero.
 
@@ -64,7 +65,9 @@ def operands(
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: use {' or '.join(KINDS)}")
-    names = {"forward": ("x", "w"), "input_gradient": ("grad", "w"), "weight_gradient": ("x", "grad")}[spec.direction]
+    names = {"forward": ("x", "w"), "input_gradient": ("grad", "w"), "weight_gradient": ("x", "grad")}[
+        spec.direction
+    ]
     shapes = {
         "x": (spec.input_shape, spec.in_dtype),
         "w": (spec.weight_shape, spec.in_dtype),
@@ -76,7 +79,9 @@ def operands(
     for name, largest, dense in zip(names, spans, (1.0, min(share, most)), strict=True):
         rng, (shape, dtype) = np.random.default_rng([seed, "xwg".index(name[0])]), shapes[name]
         if not whole:
-            made[name] = _ranked_normal(rng, spec) if name == "w" and spec.rank else _normal(rng, shape, dtype)
+            made[name] = (
+                _ranked_normal(rng, spec) if name == "w" and spec.rank else _normal(rng, shape, dtype)
+            )
         elif name == "w":
             made[name] = _asymmetric(rng, spec, largest, dense)
         else:
@@ -103,7 +108,8 @@ def exact_limit(spec: ConvSpec) -> int:
 
 
 def _spans(spec: ConvSpec, span: tuple[float, float]) -> tuple[int, int, float]:
-    """Largest absolute values of both operands, and the share of the second that is not zero, for exact sums."""
+    """Largest absolute values of both operands, and the share of the second that is not zero, for exact sums.
+    """
     types = [spec.out_dtype if spec.direction == "input_gradient" else spec.in_dtype,
              spec.out_dtype if spec.direction == "weight_gradient" else spec.in_dtype]
     largest = [exact_limit(spec) if t.kind == "f" else int(np.iinfo(t).max) for t in types]
@@ -128,20 +134,29 @@ def _factor(spec: ConvSpec, largest: int) -> int:
     return max(math.isqrt(largest // (spec.rank or 1)), 1)
 
 
-def _whole(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, largest: int, share: float) -> np.ndarray:
+def _whole(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, largest: int, share: float
+) -> np.ndarray:
     unsigned = dtype.kind == "u"
-    draw = rng.integers(0 if unsigned else -largest, largest, shape, np.uint64 if unsigned else np.int64, endpoint=True)
+    draw = rng.integers(
+        0 if unsigned else -largest, largest, shape, np.uint64 if unsigned else np.int64, endpoint=True
+    )
     if share < 1:
         draw[rng.random(shape) >= share] = 0
     return draw.astype(dtype)
 
 
 def _asymmetric(rng: np.random.Generator, spec: ConvSpec, largest: int, share: float) -> np.ndarray:
-    """Weights that no mirror image, transpose or shift of groups leaves as they are, where their shape allows it."""
+    """Weights that no mirror image, transpose or shift of groups leaves as they are, where their shape allows
+    it.
+    """
     for _ in range(ATTEMPTS):
         if spec.rank:
             f = _factor(spec, largest)
-            column, row = (_whole(rng, (spec.rank, *spec.weight_shape[:2], k), spec.in_dtype, f, 1.0) for k in spec.kernel)
+            column, row = (
+                _whole(rng, (spec.rank, *spec.weight_shape[:2], k), spec.in_dtype, f, 1.0)
+                for k in spec.kernel
+            )
             w = np.einsum("roih,roiw->oihw", column, row)
             w *= rng.random(w.shape[:2])[..., None, None] < share  # whole kernels: the others keep their rank
             w = w.astype(spec.in_dtype)
@@ -153,11 +168,16 @@ def _asymmetric(rng: np.random.Generator, spec: ConvSpec, largest: int, share: f
 
 
 def symmetric(w: np.ndarray) -> bool:
-    """Whether reversing or exchanging axes of w (O, C / groups, *kernel) leaves it unchanged although it could change."""
+    """Whether reversing or exchanging axes of w (O, C / groups, *kernel) leaves it
+    unchanged although it could change.
+    """
     space = range(2, w.ndim)
     mirrored = any(w.shape[a] > 1 and np.array_equal(w, np.flip(w, a)) for a in range(w.ndim))
     turned = math.prod(w.shape[2:]) > 1 and np.array_equal(w, np.flip(w, tuple(space)))
     swapped = any(
-        w.shape[a] == w.shape[b] > 1 and np.array_equal(w, w.swapaxes(a, b)) for a in space for b in space if a < b
+        w.shape[a] == w.shape[b] > 1 and np.array_equal(w, w.swapaxes(a, b))
+        for a in space
+        for b in space
+        if a < b
     )
     return bool(mirrored or turned or swapped)

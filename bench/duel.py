@@ -302,7 +302,9 @@ def _looked(sides: dict[Pair, list[Record]], level: float, rule: Rule) -> list[M
         for threads in {pair.threads for pair in sides}
     }
     same = math.log1p(rule.threshold)
-    ratios = [models[pair.threads].compare(old, new, same, pair.alike) for pair, (old, new) in launches.items()]
+    ratios = [
+        models[pair.threads].compare(old, new, same, pair.alike) for pair, (old, new) in launches.items()
+    ]
     tables = [[ratio] for ratio in ratios] if rule.apart else [ratios]
     verdicts = [verdict for table in tables for verdict in judged(table, level)]
     found = []

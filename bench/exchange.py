@@ -1,4 +1,6 @@
-"""Records of other tools: pytest-benchmark's JSON becomes tagged records, shown in reports and used for nothing else."""
+"""Records of other tools: pytest-benchmark's JSON becomes tagged records, shown
+in reports and used for nothing else.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ ORIGIN = "pytest-benchmark"
 def from_pytest_benchmark(path: Path) -> tuple[dict[str, Any], list[Record], int]:
     """The machine, the records, and how many benchmarks were left out because their group names no spec.
 
-    A benchmark is taken when its group, or the part of its parameters before the last ``-``, is a spec's text; the
-    algorithm is ``extra_info["algorithm"]``, or what follows.
+    A benchmark is taken when its group, or the part of its parameters before the last ``-``, is a spec's
+    text; the algorithm is ``extra_info["algorithm"]``, or what follows.
 
     Raises
     ------
@@ -29,7 +31,9 @@ def from_pytest_benchmark(path: Path) -> tuple[dict[str, Any], list[Record], int
         content = json.loads(path.read_bytes())  # UTF-8, UTF-16 or UTF-32, with a byte-order mark or not
         benchmarks, info = content["benchmarks"], content["machine_info"]
         machine = _machine(info)
-        records = [record for entry in benchmarks if (record := _record(entry, machine["id"], content)) is not None]
+        records = [
+            record for entry in benchmarks if (record := _record(entry, machine["id"], content)) is not None
+        ]
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -64,6 +68,9 @@ def _record(entry: dict[str, Any], machine: str, content: dict[str, Any]) -> Rec
             raise ValueError(f"benchmark {entry.get('name')}: its data are no list of times")
         started = printable(str(entry.get("datetime") or content.get("datetime") or ""))
         launch = Launch(0, started, tuple(samples), stats.get("iterations") or 1, 0.0, 0.0, 0.0)
-        name, threads = printable(str(extra.get("algorithm") or last or entry["name"])), extra.get("threads") or 0
+        name, threads = (
+            printable(str(extra.get("algorithm") or last or entry["name"])),
+            extra.get("threads") or 0,
+        )
         return Record(str(spec), name, threads, machine, "", "ok", origin=ORIGIN, launches=(launch,))
     return None

@@ -1,4 +1,6 @@
-"""Which results one element of an operand reaches, by index arithmetic: what a NaN there must spoil, and all that it may."""
+"""Which results one element of an operand reaches, by index arithmetic: what a NaN
+there must spoil, and all that it may.
+"""
 
 from __future__ import annotations
 

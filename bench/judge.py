@@ -1,7 +1,7 @@
 """The judge's process: it finds verdicts, and never runs nor imports an algorithm from outside.
 
-It is asked like a worker, by lines of JSON. While it checks, its answers are orders for whoever runs the algorithm; the
-controller carries them there and the answers back, until an answer is the verdict.
+It is asked like a worker, by lines of JSON. While it checks, its answers are orders for whoever runs the
+algorithm; the controller carries them there and the answers back, until an answer is the verdict.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from bench.check import check
 from bench.text import printable
 from bench.worker import enter, finite, quieten
 
-# Largest deviation of timed calls, by bytes of the type: beyond what another order of summation does to the largest result.
+# Largest deviation of timed calls, by bytes of the type: beyond what another order of summation does to the
+# largest result.
 DEVIATION = {2: 2e-2, 4: 1e-4, 8: 1e-10}
 
 
@@ -61,7 +62,10 @@ class _Judge:
             except _AbandonedError:
                 reply = {}
             except MemoryError:
-                reply = {"failure": "unsupported", "reason": "cannot be judged: out of memory for the definition"}
+                reply = {
+                    "failure": "unsupported",
+                    "reason": "cannot be judged: out of memory for the definition",
+                }
             except Exception as error:
                 reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
                 reply = {"failure": "error", "reason": f"the judge failed: {reason}"}

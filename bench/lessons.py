@@ -18,9 +18,9 @@ DISTURBED = 1.5  # the slowest of a launch's calmest turns over the fastest
 def known(record: Record, verdict: str = "", low: float = 0.0, high: float = 0.0) -> wisdom.Known:
     """The record as the machine's wisdom keeps it, with what its turns showed against the fastest."""
     return wisdom.Known(
-        record.machine, record.build, record.spec, record.algorithm, record.tunables, record.threads, record.status,
-        record.reason, record.prepare_s or 0.0, record.median_s or 0.0, verdict, low, high,
-    )
+        record.machine, record.build, record.spec, record.algorithm, record.tunables, record.threads,
+        record.status, record.reason, record.prepare_s or 0.0, record.median_s or 0.0, verdict, low, high,
+    )  # fmt: skip
 
 
 def disturbed(record: Record) -> bool:
@@ -33,10 +33,16 @@ def disturbed(record: Record) -> bool:
 
 
 def taught(groups: Iterable[Sequence[Record]]) -> list[wisdom.Known]:
-    """What a table of records that took turns, those of each spec a group, teaches of each: by the one noise model."""
-    timed = [group for found in groups if len(group := [r for r in found if r.launches and not disturbed(r)]) > 1]
+    """What a table of records that took turns, those of each spec a group,
+    teaches of each: by the one noise model.
+    """
+    timed = [
+        group for found in groups if len(group := [r for r in found if r.launches and not disturbed(r)]) > 1
+    ]
     lessons = []
     for decision in noise.decisions(timed, noise.taken):
         lessons.append(known(decision.first, "fastest", 1.0, 1.0))
-        lessons += (known(record, verdict, ratio.low, ratio.high) for record, ratio, verdict in decision.rivals)
+        lessons += (
+            known(record, verdict, ratio.low, ratio.high) for record, ratio, verdict in decision.rivals
+        )
     return lessons

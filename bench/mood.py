@@ -1,4 +1,5 @@
-"""How calm the machine is: time that the host took away, other tasks that want to run, and a fixed loop timed beside each turn.
+"""How calm the machine is: time that the host took away, other tasks that want to run, and a fixed loop timed
+beside each turn.
 
 None of this looks at what is measured, so that a turn may be left out for it without favouring anybody.
 """
@@ -116,6 +117,13 @@ def calm_text(launches: Sequence[tuple[float, float, float, float]]) -> str:
     if not launches:
         return "How calm the machine was is not known."
     left, steal, load, loop = (statistics.fmean(values) for values in zip(*launches, strict=True))
-    word = "calm" if load < BUSY and steal < 0.02 and loop < 0.05 else "busy" if load < 1 and steal < 0.1 else "very busy"
-    return (f"The machine was {word}: {load:.2f} other tasks a core wanted to run, the host took {steal:.1%} of its time, a "
-            f"fixed loop varied by {loop:.1%}, and {left:.1%} of the turns were left out as disturbed.")  # fmt: skip
+    word = (
+        "calm"
+        if load < BUSY and steal < 0.02 and loop < 0.05
+        else "busy"
+        if load < 1 and steal < 0.1
+        else "very busy"
+    )
+    return (f"The machine was {word}: {load:.2f} other tasks a core wanted to run, the host took {steal:.1%} "
+            f"of its time, a fixed loop varied by {loop:.1%}, and {left:.1%} of the turns were left out as "
+            "disturbed.")  # fmt: skip

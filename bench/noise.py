@@ -1,17 +1,17 @@
 """How far times of identical code differ, and what may be said in spite of it: the only place that decides.
 
-Rivals alternate in short turns, so that what slows the machine for a while slows both; a launch's datum is the logarithm of the
-ratio of their calmest turns. Between launches it differs by more than its turns explain, by the layout of memory and the
-placement of threads: that is learnt from all comparisons of a table together, since two or three launches know too little of
-their own spread (a moderated t-statistic).
+Rivals alternate in short turns, so that what slows the machine for a while slows both; a launch's datum is
+the logarithm of the ratio of their calmest turns. Between launches it differs by more than its turns explain,
+by the layout of memory and the placement of threads: that is learnt from all comparisons of a table together,
+since two or three launches know too little of their own spread (a moderated t-statistic).
 
-A lead is claimed where no difference has a probability below ``FALSE_DISCOVERIES``, "same" where a wider interval lies
-within 5% (equivalence, not a failure to find a difference), and else the comparison is undecided. Verdicts of a table together
-keep the rate of false discoveries (Benjamini and Hochberg).
+A lead is claimed where no difference has a probability below ``FALSE_DISCOVERIES``, "same" where a wider
+interval lies within 5% (equivalence, not a failure to find a difference), and else the comparison is
+undecided. Verdicts of a table together keep the rate of false discoveries (Benjamini and Hochberg).
 
-Sources: Kalibera and Jones, "Rigorous benchmarking in reasonable time", 2013; Smyth, "Linear models and empirical Bayes
-methods for assessing differential expression", 2004; Benjamini and Hochberg, "Controlling the false discovery rate", 1995;
-Schuirmann, "A comparison of the two one-sided tests procedure", 1987.
+Sources: Kalibera and Jones, "Rigorous benchmarking in reasonable time", 2013; Smyth, "Linear models and
+empirical Bayes methods for assessing differential expression", 2004; Benjamini and Hochberg, "Controlling the
+false discovery rate", 1995; Schuirmann, "A comparison of the two one-sided tests procedure", 1987.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ Verdict = Literal["faster", "slower", "same", "undecided"]
 FALSE_DISCOVERIES = 0.02
 FALSELY_SAME = 0.004  # of those that differ by just 5%
 SAME = math.log(1.05)
-LEAST = 0.005  # relative spread between launches that is always assumed: the alignment of a loop alone moves it by that
-# Spread between launches, and how sure that is, where a table is too small to tell: their own spread must do, and one launch
-# alone has none. With 4 degrees of freedom 11% of twins were called different where launches truly differ by 5%, so 2%.
+# Relative spread between launches that is always assumed: the alignment of a loop alone moves it by that
+LEAST = 0.005
+# Spread between launches, and how sure that is, where a table is too small to tell: their own spread must do,
+# and one launch alone has none. With 4 degrees of freedom 11% of twins were called different where launches
+# truly differ by 5%, so 2%.
 ASSUMED, ASSUMED_FREEDOM = 0.02, 0.5
 ASSUMED_OF_ONE, FREEDOM_OF_ONE = 0.05, 4.0
 LEAST_FREEDOM, MOST_FREEDOM = 2.0, 30.0
@@ -45,10 +47,11 @@ MOST = 3.0  # spread between launches
 LEARNT = 8  # comparisons of two launches or more from which the spread is learnt
 APART, APART_FREEDOM = 0.10, 4.0  # spread between launches that did not take turns, where nothing tells
 TAUGHT = 200  # groups that are learnt from, evenly spread over those that there are
-# What two algorithms' ratio shifts by for each other task a core, in all launches of a run: 1.20 and 1.00 were seen under 1.9.
+# What two algorithms' ratio shifts by for each other task a core, in all launches of a run: 1.20 and 1.00
+# were seen under 1.9.
 UNLIKE = 0.04
-# What a call from Python differs by between processes, by where its objects lie: calls of 6 us differed by 2.0% from pair to
-# pair, of which their turns and longer calls explained 0.9%.
+# What a call from Python differs by between processes, by where its objects lie: calls of 6 us differed by
+# 2.0% from pair to pair, of which their turns and longer calls explained 0.9%.
 CALL_S = 2e-7
 FEW_TURNS = 4  # fewer say nothing of their own spread
 CLEAR = math.log(1.5)  # beyond it, how much slower a turn was does not make it any surer that it was slower
@@ -56,7 +59,9 @@ BEHIND, RACED = 4.0, 0.02  # standard errors that make a rival surely behind, an
 
 
 class Taken(NamedTuple):
-    """The turns of one launch: round -> logarithm of seconds, what names its rounds, and other tasks a core meanwhile."""
+    """The turns of one launch: round -> logarithm of seconds, what names its
+    rounds, and other tasks a core meanwhile.
+    """
 
     together: str
     turns: Mapping[int, float]
@@ -66,7 +71,8 @@ class Taken(NamedTuple):
 class Ratio(NamedTuple):
     """Time of the other over time of the one, with a 98% interval.
 
-    ``p`` is the probability of a difference that large where there is none; ``paired`` tells whether they took turns.
+    ``p`` is the probability of a difference that large where there is none; ``paired`` tells whether they
+    took turns.
     """
 
     ratio: float
@@ -79,14 +85,18 @@ class Ratio(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What one launch says: log(other / one), and the variance that its turns explain, None where they are too few."""
+    """What one launch says: log(other / one), and the variance that its turns
+    explain, None where they are too few.
+    """
 
     value: float
     variance: float | None
 
 
 class Packed(Sequence[Taken]):
-    """``taken`` in a seventh of its memory, unpacked each time that they are looked at: a frame holds those of all records."""
+    """``taken`` in a seventh of its memory, unpacked each time that they are looked at:
+    a frame holds those of all records.
+    """
 
     __slots__ = ("_loads", "_rounds", "_together", "_values")
 
@@ -118,17 +128,24 @@ def _shared(rounds: tuple[int, ...]) -> tuple[int, ...]:
 def taken(record: Record) -> tuple[Taken, ...]:
     """The launches of a record, as they are compared."""
     return tuple(
-        Taken(launch.together, {number: math.log(max(s, 1e-12)) for number, s in launch.turn_times.items()}, launch.load or 0.0)
+        Taken(
+            launch.together,
+            {number: math.log(max(s, 1e-12)) for number, s in launch.turn_times.items()},
+            launch.load or 0.0,
+        )
         for launch in record.launches
     )
 
 
-def difference(one: Mapping[int, float], other: Mapping[int, float], most: float = math.inf) -> Difference | None:
+def difference(
+    one: Mapping[int, float], other: Mapping[int, float], most: float = math.inf
+) -> Difference | None:
     """What the rounds in common tell: the difference of the means of the calmest third of either's turns.
 
-    Neighbours make turns of two kinds, and the median of a pair's differences jumps between them; the calmest third is the same
-    kind while a third of the turns is left alone. Its variance is that of its influence function, which is each turn cut
-    at that third: what the two have in common in a round is no noise. No round says more than ``most``, either way.
+    Neighbours make turns of two kinds, and the median of a pair's differences jumps between them; the calmest
+    third is the same kind while a third of the turns is left alone. Its variance is that of its influence
+    function, which is each turn cut at that third: what the two have in common in a round is no noise. No
+    round says more than ``most``, either way.
     """
     rounds = sorted(one.keys() & other.keys())
     if not rounds:
@@ -151,7 +168,11 @@ def difference(one: Mapping[int, float], other: Mapping[int, float], most: float
 def differences(one: Sequence[Taken], other: Sequence[Taken], most: float = math.inf) -> list[Difference]:
     """Launch by launch, where both took turns."""
     partners = {launch.together: launch for launch in other if launch.together}
-    found = (difference(launch.turns, partners[launch.together].turns, most) for launch in one if launch.together in partners)
+    found = (
+        difference(launch.turns, partners[launch.together].turns, most)
+        for launch in one
+        if launch.together in partners
+    )
     return [d for d in found if d is not None]
 
 
@@ -181,10 +202,13 @@ class Model:
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[Sequence[Taken]]]) -> Model:
-        """Learn from groups of rivals, each the launches of all cases of one spec; of many groups from ``TAUGHT``."""
+        """Learn from groups of rivals, each the launches of all cases of one
+        spec; of many groups from ``TAUGHT``.
+        """
         groups = list(groups)
         groups = groups[:: -(-len(groups) // TAUGHT) or 1]
-        excess: list[tuple[float, int, float]] = []  # variance between launches, its freedom, variance that turns explain
+        # Variance between launches, its freedom, variance that turns explain
+        excess: list[tuple[float, int, float]] = []
         turns: list[float] = []
         alone: list[float] = []
         for group in groups:
@@ -196,7 +220,9 @@ class Model:
                 for launch in one:
                     turns += _turn_spreads(launch, other)
                 if len(found) > 1 and len(known) == len(found):
-                    excess.append((statistics.variance(d.value for d in found), len(found) - 1, statistics.fmean(known)))
+                    excess.append(
+                        (statistics.variance(d.value for d in found), len(found) - 1, statistics.fmean(known))
+                    )
         apart = _spread_apart(alone)
         turn = statistics.median(turns) if turns else ASSUMED
         if len(excess) < LEARNT:
@@ -206,10 +232,12 @@ class Model:
     def compare(
         self, one: Sequence[Taken], other: Sequence[Taken], same: float = SAME, alike: bool = False
     ) -> Ratio:
-        """``other`` against ``one``, by the launches in which they took turns, else by all under the noise between launches.
+        """``other`` against ``one``, by the launches in which they took turns, else by all under the noise
+        between launches.
 
-        ``same`` is the logarithm of the ratio within which both ends of the interval must lie for "same". Where the two are not
-        ``alike``, versions of one algorithm, a busy machine slows one more than the other, in all launches alike.
+        ``same`` is the logarithm of the ratio within which both ends of the interval must lie for "same".
+        Where the two are not ``alike``, versions of one algorithm, a busy machine slows one more than the
+        other, in all launches alike.
         """
         found = differences(one, other)
         if not found:
@@ -219,13 +247,16 @@ class Model:
         ratio = _ratio(*self._mean(found, mood, short), len(found), True, same)
         if ratio.verdict != "undecided" or abs(math.log(ratio.ratio)) < CLEAR / 2:
             return ratio
-        # One that is now 2 and now 9 times as slow is surely slower: turns only say whether they are, up to CLEAR.
-        # Its ratio is then that of the calmer launches.
+        # One that is now 2 and now 9 times as slow is surely slower: turns only say whether they are, up to
+        # CLEAR. Its ratio is then that of the calmer launches.
         clear = _ratio(*self._mean(differences(one, other, CLEAR), mood, short), len(found), True, same)
         if clear.verdict not in ("slower", "faster"):
             return ratio
         values = sorted((d.value for d in found), key=abs)
-        calmer, last = _exp(statistics.median_low(values) if clear.ratio > 1 else statistics.median_high(values)), values[-1]
+        calmer, last = (
+            _exp(statistics.median_low(values) if clear.ratio > 1 else statistics.median_high(values)),
+            values[-1],
+        )
         if clear.ratio > 1:
             return clear._replace(ratio=max(calmer, clear.low), high=max(_exp(last), calmer, clear.low))
         return clear._replace(ratio=min(calmer, clear.high), low=min(_exp(last), calmer, clear.high))
@@ -244,15 +275,23 @@ class Model:
         return mean, math.sqrt(max((freedom + squares) / whole_freedom, 0.5) / whole + mood**2), whole_freedom
 
     def compare_apart(
-        self, one: Sequence[float], other: Sequence[float], same: float = SAME, shift: float = 0.0, between: float = 0.0
+        self,
+        one: Sequence[float],
+        other: Sequence[float],
+        same: float = SAME,
+        shift: float = 0.0,
+        between: float = 0.0,
     ) -> Ratio:
-        """The same of launches that did not take turns, by the logarithms of their times and the noise between launches.
+        """The same of launches that did not take turns, by the logarithms of their times and the noise
+        between launches.
 
-        ``shift`` is what all launches of the other are known to be slower by, as a logarithm, and ``between`` how far that
-        differs from case to case.
+        ``shift`` is what all launches of the other are known to be slower by, as a logarithm, and ``between``
+        how far that differs from case to case.
         """
         means = statistics.fmean(one), statistics.fmean(other)
-        squares = math.fsum((t - mean) ** 2 for times, mean in zip((one, other), means, strict=True) for t in times)
+        squares = math.fsum(
+            (t - mean) ** 2 for times, mean in zip((one, other), means, strict=True) for t in times
+        )
         freedom = APART_FREEDOM + len(one) + len(other) - 2
         variance = max((APART_FREEDOM * self.apart**2 + squares) / freedom, self.apart**2)
         error = math.sqrt(variance * (1 / len(one) + 1 / len(other)) + between**2)
@@ -262,16 +301,17 @@ class Model:
         """How many launches about as noisy as these would decide what is undecided."""
         half = (math.log(ratio.high) - math.log(ratio.low)) / 2
         centre = abs(math.log(ratio.ratio))
-        goal = max(abs(centre - same), centre, same / 4)  # for "same" the interval must fit, for a lead it must exclude 1
+        # For "same" the interval must fit, for a lead it must exclude 1
+        goal = max(abs(centre - same), centre, same / 4)
         return max(ratio.launches + 1, math.ceil(ratio.launches * (half / goal) ** 2))
 
     def text(self) -> str:
         """One sentence for the reader."""
         if self.comparisons < LEARNT:
-            return (f"Too few comparisons to measure how launches differ: {ASSUMED:.0%} is assumed; neighbouring turns "
-                    f"differ by {self.turn:.1%}.")  # fmt: skip
-        return (f"The ratio of two algorithms differs by {self.turn:.1%} from one turn to the next, and by {self.process:.1%} "
-                f"from launch to launch ({self.comparisons} comparisons).")  # fmt: skip
+            return (f"Too few comparisons to measure how launches differ: {ASSUMED:.0%} is assumed; "
+                    f"neighbouring turns differ by {self.turn:.1%}.")  # fmt: skip
+        return (f"The ratio of two algorithms differs by {self.turn:.1%} from one turn to the next, and by "
+                f"{self.process:.1%} from launch to launch ({self.comparisons} comparisons).")  # fmt: skip
 
 
 def _neighbours(group: Sequence[Sequence[Taken]]) -> Iterable[tuple[Sequence[Taken], Sequence[Taken]]]:
@@ -314,7 +354,9 @@ def _turn_spreads(launch: Taken, other: Sequence[Taken]) -> list[float]:
 
 
 def _robust(values: Sequence[float]) -> float:
-    """Standard deviation of a centred normal with heavy tails: the larger of what its middle and its outer tenth tell."""
+    """Standard deviation of a centred normal with heavy tails: the larger of what
+    its middle and its outer tenth tell.
+    """
     size = sorted(map(abs, values))
     return max(1.4826 * statistics.median(size), size[min(len(size) - 1, int(0.9 * len(size)))] / 1.6449)
 
@@ -322,8 +364,8 @@ def _robust(values: Sequence[float]) -> float:
 def _fit(excess: Sequence[tuple[float, int, float]]) -> tuple[float, float]:
     """Spread between launches, and the degrees of freedom that it is known with (Smyth's estimators).
 
-    From (variance seen between launches, its freedom, variance that turns explain) of each comparison. On the scale of
-    logarithms: one disturbed comparison makes the freedom small, not everybody's spread large.
+    From (variance seen between launches, its freedom, variance that turns explain) of each comparison. On the
+    scale of logarithms: one disturbed comparison makes the freedom small, not everybody's spread large.
     """
     from scipy.optimize import brentq
     from scipy.special import digamma, polygamma
@@ -340,7 +382,9 @@ def _fit(excess: Sequence[tuple[float, int, float]]) -> tuple[float, float]:
         within = polygamma(1, MOST_FREEDOM / 2) < left < polygamma(1, LEAST_FREEDOM / 2)
         freedom = LEAST_FREEDOM if left > polygamma(1, MOST_FREEDOM / 2) else MOST_FREEDOM
         if within:
-            freedom = brentq(lambda d, left=left: float(polygamma(1, d / 2)) - left, LEAST_FREEDOM, MOST_FREEDOM)
+            freedom = brentq(
+                lambda d, left=left: float(polygamma(1, d / 2)) - left, LEAST_FREEDOM, MOST_FREEDOM
+            )
         goal = float(np.log(freedom / 2) - digamma(freedom / 2))
         spread = lambda p, goal=goal: float(logs(p).mean()) - goal  # noqa: E731
         process = LEAST if spread(LEAST) <= 0 else brentq(spread, LEAST, MOST) if spread(MOST) < 0 else MOST
@@ -375,9 +419,13 @@ def _exp(value: float) -> float:
 
 
 def discoveries(ps: Sequence[float], rate: float = FALSE_DISCOVERIES) -> list[bool]:
-    """Which differences of a table are claimed, so that at most that share of the claims is false (Benjamini and Hochberg)."""
+    """Which differences of a table are claimed, so that at most that share of the
+    claims is false (Benjamini and Hochberg).
+    """
     order = sorted(range(len(ps)), key=ps.__getitem__)
-    last = max((place + 1 for place, i in enumerate(order) if ps[i] <= rate * (place + 1) / len(ps)), default=0)
+    last = max(
+        (place + 1 for place, i in enumerate(order) if ps[i] <= rate * (place + 1) / len(ps)), default=0
+    )
     found = [False] * len(ps)
     for i in order[:last]:
         found[i] = True
@@ -402,8 +450,8 @@ class Decision(Generic[T]):
     first : T
         The fastest: by the times alone, unless turns show that another is faster.
     verdict : str
-        "winner", where each rival is slower and the table as a whole allows to claim it; "same", where those that are not are
-        shown to be; "undecided"; "alone" without rivals.
+        "winner", where each rival is slower and the table as a whole allows to claim it; "same", where those
+        that are not are shown to be; "undecided"; "alone" without rivals.
     rivals : list of (T, Ratio, verdict)
         The others by their ratios to the fastest, the nearest first, and what the table claims of each.
     left : list of (T, Ratio)
@@ -422,7 +470,8 @@ def decisions(
     same: float = SAME,
     model: Callable[[T], Model] | None = None,
 ) -> list[Decision[T]]:
-    """Decide a table: of each problem, at least one contender, who is the fastest and whether the noise could explain it.
+    """Decide a table: of each problem, at least one contender, who is the fastest and whether the noise could
+    explain it.
 
     Parameters
     ----------
@@ -437,7 +486,9 @@ def decisions(
     if model is None:
         learnt = Model.of([[launches(one) for one in contenders] for contenders in problems])
         model = lambda _: learnt  # noqa: E731
-    table = [_against_the_fastest(model(contenders[0]), contenders, launches, same) for contenders in problems]
+    table = [
+        _against_the_fastest(model(contenders[0]), contenders, launches, same) for contenders in problems
+    ]
     ps = [max((r.p if r.verdict == "slower" else 1.0 for _, r in rivals), default=1.0) for _, rivals in table]
     found = []
     for (first, rivals), sure in zip(table, discoveries(ps), strict=True):
@@ -462,7 +513,9 @@ def _against_the_fastest(
     rivals: list[tuple[T, Ratio]] = []
     for _ in range(2):
         own = tuple(launches(first))
-        rivals = [(other, model.compare(own, launches(other), same)) for other in contenders if other is not first]
+        rivals = [
+            (other, model.compare(own, launches(other), same)) for other in contenders if other is not first
+        ]
         nearest = min(rivals, key=lambda pair: pair[1].ratio, default=None)
         if nearest is None or nearest[1].verdict != "faster":
             break
@@ -470,11 +523,13 @@ def _against_the_fastest(
     return first, sorted(rivals, key=lambda pair: pair[1].ratio)
 
 
-# ---- while it is measured ----------------------------------------------------------------------------------------
+# ---- while it is measured ----------------------------------------------------------------------------------
 
 
 class Standing(NamedTuple):
-    """How a race stands: who is surely behind, and whether those left are known to within the error asked for."""
+    """How a race stands: who is surely behind, and whether those left are known to within the error asked
+    for.
+    """
 
     behind: frozenset[int]
     settled: bool

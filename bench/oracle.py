@@ -1,12 +1,15 @@
-"""The definition of the operation, in float64 (exact for whole-number types); shares no code with the algorithms.
+"""The definition of the operation, in float64 (exact for whole-number types); shares no code with the
+algorithms.
 
-For an input padded to ``p`` by index arithmetic, with s = stride, d = dilation and, when flipped, t -> k - 1 - t:
+For an input padded to ``p`` by index arithmetic, with s = stride, d = dilation and, when flipped, t -> k - 1
+- t:
 
     forward          y[n, o, i]  = sum over c, t of  w[o, c, t] * p[n, c, i * s + t * d]
     input_gradient   dx[n, c, j] = sum of  w[o, c, t] * grad[n, o, i]  over all o, t, i that read x[n, c, j]
     weight_gradient  dw[o, c, t] = sum over n, i of  grad[n, o, i] * p[n, c, i * s + t * d]
 
-One pass over the kernel's taps, each a small matrix product; ``oracle_at`` gives chosen elements of large problems.
+One pass over the kernel's taps, each a small matrix product; ``oracle_at`` gives chosen elements of large
+problems.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ def oracle(
     Returns
     -------
     array of ``spec.result_shape``
-        float64, or long double if ``precise``; int64 for integer types, Python ints where int64 would overflow.
+        float64, or long double if ``precise``; int64 for integer types, Python ints where int64 would
+        overflow.
     """
     fill = border_value(spec) if fill is None else fill
     first, second = _pair(spec, x, w, grad)
@@ -102,11 +106,12 @@ def oracle_at(
     fill = border_value(spec) if fill is None else fill
     first, second = _pair(spec, x, w, grad)
     work, final = _types(spec, first, second, precise, fill)
-    at = {"forward": _forward_at, "input_gradient": _input_gradient_at, "weight_gradient": _weight_gradient_at}
+    at = {"forward": _forward_at, "input_gradient": _input_gradient_at,
+          "weight_gradient": _weight_gradient_at}  # fmt: skip
     return at[spec.direction](spec, first, second, np.asarray(indices), work, fill).astype(final)
 
 
-# ---- geometry ---------------------------------------------------------------------------------------------------
+# ---- geometry ----------------------------------------------------------------------------------------------
 
 
 def sources(spec: ConvSpec, axis: int, positions: np.ndarray | None = None) -> np.ndarray:
@@ -130,7 +135,9 @@ def sources(spec: ConvSpec, axis: int, positions: np.ndarray | None = None) -> n
 
 
 def copies(spec: ConvSpec) -> list[np.ndarray]:
-    """Per axis, how often each index of the input stands in the padded one: 1, and more where the border repeats it."""
+    """Per axis, how often each index of the input stands in the padded one: 1,
+    and more where the border repeats it.
+    """
     found = [sources(spec, axis) for axis in range(spec.ndim)]
     return [np.bincount(s[s >= 0], minlength=n) for s, n in zip(found, spec.size, strict=True)]
 
@@ -146,7 +153,9 @@ def reduction(spec: ConvSpec) -> int:
 
 
 def border_value(spec: ConvSpec) -> int | float:
-    """What a constant border holds, an exact whole number or rounded once to the type of x; 0 in the other modes."""
+    """What a constant border holds, an exact whole number or rounded once to
+    the type of x; 0 in the other modes.
+    """
     if not spec.padding_mode.startswith("constant:"):
         return 0
     exact = Fraction(spec.padding_mode.partition(":")[2])
@@ -154,9 +163,13 @@ def border_value(spec: ConvSpec) -> int | float:
         return int(exact)
     kind = spec.in_dtype.type
     with np.errstate(all="ignore"):
-        near = kind(float(exact))  # rounded twice, it may be a neighbour of the nearest, which is even where two are as near
+        # Rounded twice, it may be a neighbour of the nearest, which is even where two are as near
+        near = kind(float(exact))
         candidates = (near, np.nextafter(near, kind(-np.inf)), np.nextafter(near, kind(np.inf)))
-    return min((float(c) for c in candidates if np.isfinite(c)), key=lambda c: (abs(Fraction(c) - exact), _odd(kind(c))))
+    return min(
+        (float(c) for c in candidates if np.isfinite(c)),
+        key=lambda c: (abs(Fraction(c) - exact), _odd(kind(c))),
+    )
 
 
 def _odd(number: np.floating) -> int:
@@ -207,7 +220,7 @@ def _last(index: Sequence[Any]) -> Any:
     return (..., *index)
 
 
-# ---- numbers ----------------------------------------------------------------------------------------------------
+# ---- numbers -----------------------------------------------------------------------------------------------
 
 
 def _pair(
@@ -215,18 +228,25 @@ def _pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The two operands of the direction, their shapes verified."""
     named = {"x": (x, spec.input_shape), "w": (w, spec.weight_shape), "grad": (grad, spec.output_shape)}
-    needed = {"forward": ("x", "w"), "input_gradient": ("grad", "w"), "weight_gradient": ("x", "grad")}[spec.direction]
+    needed = {"forward": ("x", "w"), "input_gradient": ("grad", "w"), "weight_gradient": ("x", "grad")}[
+        spec.direction
+    ]
     found = []
     for name in needed:
         array, shape = named[name]
         if array is None or array.shape != shape:
-            raise ValueError(f"{spec.direction} needs {name} of shape {shape}, not {None if array is None else array.shape}")
+            raise ValueError(
+                f"{spec.direction} needs {name} of shape {shape}, not "
+                f"{None if array is None else array.shape}"
+            )
         found.append(array)
     return found[0], found[1]
 
 
 def _types(spec: ConvSpec, a: np.ndarray, b: np.ndarray, precise: bool, fill: float) -> tuple[Any, Any]:
-    """(type to compute in, type of the result). Whole numbers below 2^53 are exact in float64, whose products are fast."""
+    """(type to compute in, type of the result). Whole numbers below 2^53 are exact
+    in float64, whose products are fast.
+    """
     if a.dtype.kind == "f":
         return (np.longdouble, np.longdouble) if precise else (np.float64, np.float64)
     largest = [max(abs(int(v.max(initial=0))), abs(int(v.min(initial=0)))) for v in (a, b)]
@@ -243,14 +263,17 @@ def _matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a * b if a.shape[-1] == 1 else a @ b
 
 
-# ---- chosen elements --------------------------------------------------------------------------------------------
+# ---- chosen elements ---------------------------------------------------------------------------------------
 
 
-def _forward_at(spec: ConvSpec, x: np.ndarray, w: np.ndarray, at: np.ndarray, work: Any, fill: float) -> np.ndarray:
+def _forward_at(
+    spec: ConvSpec, x: np.ndarray, w: np.ndarray, at: np.ndarray, work: Any, fill: float
+) -> np.ndarray:
     n, o, *place = at.T
     fill = int(fill) if work is object else fill
     inner = spec.in_channels // spec.groups
-    channel = (o // (spec.out_channels // spec.groups) * inner)[:, None] + np.arange(inner)  # (points, C / groups)
+    # (points, C / groups)
+    channel = (o // (spec.out_channels // spec.groups) * inner)[:, None] + np.arange(inner)
     table = [sources(spec, axis) for axis in range(spec.ndim)]
     total: np.ndarray = np.zeros(len(at), work)
     for tap in np.ndindex(*spec.kernel):
@@ -269,7 +292,8 @@ def _input_gradient_at(
     n, c, *place = at.T
     inner, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     channel = (c // inner * outer)[:, None] + np.arange(outer)  # (points, O / groups)
-    tables = []  # per axis (size, copies): where each input element stands in the padded axis, -1 beyond its copies
+    # Per axis (size, copies): where each input element stands in the padded axis, -1 beyond its copies
+    tables = []
     for axis, count in enumerate(copies(spec)):
         table, source = np.full((spec.size[axis], count.max()), -1), sources(spec, axis)
         for k in range(spec.size[axis]):
@@ -287,7 +311,9 @@ def _input_gradient_at(
                 index.append(quotient)
             if not read.any():
                 continue
-            values: np.ndarray = grad[(n[read, None], channel[read], *(i[read, None] for i in index))].astype(work)
+            values: np.ndarray = grad[(n[read, None], channel[read], *(i[read, None] for i in index))].astype(
+                work
+            )
             total[read] += (values * w[(channel[read], c[read, None] % inner, *tap)].astype(work)).sum(1)
     return total
 

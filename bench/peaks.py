@@ -1,9 +1,10 @@
-"""What this machine can do at most: arithmetic by type, and copying by cache level, with one thread and with all cores.
+"""What this machine can do at most: arithmetic by type, and copying by cache level, with one thread and with
+all cores.
 
-Arithmetic is the better of a loop of fused multiply-adds that never leaves the registers and NumPy's matrix product.
-Copying reads one array and writes another, both counted once, as ``ConvSpec.min_bytes`` counts. It takes a few seconds in a
-process of its own and is remembered; since a busy machine hides its peak, it is measured again on later days, ``REPEATS``
-times in all, and the best stands.
+Arithmetic is the better of a loop of fused multiply-adds that never leaves the registers and NumPy's matrix
+product. Copying reads one array and writes another, both counted once, as ``ConvSpec.min_bytes`` counts. It
+takes a few seconds in a process of its own and is remembered; since a busy machine hides its peak, it is
+measured again on later days, ``REPEATS`` times in all, and the best stands.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ REPEATS, AGAIN_S = 3, 86_400  # measurements of one machine in all, and what lie
 LIMIT_S = 60.0
 TRY_S, TRIES = 0.01, 8  # of each figure the best try counts
 GEMM_SIZES = (512, 1024)
-CHAINS = 12  # accumulators: two pipes of four or five cycles are full, and 16 registers hold them with both constants
+# Accumulators: two pipes of four or five cycles are full, and 16 registers hold them with both constants
+CHAINS = 12
 LARGEST_BYTES = 512 << 20
 
 
@@ -52,7 +54,9 @@ FUSED = bool(FEATURES.get("fma") or FEATURES.get("neon"))
 
 
 def _chains(element: Any, item_bytes: int) -> Callable[..., Any]:
-    """An intrinsic's body: ``steps`` rounds of acc = acc * a + b on ``CHAINS`` vectors; returns one lane of their sum."""
+    """An intrinsic's body: ``steps`` rounds of acc = acc * a + b on ``CHAINS``
+    vectors; returns one lane of their sum.
+    """
     lanes = VECTOR_BYTES // item_bytes
     vector, kind = ir.VectorType(element, lanes), {4: "f32", 8: "f64"}[item_bytes]
 
@@ -110,7 +114,9 @@ def multiply_add_float64(steps: int) -> float:
 
 @compiled(fastmath=True)
 def copy(source: np.ndarray, target: np.ndarray, rounds: int) -> None:
-    """Read and write every element, ``rounds`` times; the sum keeps it from being skipped or handed to a library."""
+    """Read and write every element, ``rounds`` times; the sum keeps it from
+    being skipped or handed to a library.
+    """
     for r in range(rounds):
         more = np.float32(r)
         for i in range(len(source)):
@@ -135,7 +141,8 @@ def _loop_flops_per_s(dtype: str, threads: int) -> float:
     start = perf_counter()
     loop(steps)
     steps = max(1, int(steps * TRY_S / max(perf_counter() - start, 1e-9)))
-    return _best_rate(2.0 * steps * CHAINS * lanes * threads, lambda: share(lambda first, last: loop(steps), threads, threads))
+    return _best_rate(2.0 * steps * CHAINS * lanes * threads,
+                      lambda: share(lambda first, last: loop(steps), threads, threads))
 
 
 def _gemm_flops_per_s(dtype: str, threads: int) -> float:
@@ -145,13 +152,15 @@ def _gemm_flops_per_s(dtype: str, threads: int) -> float:
             a = np.full((size, size), 0.5, dtype)
             out = np.empty_like(a)
             np.matmul(a, a, out)
-            best = max(best, _best_rate(2.0 * size**3, lambda a=a, out=out: np.matmul(a, a, out)))  # type: ignore[misc]
+            multiply = lambda a=a, out=out: np.matmul(a, a, out)  # noqa: E731
+            best = max(best, _best_rate(2.0 * size**3, multiply))
     return best
 
 
 def _copy_bytes_per_s(array_bytes: int, threads: int) -> float:
     """Every thread copies an array of its own to another."""
-    pairs = [(np.zeros(array_bytes // 4, np.float32), np.zeros(array_bytes // 4, np.float32)) for _ in range(threads)]
+    pairs = [(np.zeros(array_bytes // 4, np.float32), np.zeros(array_bytes // 4,
+                                                               np.float32)) for _ in range(threads)]
     copy(*pairs[0], 1)
     start = perf_counter()
     copy(*pairs[0], 4)
@@ -169,7 +178,8 @@ def array_bytes(threads: int) -> dict[str, int]:
     shared = max(sizes["L3"] // 4, 2 * sizes["L2"] * threads)  # others may live in there too
     memory = min(max(4 * sizes["L3"], 64 << 20), LARGEST_BYTES, available_memory() // 4)
     return {
-        "L1d": sizes["L1d"] // 4, "L2": sizes["L2"] // 4, "L3": shared // (2 * threads), "memory": memory // (2 * threads),
+        "L1d": sizes["L1d"] // 4, "L2": sizes["L2"] // 4, "L3": shared // (2 * threads),
+        "memory": memory // (2 * threads),
     }  # fmt: skip
 
 
@@ -205,8 +215,8 @@ def peaks(identity: str) -> dict[str, Any]:
     -------
     dict
         ``flops_per_s`` by dtype and number of threads (as text), ``source`` likewise (``loop`` or ``gemm``),
-        ``bytes_per_s`` by ``L1d``, ``L2``, ``L3``, ``memory`` and number of threads, ``cores``, ``measured`` (UTC) and
-        ``times``, how often that was; empty where it cannot be measured.
+        ``bytes_per_s`` by ``L1d``, ``L2``, ``L3``, ``memory`` and number of threads, ``cores``, ``measured``
+        (UTC) and ``times``, how often that was; empty where it cannot be measured.
     """
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     name = f"{identity}-{digest}.json"
@@ -251,9 +261,10 @@ def _measured_apart() -> dict[str, Any]:
     code = f"from bench.worker import guard; guard({alive}); from bench.peaks import main; main()"
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", code], env=environment, pass_fds=(alive,), start_new_session=True, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=LIMIT_S, check=True,
-        )
+            [sys.executable, "-P", "-c", code], env=environment, pass_fds=(alive,), start_new_session=True,
+            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            timeout=LIMIT_S, check=True,
+        )  # fmt: skip
         return json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         return {}

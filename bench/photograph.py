@@ -1,4 +1,5 @@
-"""A photograph and the kernels that have names: what people filter, for the check and for the docs; timing uses normals.
+"""A photograph and the kernels that have names: what people filter, for the check and for the docs; timing
+uses normals.
 
 The photograph is the portrait of Grace Hopper that Matplotlib installs among its sample data.
 """
@@ -42,8 +43,12 @@ def gaussian(height: int, width: int, spread: float = 1 / 5) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def gabor(height: int, width: int, angle: float = 0.6, frequency: float = 1.0, phase: float = 0.0) -> np.ndarray:
-    """(height, width) float64: exp(-bx x'^2 - by y'^2) cos(f x' + phi) about the centre, with x', y' turned by ``angle``."""
+def gabor(
+    height: int, width: int, angle: float = 0.6, frequency: float = 1.0, phase: float = 0.0
+) -> np.ndarray:
+    """(height, width) float64: exp(-bx x'^2 - by y'^2) cos(f x' + phi) about the
+    centre, with x', y' turned by ``angle``.
+    """
     y, x = np.mgrid[:height, :width] - np.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     narrow = 8 / (height * height + width * width)
@@ -51,7 +56,9 @@ def gabor(height: int, width: int, angle: float = 0.6, frequency: float = 1.0, p
 
 
 def filters(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
-    """x and w of ``spec`` (2-D, one input channel a group): the photograph, repeated to size, under kernels of that size."""
+    """x and w of ``spec`` (2-D, one input channel a group): the photograph, repeated
+    to size, under kernels of that size.
+    """
     picture = photograph()
     repeats = [-(-n // m) for n, m in zip(spec.size, picture.shape, strict=True)]
     x = np.broadcast_to(np.tile(picture, repeats)[: spec.size[0], : spec.size[1]], spec.input_shape)

@@ -1,4 +1,5 @@
-"""The controller's side of the workers: starts them, talks to them, times them out, and says how they died."""
+"""The controller's side of the workers: starts them, talks to them, times them out, and says how they died.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +60,17 @@ class Worker:
     """
 
     def __init__(
-        self, threads: int, device: str = "cpu", source: str = "", module: str = "bench.worker", code: str = ""
+        self, threads: int, device: str = "cpu", source: str = "", module: str = "bench.worker",
+        code: str = ""
     ) -> None:
         started = perf_counter()
         self.log: IO[bytes] = scratch()  # lives as long as the worker
         answers, answers_write = os.pipe()
         alive_read, self._alive = os.pipe()
-        environment = {**os.environ, **limit_environment(threads), "CONVBENCH_PATH": source, **code_environment(code)}
-        environment["CONVBENCH_SHIFT"] = "x" * randrange(4096)  # the stack begins elsewhere, also where the system moves none
+        environment = {**os.environ, **limit_environment(threads), "CONVBENCH_PATH": source,
+                       **code_environment(code)}  # fmt: skip
+        # The stack begins elsewhere, also where the system moves none
+        environment["CONVBENCH_SHIFT"] = "x" * randrange(4096)
         program = f"from {module} import main; main()"
         arguments = [str(answers_write), str(alive_read), device, str(os.getpid())]
         try:
@@ -153,7 +157,11 @@ class Worker:
         with contextlib.suppress(OSError, ValueError):
             self.log.seek(0, os.SEEK_END)
             self.log.seek(max(0, self.log.tell() - 4096))
-            lines = [line.strip() for line in self.log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+            lines = [
+                line.strip()
+                for line in self.log.read().decode("utf-8", "replace").splitlines()
+                if line.strip()
+            ]
             fatal = [line for line in lines if line.startswith("Fatal Python error")]
             if words := (fatal or lines)[-1:]:
                 return ": " + printable(words[0])[:160]
@@ -196,7 +204,9 @@ class Judge(Worker):
         except WorkerFailed as failure:
             raise JudgeLostError(str(failure).replace("the worker", "the judge")) from None
 
-    def check(self, carry: Callable[[dict[str, Any]], dict[str, Any] | None], **about: Any) -> dict[str, Any] | None:
+    def check(
+        self, carry: Callable[[dict[str, Any]], dict[str, Any] | None], **about: Any
+    ) -> dict[str, Any] | None:
         """The verdict on an algorithm that obeys through ``carry``; None when it cannot obey any more."""
         reply = self.ask(do="check", **about)
         while "order" in reply:
@@ -234,7 +244,8 @@ class Place(NamedTuple):
 class Pool:
     """The judge, and workers by what must not share a process; each is started when first needed.
 
-    Algorithms of one runtime and number of threads share one, since they trust each other; each from outside has its own.
+    Algorithms of one runtime and number of threads share one, since they trust each other; each from outside
+    has its own.
     """
 
     def __init__(self) -> None:
@@ -285,7 +296,9 @@ class Pool:
 
 @contextlib.contextmanager
 def measuring() -> Iterator[None]:
-    """One process of this user measures at a time: two busy ones would slow each other. Released on any death."""
+    """One process of this user measures at a time: two busy ones would slow each other. Released on any
+    death.
+    """
     try:
         import fcntl
 

@@ -1,4 +1,6 @@
-"""What /proc tells of this process: its children, and whether its threads run. Nothing heavy is imported: a guardian forks."""
+"""What /proc tells of this process: its children, and whether its threads run. Nothing
+heavy is imported: a guardian forks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The record: what measuring one algorithm on one spec gave. A record holds samples only if its verdict is ok."""
+"""The record: what measuring one algorithm on one spec gave. A record holds samples only if its verdict is
+ok.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,21 @@ from itertools import compress
 from itertools import count as numbers
 from typing import Any
 
-STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow", "timeout", "crashed", "error")
+STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow", "timeout", "crashed",
+            "error")
 # What makes two records the same case.
 KEY_FIELDS = ("spec", "algorithm", "tunables", "threads", "machine", "build", "cold", "origin")
-TEXTS = ("spec", "algorithm", "tunables", "machine", "build", "origin", "reason", "family", "device", "runtime", "layout",
-         "accuracy", "chosen")
+TEXTS = ("spec", "algorithm", "tunables", "machine", "build", "origin", "reason", "family", "device",
+         "runtime", "layout", "accuracy", "chosen")  # fmt: skip
 LONGEST_S, LARGEST, MOST_THREADS = 1e9, 1 << 62, 1 << 20
 
 
-def _checked(name: str, value: Any, most: float, whole: bool = False, least: int = 0, optional: bool = False) -> None:
-    """Raise unless ``value`` is a number, no boolean, from ``least`` to ``most``, or None where that is allowed."""
+def _checked(
+    name: str, value: Any, most: float, whole: bool = False, least: int = 0, optional: bool = False
+) -> None:
+    """Raise unless ``value`` is a number, no boolean, from ``least`` to
+    ``most``, or None where that is allowed.
+    """
     if optional and value is None:
         return
     kind = int if whole else (int, float)
@@ -34,9 +41,11 @@ CALM = 3  # one turn in so many stands for a launch, the calmest
 
 
 def turn_time(samples: Sequence[float]) -> float:
-    """What stands for a turn: the lower quartile of its samples, since what disturbs a sample only ever adds to it.
+    """What stands for a turn: the lower quartile of its samples, since what disturbs a sample only ever adds
+    to it.
 
-    With a neighbour on every core, twins differed by 20% from launch to launch by the medians of their turns, by 3.5% so.
+    With a neighbour on every core, twins differed by 20% from launch to launch by the medians of their turns,
+    by 3.5% so.
     """
     return sorted(samples)[len(samples) // 4]
 
@@ -54,15 +63,16 @@ class Launch:
     samples_s : tuple of float
         Seconds per call, one per sample, raw; each sample is the mean of ``loops`` back-to-back calls.
     turns : tuple of int
-        How many of the samples each round gave, in their order, 0 where it gave none. Empty: all were one turn.
+        How many of the samples each round gave, in their order, 0 where it gave none. Empty: all were one
+        turn.
     together : str
-        Names the rounds: turns of one number, in launches that were ``together``, were taken one after the other. Empty:
-        unknown.
+        Names the rounds: turns of one number, in launches that were ``together``, were taken one after the
+        other. Empty: unknown.
     disturbed : tuple of int
         Rounds in which the machine was disturbed by other evidence than their times; they are left out.
     steal, load, loop : float or None
-        How calm the machine was in these rounds: share of the cores' time that the host took away; other tasks that wanted to
-        run, per core; relative spread of a fixed loop timed beside each turn.
+        How calm the machine was in these rounds: share of the cores' time that the host took away; other
+        tasks that wanted to run, per core; relative spread of a fixed loop timed beside each turn.
     loops : int
         Calls in one sample.
     prepare_cold_s : float
@@ -134,7 +144,9 @@ class Launch:
         return {number: value for number, value in found.items() if number not in self.disturbed} or found
 
     def every_turn(self) -> dict[int, float]:
-        """Round -> ``turn_time`` of its samples, of every round that gave some; the median where turns are unknown."""
+        """Round -> ``turn_time`` of its samples, of every round that gave some;
+        the median where turns are unknown.
+        """
         if not self.turns:
             return {0: statistics.median(self.samples_s)}
         found, at = {}, 0
@@ -146,7 +158,9 @@ class Launch:
 
     @cached_property
     def median_s(self) -> float:
-        """Of the calmest third of its turns: neighbours make turns of two kinds, and the median of all jumps between them."""
+        """Of the calmest third of its turns: neighbours make turns of two kinds, and
+        the median of all jumps between them.
+        """
         times = sorted(self.turn_times.values())
         return statistics.median(times[: math.ceil(len(times) / CALM)])
 
@@ -157,7 +171,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class Brief(Launch):
-    """A launch as it is read where only its times matter: one sample for each turn, which stands for those taken in it.
+    """A launch as it is read where only its times matter: one sample for each turn, which stands for those
+    taken in it.
 
     ``sample_count`` is how many were taken. It was checked as a ``Launch`` when it was written.
     """
@@ -201,7 +216,8 @@ class Record:
     Raises
     ------
     ValueError
-        For an unknown status, samples without an ok verdict, a failure without a reason, or a value of another kind.
+        For an unknown status, samples without an ok verdict, a failure without a reason, or a value of
+        another kind.
     """
 
     spec: str

@@ -23,7 +23,9 @@ MOST = 200  # specs that are judged, evenly spread over those that could be; the
 
 
 class _Counted(NamedTuple):
-    """What counts of a record: all of it, its first launch, and the median of the other launches, NaN without."""
+    """What counts of a record: all of it, its first launch, and the median of the other launches, NaN
+    without.
+    """
 
     whole: Known
     first: Known
@@ -45,17 +47,22 @@ class Regret:
         """Hand ``records`` on, and note of each what counts."""
         for record in records:
             if (
-                record.launches and record.machine == self._machine and not record.cold and record.origin == "convbench"
+                record.launches and not record.cold
+                and record.machine == self._machine and record.origin == "convbench"
                 and self._is_present(record.algorithm, record.build, record.tunables)
             ):  # fmt: skip
                 whole, (one, *others) = known(record), record.launches
                 first = replace(whole, run_s=one.median_s, prepare_s=one.prepare_s)
                 rest_s = statistics.median(launch.median_s for launch in others) if others else math.nan
-                self._groups.setdefault((record.spec, record.threads), []).append(_Counted(whole, first, rest_s))
+                self._groups.setdefault((record.spec, record.threads), []).append(
+                    _Counted(whole, first, rest_s)
+                )
             yield record
 
     def _is_present(self, name: str, build: str, tunables: str) -> bool:
-        """Whether it is an algorithm of ours as it stands here; only what was measured is asked whether it is available."""
+        """Whether it is an algorithm of ours as it stands here; only what was
+        measured is asked whether it is available.
+        """
         key = name, build, tunables
         if key not in self._present:
             algorithm = self._found.get(name)
@@ -67,10 +74,11 @@ class Regret:
         return self._present[key]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per source: specs, geometric mean and worst of time(picked) / time(best), and the spec of the worst.
+        """One row per source: specs, geometric mean and worst of time(picked) / time(best), and the spec of
+        the worst.
 
-        measured picks by the first launch and is judged by the others; nearest picks without the spec's own records; model
-        picks without any record. Of many specs ``MOST`` are judged.
+        measured picks by the first launch and is judged by the others; nearest picks without the spec's own
+        records; model picks without any record. Of many specs ``MOST`` are judged.
         """
         groups = {key: group for key, group in self._groups.items() if len(group) > 1}
         every = Knowledge((case.whole for group in groups.values() for case in group), self._found, build_of)
@@ -81,23 +89,32 @@ class Regret:
             for (text, threads), group in groups.items():
                 if source == "measured" and any(math.isnan(case.rest_s) for case in group):
                     continue
-                times = {case.whole.algorithm: case.rest_s if source == "measured" else case.whole.run_s for case in group}
+                times = {
+                    case.whole.algorithm: case.rest_s if source == "measured" else case.whole.run_s
+                    for case in group
+                }
                 knowledge = every.left_out(text)
                 if source != "nearest":
                     entries = [case.first for case in group] if source == "measured" else []
                     knowledge = Knowledge(entries, self._found, build_of)
-                choice = choose(ConvSpec.parse(text), [self._found[name] for name in times], knowledge, threads=threads)
+                choice = choose(
+                    ConvSpec.parse(text), [self._found[name] for name in times], knowledge, threads=threads
+                )
                 if source == "nearest" and choice.source != "nearest":
                     continue
                 ratios[text, threads] = times[choice.algorithm] / min(times.values())
             worst = max(ratios, key=lambda key: ratios[key], default=("", 0))
-            rows.append({
-                "source": source,
-                "specs": len(ratios),
-                "geometric_mean": math.exp(sum(map(math.log, ratios.values())) / len(ratios)) if ratios else None,
-                "worst": ratios.get(worst),
-                "worst_spec": worst[0],
-            })
+            rows.append(
+                {
+                    "source": source,
+                    "specs": len(ratios),
+                    "geometric_mean": math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+                    if ratios
+                    else None,
+                    "worst": ratios.get(worst),
+                    "worst_spec": worst[0],
+                }
+            )
         return rows
 
 

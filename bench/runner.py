@@ -1,9 +1,10 @@
-"""The controller: turns specs into cases, has workers measure them in interleaved rounds, and stores every result at once.
+"""The controller: turns specs into cases, has workers measure them in interleaved rounds, and stores every
+result at once.
 
-A case is (spec, algorithm, threads). Launch by launch, in fresh processes, the algorithms of one spec are opened, checked
-in the first launch, and race: they take short turns in rounds, who is surely behind leaves, and the rest go on until the turns
-tell their ratios well enough. Verdicts come from the judge's process, and samples count only where they add up to what this
-process's clock says.
+A case is (spec, algorithm, threads). Launch by launch, in fresh processes, the algorithms of one spec are
+opened, checked in the first launch, and race: they take short turns in rounds, who is surely behind leaves,
+and the rest go on until the turns tell their ratios well enough. Verdicts come from the judge's process, and
+samples count only where they add up to what this process's clock says.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from bench.store import Store
 from bench.timing import believable, looks
 
 LEAST_LIMIT_S = 1.0
-LOOKED_AT_AGAIN = ("unsupported", "unavailable", "too_large", "timeout", "crashed")  # what may be over at the next run
+# What may be over at the next run
+LOOKED_AT_AGAIN = ("unsupported", "unavailable", "too_large", "timeout", "crashed")
 MOVED_EVERY = 8  # turns
 DISAGREEMENTS = 20  # turns in a row whose samples do not add up; a busy machine delays one or two
 
@@ -114,7 +116,9 @@ class Runner:
                 missing = sum(self._lacks(case, index) for index in range(launches) for case in cases)
                 self.progress.total = self.progress.done + missing + self.progress.later
                 while launch < launches or (cases := self._undecided(cases, launch)):
-                    self.progress.total += sum(self._lacks(case, launch) for case in cases) if launch >= launches else 0
+                    self.progress.total += (
+                        sum(self._lacks(case, launch) for case in cases) if launch >= launches else 0
+                    )
                     for group in _groups([case for case in cases if self._lacks(case, launch)]):
                         limit = self.settings.run_budget_s
                         if limit is not None and perf_counter() - started > limit:
@@ -134,8 +138,13 @@ class Runner:
         """After so many launches: those of ``cases`` that need another one to decide who is fastest."""
         if self.settings.decide is None or self.store is None or done >= MOST_LAUNCHES:
             return []
-        groups = [[(case, noise.taken(self._records[case.record.key])) for case in group] for group in _groups(cases)]
-        groups = [timed for group in groups if (timed := [(case, launches) for case, launches in group if launches])]
+        groups = [
+            [(case, noise.taken(self._records[case.record.key])) for case in group]
+            for group in _groups(cases)
+        ]
+        groups = [
+            timed for group in groups if (timed := [(case, launches) for case, launches in group if launches])
+        ]
         table = noise.decisions(groups, lambda pair: pair[1], math.log1p(self.settings.decide))
         open_ = [decision for decision in table if decision.verdict == "undecided"]
         return [case for one in open_ for case, _ in (one.first, *(rival for rival, _ in one.left))]
@@ -150,7 +159,9 @@ class Runner:
             self._records[key] = case.record
             if record is not None and self.settings.fresh:
                 self._replaced.add(key)  # the old one goes when the first new result is stored
-            elif record is not None and (record.launches or not (case.record.status != "ok" or self._outdated(record))):
+            elif record is not None and (
+                record.launches or not (case.record.status != "ok" or self._outdated(record))
+            ):
                 self._records[key] = record
             elif case.record.status != "ok":
                 self._keep(case, case.record)
@@ -160,7 +171,11 @@ class Runner:
         """``auto`` stands for what it chose when the run began, whatever has been learnt since."""
         mine = case.record
         for record in () if self.settings.fresh or not mine.chosen else stored:
-            if record.chosen and (record.spec, record.threads, record.cold) == (mine.spec, mine.threads, mine.cold):
+            if record.chosen and (record.spec, record.threads, record.cold) == (
+                mine.spec,
+                mine.threads,
+                mine.cold,
+            ):
                 chosen = get(record.chosen) if record.chosen.partition(":")[0] in registry() else None
                 if chosen and record.machine == mine.machine and record.build == build_of(chosen):
                     return Case(case.spec, chosen, replace(record, launches=()))
@@ -189,8 +204,10 @@ class Runner:
             merged = {launch.index: launch for launch in (*record.launches, *before.launches)}
             record = record.with_launches(tuple(merged[i] for i in sorted(merged)))
         self._records[case.record.key] = record
-        hasty = record.status == "too_slow" and self.settings.slow_s < LEAST_LIMIT_S  # a short limit proves nothing
-        tuned = variant_name(case.algorithm) != case.algorithm.name  # remembered once it is known to be faster
+        # A short limit proves nothing
+        hasty = record.status == "too_slow" and self.settings.slow_s < LEAST_LIMIT_S
+        # Remembered once it is known to be faster
+        tuned = variant_name(case.algorithm) != case.algorithm.name
         useless = record.cold or record.chosen or hasty or tuned or disturbed(record)
         if self.store and record.status in REMEMBERED and not useless:
             self._lessons.append(known(record))
@@ -204,7 +221,7 @@ class Runner:
             return
         self._keep(case, replace(before, status=status, reason=reason, launches=()))
 
-    # ---- one spec, one launch ----------------------------------------------------------------------------------
+    # ---- one spec, one launch ------------------------------------------------------------------------------
 
     def _group(self, launch: int, cases: list[Case]) -> None:
         """Open, check and sample the cases of one spec; store each as soon as it is done."""
@@ -271,12 +288,16 @@ class Runner:
         same = self._late(state)
         if same:
             steal, load, loop = weather.figures()
-            launch = replace(state.result(), together=together, disturbed=weather.disturbed(state.number), steal=steal,
-                             load=load, loop=loop)  # fmt: skip
+            launch = replace(state.result(), together=together, disturbed=weather.disturbed(state.number),
+                             steal=steal, load=load, loop=loop)  # fmt: skip
             self._keep(state.case, replace(state.record, launches=(launch,)))
             self.outcome.measured += 1
         elif same is not None:
-            self._fail(state.case, "wrong", "a call among or after the last samples gave another result than the definition")
+            self._fail(
+                state.case,
+                "wrong",
+                "a call among or after the last samples gave another result than the definition",
+            )
 
     @contextlib.contextmanager
     def _remembering(self) -> Iterator[None]:
@@ -291,11 +312,14 @@ class Runner:
         """Once the table is whole: how sure it is who is faster than whom."""
         groups: dict[tuple[int, str], list[Record]] = {}
         for key in self._taught:
-            groups.setdefault((self._records[key].threads, self._records[key].spec), []).append(self._records[key])
+            groups.setdefault((self._records[key].threads, self._records[key].spec), []).append(
+                self._records[key]
+            )
         wisdom.remember(taught(groups.values()))
 
     def _twice(self, state: _Open, step: Callable[[_Open], bool]) -> bool:
-        """``step``; when its process is lost, once more in a fresh one: not every death is the case's fault."""
+        """``step``; when its process is lost, once more in a fresh one: not every death is the case's fault.
+        """
         try:
             return step(state)
         except WorkerFailed as failure:
@@ -314,7 +338,9 @@ class Runner:
         return self._open(state) and self._checked(state)
 
     def _open(self, state: _Open) -> bool:
-        """Prepare in a worker; false when the case failed. Also the way back after another case killed the worker."""
+        """Prepare in a worker; false when the case failed. Also the way back
+        after another case killed the worker.
+        """
         case, settings = state.case, self.settings
         record = self._records[case.record.key]
         reply = self._ask(
@@ -329,7 +355,8 @@ class Runner:
         if reply["call_s"] > settings.slow_s:
             self._fail(case, "too_slow", f"one call took {reply['call_s']:.2g} s, {limit_text(settings)}")
             return False
-        state.phases, state.turns, state.spent_s = reply, [[] for _ in state.turns], 0.0  # those of a lost process are gone
+        # Those of a lost process are gone
+        state.phases, state.turns, state.spent_s = reply, [[] for _ in state.turns], 0.0
         return True
 
     def _checked(self, state: _Open) -> bool:
@@ -345,7 +372,10 @@ class Runner:
         state.workspace_seen_bytes = reply["workspace_seen_bytes"]
         state.record = replace(record, max_error=reply["max_error"], error_ratio=reply["error_ratio"])
         if not reply["verdict"]:
-            self._keep(state.case, replace(state.record, status="wrong", reason=reply["reason"] or "outside its bound"))
+            self._keep(
+                state.case,
+                replace(state.record, status="wrong", reason=reply["reason"] or "outside its bound"),
+            )
             return False
         return True
 
@@ -377,10 +407,12 @@ class Runner:
         if state.disagreements < DISAGREEMENTS:
             return True
         total = sum(reply["samples_s"]) * loops
-        self._fail(state.case, "wrong", f"its clock is wrong: samples of {total:.3g} s in a turn of {turn_s:.3g} s")
+        self._fail(
+            state.case, "wrong", f"its clock is wrong: samples of {total:.3g} s in a turn of {turn_s:.3g} s"
+        )
         return False
 
-    # ---- the judge ---------------------------------------------------------------------------------------------
+    # ---- the judge -----------------------------------------------------------------------------------------
 
     def _verdict(self, state: _Open) -> dict[str, Any] | None:
         """What the judge says of the case, whose worker does as it orders; None when the case has failed."""
@@ -392,8 +424,8 @@ class Runner:
             return answer and answer["answer"]
 
         return self._judged(state, lambda judge: judge.check(
-            carried, spec=str(case.spec), threads=case.record.threads, seed=self.settings.seed, name=algorithm.name,
-            family=algorithm.family, accuracy=algorithm.accuracy,
+            carried, spec=str(case.spec), threads=case.record.threads, seed=self.settings.seed,
+            name=algorithm.name, family=algorithm.family, accuracy=algorithm.accuracy,
         ))  # fmt: skip
 
     def _late(self, state: _Open) -> bool | None:
@@ -402,11 +434,17 @@ class Runner:
         about: dict[str, Any] = {"spec": str(case.spec), "seed": self.settings.seed, "launch": state.launch}
         asked = self._judged(state, lambda judge: judge.ask(do="points", **about))
         answer = asked and self._ask(state, limit_s, do="late", points=asked["points"])
-        verdict = answer and self._judged(state, lambda judge: judge.ask(do="late", calls=answer["calls"], **about))
+        verdict = answer and self._judged(
+            state, lambda judge: judge.ask(do="late", calls=answer["calls"], **about)
+        )
         return None if verdict is None else bool(verdict["same"])
 
-    def _judged(self, state: _Open, question: Callable[[Judge], dict[str, Any] | None]) -> dict[str, Any] | None:
-        """The judge's answer; None when the case has failed, or when the judge can give none, which is no fault of it."""
+    def _judged(
+        self, state: _Open, question: Callable[[Judge], dict[str, Any] | None]
+    ) -> dict[str, Any] | None:
+        """The judge's answer; None when the case has failed, or when the judge can
+        give none, which is no fault of it.
+        """
         try:
             reply = question(self._pool.judge())
         except JudgeLostError as failure:
@@ -477,7 +515,9 @@ class _Open:
 
 
 def _groups(cases: Iterable[Case]) -> list[list[Case]]:
-    """Cases of one spec and number of threads are measured against each other, where their rivals do not differ."""
+    """Cases of one spec and number of threads are measured against each other, where their rivals do not
+    differ.
+    """
     found: dict[tuple[int, str, str], list[Case]] = {}
     for case in cases:
         found.setdefault((case.record.threads, case.record.spec, case.rivals), []).append(case)

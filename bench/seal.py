@@ -1,7 +1,8 @@
 """Whether anybody replaced a part of the judge, of the clock or of NumPy in this process.
 
-Code from outside is imported into the controller and into workers. What it puts elsewhere while it is imported is put back;
-what it replaces later is its own fault, since nothing found in that process can be trusted any more.
+Code from outside is imported into the controller and into workers. What it puts elsewhere while it is
+imported is put back; what it replaces later is its own fault, since nothing found in that process can be
+trusted any more.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from types import FunctionType
 from typing import Any
 
 STOOD_ON = ("builtins", "gc", "json", "math", "numpy", "os", "statistics", "time")
-_before: dict[tuple[str, str, str], tuple[Any, Any, Any]] = {}  # (module, class or nothing, name) -> owner, value, its code
+# (module, class or nothing, name) -> owner, value, its code
+_before: dict[tuple[str, str, str], tuple[Any, Any, Any]] = {}
 
 
 def close() -> None:
@@ -49,8 +51,10 @@ def broken() -> list[str]:
 def insist() -> None:
     """Raise ValueError when something is another now."""
     if names := broken():
-        raise ValueError(f"an algorithm from outside replaced {', '.join(names[:3])} in the process that decides: "
-                         "nothing more is kept, leave it out of CONVBENCH_PATH")
+        raise ValueError(
+            f"an algorithm from outside replaced {', '.join(names[:3])} in the process that decides: "
+            "nothing more is kept, leave it out of CONVBENCH_PATH"
+        )
 
 
 def mend() -> None:

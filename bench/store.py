@@ -1,6 +1,8 @@
-"""The store: one SQLite file in WAL mode, appended to as results are produced. ``docs/store.md`` describes the schema.
+"""The store: one SQLite file in WAL mode, appended to as results are produced. ``docs/store.md`` describes
+the schema.
 
-Every write is one transaction, so a killed run loses at most the case in flight, and two processes may write at once.
+Every write is one transaction, so a killed run loses at most the case in flight, and two processes may write
+at once.
 """
 
 from __future__ import annotations
@@ -32,21 +34,24 @@ _NO_LAUNCHES = (1 << 63, iter(()))  # beyond every record
 
 RECORD_FIELDS = tuple(f.name for f in fields(Record) if f.name != "launches")
 LAUNCH_FIELDS = tuple(f.name for f in fields(Launch))
-_SAMPLES, _TURNS, _TOGETHER, _DISTURBED = map(LAUNCH_FIELDS.index, ("samples_s", "turns", "together", "disturbed"))
+_SAMPLES, _TURNS, _TOGETHER, _DISTURBED = map(LAUNCH_FIELDS.index,
+                                              ("samples_s", "turns", "together", "disturbed"))
 _HEAD = struct.Struct("<II")
 _COLD = RECORD_FIELDS.index("cold")
-_TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_ratio": "REAL", "workspace_bytes": "INTEGER",
-          "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL", "prepare_s": "REAL", "first_run_s": "REAL",
-          "h2d_s": "REAL", "d2h_s": "REAL", "workspace_seen_bytes": "INTEGER", "steal": "REAL", "load": "REAL", "loop": "REAL",
-          "times_s": "BLOB"}
-_OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes", "steal", "load",
-             "loop", "times_s")  # fmt: skip
+_TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_ratio": "REAL",
+          "workspace_bytes": "INTEGER", "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL",
+          "prepare_s": "REAL", "first_run_s": "REAL", "h2d_s": "REAL", "d2h_s": "REAL",
+          "workspace_seen_bytes": "INTEGER", "steal": "REAL", "load": "REAL", "loop": "REAL",
+          "times_s": "BLOB"}  # fmt: skip
+_OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes", "steal",
+             "load", "loop", "times_s")  # fmt: skip
 # By schema 2.
-_ADDED = {"turns": "'[]'", "together": "''", "disturbed": "'[]'", "steal": "NULL", "load": "NULL", "loop": "NULL",
-          "times_s": "NULL"}  # fmt: skip
+_ADDED = {"turns": "'[]'", "together": "''", "disturbed": "'[]'", "steal": "NULL", "load": "NULL",
+          "loop": "NULL", "times_s": "NULL"}  # fmt: skip
 
 
-GONE = "was deleted, moved or replaced while it was written: run the same command again to measure into a new one"
+GONE = ("was deleted, moved or replaced while it was written: run the same command again to measure into a "
+        "new one")  # fmt: skip
 
 
 class StoreError(Exception):
@@ -60,7 +65,8 @@ def _columns(names: Iterable[str]) -> str:
 _RECORD_VALUES, _LAUNCH_VALUES = attrgetter(*RECORD_FIELDS), attrgetter(*LAUNCH_FIELDS)
 _RECORD_ROW, _LAUNCH_ROW = (", ".join(f'"{n}"' for n in names) for names in (RECORD_FIELDS, LAUNCH_FIELDS))
 _PUT_RECORD = (
-    f"INSERT INTO record ({_RECORD_ROW}) VALUES ({', '.join('?' * len(RECORD_FIELDS))}) ON CONFLICT DO UPDATE SET "
+    f"INSERT INTO record ({_RECORD_ROW}) VALUES ({', '.join('?' * len(RECORD_FIELDS))}) ON CONFLICT DO "
+    "UPDATE SET "
     + ", ".join(f'"{n}" = excluded."{n}"' for n in RECORD_FIELDS if n not in KEY_FIELDS)
     + " RETURNING id"
 )
@@ -71,8 +77,10 @@ _PUT_LAUNCH = (
 
 _SCHEMA = (
     "CREATE TABLE machine (id TEXT PRIMARY KEY, description TEXT NOT NULL)",
-    f"CREATE TABLE record (id INTEGER PRIMARY KEY, {_columns(RECORD_FIELDS)}, UNIQUE ({', '.join(KEY_FIELDS)}))",
-    f"""CREATE TABLE launch (record_id INTEGER NOT NULL REFERENCES record(id) ON DELETE CASCADE, {_columns(LAUNCH_FIELDS)},
+    f"CREATE TABLE record (id INTEGER PRIMARY KEY, {_columns(RECORD_FIELDS)}, UNIQUE "
+    f"({', '.join(KEY_FIELDS)}))",
+    "CREATE TABLE launch (record_id INTEGER NOT NULL REFERENCES record(id) ON DELETE CASCADE, "
+    f"""{_columns(LAUNCH_FIELDS)},
     {_columns(["times_s"])}, UNIQUE (record_id, "index"))""",
 )
 
@@ -86,7 +94,8 @@ class Store:
     Parameters
     ----------
     folder : Path
-        Holds ``convbench.sqlite``; made when missing, unless ``create`` is false. Then it may also be read-only.
+        Holds ``convbench.sqlite``; made when missing, unless ``create`` is false. Then it may also be
+        read-only.
 
     Raises
     ------
@@ -99,7 +108,9 @@ class Store:
         self._names = tuple(os.path.abspath(self.path) + suffix for suffix in ("", "-wal"))
         self._files: tuple[tuple[int, int] | None, ...] = (None, None)
         if not create and not self.path.is_file():
-            raise StoreError(f"{folder} holds no {FILE_NAME}: give the --out folder of an earlier convbench run")
+            raise StoreError(
+                f"{folder} holds no {FILE_NAME}: give the --out folder of an earlier convbench run"
+            )
         with self._explained():
             if create:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +122,10 @@ class Store:
                 if create or "locked" in str(error):
                     raise
                 if log.exists() and log.stat().st_size:
-                    raise StoreError(f"{log} holds records that cannot be read here ({error}): make room, or copy the folder "
-                                     "to where there is some") from error  # fmt: skip
-                # A read-only folder or a full disk has no room for the index that readers share; without a log none is needed.
+                    raise StoreError(f"{log} holds records that cannot be read here ({error}): make room, or "
+                                     "copy the folder to where there is some") from error  # fmt: skip
+                # A read-only folder or a full disk has no room for the index that readers share; without a
+                # log none is needed.
                 self._connect(f"{uri}?immutable=1", create)
 
     def _connect(self, uri: str, create: bool) -> None:
@@ -126,7 +138,8 @@ class Store:
 
     def _open(self, create: bool) -> None:
         if create:
-            with suppress(sqlite3.OperationalError):  # not on every file system; what else is wrong shows below
+            # Not on every file system; what else is wrong shows below
+            with suppress(sqlite3.OperationalError):
                 self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
@@ -140,11 +153,16 @@ class Store:
         if self._pragma("application_id") != APPLICATION_ID:
             raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
         if not 1 <= (version := self._pragma("user_version")) <= SCHEMA_VERSION:
-            raise StoreError(f"{self.path} has schema {version}, this convbench knows {SCHEMA_VERSION}: update convbench")
+            raise StoreError(
+                f"{self.path} has schema {version}, this convbench knows {SCHEMA_VERSION}: update convbench"
+            )
         if create and _ADDED.keys() - self._held():
             with self.transaction():
                 missing = {name: value for name, value in _ADDED.items() if name not in self._held()}
-                added = [f"ALTER TABLE launch ADD COLUMN {_columns([name])} DEFAULT {value}" for name, value in missing.items()]
+                added = [
+                    f"ALTER TABLE launch ADD COLUMN {_columns([name])} DEFAULT {value}"
+                    for name, value in missing.items()
+                ]
                 self._define(added)
         if self.path.stat().st_size % self._pragma("page_size"):  # SQLite reads zeros for what is cut off
             raise self._damaged("its end is missing")
@@ -168,8 +186,9 @@ class Store:
     def transaction(self) -> Iterator[None]:
         """All or nothing, acknowledged when the block ends.
 
-        SQLite goes on writing to a file that has lost its name: what it wrote would be gone with the last process that
-        has it open. So the name is looked at before and after. A transaction within another is a part of it.
+        SQLite goes on writing to a file that has lost its name: what it wrote would be gone with the last
+        process that has it open. So the name is looked at before and after. A transaction within another is a
+        part of it.
         """
         if self._db.in_transaction:
             yield
@@ -187,7 +206,9 @@ class Store:
             self._in_place()
 
     def _in_place(self) -> None:
-        """Raise StoreError unless the names of the store and its log still lead to the files that are written."""
+        """Raise StoreError unless the names of the store and its log still lead to the files that are
+        written.
+        """
         found = tuple(_identity(name) for name in self._names)
         if any(was not in (None, now) for was, now in zip(self._files, found, strict=True)):
             raise StoreError(f"{self.path} {GONE}")
@@ -201,24 +222,42 @@ class Store:
         except sqlite3.OperationalError as error:
             text = str(error)
             if "full" in text or "disk I/O" in text:
-                raise StoreError(f"no space left for {self.path}: free some and run the same command again") from error
+                raise StoreError(
+                    f"no space left for {self.path}: free some and run the same command again"
+                ) from error
             if "readonly" in text or "unable to open" in text:
                 raise StoreError(f"cannot write {self.path}: choose another folder with --out") from error
             if "locked" in text:
-                raise StoreError(f"{self.path} is locked by another process: let it end, then run again") from error
-            raise StoreError(f"{self.path}: {text}: move the file away, or choose another --out folder") from error
-        except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+                raise StoreError(
+                    f"{self.path} is locked by another process: let it end, then run again"
+                ) from error
+            raise StoreError(
+                f"{self.path}: {text}: move the file away, or choose another --out folder"
+            ) from error
+        except (
+            sqlite3.DatabaseError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise self._damaged(error) from error
         except OSError as error:
-            raise StoreError(f"cannot use {self.path}: {error.strerror}: choose another folder with --out") from error
+            raise StoreError(
+                f"cannot use {self.path}: {error.strerror}: choose another folder with --out"
+            ) from error
 
     def _damaged(self, why: object) -> StoreError:
-        return StoreError(f"{self.path} is damaged ({why}): move the file away, or choose another --out folder")
+        return StoreError(
+            f"{self.path} is damaged ({why}): move the file away, or choose another --out folder"
+        )
 
-    # ---- writing -----------------------------------------------------------------------------------------------
+    # ---- writing -------------------------------------------------------------------------------------------
 
     def put_machine(self, description: dict[str, Any]) -> None:
-        """Store ``description`` under its ``id``; peaks that stand there stay, unless it brings later ones."""
+        """Store ``description`` under its ``id``; peaks that stand there stay, unless it brings later ones.
+        """
         with self.transaction():
             self._put_machine(description)
 
@@ -226,13 +265,15 @@ class Store:
         mine = self.machines().get(description["id"], {})
         if _peaks_measured(mine) > _peaks_measured(description):
             description = {**description, "peaks": mine["peaks"]}
-        self._db.execute("REPLACE INTO machine VALUES (?, ?)", (description["id"], json.dumps(description, sort_keys=True)))
+        self._db.execute(
+            "REPLACE INTO machine VALUES (?, ?)", (description["id"], json.dumps(description, sort_keys=True))
+        )
 
     def put(self, record: Record) -> None:
         """Store ``record``: what it says of itself replaces what stood there, its launches are added.
 
-        A launch of an index that stands there already is left as it is: the first writer wins. A record that is not ok
-        any more loses its launches.
+        A launch of an index that stands there already is left as it is: the first writer wins. A record that
+        is not ok any more loses its launches.
         """
         with self.transaction():
             self._put(record)
@@ -254,7 +295,9 @@ class Store:
             self._db.execute(f"DELETE FROM record WHERE {condition}", record.key)
 
     def merge(self, machines: Iterable[dict[str, Any]], records: Iterable[Record]) -> int:
-        """Add what another store holds; how many records that is. Machines stay apart, since they are in a record's key."""
+        """Add what another store holds; how many records that is. Machines stay
+        apart, since they are in a record's key.
+        """
         count = 0
         with self.transaction():
             for description in machines:
@@ -272,26 +315,33 @@ class Store:
         return count
 
     def ask(self, names: Iterable[str]) -> None:
-        """Add suites to those that ``asked`` names; not where earlier runs did not say what they were asked for."""
+        """Add suites to those that ``asked`` names; not where earlier runs did not say what they were asked
+        for.
+        """
         with self.transaction():
             if self.asked() is None and self._db.execute("SELECT 1 FROM record LIMIT 1").fetchone():
                 return
             self._db.execute(_ASKED)
             self._db.executemany("INSERT OR IGNORE INTO asked VALUES (?)", [(name,) for name in names])
 
-    # ---- reading -----------------------------------------------------------------------------------------------
+    # ---- reading -------------------------------------------------------------------------------------------
 
     def machines(self) -> dict[str, dict[str, Any]]:
         """Descriptions by id."""
         with self._explained():
-            found = {i: json.loads(d) for i, d in self._db.execute("SELECT id, description FROM machine ORDER BY id")}
+            found = {
+                i: json.loads(d)
+                for i, d in self._db.execute("SELECT id, description FROM machine ORDER BY id")
+            }
             for identity, description in found.items():
                 if description.get("id") != identity:
                     raise ValueError(f"the description of machine {identity} is another one's")
             return found
 
     def asked(self) -> list[str] | None:
-        """The suites that runs were asked for, in the order of their first being so; None where that is not known."""
+        """The suites that runs were asked for, in the order of their first
+        being so; None where that is not known.
+        """
         with self._explained():
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'asked'").fetchone():
                 return None
@@ -333,7 +383,9 @@ class Store:
             )  # fmt: skip
             launches = groupby(rows, key=itemgetter(0))
             owner, own = next(launches, _NO_LAUNCHES)
-            for identity, *row in self._db.execute(f"SELECT id, {_RECORD_ROW} FROM record{chosen} ORDER BY id", values):
+            for identity, *row in self._db.execute(
+                f"SELECT id, {_RECORD_ROW} FROM record{chosen} ORDER BY id", values
+            ):
                 while owner < identity:
                     owner, own = next(launches, _NO_LAUNCHES)
                 row = [same.setdefault(v, v) if isinstance(v, str) else v for v in row]
@@ -365,25 +417,30 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 class _Read(tuple):
-    """Numbers with the text that they were read from: half of what a merge costs would be writing them anew."""
+    """Numbers with the text that they were read from: half of what a merge costs would be writing them anew.
+    """
 
     text: str
 
 
 def _sql(name: str, value: Any) -> Any:
-    """A field of a launch as its column gives it back: lists as JSON, whole numbers of seconds with a point."""
+    """A field of a launch as its column gives it back: lists as JSON, whole numbers of seconds with a point.
+    """
     if isinstance(value, tuple):
         return value.text if isinstance(value, _Read) else f"[{', '.join(map(repr, value))}]"
     return float(value) if value is not None and _TYPES.get(name) == "REAL" else value
 
 
 def _packed(launch: Launch, row: Sequence[Any]) -> bytes:
-    """What a ``Brief`` needs of the samples: how many they are, and what stands for each turn; with a sum over the row.
+    """What a ``Brief`` needs of the samples: how many they are, and what stands for each turn; with a sum
+    over the row.
 
     A row that the sum does not fit was changed by somebody else, and is read as a whole.
     """
@@ -424,7 +481,12 @@ def _launch(row: Sequence[Any]) -> Launch:
 def _brief(row: Sequence[Any]) -> Launch:
     """Of a row; its samples are looked at only where its times are missing, or not of this row."""
     packed = row[1]
-    if not isinstance(packed, bytes) or len(packed) % 8 or len(packed) < 16 or _HEAD.unpack_from(packed)[0] != _sum(row[2:]):
+    if (
+        not isinstance(packed, bytes)
+        or len(packed) % 8
+        or len(packed) < 16
+        or _HEAD.unpack_from(packed)[0] != _sum(row[2:])
+    ):
         packed = _packed(_launch(row), row[2:])
     values = _values(row)
     _, count, *times = struct.unpack(f"<II{len(packed) // 8 - 1}d", packed)

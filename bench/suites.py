@@ -17,12 +17,15 @@ from bench.csv_file import read_csv
 from bench.timing import Budget
 from bench.work import PICTURE, Layer, Suite, pictures, sweep, tables
 
-# One of each kind: large and strided, four depths of 3x3, pointwise, many groups, depthwise, a row of taps, 5x5.
+# One of each kind: large and strided, four depths of 3x3, pointwise, many groups, depthwise, a row of taps,
+# 5x5.
 GPU_LAYERS = (
     ("resnet50_v1_5", "conv1"), ("vgg16", "conv2_2"), ("resnet50_v1_5", "res2a_branch2b"),
-    ("resnet50_v1_5", "res3b_branch2b"), ("resnet50_v1_5", "res4b_branch2b"), ("resnet50_v1_5", "res5b_branch2b"),
-    ("resnet50_v1_5", "res4b_branch2a"), ("timm_resnext50_32x4d", "layer2.1.conv2"), ("mobilenet_v1_dw", "conv2_1/dw"),
-    ("mobilenet_v1_dw", "conv5_1/dw"), ("timm_inception_v3", "Mixed_6b.branch7x7_2.conv"), ("alexnet_owt", "conv2"),
+    ("resnet50_v1_5", "res3b_branch2b"), ("resnet50_v1_5", "res4b_branch2b"),
+    ("resnet50_v1_5", "res5b_branch2b"), ("resnet50_v1_5", "res4b_branch2a"),
+    ("timm_resnext50_32x4d", "layer2.1.conv2"), ("mobilenet_v1_dw", "conv2_1/dw"),
+    ("mobilenet_v1_dw", "conv5_1/dw"), ("timm_inception_v3", "Mixed_6b.branch7x7_2.conv"),
+    ("alexnet_owt", "conv2"),
 )  # fmt: skip
 
 
@@ -31,18 +34,25 @@ def suites() -> dict[str, Suite]:
     """All suites by name."""
     found = [
         Suite(
-            "quick", "a small sweep of pictures, in a minute or two", "ours",
+            "quick",
+            "a small sweep of pictures, in a minute or two",
+            "ours",
             lambda: pictures((64, 128, 256), (3, 7, 15)),
             Settings(budget=Budget(turn_s=0.006, rounds=24), slow_s=0.08),
         ),
         Suite(
-            "images", "pictures of 256 to 2048 pixels a side, kernels of 3 to 63", "ours",
+            "images",
+            "pictures of 256 to 2048 pixels a side, kernels of 3 to 63",
+            "ours",
             lambda: pictures((256, 512, 1024, 2048), (3, 5, 7, 9, 15, 31, 63)),
         ),
         Suite(
-            "gpu", "for a machine with a GPU: pictures up to 4096 pixels a side, network layers at batch 1 and 32",
-            f"ours; layers of {', '.join(dict.fromkeys(table for table, _ in GPU_LAYERS))}", _gpu,
-            Settings(budget=Budget(case_s=0.3), slow_s=2.0), "cuda",
+            "gpu",
+            "for a machine with a GPU: pictures up to 4096 pixels a side, network layers at batch 1 and 32",
+            f"ours; layers of {', '.join(dict.fromkeys(table for table, _ in GPU_LAYERS))}",
+            _gpu,
+            Settings(budget=Budget(case_s=0.3), slow_s=2.0),
+            "cuda",
         ),
     ]
     return {suite.name: suite for suite in (*found, versus.suite(), *tables().values())}
@@ -61,7 +71,8 @@ def _gpu() -> list[Layer]:
 
 
 def resolve(targets: Sequence[str], batch: int | None = None) -> tuple[list[ConvSpec], Settings]:
-    """The specs that the targets name, in order and once each, at ``batch`` if given, and how to measure them.
+    """The specs that the targets name, in order and once each, at ``batch`` if given, and how to measure
+    them.
 
     Raises
     ------
@@ -77,7 +88,11 @@ def resolve(targets: Sequence[str], batch: int | None = None) -> tuple[list[Conv
         elif "," in target:
             specs.append(ConvSpec.parse(target))
         else:
-            advice = meant(target, suites(), f"see convbench suites, or write a spec like {PICTURE} or the name of a CSV file")
+            advice = meant(
+                target,
+                suites(),
+                f"see convbench suites, or write a spec like {PICTURE} or the name of a CSV file",
+            )
             raise ValueError(f"{target!r} is no suite: {advice}")
     alone = suites()[targets[0]].settings if len(targets) == 1 and targets[0] in suites() else None
     if batch is not None:
@@ -86,7 +101,8 @@ def resolve(targets: Sequence[str], batch: int | None = None) -> tuple[list[Conv
 
 
 def suited(targets: Sequence[str], algorithms: Sequence[Algorithm]) -> list[Algorithm]:
-    """Those that the targets are meant for: the ones on a device where every target is a suite for it, else all.
+    """Those that the targets are meant for: the ones on a device where every target is a suite for it, else
+    all.
 
     Raises
     ------

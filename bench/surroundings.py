@@ -1,6 +1,8 @@
-"""What an algorithm must leave as it is: the state that all code of a process shares, and what a process can run out of.
+"""What an algorithm must leave as it is: the state that all code of a process shares, and what a process can
+run out of.
 
-A call that seeds NumPy, or has faint numbers flushed to zero, is right itself and makes its caller's next line wrong.
+A call that seeds NumPy, or has faint numbers flushed to zero, is right itself and makes its caller's next
+line wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import numpy as np
 
 from bench.processes import children
 
-SIGNALS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "ALRM", "CHLD", "PIPE", "USR1", "USR2")
+SIGNALS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "ALRM", "CHLD", "PIPE", "USR1",
+                                                      "USR2")
            if hasattr(signal, f"SIG{name}")]  # fmt: skip
 FAINT = np.full(1, np.finfo(np.float32).tiny)
 
@@ -46,7 +49,12 @@ SHARED: dict[str, Callable[[], Any]] = {
     "the handlers of signals": _handlers,
     "the cores": _affinity,
     "the working folder": os.getcwd,
-    "the hooks of tracing": lambda: (sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile()),
+    "the hooks of tracing": lambda: (
+        sys.gettrace(),
+        sys.getprofile(),
+        threading.gettrace(),
+        threading.getprofile(),
+    ),
     "the limit of recursion": sys.getrecursionlimit,
 }
 

@@ -1,4 +1,6 @@
-"""A thunk and a budget -> raw samples. One sample is the mean of enough back-to-back calls to be read off the clock."""
+"""A thunk and a budget -> raw samples. One sample is the mean of enough
+back-to-back calls to be read off the clock.
+"""
 
 from __future__ import annotations
 
@@ -75,11 +77,13 @@ def warm_up(call: Thunk) -> None:
         call()
 
 
-def take(call: Thunk, synchronize: Thunk, loops: int, count: int, flush: Thunk | None = None) -> tuple[list[float], Any]:
+def take(
+    call: Thunk, synchronize: Thunk, loops: int, count: int, flush: Thunk | None = None
+) -> tuple[list[float], Any]:
     """``count`` samples of ``loops`` calls each, seconds per call, and what the very last call returned.
 
-    ``flush`` empties the caches before every call. The device is synchronised before the clock starts and before it stops.
-    Garbage is collected outside the clock.
+    ``flush`` empties the caches before every call. The device is synchronised before the clock starts and
+    before it stops. Garbage is collected outside the clock.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -129,7 +133,9 @@ def cache_flusher(cache_bytes: int) -> Thunk:
 
 
 def device_cache_flusher(to_device: Callable[[np.ndarray], Any]) -> Thunk:
-    """The same for a GPU's cache; the copy is waited for before the clock starts, like everything on the device."""
+    """The same for a GPU's cache; the copy is waited for before the clock
+    starts, like everything on the device.
+    """
     source, target = (to_device(np.zeros(DEVICE_CACHE_BYTES // 4, np.float32)) for _ in range(2))
 
     def flush() -> None:

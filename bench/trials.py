@@ -1,6 +1,7 @@
 """What an algorithm is tried with: for each spec and seed, operands and what the definition says of them.
 
-Every algorithm of a spec meets the same trials, and the definition costs more than most of them: trials are kept for a while.
+Every algorithm of a spec meets the same trials, and the definition costs more than most of them: trials are
+kept for a while.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from bench.footprint import Reach, chosen, inside, reach, some
 from bench.oracle import border_value, oracle, oracle_at, padded, reduction
 from bench.photograph import filters
 
-# Every element is compared up to 2 G multiply-adds; less where the definition is bound by memory: few channels, many taps.
+# Every element is compared up to 2 G multiply-adds; less where the definition is bound by memory: few
+# channels, many taps.
 FULL_MACS = 2 << 30
 FULL_UPDATES = 1 << 28  # result elements * taps
 FULL_ELEMENTS = 1 << 23
 POINTS = 4096
-POINT_TERMS = 1 << 31  # products in all chosen elements together: fewer points where one element sums millions
+# Products in all chosen elements together: fewer points where one element sums millions
+POINT_TERMS = 1 << 31
 TAIL = 8  # last rows, columns and channels that a block may leave over
 FEW_POINTS, FEW_TERMS = 256, 1 << 23  # of the trials beside the first
 WHOLE_BYTES = 1 << 30  # of the arrays of a whole batch; beyond it two images stand for all
-# Powers of two by which images are scaled up and down, and by which weights fall off along each of three axes.
+# Powers of two by which images are scaled up and down, and by which weights fall off along each of three
+# axes.
 SCALES = {2: (2, -2, 2), 4: (70, -60, 10), 8: (560, -500, 10)}
 
 
@@ -68,10 +72,14 @@ class Late:
     slope: np.ndarray
 
     def error(self, values: np.ndarray, value: float | None) -> float:
-        """Largest deviation of results at the points, over the largest that is right; None is the original value."""
+        """Largest deviation of results at the points, over the largest that is right; None is the original
+        value.
+        """
         right = self.base + self.slope * (self.original if value is None else value)
         off = np.abs(np.asarray(values, np.float64) - right)
-        return float(np.where(np.isfinite(off), off, np.inf).max(initial=0)) / (float(np.abs(right).max(initial=0)) or 1.0)
+        return float(np.where(np.isfinite(off), off, np.inf).max(initial=0)) / (
+            float(np.abs(right).max(initial=0)) or 1.0
+        )
 
 
 @lru_cache(4)
@@ -83,7 +91,9 @@ def seeded(spec: ConvSpec, seed: int, kind: str, span: tuple[float, ...] = (*SPA
     if spec.macs > FULL_MACS or updates > FULL_UPDATES or size > FULL_ELEMENTS:
         rng = np.random.default_rng([seed, 3, KINDS.index(kind)])  # whole numbers are looked at elsewhere
         count = max(min(POINTS, POINT_TERMS // max(reduction(spec), 1)), 64)
-        corners = np.array(list(np.ndindex(*(2,) * len(spec.result_shape)))) * (np.array(spec.result_shape) - 1)
+        corners = np.array(list(np.ndindex(*(2,) * len(spec.result_shape)))) * (
+            np.array(spec.result_shape) - 1
+        )
         near = [some(reached, FEW_POINTS // 4, rng) for _, reached in spoiled(spec, seed)]
         points = np.unique(np.concatenate([_drawn(spec, count, rng), corners, *near]), axis=0)
     return Trial(spec, operands(spec, seed, kind, (int(span[0]), int(span[1])), span[2]), points)
@@ -91,7 +101,9 @@ def seeded(spec: ConvSpec, seed: int, kind: str, span: tuple[float, ...] = (*SPA
 
 @lru_cache(4)
 def spoiled(spec: ConvSpec, seed: int) -> list[tuple[tuple[int, ...], Reach]]:
-    """Three elements of the first operand's last image, for an infinity, a NaN and its negative, and what they reach."""
+    """Three elements of the first operand's last image, for an infinity, a NaN
+    and its negative, and what they reach.
+    """
     rng = np.random.default_rng([seed, 5])
     elements = [element for element in (chosen(spec, rng) for _ in range(3)) if element is not None]
     return [(element, reach(spec, element)) for element in elements]
@@ -99,7 +111,9 @@ def spoiled(spec: ConvSpec, seed: int) -> list[tuple[tuple[int, ...], Reach]]:
 
 @lru_cache(4)
 def graded(spec: ConvSpec, seed: int) -> list[Graded]:
-    """One trial for a batch of two or more, two for a single image; none where there is nothing to tell apart."""
+    """One trial for a batch of two or more, two for a single image; none where there is nothing to tell
+    apart.
+    """
     if spec.padding_mode.startswith("constant:"):
         spec = spec.with_(padding_mode="replicate")  # a border that stays as it is would not be scaled
     high, low, fall = SCALES[spec.in_dtype.itemsize]
@@ -135,7 +149,8 @@ def whole_batch(spec: ConvSpec, seed: int) -> Trial | None:
     if spec.direction == "weight_gradient":
         points = _drawn(spec, FEW_POINTS, rng)
     else:
-        images = np.unique(np.linspace(2, spec.batch - 1, min(spec.batch - 2, FEW_POINTS), dtype=int))  # all but of large ones
+        # All but of large ones
+        images = np.unique(np.linspace(2, spec.batch - 1, min(spec.batch - 2, FEW_POINTS), dtype=int))
         count = max(FEW_POINTS // len(images), 4)
         points = np.concatenate([_drawn(spec, count, rng, image) for image in images])
     data = operands(spec, seed)
@@ -146,11 +161,15 @@ def whole_batch(spec: ConvSpec, seed: int) -> Trial | None:
 
 @lru_cache(2)
 def flat(spec: ConvSpec, seed: int) -> Trial:
-    """Weights that are all one number, on an image that is and on others that are positive: what invites short cuts."""
+    """Weights that are all one number, on an image that is and on others that
+    are positive: what invites short cuts.
+    """
     data, points = operands(spec, seed), _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 15]))
     first = data.call[0] if spec.in_dtype.kind != "f" else np.abs(data.call[0])
     first[:1] = 2
-    return _with_first(spec, first, None if data.w is None else np.full_like(data.w, 3), _few(spec, points), *data.call[1:])
+    return _with_first(
+        spec, first, None if data.w is None else np.full_like(data.w, 3), _few(spec, points), *data.call[1:]
+    )
 
 
 @lru_cache(2)
@@ -161,7 +180,8 @@ def photographed(spec: ConvSpec) -> Trial:
 
 @lru_cache(2)
 def row_sums(spec: ConvSpec, seed: int, span: tuple[float, ...]) -> np.ndarray | None:
-    """What the rows of a forward result of small whole numbers sum to (N, O, *rows): all of it, for the price of a column.
+    """What the rows of a forward result of small whole numbers sum to (N, O, *rows): all of it, for the price
+    of a column.
 
     None in the other directions, and for what is too large to hold.
     """
@@ -173,21 +193,33 @@ def row_sums(spec: ConvSpec, seed: int, span: tuple[float, ...]) -> np.ndarray |
     length, stride, dilation = spec.output_size[-1], spec.stride[-1], spec.dilation[-1]
     ends = [(k * dilation, k * dilation + (length - 1) * stride + 1) for k in range(spec.kernel[-1])]
     read = np.stack([x[..., low:high:stride].sum(-1) for low, high in ends], -1)  # by each tap of a row
-    column = spec.with_(size=read.shape[2:], stride=(*spec.stride[:-1], 1), dilation=(*spec.dilation[:-1], 1), padding=0,
-                        padding_mode="zeros", rank=None, dtype="float64")  # fmt: skip
+    column = spec.with_(size=read.shape[2:], stride=(*spec.stride[:-1], 1), dilation=(*spec.dilation[:-1], 1),
+                        padding=0, padding_mode="zeros", rank=None, dtype="float64")  # fmt: skip
     return oracle(column, read, trial.data.w.astype(np.float64))[..., 0]
 
 
 def changing(spec: ConvSpec, seed: int, launch: int) -> tuple[int, ...] | None:
-    """The element of the first operand that is another one in every call that is timed; None in a weight gradient."""
-    return None if spec.direction == "weight_gradient" else chosen(spec, np.random.default_rng([seed, launch, 11]))
+    """The element of the first operand that is another one in every call that
+    is timed; None in a weight gradient.
+    """
+    return (
+        None
+        if spec.direction == "weight_gradient"
+        else chosen(spec, np.random.default_rng([seed, launch, 11]))
+    )
 
 
 @lru_cache(2)
 def late(spec: ConvSpec, seed: int, launch: int) -> Late:
-    """For the operands that are timed: points all over the batch, and those that the changing element reaches."""
+    """For the operands that are timed: points all over the batch, and those that the changing element
+    reaches.
+    """
     rng, element = np.random.default_rng([seed, launch, 13]), changing(spec, seed, launch)
-    near = some(reach(spec, element), FEW_POINTS // 4, rng) if element else np.zeros((0, len(spec.result_shape)), np.int64)
+    near = (
+        some(reach(spec, element), FEW_POINTS // 4, rng)
+        if element
+        else np.zeros((0, len(spec.result_shape)), np.int64)
+    )
     points = _few(spec, np.concatenate([_drawn(spec, FEW_POINTS // 4, rng), near]))
     data = operands(spec, seed)
     first, *rest = data.call
@@ -210,13 +242,17 @@ def _definition(spec: ConvSpec, first: Any, w: Any, rest: Any, points: np.ndarra
     return oracle_at(spec, first, None, rest[0], points, fill=fill)
 
 
-def _with_first(spec: ConvSpec, first: np.ndarray, w: np.ndarray | None, points: np.ndarray, *second: np.ndarray) -> Trial:
+def _with_first(
+    spec: ConvSpec, first: np.ndarray, w: np.ndarray | None, points: np.ndarray, *second: np.ndarray
+) -> Trial:
     x, grad = (None, first) if spec.direction == "input_gradient" else (first, *second, None)[:2]
     return Trial(spec, Operands(x, w, grad), points)
 
 
 def _sparse(spec: ConvSpec, seed: int) -> np.ndarray:
-    """Weights of rank 1 that are their own mirror images, most of them zero: the middle of all axes but the last."""
+    """Weights of rank 1 that are their own mirror images, most of them zero:
+    the middle of all axes but the last.
+    """
     rng = np.random.default_rng([seed, 17])
     kernel = rng.standard_normal(spec.kernel[-1])
     kernel = kernel + kernel[::-1]
@@ -229,7 +265,9 @@ def _sparse(spec: ConvSpec, seed: int) -> np.ndarray:
 
 
 def _falling(w: np.ndarray | None, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Weights times powers of two down to ``-most`` along each of channels, rows and columns, which keep their rank."""
+    """Weights times powers of two down to ``-most`` along each of channels, rows
+    and columns, which keep their rank.
+    """
     assert w is not None
     result = w
     for axis in (1, *range(w.ndim - 2, w.ndim)):
@@ -241,7 +279,8 @@ def _falling(w: np.ndarray | None, most: int, rng: np.random.Generator) -> np.nd
 
 
 def _drawn(spec: ConvSpec, count: int, rng: np.random.Generator, image: int | None = None) -> np.ndarray:
-    """Random places of the result (count, axes), of one image if given; every other one lies near the end of some axes.
+    """Random places of the result (count, axes), of one image if given; every other one lies near the end of
+    some axes.
 
     That is where blocks of rows, columns and channels do not come out even.
     """
@@ -265,10 +304,11 @@ def _few(spec: ConvSpec, points: np.ndarray) -> np.ndarray:
 
 
 def untouched(trial: Trial, seed: int, others_only: bool) -> np.ndarray:
-    """Which of the trial's results neither the NaN nor the infinity of ``spoiled`` may change: a mask like ``trial.exact``.
+    """Which of the trial's results neither the NaN nor the infinity of ``spoiled`` may change: a mask like
+    ``trial.exact``.
 
-    With ``others_only`` those of the other images alone, for algorithms that spread a NaN over its whole image; a weight
-    gradient sums over images, so that nothing is left then.
+    With ``others_only`` those of the other images alone, for algorithms that spread a NaN over its whole
+    image; a weight gradient sums over images, so that nothing is left then.
     """
     spec = trial.spec
     shape = spec.result_shape

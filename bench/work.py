@@ -1,4 +1,6 @@
-"""Work to be measured, as data: layers, suites of them, sweeps over sizes and kernels, and the tables in ``workloads/``."""
+"""Work to be measured, as data: layers, suites of them, sweeps over sizes and
+kernels, and the tables in ``workloads/``.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ class Suite:
         return sum(layer.spec.with_(batch=1).macs * layer.count for layer in self.layers)
 
 
-def sweep(sizes: Sequence[tuple[int, ...]], kernels: Sequence[tuple[int, ...]], template: str = PICTURE) -> list[ConvSpec]:
+def sweep(
+    sizes: Sequence[tuple[int, ...]], kernels: Sequence[tuple[int, ...]], template: str = PICTURE
+) -> list[ConvSpec]:
     """``template`` at every size and kernel; padding that keeps the template's size keeps every size."""
     base = ConvSpec.parse(template)
     same = base.padding == base.with_(padding="same").padding
@@ -107,5 +111,6 @@ def _occurrences(layer: str) -> tuple[str, int]:
 def networks() -> list[tuple[str, list[tuple[str, str, int]]]]:
     """Those of ``tables`` as reports want them: name, and layer, spec and count of each row."""
     return [
-        (name, [(layer.name, str(layer.spec), layer.count) for layer in suite.layers]) for name, suite in tables().items()
+        (name, [(layer.name, str(layer.spec), layer.count) for layer in suite.layers])
+        for name, suite in tables().items()
     ]

@@ -1,9 +1,9 @@
 """The process that measures: one per runtime and number of threads, and one for each algorithm from outside.
 
-It does one thing at a time, when told to, and decides nothing: verdicts are found by ``bench.judge``, and its times are held
-against the controller's clock. Commands come as JSON lines on stdin, answers go as JSON lines to a pipe of their own: libraries
-print banners on stdout.
-A guardian, its parent, kills all that it started when the controller or the worker ends, whatever the worker is doing then.
+It does one thing at a time, when told to, and decides nothing: verdicts are found by ``bench.judge``, and its
+times are held against the controller's clock. Commands come as JSON lines on stdin, answers go as JSON lines
+to a pipe of their own: libraries print banners on stdout. A guardian, its parent, kills all that it started
+when the controller or the worker ends, whatever the worker is doing then.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.02
-LEAST_LATE, MOST_LATE, LATE_S = 2, 50, 0.01  # calls after the last sample: what goes wrong now and then shows in one of them
+# Calls after the last sample: what goes wrong now and then shows in one of them
+LEAST_LATE, MOST_LATE, LATE_S = 2, 50, 0.01
 QUIET_WAIT_S, QUIET_LIMIT_S = 0.001, 0.5
 COLD_FACTOR = 10.0  # a first call takes longer than the steady ones by less than this
 PAGE, LINE = 4096, 64
@@ -43,7 +44,8 @@ MEMORY_SHARE = 0.9  # of what is available when the worker starts
 
 
 def guard(alive: int) -> None:
-    """Fork, before any thread exists: the child goes on as the worker, the parent is its guardian and ends as it ends.
+    """Fork, before any thread exists: the child goes on as the worker, the parent is its guardian and ends as
+    it ends.
 
     ``alive`` is a pipe's read end whose writer is the controller.
     """
@@ -51,7 +53,8 @@ def guard(alive: int) -> None:
         return
     guardian = os.getpid()
     control = getattr(ctypes.CDLL(None), "prctl", lambda *ignored: None)
-    control(PR_SET_CHILD_SUBREAPER, 1)  # what the worker's death orphans comes to the guardian, whatever session it is in
+    # What the worker's death orphans comes to the guardian, whatever session it is in
+    control(PR_SET_CHILD_SUBREAPER, 1)
     if worker := os.fork():
         _watch(worker, alive)
     control(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -60,7 +63,9 @@ def guard(alive: int) -> None:
 
 
 def _watch(worker: int, alive: int) -> NoReturn:
-    """Wait for the end of the controller or of the worker, leave no descendant, and end with the worker's status."""
+    """Wait for the end of the controller or of the worker, leave no descendant, and end with the worker's
+    status.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watched = os.pidfd_open(worker)
     for fd in {*range(256)} - {alive, watched}:
@@ -90,7 +95,9 @@ def _watch(worker: int, alive: int) -> NoReturn:
 
 
 def limit_memory() -> None:
-    """Bound the address space, so that a greedy algorithm gets a MemoryError and not the machine; not for CUDA."""
+    """Bound the address space, so that a greedy algorithm gets a MemoryError and not the machine; not for
+    CUDA.
+    """
     from algos.host import address_space, available_memory
 
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -119,7 +126,9 @@ class Opened:
         self.flush = None
         if self.cold:
             on_device = self.algorithm.device == "cuda"
-            self.flush = device_cache_flusher(self.algorithm.to_device) if on_device else cache_flusher(caches()["L3"])
+            self.flush = (
+                device_cache_flusher(self.algorithm.to_device) if on_device else cache_flusher(caches()["L3"])
+            )
         self.operands, self.weights, self.h2d_s = self._arrays(request["seed"])
         self.seed, self.launch, self.moves = request["seed"], request["launch"], Random(request["launch"])
         self.cell = self._changing()
@@ -147,7 +156,8 @@ class Opened:
             times.append(perf_counter() - start)
         self.prepare_s = statistics.median(times)
         self.call_s, self.loops = self.first_run_s, 1
-        if request["slow_s"] < self.first_run_s < COLD_FACTOR * request["slow_s"]:  # perhaps only because it was the first
+        # Perhaps only because it was the first
+        if request["slow_s"] < self.first_run_s < COLD_FACTOR * request["slow_s"]:
             start = perf_counter()
             self.call()
             self.algorithm.synchronize()
@@ -156,7 +166,9 @@ class Opened:
             self.call_s, self.loops = pilot(self.call, self.algorithm.synchronize, self.budget, self.cold)
 
     def _arrays(self, seed: int) -> tuple[list[Any], Any, float | None]:
-        """Operands in the algorithm's memory order and on its device; the conversion is not timed, the transfer apart."""
+        """Operands in the algorithm's memory order and on its device; the
+        conversion is not timed, the transfer apart.
+        """
         from algos.door import in_layout
 
         made = _operands(self.spec, seed)
@@ -181,7 +193,8 @@ class Opened:
         return caller(plan, self.operands, self.cell)
 
     def _changing(self) -> memoryview | None:
-        """The element that every call finds changed, so that no result can be remembered; None on a device."""
+        """The element that every call finds changed, so that no result can be remembered; None on a device.
+        """
         from bench.trials import changing
 
         element = changing(self.spec, self.seed, self.launch)
@@ -202,7 +215,8 @@ class Opened:
         }
 
     def move(self) -> None:
-        """Lie elsewhere from now on: where operands, workspace and packed weights lie decides speed, by luck."""
+        """Lie elsewhere from now on: where operands, workspace and packed weights lie decides speed, by luck.
+        """
         if self.algorithm.device == "cpu" and self.prepare_s < LONGEST_MOVE_S:
             self.last, self.plan = (None, None), None
             self.operands = [_elsewhere(a, self.moves.randrange(PAGE // LINE) * LINE) for a in self.operands]
@@ -239,7 +253,9 @@ class Opened:
         return None if self.cell is None else float(self.cell[0])
 
     def late(self, points: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """What the last of the timed calls gave at ``points``, and a few calls more, each with its changing element."""
+        """What the last of the timed calls gave at ``points``, and a few calls
+        more, each with its changing element.
+        """
         import numpy as np
 
         at = tuple(np.array(points, np.int64).T)
@@ -261,7 +277,9 @@ def caller(plan: Callable[..., Any], operands: Sequence[Any], cell: memoryview |
     """A call of the plan that finds one element of its first operand changed: that costs some 50 ns."""
     if cell is None:
         return lambda: plan(*operands)
-    draw: Callable[[], Any] = Random(0).random if cell.format in ("f", "d") else partial(Random(0).randrange, 8)
+    draw: Callable[[], Any] = (
+        Random(0).random if cell.format in ("f", "d") else partial(Random(0).randrange, 8)
+    )
 
     def call() -> Any:
         cell[0] = draw()
@@ -271,7 +289,9 @@ def caller(plan: Callable[..., Any], operands: Sequence[Any], cell: memoryview |
 
 
 def _elsewhere(array: Any, offset: int) -> Any:
-    """A copy in fresh memory, ``offset`` bytes behind the beginning of a page; its axes lie in the same order."""
+    """A copy in fresh memory, ``offset`` bytes behind the beginning of a page; its axes lie in the same
+    order.
+    """
     import numpy as np
 
     room = np.empty(array.nbytes + PAGE + offset, np.uint8)
@@ -286,8 +306,8 @@ def _elsewhere(array: Any, offset: int) -> Any:
 def burning(plan: Callable[..., Any], share: float) -> Callable[..., Any]:
     """The plan, and ``share`` of each call's time wasted after it: a slowdown that is known.
 
-    What short calls owe is saved up until it can be read off the clock. Without a share it costs the same as with one:
-    0.2 us, of which nothing is wasted, so that 5% of a call of 5 us are 4.8% of what is timed.
+    What short calls owe is saved up until it can be read off the clock. Without a share it costs the same as
+    with one: 0.2 us, of which nothing is wasted, so that 5% of a call of 5 us are 4.8% of what is timed.
     """
     owed = 0.0
 
@@ -308,7 +328,9 @@ def burning(plan: Callable[..., Any], share: float) -> Callable[..., Any]:
 
 
 def quieten() -> None:
-    """Wait until no other thread of this process runs: pools of BLAS and OpenMP spin long after their last call."""
+    """Wait until no other thread of this process runs: pools of BLAS and OpenMP spin long after their last
+    call.
+    """
     limit = perf_counter() + QUIET_LIMIT_S
     while perf_counter() < limit:
         sleep(QUIET_WAIT_S)
@@ -317,7 +339,9 @@ def quieten() -> None:
 
 
 def _others_run() -> bool:
-    """Whether another thread of this process is on a core or waits for one; False where the system does not say."""
+    """Whether another thread of this process is on a core or waits for one;
+    False where the system does not say.
+    """
     own = str(threading.get_native_id())
     with contextlib.suppress(OSError):
         return any(running(int(task)) for task in os.listdir("/proc/self/task") if task != own)
@@ -326,7 +350,9 @@ def _others_run() -> bool:
 
 @lru_cache(maxsize=1)
 def _operands(spec: ConvSpec, seed: int) -> Any:
-    """Shared by the algorithms that are measured on one spec; plans leave them unchanged, which the check proves."""
+    """Shared by the algorithms that are measured on one spec; plans leave them unchanged, which the check
+    proves.
+    """
     from bench.data import operands
 
     return operands(spec, seed)
@@ -377,20 +403,25 @@ def serve(commands: Any, answers: Any, device: str) -> None:
         except Exception as error:
             failed = cases.pop(request.get("case"), None)
             text = f"{type(error).__name__}: {printable(' '.join(str(error).split()))[:300]}"
-            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has one of its own
+            # Torch has one of its own
+            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
                 where = "under the worker's limit" if device == "cpu" else "on the device"
                 reply = {"failure": "too_large", "reason": f"out of memory {where}"}
                 answer(number=request["number"], spent_s=perf_counter() - start, **reply)
                 continue
-            if device != "cpu" and _is_lost(failed.algorithm.name if failed else request.get("algorithm", "")):
-                # Its neighbours need another process; the controller sees the end of this one, and reads the last line.
+            if device != "cpu" and _is_lost(
+                failed.algorithm.name if failed else request.get("algorithm", "")
+            ):
+                # Its neighbours need another process; the controller sees the end of this one, and reads the
+                # last line.
                 print(f"the CUDA context is lost: {text}", file=sys.stderr, flush=True)
                 os._exit(1)
             answer(number=request["number"], spent_s=perf_counter() - start, failure="error", reason=text)
 
 
 def _is_lost(name: str) -> bool:
-    """Whether an error took the CUDA context with it: then every later call fails, and synchronising is one."""
+    """Whether an error took the CUDA context with it: then every later call fails, and synchronising is one.
+    """
     from algos.registry import registry
 
     try:
@@ -402,7 +433,9 @@ def _is_lost(name: str) -> bool:
 
 @contextlib.contextmanager
 def enter() -> Iterator[tuple[Any, Any, str]]:
-    """Begin a process that the controller started: the commands, where answers go, and the device that it is for."""
+    """Begin a process that the controller started: the commands, where answers go, and the device that it is
+    for.
+    """
     answers_fd, alive, device, parent = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's business
     if os.getppid() != parent:  # it is dead already
@@ -417,7 +450,9 @@ def enter() -> Iterator[tuple[Any, Any, str]]:
 
 
 def main() -> None:
-    """Started by the controller as ``-c "from bench.worker import main; main()" ANSWERS ALIVE DEVICE PARENT``."""
+    """Started by the controller as ``-c "from bench.worker import main; main()" ANSWERS ALIVE DEVICE
+    PARENT``.
+    """
     with enter() as (commands, answers, device):
         import bench.judged  # what every case needs is start-up, not the first case's time
         import bench.timing

@@ -1,4 +1,6 @@
-"""What the measurements mean: records -> statistics, tables, plots and one page. Imports bench.record and bench.store only."""
+"""What the measurements mean: records -> statistics, tables, plots and one page.
+Imports bench.record and bench.store only.
+"""
 
 from __future__ import annotations
 

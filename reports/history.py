@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from bench.noise import Ratio
 from bench.text import seconds
 from reports.findings.histories import CaseKey, Point
 from reports.scene import Picture, tick
@@ -21,7 +22,7 @@ TICKS = 8
 EMPTY = "Nothing of that was measured, by these algorithms: see convbench run and convbench list."
 
 
-# ---- table, JSON -------------------------------------------------------------------------------------------------
+# ---- table, JSON -------------------------------------------------------------------------------------------
 
 
 def varying(found: dict[CaseKey, list[Point]]) -> list[str]:
@@ -43,8 +44,7 @@ def history_table(found: dict[CaseKey, list[Point]]) -> Table:
                 "launches": point.launches,
                 "time": Cell(seconds(point.median_s), point.median_s),
                 "98% interval": f"{seconds(point.low_s)} to {seconds(point.high_s)}",
-                "against the one before": f"{ratio_text(point.ratio.ratio)} {point.ratio.low:.2f}-{point.ratio.high:.2f}"
-                                          if point.ratio else "-",
+                "against the one before": _against(point.ratio) if point.ratio else "-",
                 "verdict": point.verdict or "first",
             })  # fmt: skip
     columns = tuple(rows[0]) if rows else ()
@@ -52,14 +52,21 @@ def history_table(found: dict[CaseKey, list[Point]]) -> Table:
     return Table(columns, cells, frozenset({"launches", "time", "threads"}), EMPTY)
 
 
+def _against(ratio: Ratio) -> str:
+    return f"{ratio_text(ratio.ratio)} {ratio.low:.2f}-{ratio.high:.2f}"
+
+
 def history_dicts(found: dict[CaseKey, list[Point]]) -> list[dict[str, Any]]:
-    """JSON-ready: a case with its points, ratio, low and high against the point before it, None for the first."""
+    """JSON-ready: a case with its points, ratio, low and high against the point before it, None for the
+    first.
+    """
     return [
         {
             **case._asdict(),
             "points": [
-                {"build": p.build, "day": p.day, "started": p.started, "launches": p.launches, "median_s": p.median_s,
-                 "low_s": p.low_s, "high_s": p.high_s, "ratio": p.ratio and p.ratio.ratio, "low": p.ratio and p.ratio.low,
+                {"build": p.build, "day": p.day, "started": p.started, "launches": p.launches,
+                 "median_s": p.median_s, "low_s": p.low_s, "high_s": p.high_s,
+                 "ratio": p.ratio and p.ratio.ratio, "low": p.ratio and p.ratio.low,
                  "high": p.ratio and p.ratio.high, "verdict": p.verdict or None}
                 for p in points
             ],
@@ -68,7 +75,7 @@ def history_dicts(found: dict[CaseKey, list[Point]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-# ---- picture -----------------------------------------------------------------------------------------------------
+# ---- picture -----------------------------------------------------------------------------------------------
 
 LOUD = 8  # lines that stand out in a panel: those with changes first, then the fastest
 QUIET = "#B8B8B8"
@@ -77,14 +84,16 @@ QUIET = "#B8B8B8"
 def history_pictures(
     found: dict[CaseKey, list[Point]], families: dict[str, str], machines: dict[str, dict[str, Any]]
 ) -> Iterator[Picture]:
-    """A panel for every spec, with the time of each case over its builds and days; at most ``MOST_PAGES`` pictures."""
+    """A panel for every spec, with the time of each case over its builds and
+    days; at most ``MOST_PAGES`` pictures.
+    """
     specs = list(dict.fromkeys(case.spec for case in found))
     pages = [specs[i : i + PANELS] for i in range(0, len(specs), PANELS)][:MOST_PAGES]
     with matplotlib.rc_context(RC):
         for number, page in enumerate(pages, 1):
             yield _page(
-                {case: points for case, points in found.items() if case.spec in page}, page, families, machines,
-                f"history-page{number}" if len(pages) > 1 else "history",
+                {case: points for case, points in found.items() if case.spec in page}, page, families,
+                machines, f"history-page{number}" if len(pages) > 1 else "history",
             )  # fmt: skip
 
 
@@ -94,9 +103,14 @@ def _page(
 ) -> Picture:  # fmt: skip
     look = styles(families)
     columns = min(2, len(specs))
-    about = "; ".join(machine_text(machine, machines) for machine in dict.fromkeys(case.machine for case in found))
-    caption = f"{about}; bars: 98% intervals; a ratio is written where a time changed by more than the noise explains"
-    loud = {spec: _loud({case: points for case, points in found.items() if case.spec == spec}) for spec in specs}
+    about = "; ".join(
+        machine_text(machine, machines) for machine in dict.fromkeys(case.machine for case in found)
+    )
+    caption = (f"{about}; bars: 98% intervals; a ratio is written where a time changed by more than the "
+               "noise explains")  # fmt: skip
+    loud = {
+        spec: _loud({case: points for case, points in found.items() if case.spec == spec}) for spec in specs
+    }
     names = [n for n in look if n in {case.algorithm for cases in loud.values() for case in cases}]
     lines = math.ceil(len(specs) / columns)
     figure, area = canvas(caption, look, max(5.2 * columns, 7.0), 3.1 * lines, names)
@@ -110,22 +124,25 @@ def _page(
             colour = style.colour if stands_out else QUIET
             xs, ys = [places[key] for key in _keys(points)], [p.median_s for p in points]
             bars = [[p.median_s - p.low_s for p in points], [p.high_s - p.median_s for p in points]]
-            axis.errorbar(xs, ys, bars, color=colour, marker=style.marker, linestyle=style.line, linewidth=1.3, capsize=2.5,
-                          elinewidth=0.9, markersize=marker_size(style), markeredgecolor="white", markeredgewidth=0.4,
+            axis.errorbar(xs, ys, bars, color=colour, marker=style.marker, linestyle=style.line,
+                          linewidth=1.3, capsize=2.5, elinewidth=0.9, markersize=marker_size(style),
+                          markeredgecolor="white", markeredgewidth=0.4,
                           zorder=4 if stands_out else 2)  # fmt: skip
             for x, point in zip(xs, points, strict=True):
                 if stands_out and point.ratio and point.verdict in ("faster", "slower"):
                     slower = point.verdict == "slower"
                     axis.annotate(
                         f"{'▲' if slower else '▼'} {ratio_text(point.ratio.ratio)}",
-                        (x, point.high_s if slower else point.low_s), xytext=(0, 4 if slower else -4), ha="center",
-                        va="bottom" if slower else "top", textcoords="offset points", fontsize=8, fontweight="bold",
-                        color="#9A1B1B" if slower else "#0B6B3A", zorder=6,
+                        (x, point.high_s if slower else point.low_s), xytext=(0, 4 if slower else -4),
+                        ha="center", va="bottom" if slower else "top", textcoords="offset points", fontsize=8,
+                        fontweight="bold", color="#9A1B1B" if slower else "#0B6B3A", zorder=6,
                     )  # fmt: skip
         words = [f"{day}{f' ({turn + 1})' if turn else ''}" for day, turn in places]
         step = math.ceil(len(words) / TICKS) or 1
         axis.xaxis.set_major_locator(FixedLocator(list(range(0, len(words), step))))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda at, _, words=words: words[int(at)] if at < len(words) else ""))
+        axis.xaxis.set_major_formatter(
+            FuncFormatter(lambda at, _, words=words: words[int(at)] if at < len(words) else "")
+        )
         axis.tick_params(axis="x", labelsize=6.5)
         axis.set_xlim(-0.5, len(words) - 0.5)
         low, high = axis.get_ylim()
@@ -139,21 +156,29 @@ def _page(
     title = "Time over builds and days"
     head_line(figure, title)
     reading = (
-        f"Lower is faster. {changes} change{'s' * (changes != 1)} beyond the noise, each with its ratio to the point before "
-        "it; (2) is the second build of a day. Grey lines belong to algorithms that neither changed nor are among the fastest."
+        f"Lower is faster. {changes} change{'s' * (changes != 1)} beyond the noise, each with its ratio to "
+        "the point before it; (2) is the second build of a day. Grey lines belong to algorithms that neither "
+        "changed nor are among the fastest."
     )
     seen = "; ".join(
-        f"{case.algorithm} on {case.spec} is {ratio_text(point.ratio.ratio)} of the point before on {point.day}"
+        f"{case.algorithm} on {case.spec} is {ratio_text(point.ratio.ratio)} of the point before on "
+        f"{point.day}"
         for case, points in found.items()
         for point in points
         if point.ratio and point.verdict in ("faster", "slower")
     )
-    return Picture(name, clean(title), reading, clean(seen or "Nothing changed"), clean(about), *render(figure))
+    return Picture(
+        name, clean(title), reading, clean(seen or "Nothing changed"), clean(about), *render(figure)
+    )
 
 
 def _loud(inside: dict[CaseKey, list[Point]]) -> set[CaseKey]:
     order = sorted(
-        inside, key=lambda case: (all(p.verdict not in ("faster", "slower") for p in inside[case]), inside[case][-1].median_s)
+        inside,
+        key=lambda case: (
+            all(p.verdict not in ("faster", "slower") for p in inside[case]),
+            inside[case][-1].median_s,
+        ),
     )
     return set(order[:LOUD])
 
@@ -165,4 +190,6 @@ def _keys(points: Sequence[Point]) -> list[tuple[str, int]]:
 
 
 def _places(inside: dict[CaseKey, list[Point]]) -> dict[tuple[str, int], int]:
-    return {key: at for at, key in enumerate(sorted({key for points in inside.values() for key in _keys(points)}))}
+    return {
+        key: at for at, key in enumerate(sorted({key for points in inside.values() for key in _keys(points)}))
+    }

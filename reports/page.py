@@ -1,7 +1,8 @@
-"""The report: a folder with one self-contained page, the same in Markdown, the records as CSV, the pictures as files.
+"""The report: a folder with one self-contained page, the same in Markdown, the records as CSV, the pictures
+as files.
 
-Nothing that was measured or imported is trusted: every text is escaped for where it stands, and the page's policy forbids
-anything from the network.
+Nothing that was measured or imported is trusted: every text is escaped for where it stands, and the page's
+policy forbids anything from the network.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 TABLES = ("winners", "versus", "calls", "auto", "regret", "records", "exclusions")
 SHOWN = 500  # rows of a table that are shown at a time
-SCRIPT_BYTES, EMBEDDED_BYTES = 1_500_000, 1_000_000  # of the rows in a script, and of the pictures within the page
+# Of the rows in a script, and of the pictures within the page
+SCRIPT_BYTES, EMBEDDED_BYTES = 1_500_000, 1_000_000
 PAGE, MARKDOWN, CSV, VERSUS_CSV = "index.html", "report.md", "records.csv", "versus.csv"
-SECTIONS = (("winners", "Winners"), ("plots", "Pictures"), ("versus", "Versus"), ("calls", "Calls"), ("auto", "auto"),
-            ("regret", "Regret"), ("records", "All records"), ("excluded", "Excluded"), ("machine", "Machine"),
-            ("method", "How times were taken"), ("reproduce", "Reproduce"))  # fmt: skip
+SECTIONS = (("winners", "Winners"), ("plots", "Pictures"), ("versus", "Versus"), ("calls", "Calls"),
+            ("auto", "auto"), ("regret", "Regret"), ("records", "All records"), ("excluded", "Excluded"),
+            ("machine", "Machine"), ("method", "How times were taken"),
+            ("reproduce", "Reproduce"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,16 @@ class Options:
     Attributes
     ----------
     baseline : sequence of str
-        Algorithms whose best is the baseline of the speed-up; see ``reports.findings.ranking.speed_ups`` for the default.
+        Algorithms whose best is the baseline of the speed-up; see ``reports.findings.ranking.speed_ups`` for
+        the default.
     regret : list of dict or None
         Rows with source, specs, geometric_mean, worst, worst_spec.
     command : str
         The command line that measured, shown as the way to make the report again.
     networks : sequence of (name, layers)
-        Those asked for. Each layer is its name, its spec's text at any batch, and how often it occurs; a network is drawn
-        where the records hold most of its layers at one batch. Tables and pictures have their layers in this order.
+        Those asked for. Each layer is its name, its spec's text at any batch, and how often it occurs; a
+        network is drawn where the records hold most of its layers at one batch. Tables and pictures have
+        their layers in this order.
     works : sequence of bench.versus.Work
         What our algorithms are set against others on; none where that was not asked for.
     of : int
@@ -79,7 +84,9 @@ class Options:
 Machines = dict[str, dict[str, Any]]  # descriptions by id, as ``Store.machines`` gives them
 
 
-def write_report(records: Sequence[Record], machines: Machines, folder: Path, options: Options = Options()) -> Path:
+def write_report(
+    records: Sequence[Record], machines: Machines, folder: Path, options: Options = Options()
+) -> Path:
     """``write_frame`` of records."""
     return write_frame(to_frame(records), machines, folder, options)
 
@@ -103,12 +110,15 @@ def write_frame(frame: pd.DataFrame, machines: Machines, folder: Path, options: 
     against = versus(frame, options.works, machines)
     folder = Path(folder)
     context = _context(frame, machines, shown, options) | {"left_out": left_out}
-    context |= {"versus": versus_table(against), "sections": [s for s in SECTIONS if s[0] != "versus" or len(against)]}
+    context |= {
+        "versus": versus_table(against),
+        "sections": [s for s in SECTIONS if s[0] != "versus" or len(against)],
+    }
     environment = _environment()
     if len(frame) < options.of:
         context["summary"].append(
-            f"These are the specs that were measured last: {len(frame):,} of {options.of:,} records in the store. "
-            "`convbench report` shows all."
+            f"These are the specs that were measured last: {len(frame):,} of {options.of:,} records in the "
+            "store. `convbench report` shows all."
         )
     context |= {name: _paged(folder, name, context[name]) for name in TABLES}
     # Files beside the page are let in where there are any: 'self' from a server, file: from a folder.
@@ -130,7 +140,9 @@ _encoded = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Paged(NamedTuple):
-    """A table as the page shows it: the first rows within it, the others in ``files`` scripts, loaded on demand."""
+    """A table as the page shows it: the first rows within it, the others in
+    ``files`` scripts, loaded on demand.
+    """
 
     table: tables.Table
     first: Sequence[Sequence[tables.Cell]]
@@ -166,7 +178,8 @@ def _paged(folder: Path, name: str, table: tables.Table) -> Paged:
 
 
 def _data(cell: tables.Cell) -> Any:
-    """Its text, and what it is sorted by where that is a number; null stands for infinity, which JSON lacks."""
+    """Its text, and what it is sorted by where that is a number; null stands for infinity, which JSON lacks.
+    """
     if isinstance(cell.key, str):
         return cell.text
     return [cell.text, cell.key if math.isfinite(cell.key) else None]
@@ -174,7 +187,10 @@ def _data(cell: tables.Cell) -> Any:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
     environment.filters.update(
         md=lambda text: Markup(tables.markdown_text(text)),
@@ -185,7 +201,9 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _context(frame: pd.DataFrame, machines: Machines, shown: list[Picture], options: Options) -> dict[str, Any]:
+def _context(
+    frame: pd.DataFrame, machines: Machines, shown: list[Picture], options: Options
+) -> dict[str, Any]:
     layers = layer_names(options.networks)
     present = [identity for identity in machines if identity in set(frame["machine"])]
     present += [identity for identity in dict.fromkeys(frame["machine"]) if identity not in machines]
@@ -196,11 +214,23 @@ def _context(frame: pd.DataFrame, machines: Machines, shown: list[Picture], opti
         "in_short": in_short(frame),
         "summary": _summary(frame, machines, present),
         "winners": best,
-        "reading": [text for text, column in ((tables.VERDICTS, "next"), (tables.MARGIN, "margin"),
-                    (tables.VS_PEER, "vs peer"), (tables.AUTO, "auto")) if column in best.columns],
-        "noise": [f"Noise ({_group_text(row, len(present) > 1)}): {row['text']}" for row in noise_rows(frame)],
+        "reading": [
+            text
+            for text, column in (
+                (tables.VERDICTS, "next"),
+                (tables.MARGIN, "margin"),
+                (tables.VS_PEER, "vs peer"),
+                (tables.AUTO, "auto"),
+            )
+            if column in best.columns
+        ],
+        "noise": [
+            f"Noise ({_group_text(row, len(present) > 1)}): {row['text']}" for row in noise_rows(frame)
+        ],
         "pictures": shown,
-        "embedded": sum(size < EMBEDDED_BYTES for size in accumulate(len(picture.svg) * 4 // 3 for picture in shown)),
+        "embedded": sum(
+            size < EMBEDDED_BYTES for size in accumulate(len(picture.svg) * 4 // 3 for picture in shown)
+        ),
         "most": SHOWN,
         "calls": tables.calls_table(frame, layers),
         "auto": tables.auto_table(frame, layers),
@@ -208,7 +238,10 @@ def _context(frame: pd.DataFrame, machines: Machines, shown: list[Picture], opti
         "records": tables.records_table(frame, layers),
         "exclusions": tables.exclusions_table(frame),
         "machines": [
-            {"title": f"{machine_text(i, machines)} ({clean(i) or 'no id'})", "facts": _facts(machines.get(i, {}))}
+            {
+                "title": f"{machine_text(i, machines)} ({clean(i) or 'no id'})",
+                "facts": _facts(machines.get(i, {})),
+            }
             for i in present
         ],
         "method": _method(frame),
@@ -229,12 +262,19 @@ def _summary(frame: pd.DataFrame, machines: Machines, present: list[str]) -> lis
     launches = sorted(set(measured["launch_count"]))
     lines = [
         "; ".join(machine_text(identity, machines) for identity in present),
-        f"{measured['spec'].nunique()} specs, {measured['algorithm'].nunique()} algorithms with times, {len(frame)} records"
+        f"{measured['spec'].nunique()} specs, {measured['algorithm'].nunique()} algorithms with times, "
+        f"{len(frame)} records"
         + (f", {_range(launches)} launch{'es' if launches[-1] > 1 else ''} each" if launches else "")
         + f", threads {', '.join(str(t) for t in sorted(set(frame['threads'])))}"
-        + (f", measured {' to '.join(dict.fromkeys([min(started)[:10], max(started)[:10]]))} (UTC)" if started else ""),
+        + (
+            f", measured {' to '.join(dict.fromkeys([min(started)[:10], max(started)[:10]]))} (UTC)"
+            if started
+            else ""
+        ),
     ]
-    wrong = sorted(set(frame.loc[(frame["status"] == "wrong") & ~frame["superseded"].astype(bool), "algorithm"]))
+    wrong = sorted(
+        set(frame.loc[(frame["status"] == "wrong") & ~frame["superseded"].astype(bool), "algorithm"])
+    )
     if wrong:
         lines.append(f"Wrong results, therefore not timed: {', '.join(wrong)}; see what was excluded.")
     return [clean(line) for line in lines]
@@ -259,7 +299,9 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
             facts.append((name, ", ".join(f"{k} {v}" for k, v in value.items())))
         elif value not in ("", None):
             facts.append((name, str(value)))
-    return [(clean(name), clean(value)) for name, value in facts] or [("description", "not stored with these records")]
+    return [(clean(name), clean(value)) for name, value in facts] or [
+        ("description", "not stored with these records")
+    ]
 
 
 def _peak_facts(peaks: dict[str, Any]) -> list[tuple[str, str]]:
@@ -287,14 +329,17 @@ def _method(frame: pd.DataFrame) -> list[str]:
     lines.append("A launch is a fresh process; algorithms take turns in random order.")
     if len(samples):
         lines.append(
-            "The time shown is the median over launches of each launch's median sample; a sample is the mean of as many calls "
-            f"as its loops say (here {_range(samples['sample_count'])} samples per record)."
+            "The time shown is the median over launches of each launch's median sample; a sample is the mean "
+            f"of as many calls as its loops say (here {_range(samples['sample_count'])} samples per record)."
         )
     lines += [
-        "Prepare is the one-off work for a spec and its weights; first prepare includes compilation, or loading what was "
-        "compiled; first run is the first call. A first run far above the rest, in every launch, is flagged.",
-        "GFLOP/s counts the definition's operations, 2 for each multiply-add, whatever the algorithm really does.",
-        "error/bound is the largest share of the algorithm's error bound that a checked output used up; below 1 is right.",
+        "Prepare is the one-off work for a spec and its weights; first prepare includes compilation, or "
+        "loading what was compiled; first run is the first call. A first run far above the rest, in every "
+        "launch, is flagged.",
+        "GFLOP/s counts the definition's operations, 2 for each multiply-add, whatever the algorithm really "
+        "does.",
+        "error/bound is the largest share of the algorithm's error bound that a checked output used up; "
+        "below 1 is right.",
         "Records imported from another tool are shown and tagged; they neither win nor tie.",
     ]
     return lines

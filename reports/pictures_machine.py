@@ -1,4 +1,5 @@
-"""Pictures of what the machine allows: the roofline under its measured peaks, and scaling over its threads."""
+"""Pictures of what the machine allows: the roofline under its measured peaks, and scaling over its threads.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +22,21 @@ ROOF = "#444444"
 DEPTH = 50  # times slower than the slowest winner: points beyond it are below the picture
 
 
-# ---- roofline --------------------------------------------------------------------------------------------------
+# ---- roofline ----------------------------------------------------------------------------------------------
 
 
 def roofline_figures(scene: Scene) -> Iterator[Drawn]:
     """Rates over arithmetic intensity, on the CPU, where its peaks were measured."""
     rows = scene.own_rows
     rows = rows[(rows["device"] == "cpu") & (rows["gflops"] > 0)]
-    flops = {str(d): rate for d in rows["dtype"].unique() if (rate := peak(scene.about, "flops_per_s", str(d), scene.threads))}
-    moved = {level: rate for level in LEVELS if (rate := peak(scene.about, "bytes_per_s", level, scene.threads))}
+    flops = {
+        str(d): rate
+        for d in rows["dtype"].unique()
+        if (rate := peak(scene.about, "flops_per_s", str(d), scene.threads))
+    }
+    moved = {
+        level: rate for level in LEVELS if (rate := peak(scene.about, "bytes_per_s", level, scene.threads))
+    }
     rows = rows[rows["dtype"].isin(flops)]
     if rows.empty or not moved:
         return
@@ -49,52 +56,70 @@ def roofline_figures(scene: Scene) -> Iterator[Drawn]:
     roofs = []
     for level, rate in moved.items():
         until = min(top * 1e9 / rate, right)
-        axis.plot([left, until], [rate * left / 1e9, rate * until / 1e9], color=ROOF, linewidth=1.1, linestyle=LEVELS[level])
+        axis.plot(
+            [left, until],
+            [rate * left / 1e9, rate * until / 1e9],
+            color=ROOF,
+            linewidth=1.1,
+            linestyle=LEVELS[level],
+        )
         name = "memory" if level == "memory" else level.removesuffix("d")
-        roofs.append((Line2D([], [], color=ROOF, linewidth=1.1, linestyle=LEVELS[level]), f"{name}: {rate / 1e9:.3g} GB/s"))
+        roofs.append(
+            (
+                Line2D([], [], color=ROOF, linewidth=1.1, linestyle=LEVELS[level]),
+                f"{name}: {rate / 1e9:.3g} GB/s",
+            )
+        )
     for dtype, rate in flops.items():
         axis.plot([rate / max(moved.values()), right], [rate / 1e9] * 2, color="#000000", linewidth=1.6)
-        axis.annotate(f"{rate / 1e9:.3g} GFLOP/s\n{dtype}", (1, rate / 1e9), xycoords=("axes fraction", "data"), xytext=(6, 0),
-                      textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+        axis.annotate(f"{rate / 1e9:.3g} GFLOP/s\n{dtype}", (1, rate / 1e9),
+                      xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+                      va="center", fontsize=8)  # fmt: skip
     for algorithm in scene.names(rows):
         mine = rows["algorithm"] == algorithm
         mark = dot(algorithm, look[algorithm]) | ({} if algorithm in names else {"zorder": 2})
-        axis.plot(intensity[mine], rows.loc[mine, "gflops"], **mark, alpha=0.85, rasterized=len(rows) > MANY_MARKS)
-    axis.plot(fastest["flops"] / fastest["min_bytes"], fastest["gflops"], linestyle="none", marker="o", markersize=9,
-              markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
+        axis.plot(
+            intensity[mine], rows.loc[mine, "gflops"], **mark, alpha=0.85, rasterized=len(rows) > MANY_MARKS
+        )
+    axis.plot(fastest["flops"] / fastest["min_bytes"], fastest["gflops"], linestyle="none", marker="o",
+              markersize=9, markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8,
+              zorder=5)  # fmt: skip
     axis.set_xlim(left, right)
     axis.set_ylim(bottom, max(top, rows["gflops"].max()) * 1.7)
     axis.set_xlabel("operations per byte of x, w and y, each moved once", labelpad=2)
     axis.set_ylabel("GFLOP/s of the definition", labelpad=2)
     log_axes(axis)
-    roofs.append((Line2D([], [], linestyle="none", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="#000000",
-                         markeredgewidth=0.8), "fastest of its spec"))  # fmt: skip
+    roofs.append((Line2D([], [], linestyle="none", marker="o", markersize=9, markerfacecolor="none",
+                         markeredgecolor="#000000", markeredgewidth=0.8), "fastest of its spec"))  # fmt: skip
     axis.legend(
-        *zip(*roofs, strict=True), loc="lower left", bbox_to_anchor=(1.01, 0.0), frameon=False, fontsize=8, handlelength=2.8,
-        title="measured copy rates", title_fontsize=8, alignment="left", borderaxespad=0.2,
+        *zip(*roofs, strict=True), loc="lower left", bbox_to_anchor=(1.01, 0.0), frameon=False, fontsize=8,
+        handlelength=2.8, title="measured copy rates", title_fontsize=8, alignment="left", borderaxespad=0.2,
     )  # fmt: skip
     head_line(figure, "Roofline")
     reading = (
-        "A point per algorithm and spec: higher is faster, and the nearer to the roofs the less is left to gain: the slanted "
-        "ones are what copying reaches by where the data lies, the flat one is arithmetic. Winograd and FFT do fewer "
-        "operations than the definition, which is what is counted, so they may stand above the flat roof."
+        "A point per algorithm and spec: higher is faster, and the nearer to the roofs the less is left to "
+        "gain: the slanted ones are what copying reaches by where the data lies, the flat one is arithmetic. "
+        "Winograd and FFT do fewer operations than the definition, which is what is counted, so they may "
+        "stand above the flat roof."
     )
     if below:
         reading += f" {below} slow point{'s lie' if below > 1 else ' lies'} below the picture."
     share = fastest["gflops"] * 1e9 / fastest["dtype"].map(flops)
     best, worst = fastest.iloc[int(np.argmax(share))], fastest.iloc[int(np.argmin(share))]
     seen = (
-        f"The fastest of a problem reaches from {share.min():.1%} ({worst['algorithm']} on {worst['spec']}) to "
-        f"{share.max():.1%} ({best['algorithm']} on {best['spec']}) of the arithmetic peak."
+        f"The fastest of a problem reaches from {share.min():.1%} ({worst['algorithm']} on {worst['spec']}) "
+        f"to {share.max():.1%} ({best['algorithm']} on {best['spec']}) of the arithmetic peak."
     )
     yield f"roofline{scene.suffix}", "Roofline", reading, seen, figure
 
 
-# ---- threads ---------------------------------------------------------------------------------------------------
+# ---- threads -----------------------------------------------------------------------------------------------
 
 
 def scaling_figures(scenes: Sequence[Scene]) -> Iterator[tuple[str, Drawn]]:
-    """Speed-up over the smallest number of threads, with its heading, per machine and state of the caches that has several."""
+    """Speed-up over the smallest number of threads, with its heading, per machine and
+    state of the caches that has several.
+    """
     groups: dict[tuple[str, bool], list[Scene]] = {}
     for scene in scenes:
         groups.setdefault((scene.machine, scene.cold), []).append(scene)
@@ -127,13 +152,16 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
         middle = np.exp(np.log(mine["gain"]).groupby(mine["threads"]).mean())
         shifted = [float(t) + apart * (place - (len(names) - 1) / 2) for t in middle.index]
         left.vlines(shifted, by_count.min(), by_count.max(), color=style.colour, linewidth=1.2, alpha=0.6)
-        left.plot([base, *shifted], [1.0, *middle], color=style.colour, marker=style.marker, linestyle=style.line,
-                  markersize=marker_size(style), markeredgecolor="white", markeredgewidth=0.4, linewidth=1.4)  # fmt: skip
+        left.plot([base, *shifted], [1.0, *middle], color=style.colour, marker=style.marker,
+                  linestyle=style.line, markersize=marker_size(style), markeredgecolor="white",
+                  markeredgewidth=0.4, linewidth=1.4)  # fmt: skip
         if name in lead:
             endings.append(Ending(shifted[-1], float(middle.iloc[-1]), name, style.colour))
         large = mine[mine["threads"] == most]
         right.plot(large["flops"], large["gain"], **dot(name, style), alpha=0.85)
-    left.plot([base, *counts], [count / base for count in [base, *counts]], color="#999999", linewidth=1, zorder=1)
+    left.plot(
+        [base, *counts], [count / base for count in [base, *counts]], color="#999999", linewidth=1, zorder=1
+    )
     left.set_xlim(base - 0.06 * (most - base), most + 0.14 * (most - base))
     left.xaxis.set_major_locator(FixedLocator([base, *counts]))
     left.set_xlabel("threads", labelpad=2)
@@ -151,21 +179,24 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
         right.axhline(level, color="#999999", linewidth=1, zorder=1)
     for axis in (left, right):
         axis.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5), numticks=20))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{three_digits(value).rstrip('0').rstrip('.')}x"))
+        axis.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{three_digits(value).rstrip('0').rstrip('.')}x")
+        )
         axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(True, axis="y")
     end_labels(left, endings)
     title = f"Scaling: time with {base} thread{'s' if base > 1 else ''} over time with more"
     head_line(figure, title)
     reading = (
-        "Higher is better; the grey lines are no gain and the ideal. Left the geometric mean over the specs, bars from the "
-        "worst spec to the best; right every spec by its size: small ones gain little, since handing work over costs time."
+        "Higher is better; the grey lines are no gain and the ideal. Left the geometric mean over the specs, "
+        "bars from the worst spec to the best; right every spec by its size: small ones gain little, since "
+        "handing work over costs time."
     )
     suffix = scenes[0].suffix.replace(f"-t{base}", "", 1)
     means = np.exp(np.log(table["gain"]).groupby(table["algorithm"]).mean()).sort_values()
     seen = (
-        f"{means.index[-1]} gains most by threads, {ratio_text(means.iloc[-1])} in the mean over the problems; "
-        f"{means.index[0]} least, {ratio_text(means.iloc[0])}."
+        f"{means.index[-1]} gains most by threads, {ratio_text(means.iloc[-1])} in the mean over the "
+        f"problems; {means.index[0]} least, {ratio_text(means.iloc[0])}."
     )
     return f"scaling{suffix}", title, reading, seen, figure
 

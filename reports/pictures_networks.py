@@ -1,4 +1,6 @@
-"""Pictures of whole networks: a bar for the time of all layers with one algorithm, or with the best of each layer."""
+"""Pictures of whole networks: a bar for the time of all layers with one
+algorithm, or with the best of each layer.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,9 @@ def _seen(bars: Sequence[Bar]) -> str:
 
 def _reading(network: Network) -> str:
     text = (
-        "Shorter is faster; a bar is the sum over the layers, left to right, each as often as it occurs. On top every layer by "
-        "whoever is fastest on it, in that algorithm's colour, and so what auto, the automatic choice, ran; hatched parts are "
-        "layers that an algorithm refuses or fails, "
+        "Shorter is faster; a bar is the sum over the layers, left to right, each as often as it occurs. On "
+        "top every layer by whoever is fastest on it, in that algorithm's colour, and so what auto, the "
+        "automatic choice, ran; hatched parts are layers that an algorithm refuses or fails, "
         "computed by the best of the others."
     )
     if network.missing:

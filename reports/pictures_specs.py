@@ -1,4 +1,6 @@
-"""Pictures with a row per spec: time, or speed-up over the baseline; and a panel per spec where there are few."""
+"""Pictures with a row per spec: time, or speed-up over the baseline; and a
+panel per spec where there are few.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,18 @@ SIGNS = {"winner": "", "alone": "", "same": " =", "undecided": " ?"}
 SIGNS_TEXT = "= where others were shown to be the same within 5%, ? where the noise does not tell"
 
 
-def speed_figures(scene: Scene, speed: pd.DataFrame, what: str, number: str, notes: list[str]) -> Iterator[Drawn]:
+def speed_figures(
+    scene: Scene, speed: pd.DataFrame, what: str, number: str, notes: list[str]
+) -> Iterator[Drawn]:
     if speed.empty:
         notes.append("No speed-up was drawn where the baseline has no time.")
         return
     title = f"Speed-up over {short(scene.baseline, 60)}{what}"
     reading = (
-        "Right of the line at 1x is faster than the baseline, by that factor; the scale is logarithmic. On the right the "
-        f"fastest algorithm and its factor, ringed where it surely is; {SIGNS_TEXT}. A bar across is auto. Rows: image size, "
-        "kernel size, or the layer's name and its spec, which is written as in the tables."
+        "Right of the line at 1x is faster than the baseline, by that factor; the scale is logarithmic. On "
+        f"the right the fastest algorithm and its factor, ringed where it surely is; {SIGNS_TEXT}. A bar "
+        "across is auto. Rows: image size, kernel size, or the layer's name and its spec, which is written "
+        "as in the tables."
     )
     yield from _dot_figures(
         scene, speed, "speed_up", f"speedup{number}", title, reading, lambda v: f"{v:g}x", ratio_text, notes
@@ -38,17 +43,19 @@ def speed_figures(scene: Scene, speed: pd.DataFrame, what: str, number: str, not
 
 def layer_figures(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[Drawn]:
     reading = (
-        "One row per problem, written as in the tables, a mark per algorithm; further left is faster, the scale is "
-        "logarithmic. "
+        "One row per problem, written as in the tables, a mark per algorithm; further left is faster, the "
+        "scale is logarithmic. "
         f"Right: the fastest algorithm and its time, ringed where it surely is; {SIGNS_TEXT}. "
         "A bar across is auto."
     )
-    yield from _dot_figures(scene, rows, "median_s", "layers", "Time per problem", reading, tick, seconds, notes)
+    yield from _dot_figures(
+        scene, rows, "median_s", "layers", "Time per problem", reading, tick, seconds, notes
+    )
 
 
 def _dot_figures(
-    scene: Scene, rows: pd.DataFrame, value: str, name: str, title: str, reading: str, tick: Callable[[float], str],
-    words: Callable[[float], str], notes: list[str],
+    scene: Scene, rows: pd.DataFrame, value: str, name: str, title: str, reading: str,
+    tick: Callable[[float], str], words: Callable[[float], str], notes: list[str],
 ) -> Iterator[Drawn]:  # fmt: skip
     """One row per spec, a marker per algorithm, the winner in words on the right."""
     order = rows.drop_duplicates("spec").copy()
@@ -66,7 +73,9 @@ def _dot_figures(
         wide = min(max(len(labels[s]) for s in specs), WIDEST)
         names, look = scene.looks(part)
         others = part["algorithm"].nunique() - len(names)
-        figure, area = canvas(scene.caption, scene.styles, 9.4, 0.23 * len(specs) + 0.5, names, "dot", others=others)
+        figure, area = canvas(
+            scene.caption, scene.styles, 9.4, 0.23 * len(specs) + 0.5, names, "dot", others=others
+        )
         (axis,) = grid(figure, area, 1, 1, left=0.35 + 0.073 * wide, bottom=0.33, right=1.95)
         axis.set_xscale("log")
         for at, spec in enumerate(specs):
@@ -77,18 +86,25 @@ def _dot_figures(
                 own = values.get((spec, winner.winner), math.nan)
                 axis.annotate(
                     f"{label(winner.winner, 20)} {words(own)}{SIGNS[winner.verdict]}",
-                    (1, at), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", va="center",
-                    fontsize=7.2,
+                    (1, at), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+                    va="center", fontsize=7.2,
                 )  # fmt: skip
         places = {spec: at for at, spec in enumerate(specs)}
         for algorithm in scene.names(part):
             dots = part[part["algorithm"] == algorithm]
-            mark = dot(algorithm, look[algorithm]) | ({} if algorithm in names else {"zorder": 2, "markersize": 3})
+            mark = dot(algorithm, look[algorithm]) | (
+                {} if algorithm in names else {"zorder": 2, "markersize": 3}
+            )
             axis.plot(dots[value], [places[s] for s in dots["spec"]], **mark)
         sure = [row for row in best.values() if row.spec in places and row.verdict == "winner"]
-        ringed = [(values[row.spec, row.winner], places[row.spec]) for row in sure if (row.spec, row.winner) in values]
-        axis.plot([x for x, _ in ringed], [y for _, y in ringed], linestyle="none", marker="o", markersize=10.5,
-                  markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
+        ringed = [
+            (values[row.spec, row.winner], places[row.spec])
+            for row in sure
+            if (row.spec, row.winner) in values
+        ]
+        axis.plot([x for x, _ in ringed], [y for _, y in ringed], linestyle="none", marker="o",
+                  markersize=10.5, markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8,
+                  zorder=5)  # fmt: skip
         axis.set_yticks(range(len(specs)), [label(labels[s], WIDEST) for s in specs], fontsize=7.5)
         axis.set_ylim(len(specs) - 0.4, -0.6)
         low, high = part[value].min(), part[value].max()
@@ -103,7 +119,8 @@ def _dot_figures(
         seen = who_wins(shown, scene.place)
         if value == "speed_up":
             lead = part.groupby("spec")[value].max()
-            seen += f" The fastest is {ratio_text(lead.min())} to {ratio_text(lead.max())} as fast as the baseline."
+            ends = f"{ratio_text(lead.min())} to {ratio_text(lead.max())}"
+            seen += f" The fastest is {ends} as fast as the baseline."
         yield f"{name}{scene.suffix}{page}", title, reading, seen, figure
 
 
@@ -121,8 +138,22 @@ def few_figure(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[D
         axis.set_xscale("log")
         for at, row in enumerate(tuples(part)):
             style = look[row.algorithm]
-            axis.plot([low, row.median_s], [at, at], color=style.colour, linewidth=1.6, linestyle=style.line, alpha=0.8)
-            axis.plot([row.low_s, row.high_s], [at, at], color=style.colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
+            axis.plot(
+                [low, row.median_s],
+                [at, at],
+                color=style.colour,
+                linewidth=1.6,
+                linestyle=style.line,
+                alpha=0.8,
+            )
+            axis.plot(
+                [row.low_s, row.high_s],
+                [at, at],
+                color=style.colour,
+                linewidth=5,
+                alpha=0.3,
+                solid_capstyle="butt",
+            )
             axis.plot([row.median_s], [at], color=style.colour, marker=style.marker, markersize=6.5)
             axis.annotate(seconds(row.median_s), (1, at), xycoords=("axes fraction", "data"), xytext=(6, 0),
                           textcoords="offset points", va="center", fontsize=8)  # fmt: skip
@@ -137,8 +168,8 @@ def few_figure(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[D
         axis.set_title(label(scene.case(spec), 70), fontsize=9.5, loc="left", fontweight="bold")
     head_line(figure, "Time per algorithm")
     reading = (
-        "Fastest on top, names in bold are not surely slower; further left is faster; the scale is logarithmic. The wide band "
-        "spans the launches, the processes in which it was measured anew."
+        "Fastest on top, names in bold are not surely slower; further left is faster; the scale is "
+        "logarithmic. The wide band spans the launches, the processes in which it was measured anew."
     )
     seen = spans(rows, scene.winners[scene.winners["spec"].isin(specs)])
     yield f"times-few{scene.suffix}", "Time per algorithm", reading, seen, figure

@@ -22,7 +22,7 @@ LEAST_WORKSPACE = 4096  # bytes; less is drawn as so much
 SLACK_BYTES = 64 << 10  # Python's own objects, which are seen and not predicted
 
 
-# ---- error against time ----------------------------------------------------------------------------------------
+# ---- error against time ------------------------------------------------------------------------------------
 
 
 def error_figures(scene: Scene) -> Iterator[Drawn]:
@@ -33,21 +33,29 @@ def error_figures(scene: Scene) -> Iterator[Drawn]:
         return
     most = table["specs"].max()
     fewer = {row.algorithm: f" ({row.specs} of {most})" for row in tuples(table) if row.specs < most}
-    names, look = scene.looks(rows[rows["algorithm"].isin(table["algorithm"])], list(table.loc[table["front"], "algorithm"]))
+    names, look = scene.looks(
+        rows[rows["algorithm"].isin(table["algorithm"])], list(table.loc[table["front"], "algorithm"])
+    )
     figure, area = canvas(scene.caption, scene.styles, 7.6, 3.7, names, "dot", fewer, len(table) - len(names))
     (axis,) = grid(figure, area, 1, 1, left=0.75, bottom=0.48, right=0.4)
     axis.set_xscale("log")
     axis.set_yscale("log")
     front = table[table["front"]].sort_values("time")
     right, top = table["time"].max() * 1.5, table["error"].max() * 1.5
-    steps = [(front["time"].iloc[0], top), *zip(front["time"], front["error"], strict=True), (right, front["error"].iloc[-1])]
-    axis.step([s[0] for s in steps], [s[1] for s in steps], where="post", color="#999999", linewidth=1.2, zorder=1)
+    steps = [
+        (front["time"].iloc[0], top),
+        *zip(front["time"], front["error"], strict=True),
+        (right, front["error"].iloc[-1]),
+    ]
+    axis.step(
+        [s[0] for s in steps], [s[1] for s in steps], where="post", color="#999999", linewidth=1.2, zorder=1
+    )
     for row in tuples(table):
         mark = dot(row.algorithm, look[row.algorithm])
         larger = 1.6 if row.algorithm in names else 1.0
         axis.plot([row.time], [row.error], **(mark | {"markersize": mark["markersize"] * larger}))
-    axis.plot(front["time"], front["error"], linestyle="none", marker="o", markersize=14, markerfacecolor="none",
-              markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
+    axis.plot(front["time"], front["error"], linestyle="none", marker="o", markersize=14,
+              markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
     axis.set_xlim(table["time"].min() / 1.3, right)
     axis.set_ylim(table["error"].min() / 1.5, top)
     log_axes(axis, "{:g}x".format)
@@ -55,29 +63,31 @@ def error_figures(scene: Scene) -> Iterator[Drawn]:
     axis.set_ylabel("largest error, in rounding units", labelpad=2)
     head_line(figure, "Error against time")
     reading = (
-        "Left is faster, lower is more accurate. Ringed, on the grey line: the Pareto front, where nobody is better in both. "
-        "Both figures are geometric means over the specs that the algorithm supports; the error is the largest of a result, in "
-        "units of the rounding of a typical one."
+        "Left is faster, lower is more accurate. Ringed, on the grey line: the Pareto front, where nobody is "
+        "better in both. Both figures are geometric means over the specs that the algorithm supports; the "
+        "error is the largest of a result, in units of the rounding of a typical one."
     )
     if fewer:
         reading += f" Behind a name: of how many specs, where not of all {most}."
     exact = min(tuples(table), key=lambda row: row.error)
     seen = (
-        f"On the front, from the fastest on: {', '.join(front['algorithm'])}. The most accurate, {exact.algorithm}, takes "
-        f"{three_digits(exact.time)} times as long as the fastest; the least accurate is "
-        f"{three_digits(table['error'].max() / exact.error)} times as far off."
+        f"On the front, from the fastest on: {', '.join(front['algorithm'])}. The most accurate, "
+        f"{exact.algorithm}, takes {three_digits(exact.time)} times as long as the fastest; the least "
+        f"accurate is {three_digits(table['error'].max() / exact.error)} times as far off."
     )
     yield f"error{scene.suffix}", "Error against time", reading, seen, figure
 
 
-# ---- prepare against run ---------------------------------------------------------------------------------------
+# ---- prepare against run -----------------------------------------------------------------------------------
 
 
 def calls_figures(scene: Scene) -> Iterator[Drawn]:
     """Time per call when prepare is shared over so many calls; for a few specs, the table has the others."""
     rows = scene.own_rows
     rows = rows[rows["prepare_s"].notna() & (rows["median_s"] > 0)]
-    grouped = {spec: part for (spec,), part in groups(rows, ["spec"]) if len({row.algorithm for row in part}) > 1}
+    grouped = {
+        spec: part for (spec,), part in groups(rows, ["spec"]) if len({row.algorithm for row in part}) > 1
+    }
     cases = {spec: envelope(part) for spec, part in grouped.items()}
     if not any(len(stretches) > 1 for stretches in cases.values()):
         return  # whoever runs fastest is also prepared fastest: nothing to see
@@ -97,20 +107,21 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
         for name, total in totals.items():
             style, lead = look[name], name in names
             axis.plot(calls, total, color=style.colour, linestyle=style.line, linewidth=1.3 if lead else 0.7,
-                      marker=style.marker if lead else "", markersize=4, markevery=[0, -1], alpha=0.9 if lead else 0.6,
-                      zorder=3 if lead else 1)  # fmt: skip
+                      marker=style.marker if lead else "", markersize=4, markevery=[0, -1],
+                      alpha=0.9 if lead else 0.6, zorder=3 if lead else 1)  # fmt: skip
         stretches, free = cases[spec], 1.0
         for index, (start, name) in enumerate(stretches):
             row = next(r for r in grouped[spec] if r.algorithm == name)
             until = stretches[index + 1].calls if index + 1 < len(stretches) else most
             inside = np.geomspace(start, max(min(until, most), start), 20)
-            axis.plot(inside, row.prepare_s / inside + row.median_s, color=look[name].colour, linewidth=4, alpha=0.45,
-                      solid_capstyle="butt", zorder=2)  # fmt: skip
+            axis.plot(inside, row.prepare_s / inside + row.median_s, color=look[name].colour, linewidth=4,
+                      alpha=0.45, solid_capstyle="butt", zorder=2)  # fmt: skip
             if index and start <= most:
                 axis.axvline(start, color="#BBBBBB", linewidth=0.8, zorder=1)
                 if start >= free:  # else its figure would stand on the one before
                     axis.annotate(f"{start:,}", (start, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
-                                  textcoords="offset points", ha="center", fontsize=7, color="#444444")  # fmt: skip
+                                  textcoords="offset points", ha="center", fontsize=7,
+                                  color="#444444")  # fmt: skip
                     free = start * (most * 1.5) ** (0.03 * len(f"{start:,}") + 0.01)
         best = np.min(list(totals.values()), axis=0)
         axis.set_xlim(0.8, most * 1.25)
@@ -120,19 +131,21 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
         axis.set_ylabel("prepare / calls + run", labelpad=2)
         ends = [Ending(calls[-1], totals[n][-1], n, look[n].colour) for n in names if n in totals]
         end_labels(axis, [end for end in ends if end.y <= axis.get_ylim()[1]])
-        text = axis.set_title(short(scene.case(spec), 80), fontsize=8.6, loc="left", fontweight="bold", pad=15)
+        text = axis.set_title(
+            short(scene.case(spec), 80), fontsize=8.6, loc="left", fontweight="bold", pad=15
+        )
         text.set_in_layout(False)
     head_line(figure, "Prepare against run")
     reading = (
-        "Time per call when prepare, the one-off work for a problem and its weights, is shared over so many calls; lower is "
-        "better. The broad line is whoever takes least, the figures on top are the calls from which the next one wins. Slower "
-        "algorithms run out of the picture."
+        "Time per call when prepare, the one-off work for a problem and its weights, is shared over so many "
+        "calls; lower is better. The broad line is whoever takes least, the figures on top are the calls "
+        "from which the next one wins. Slower algorithms run out of the picture."
     )
     seen = " ".join(f"{scene.case(spec)}: {stretches_text(cases[spec])}." for spec in shown)
     yield f"calls{scene.suffix}", "Prepare against run", reading, seen, figure
 
 
-# ---- workspace -------------------------------------------------------------------------------------------------
+# ---- workspace ---------------------------------------------------------------------------------------------
 
 
 def workspace_figures(scene: Scene) -> Iterator[Drawn]:
@@ -157,7 +170,13 @@ def workspace_figures(scene: Scene) -> Iterator[Drawn]:
     axis.plot([low, high], [low, high], color="#888888", linewidth=1, zorder=1)
     for name in scene.names(rows):
         mine = rows["algorithm"] == name
-        axis.plot(seen[mine], predicted[mine], **dot(name, look[name]), alpha=0.85, rasterized=len(rows) > MANY_MARKS)
+        axis.plot(
+            seen[mine],
+            predicted[mine],
+            **dot(name, look[name]),
+            alpha=0.85,
+            rasterized=len(rows) > MANY_MARKS,
+        )
     axis.set_xlim(low, high)
     axis.set_ylim(low, high)
     every = max(1, round(math.log2(high / low) / 8))
@@ -171,15 +190,17 @@ def workspace_figures(scene: Scene) -> Iterator[Drawn]:
     head_line(figure, "Workspace: predicted and seen")
     told = f"{inside.sum()} of {len(rows)} lie in it"
     if near.any():
-        told += f", {near.sum()} off it by less than {_whole(size(SLACK_BYTES))}, which Python's own objects may take"
+        slack = _whole(size(SLACK_BYTES))
+        told += f", {near.sum()} off it by less than {slack}, which Python's own objects may take"
     if len(outside):
         far = ", ".join(label(n, 30).strip() for n in scene.names(outside))
         told += f", and {len(outside)} outside: {far}"
     reading = (
-        "Workspace is the memory that an algorithm needs beside x, w and y. On the line the prediction is exact; the grey "
-        f"band is one to two times what was seen, where a prediction belongs: {told}. Seen is the peak of prepare and a run as "
-        "Python's allocator counts it, without x, w and y; what a library allocates by itself is not in it. Up to "
-        f"{_whole(size(LEAST_WORKSPACE))} counts as that much."
+        "Workspace is the memory that an algorithm needs beside x, w and y. On the line the prediction is "
+        f"exact; the grey band is one to two times what was seen, where a prediction belongs: {told}. Seen "
+        "is the peak of prepare and a run as Python's allocator counts it, without x, w and y; what a "
+        f"library allocates by itself is not in it. Up to {_whole(size(LEAST_WORKSPACE))} counts as that "
+        "much."
     )
     most = rows.iloc[int(np.argmax(seen))]
     shown = f"Of {len(rows)} points, {told}. Most is seen of {most['algorithm']}, {size(float(seen.max()))}."

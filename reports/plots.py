@@ -1,8 +1,9 @@
 """Which pictures are made: one set for every (machine, threads, cold), PNG and SVG, with no global figure.
 
-Whole networks come first. Specs that vary in image and kernel size only form a sweep and get a winner map, times against
-either size and speed-up; everything else (the layers of a network) gets one row per spec. Then, where the records allow it:
-roofline, error against time, prepare against run, workspace, and, over several numbers of threads, the scaling.
+Whole networks come first. Specs that vary in image and kernel size only form a sweep and get a winner map,
+times against either size and speed-up; everything else (the layers of a network) gets one row per spec. Then,
+where the records allow it: roofline, error against time, prepare against run, workspace, and, over several
+numbers of threads, the scaling.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def pictures(
         shown = list(scenes(frame, machines, baseline, networks))
         for section, (name, title, reading, seen, figure) in _all(shown, networks, notes):
             if len(made) == MOST_PICTURES:
-                notes.append(f"Only {MOST_PICTURES} pictures are shown: report on fewer machines, threads or suites.")
+                notes.append(
+                    f"Only {MOST_PICTURES} pictures are shown: report on fewer machines, threads or suites."
+                )
                 break
             made.append(Picture(_file_name(name, made), title, reading, seen, section, *render(figure)))
     return made, list(dict.fromkeys(notes))
@@ -57,7 +60,9 @@ def _all(shown: list[Scene], networks: Networks, notes: list[str]) -> Iterator[t
 
 
 def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]:
-    """The figures of a scene: per sweep times, map and speed-up; then whatever is no sweep; then what spans all specs."""
+    """The figures of a scene: per sweep times, map and speed-up; then whatever is
+    no sweep; then what spans all specs.
+    """
     yield from _safely(notes, network_figures, scene, networks)
     loose = scene.rows
     sweeps = scene.rows.drop_duplicates("spec").groupby("sweep", sort=False)
@@ -67,10 +72,20 @@ def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]
         rows = scene.rows[scene.rows["sweep"] == sweep]
         loose = loose[loose["sweep"] != sweep]
         number = f"-{index + 1}" if index else ""
-        yield from _safely(notes, map_figures, scene, scene.winners[scene.winners["sweep"] == sweep], sweep, number, notes)
+        yield from _safely(
+            notes, map_figures, scene, scene.winners[scene.winners["sweep"] == sweep], sweep, number, notes
+        )
         yield from _safely(notes, crossover_figures, scene, rows, sweep, number, notes)
         yield from _safely(notes, times_figures, scene, rows, sweep, number, notes)
-        yield from _safely(notes, speed_figures, scene, scene.speed[scene.speed["sweep"] == sweep], f": {sweep}", number, notes)
+        yield from _safely(
+            notes,
+            speed_figures,
+            scene,
+            scene.speed[scene.speed["sweep"] == sweep],
+            f": {sweep}",
+            number,
+            notes,
+        )
     if len(loose):
         count = loose["spec"].nunique()
         yield from _safely(notes, few_figure if count <= 4 else layer_figures, scene, loose, notes)
@@ -84,7 +99,9 @@ def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]
 
 
 def _safely(notes: list[str], draw: Callable[..., Iterable[Any]], *arguments: Any) -> Iterator[Any]:
-    """A picture that cannot be drawn is said to be missing; it costs neither the tables nor the other pictures."""
+    """A picture that cannot be drawn is said to be missing; it costs neither the tables nor the other
+    pictures.
+    """
     try:
         yield from draw(*arguments)
     except Exception as error:
@@ -94,13 +111,18 @@ def _safely(notes: list[str], draw: Callable[..., Iterable[Any]], *arguments: An
 def _is_sweep(specs: pd.DataFrame, of: int) -> bool:
     """Equal sides, and enough of the grid of sizes and kernels to be drawn as one.
 
-    Layers of a network that happen to share their channels are none: beside others (``of`` counts them), a sweep is of
-    pictures, or varies both size and kernel.
+    Layers of a network that happen to share their channels are none: beside others (``of`` counts them), a
+    sweep is of pictures, or varies both size and kernel.
     """
     sizes, kernels = specs["size"].nunique(), specs["kernel"].nunique()
     square = all(len(set(text.split("x"))) == 1 for text in {*specs["size"], *specs["kernel"]})
     meant = of == 1 or specs["sweep"].iloc[0].startswith("pictures") or min(sizes, kernels) > 1
-    return meant and square and len(specs) >= (2 if of == 1 else SMALLEST_SWEEP) and len(specs) >= sizes * kernels / 2
+    return (
+        meant
+        and square
+        and len(specs) >= (2 if of == 1 else SMALLEST_SWEEP)
+        and len(specs) >= sizes * kernels / 2
+    )
 
 
 def _file_name(name: str, made: Sequence[Picture]) -> str:

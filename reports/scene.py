@@ -1,4 +1,5 @@
-"""What the pictures of one (machine, threads, cold) share: rows, colours, captions, and how they are paged."""
+"""What the pictures of one (machine, threads, cold) share: rows, colours, captions, and how they are paged.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +98,9 @@ class Scene:
         return [name for name in self.styles if name in present]
 
     def looks(self, rows: pd.DataFrame, lead: Sequence[str] = ()) -> tuple[list[str], dict[str, Style]]:
-        """Who stands out among ``rows`` (``lead`` first), in the order of the styles, and how all look: the others grey."""
+        """Who stands out among ``rows`` (``lead`` first), in the order of the
+        styles, and how all look: the others grey.
+        """
         chosen = [*lead, *(name for name in standouts(rows, self.winners) if name not in lead)][: MOST_LINES]
         names = [name for name in self.names(rows) if name in chosen]
         return names, {name: style if name in chosen else faded(style) for name, style in self.styles.items()}
@@ -137,9 +140,11 @@ def scenes(
         counted = f"{launches[0]} to {launches[-1]}" if len(launches) > 1 else str(launches[0])
         suffix = (f"-{machine}" if several["machine"] else "") + f"-t{threads}" + ("-cold" if cold else "")
         yield Scene(
-            section=f"{about}{f' ({clean(machine)})' if several['machine'] else ''}, {plural}{', cold caches' if cold else ''}",
+            section=f"{about}{f' ({clean(machine)})' if several['machine'] else ''}, "
+                    f"{plural}{', cold caches' if cold else ''}",
             suffix=suffix,
-            caption=f"{about}; {plural}; {counted} launch{'es' if launches[-1] > 1 else ''}; clock: {COLD if cold else WARM}",
+            caption=f"{about}; {plural}; {counted} launch{'es' if launches[-1] > 1 else ''}; clock: "
+                    f"{COLD if cold else WARM}",
             machine=machine, threads=int(threads), cold=bool(cold), about=machines.get(machine, {}),
             styles=look, rows=mine[0], winners=mine[1], speed=mine[2], baseline=label, layers=layers,
         )  # fmt: skip
@@ -158,7 +163,9 @@ def _families(rows: pd.DataFrame) -> dict[str, str]:
     return found | {name: registry()[name].family for name in unknown if name in registry()}
 
 
-def pages(scene: Scene, values: list[str], size: int, what: str, notes: list[str]) -> Iterator[tuple[str, list[str]]]:
+def pages(
+    scene: Scene, values: list[str], size: int, what: str, notes: list[str]
+) -> Iterator[tuple[str, list[str]]]:
     """``values`` in portions with the end of their file names; what is left out is said in ``notes``."""
     found = [values[i : i + size] for i in range(0, len(values), size)]
     most = PAGES if len(scene.rows) <= MANY else 1

@@ -1,4 +1,5 @@
-"""The sheet a figure is drawn on: sizes in inches, with room of their own for title, axes, legend and caption.
+"""The sheet a figure is drawn on: sizes in inches, with room of their own for title, axes, legend and
+caption.
 
 Nothing here knows what is drawn; nothing on the sheet can overlap anything else.
 """
@@ -39,13 +40,14 @@ def label(name: object, width: int) -> str:
 
 
 def canvas(
-    caption: str, look: dict[str, Style], width: float, height: float, names: Sequence[str], legend: str = "line",
-    notes: Mapping[str, str] | None = None, others: int = 0,
+    caption: str, look: dict[str, Style], width: float, height: float, names: Sequence[str],
+    legend: str = "line", notes: Mapping[str, str] | None = None, others: int = 0,
 ) -> tuple[Figure, Area]:  # fmt: skip
-    """A figure with room for a title above and, below the axes, a legend and the caption, none of which can overlap.
+    """A figure with room for a title above and, below the axes, a legend and the caption, none of which can
+    overlap.
 
-    ``notes`` stand behind names in the legend, where there is room for what would overlap beside the points. ``others`` are
-    drawn in grey, and one entry of the legend says how many they are.
+    ``notes`` stand behind names in the legend, where there is room for what would overlap beside the points.
+    ``others`` are drawn in grey, and one entry of the legend says how many they are.
     """
     notes = notes or {}
     grey = f"{others} other{'s' if others > 1 else ''}"
@@ -58,7 +60,15 @@ def canvas(
     total = height + below + HEAD
     figure = Figure(figsize=(width, total), dpi=DPI)
     FigureCanvasAgg(figure)
-    figure.text(0.12 / width, 0.1 / total, "\n".join(written), fontsize=7, color="#666666", va="bottom", linespacing=1.3)
+    figure.text(
+        0.12 / width,
+        0.1 / total,
+        "\n".join(written),
+        fontsize=7,
+        color="#666666",
+        va="bottom",
+        linespacing=1.3,
+    )
     if names:
         handles: list[Any] = []
         for name in names:
@@ -81,8 +91,8 @@ def canvas(
 
 
 def grid(
-    figure: Figure, area: Area, lines: int, columns: int, left: float = 0.7, bottom: float = 0.5, right: float = 0.2,
-    gap: tuple[float, float] = (0.3, 0.6), width: float | None = None, head: float = 0.0,
+    figure: Figure, area: Area, lines: int, columns: int, left: float = 0.7, bottom: float = 0.5,
+    right: float = 0.2, gap: tuple[float, float] = (0.3, 0.6), width: float | None = None, head: float = 0.0,
 ) -> list[Axes]:  # fmt: skip
     """Axes row by row, placed in inches within ``area``."""
     full_width, full_height = figure.get_size_inches()
@@ -93,7 +103,9 @@ def grid(
         row, column = divmod(index, columns)
         x = left + column * (across + gap[0])
         y = area[3] - head - down - row * (down + gap[1])
-        axes.append(figure.add_axes((x / full_width, y / full_height, across / full_width, down / full_height)))
+        axes.append(
+            figure.add_axes((x / full_width, y / full_height, across / full_width, down / full_height))
+        )
     return axes
 
 
@@ -114,10 +126,13 @@ def render(figure: Figure) -> tuple[bytes, bytes]:
 
 
 def _following(svg: bytes) -> bytes:
-    """With colours for a dark page, which the browser chooses as it does for the page that shows the picture."""
+    """With colours for a dark page, which the browser chooses as it does for the page that shows the picture.
+    """
     rules = f"svg{{fill:{DARK[INK.lower()]}}}"  # text in black names no colour
     for light, dark in DARK.items():
-        rules += "".join(f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for kind in ("fill", "stroke"))
+        rules += "".join(
+            f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for kind in ("fill", "stroke")
+        )
     style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
     return svg.replace(b"<defs>", style.encode() + b"<defs>", 1)
 
@@ -135,19 +150,24 @@ class Ending(NamedTuple):
 
 
 def end_labels(axis: Axes, endings: Sequence[Ending], size: float = 7.4) -> None:
-    """Names at the right of the lines that they belong to, apart from each other; call it when the limits stand."""
+    """Names at the right of the lines that they belong to, apart from each
+    other; call it when the limits stand.
+    """
     figure = axis.figure.get_figure(root=True)
     full = axis.get_position().height * figure.get_size_inches()[1]
     step = 1.25 * size / 72 / full
     place = axis.transScale + axis.transLimits  # data -> fraction of the axes
-    wanted = sorted(((min(max(place.transform((e.x, e.y))[1], 0.0), 1.0), e) for e in endings), key=lambda pair: pair[0])
+    wanted = sorted(
+        ((min(max(place.transform((e.x, e.y))[1], 0.0), 1.0), e) for e in endings), key=lambda pair: pair[0]
+    )
     heights = _apart([height for height, _ in wanted], step)
     for height, (_, ending) in zip(heights, wanted, strict=True):
         axis.annotate(
-            label(ending.text, 24), (ending.x, ending.y), xytext=(1.035, height), textcoords="axes fraction", va="center",
-            fontsize=size, annotation_clip=False, color="#666666" if ending.colour == QUIET else INK,
-            arrowprops={"arrowstyle": "-", "color": ending.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 2,
-                        "relpos": (0, 0.5)},
+            label(ending.text, 24), (ending.x, ending.y), xytext=(1.035, height), textcoords="axes fraction",
+            va="center", fontsize=size, annotation_clip=False,
+            color="#666666" if ending.colour == QUIET else INK,
+            arrowprops={"arrowstyle": "-", "color": ending.colour, "linewidth": 0.7, "shrinkA": 1,
+                        "shrinkB": 2, "relpos": (0, 0.5)},
         )  # fmt: skip
 
 
@@ -158,7 +178,10 @@ def _apart(wanted: Sequence[float], step: float) -> list[float]:
         blocks.append([value - index * step, 1])
         while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
             mean, count = blocks.pop()
-            blocks[-1] = [(blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count), blocks[-1][1] + count]
+            blocks[-1] = [
+                (blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count),
+                blocks[-1][1] + count,
+            ]
     levels = [mean for mean, count in blocks for _ in range(int(count))]
     highest = 1 - (len(wanted) - 1) * step
     return [max(min(level, highest), 0.0) + index * step for index, level in enumerate(levels)]
@@ -189,7 +212,9 @@ def log_ticks(axis: Axes, places: list[float], labels: list[str]) -> None:
         if not kept or math.log(places[kept[0]] / places[index]) / span * inches >= needed:
             kept.insert(0, index)
     axis.xaxis.set_major_locator(FixedLocator([places[i] for i in kept]))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda _, at: labels[kept[at]] if at is not None and at < len(kept) else ""))
+    axis.xaxis.set_major_formatter(
+        FuncFormatter(lambda _, at: labels[kept[at]] if at is not None and at < len(kept) else "")
+    )
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
     room = 0.08 * span or 0.5
@@ -200,7 +225,9 @@ def value_ticks(axis: Axes, low: float, high: float, tick: Callable[[float], str
     """Powers of ten; within less than two decades also 2 and 5 times them."""
     steps = (1,) if math.log10(high / low) > 2 else (1, 2, 5)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    axis.xaxis.set_major_locator(FixedLocator([s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]))
+    axis.xaxis.set_major_locator(
+        FixedLocator([s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high])
+    )
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.xaxis.set_minor_locator(NullLocator())
 
@@ -210,7 +237,10 @@ Words = Callable[[float], str]
 
 def log_axes(axis: Axes, words_x: Words = "{:g}".format, words_y: Words = "{:g}".format) -> None:
     """Powers of ten on both axes; 2 and 5 times them where there is less than two decades."""
-    for side, words, (low, high) in ((axis.xaxis, words_x, axis.get_xlim()), (axis.yaxis, words_y, axis.get_ylim())):
+    for side, words, (low, high) in (
+        (axis.xaxis, words_x, axis.get_xlim()),
+        (axis.yaxis, words_y, axis.get_ylim()),
+    ):
         steps = (1,) if math.log10(high / low) > 2 else (1, 2, 5)
         side.set_major_locator(LogLocator(10, subs=steps, numticks=15))
         side.set_major_formatter(FuncFormatter(lambda value, _, words=words: words(value)))

@@ -23,24 +23,27 @@ OTHER = ("#5D6E06", "#849D08", "#6F8407")  # a family that nobody here knows
 INK, GREY = "#000000", "#9AA0A6"  # auto's own, and whoever does not stand out
 # What is no datum, and how it looks on a dark page; colours of data stay.
 DARK = {
-    "#000000": "#e3e7ec", "#333333": "#c4ccd4", "#444444": "#c4ccd4", "#666666": "#9aa5b1", "#777777": "#9aa5b1",
-    "#888888": "#8b96a2", "#999999": "#7d8894", "#bbbbbb": "#59636e", "#d5d5d5": "#4a545f", "#dddddd": "#38414b",
-    "#e3e3e3": "#2b333b", "#f2f2f2": "#1f262d", "#ffffff": "#14181d", "#9a1b1b": "#ff8a80", "#0b6b3a": "#5fd394",
+    "#000000": "#e3e7ec", "#333333": "#c4ccd4", "#444444": "#c4ccd4", "#666666": "#9aa5b1",
+    "#777777": "#9aa5b1", "#888888": "#8b96a2", "#999999": "#7d8894", "#bbbbbb": "#59636e",
+    "#d5d5d5": "#4a545f", "#dddddd": "#38414b", "#e3e3e3": "#2b333b", "#f2f2f2": "#1f262d",
+    "#ffffff": "#14181d", "#9a1b1b": "#ff8a80", "#0b6b3a": "#5fd394",
 }  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 # Where a family begins among them, so that the first of each differ without their colours too.
 FIRST_MARKER = {"direct": 0, "gemm": 3, "fft": 5, "separable": 10, "winograd": 8, "toeplitz": 11, "peer": 7}
-# These own a look each, whatever else was measured: those that win somewhere, and what they are compared with most.
+# These own a look each, whatever else was measured: those that win somewhere, and what they are compared with
+# most.
 KNOWN = {
-    "direct": ("numba_picture", "direct_channels", "depthwise", "direct_pixels", "direct_shift", "direct_loops",
-               "numba_direct"),
+    "direct": ("numba_picture", "direct_channels", "depthwise", "direct_pixels", "direct_shift",
+               "direct_loops", "numba_direct"),
     "gemm": ("im2col_gemm", "kn2row_gemm", "numba_im2col"),
     "fft": ("fft_fused", "fft", "fft_tiles"),
     "separable": ("separable",),
     "winograd": ("winograd_f4", "winograd_f6", "winograd_f2"),
     "toeplitz": ("toeplitz",),
-    "peer": ("torch_nchw", "opencv_filter2d", "scipy_correlate2d", "opencv_sepfilter2d", "scipy_ndimage_correlate",
-             "scipy_fftconvolve", "torch_prepacked", "torch_channels_last", "scipy_oaconvolve"),
+    "peer": ("torch_nchw", "opencv_filter2d", "scipy_correlate2d", "opencv_sepfilter2d",
+             "scipy_ndimage_correlate", "scipy_fftconvolve", "torch_prepacked", "torch_channels_last",
+             "scipy_oaconvolve"),
 }  # fmt: skip
 
 
@@ -56,8 +59,8 @@ class Style:
 def styles(families: dict[str, str]) -> dict[str, Style]:
     """A style for every name, given its family; no two alike as long as there are looks left in the family.
 
-    A family has one hue; its members differ in marker, and in shade. Known names own a look. A newcomer's is derived from
-    its name, so it stays the same from run to run unless another name of the set has it already.
+    A family has one hue; its members differ in marker, and in shade. Known names own a look. A newcomer's is
+    derived from its name, so it stays the same from run to run unless another name of the set has it already.
     """
     found = {"auto": Style(INK, ".", (0, (1, 2.2)))} if "auto" in families else {}
     order = [name for names in KNOWN.values() for name in names if name in families]

@@ -41,14 +41,16 @@ class Cell(NamedTuple):
     def of(cls, value: Any) -> Cell:
         """Text as it is, whole numbers with their value as key."""
         if isinstance(value, Cell):
-            return cls(clean(value.text), math.inf if value.key != value.key else value.key)  # NaN sorts nowhere
+            # NaN sorts nowhere
+            return cls(clean(value.text), math.inf if value.key != value.key else value.key)
         if isinstance(value, float) and math.isnan(value):
             return cls("-", math.inf)
         return cls(clean(value), value if isinstance(value, int | float) else clean(value))
 
 
 class Made(Sequence[tuple[Cell, ...]]):
-    """``make(item)`` of every item, each time that it is asked for: cells of many rows are not held together."""
+    """``make(item)`` of every item, each time that it is asked for: cells of many rows are not held together.
+    """
 
     def __init__(self, make: Callable[[Any], tuple[Cell, ...]], items: Sequence[Any]) -> None:
         self._make, self._items = make, items
@@ -57,7 +59,8 @@ class Made(Sequence[tuple[Cell, ...]]):
         return len(self._items)
 
     def __getitem__(self, at: Any) -> Any:
-        return tuple(map(self._make, self._items[at])) if isinstance(at, slice) else self._make(self._items[at])
+        return tuple(map(self._make, self._items[at])) if isinstance(at,
+                                                                     slice) else self._make(self._items[at])
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class Table:
     empty: str = "None."
 
     def text(self, most: int | None = None) -> str:
-        """Aligned columns; in lines of at most ``most`` characters if shorter text can do it, but the first column is whole."""
+        """Aligned columns; in lines of at most ``most`` characters if shorter text can
+        do it, but the first column is whole.
+        """
         if not self.rows:
             return self.empty
         cells = [self.columns, *(tuple(cell.text for cell in row) for row in self.rows)]
@@ -106,7 +111,8 @@ class Table:
         if not self.rows:
             return markdown_text(self.empty)
         marks = ["---:" if column in self.figures else "---" for column in self.columns]
-        lines = [self.columns, marks, *([markdown_text(cell.text) for cell in row] for row in self.rows[:most])]
+        lines = [self.columns, marks,
+                 *([markdown_text(cell.text) for cell in row] for row in self.rows[:most])]
         text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         left = len(self.rows) - len(self.rows[:most])
         return f"{text}\n\nAnd {left:,} more rows: see the page." if left else text
@@ -114,7 +120,8 @@ class Table:
 
 def _table(rows: list[dict[str, Any]], figures: Sequence[str] = (), empty: str = "None.") -> Table:
     columns = tuple(rows[0]) if rows else ()
-    return Table(columns, tuple(tuple(Cell.of(v) for v in row.values()) for row in rows), frozenset(figures), empty)
+    return Table(columns, tuple(tuple(Cell.of(v) for v in row.values()) for row in rows), frozenset(figures),
+                 empty)
 
 
 def _time(value: float) -> Cell:
@@ -134,11 +141,13 @@ def _group_cells(row: Any, names: list[str]) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for name in names:
         value = getattr(row, name)
-        cells["caches" if name == "cold" else name] = ("cold" if value else "warm") if name == "cold" else value
+        cells["caches" if name == "cold" else name] = (
+            ("cold" if value else "warm") if name == "cold" else value
+        )
     return cells
 
 
-# ---- winners ---------------------------------------------------------------------------------------------------
+# ---- winners -----------------------------------------------------------------------------------------------
 
 
 Layers = Mapping[str, str]  # spec without its batch -> name of the layer
@@ -150,8 +159,8 @@ def _spec_cells(spec: str, layers: Layers) -> dict[str, Any]:
 
 
 def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wide: bool = True) -> Table:
-    """Per spec: the fastest, its time, the verdict, who comes next or ties, the margin, our best over the best peer's, auto's
-    result; unless ``wide``, a verdict that there is no winner stands before who ties.
+    """Per spec: the fastest, its time, the verdict, who comes next or ties, the margin, our best over the
+    best peer's, auto's result; unless ``wide``, a verdict that there is no winner stands before who ties.
     """
     found = winners(frame)
     varying = _group_columns(frame)
@@ -186,12 +195,13 @@ def _margin(row: Any) -> Cell:
     return Cell(f"{ratio_text(row.ratio)} {three_digits(row.low)}-{three_digits(row.high)}", row.ratio)
 
 
-VERDICTS = ("A winner is surely faster than everybody else; same: those named next were shown to be within 5% of it; "
-            "undecided: the noise does not tell; alone: nobody else competes. Of the winners that a table names 2% may be "
-            "wrong.")  # fmt: skip
+VERDICTS = ("A winner is surely faster than everybody else; same: those named next were shown to be within "
+            "5% of it; undecided: the noise does not tell; alone: nobody else competes. Of the winners that "
+            "a table names 2% may be wrong.")  # fmt: skip
 MARGIN = "margin: how many times as long the nearest other takes, and its 98% interval."
 VS_PEER = "vs peer: the time of the best peer, somebody else's library, over that of the best of ours."
-AUTO = "auto, the automatic choice: its time over that of the best of ours, and what it chose where that is surely slower."
+AUTO = ("auto, the automatic choice: its time over that of the best of ours, and what it chose where that is "
+        "surely slower.")  # fmt: skip
 
 
 def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -> str:
@@ -203,8 +213,11 @@ def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -
         return f"No algorithm has a time yet: {_status_counts(frame)}."
     lines = [table.text(LINE), "", *textwrap.wrap(VERDICTS, LINE), MARGIN]
     if (more := winners(frame)["needed"].max()) == more:
-        lines.append(f"About {int(more)} launches would decide what is undecided: --launches {int(more)}." if more <= SENSIBLE
-                     else f"What is undecided would take over {SENSIBLE} launches: measure when the machine is calm.")
+        lines.append(
+            f"About {int(more)} launches would decide what is undecided: --launches {int(more)}."
+            if more <= SENSIBLE
+            else f"What is undecided would take over {SENSIBLE} launches: measure when the machine is calm."
+        )
     lines += [text for column, text in (("vs peer", VS_PEER), ("auto", AUTO)) if column in table.columns]
     groups = models(frame)
     for (machine, threads, cold), value in groups.items():
@@ -213,7 +226,8 @@ def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -
         lines += textwrap.wrap(clean(f"Noise ({where}): {value.text()}"), LINE)
     flagged = sorted(set(frame.loc[frame["prepare_cheats"].astype(bool), "algorithm"]))
     if flagged:
-        lines.append(f"First run far above the steady state, prepare left work undone: {', '.join(map(clean, flagged))}.")
+        lines.append("First run far above the steady state, prepare left work undone: "
+                     f"{', '.join(map(clean, flagged))}.")
     return "\n".join(lines)
 
 
@@ -238,7 +252,7 @@ def _status_counts(frame: pd.DataFrame) -> str:
     return ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
 
 
-# ---- the other tables ------------------------------------------------------------------------------------------
+# ---- the other tables --------------------------------------------------------------------------------------
 
 
 def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Table:
@@ -264,13 +278,15 @@ def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) ->
             "time": _time(row.median_s),
             "of best": _ratio(row.median_s / best if row.origin == "convbench" else math.nan),
             "launches": Cell(f"{row.launch_count}: {seconds(row.low_s)} to {seconds(row.high_s)}"
-                             if row.launch_count > 1 else "1", row.noise if row.launch_count > 1 else math.inf),
+                             if row.launch_count > 1 else "1",
+                             row.noise if row.launch_count > 1 else math.inf),
             "GFLOP/s": Cell(f"{row.gflops:.3g}" if math.isfinite(row.gflops) else "-", row.gflops),
             "prepare": _time(row.prepare_s),
             "first prepare": _time(row.prepare_cold_s),
             "first run": _time(row.first_run_s),
             "workspace": Cell(size(row.workspace_bytes), row.workspace_bytes),
-            "error/bound": Cell("-" if math.isnan(row.error_ratio) else f"{row.error_ratio:.2g}", row.error_ratio),
+            "error/bound": Cell("-" if math.isnan(row.error_ratio) else f"{row.error_ratio:.2g}",
+                                row.error_ratio),
             "notes": "; ".join(filter(None, notes)),
         }  # fmt: skip
         columns[:] = found
@@ -281,12 +297,15 @@ def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) ->
     measured.sort(key=lambda row: (places[row.spec], *(getattr(row, name) for name in GROUP), row.median_s))
     if measured:
         cells(measured[0])
-    figures = ("threads", "time", "of best", "GFLOP/s", "prepare", "first prepare", "first run", "workspace", "error/bound")
+    figures = ("threads", "time", "of best", "GFLOP/s", "prepare", "first prepare", "first run", "workspace",
+               "error/bound")  # fmt: skip
     return Table(tuple(columns), Made(cells, measured), frozenset(figures), "No algorithm has a time yet.")
 
 
 def exclusions_table(frame: pd.DataFrame) -> Table:
-    """What has no time and why, one row for each status and reason; reasons that differ in figures only are one."""
+    """What has no time and why, one row for each status and reason; reasons
+    that differ in figures only are one.
+    """
     varying = [name for name in _group_columns(frame) if name != "cold"]
     rows = [
         {
@@ -303,7 +322,9 @@ def exclusions_table(frame: pd.DataFrame) -> Table:
 
 
 def auto_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Table:
-    """What ``auto`` chose, against the fastest of our own algorithms and against its own choice called by name."""
+    """What ``auto`` chose, against the fastest of our own algorithms and
+    against its own choice called by name.
+    """
     rows = []
     varying = _group_columns(frame)
     for row in tuples(auto_results(frame)):
@@ -320,7 +341,9 @@ def auto_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Ta
                 "auto/its choice": _ratio(row.chosen_ratio),
             }
         )
-    return _table(rows, ("auto", "best time", "auto/best", "auto/its choice", "threads"), "auto was not measured.")
+    return _table(
+        rows, ("auto", "best time", "auto/best", "auto/its choice", "threads"), "auto was not measured."
+    )
 
 
 def _auto_verdict(row: Any) -> str:
@@ -362,14 +385,18 @@ def regret_table(regret: Sequence[dict[str, Any]] | None) -> Table:
                 "worst spec": (entry.get("worst_spec") if worst > 1 or math.isnan(worst) else "") or "-",
             }
         )
-    return _table(rows, ("specs", "geometric mean", "worst"), NO_REGRET if regret is None else "No spec to judge it on.")
+    return _table(
+        rows, ("specs", "geometric mean", "worst"), NO_REGRET if regret is None else "No spec to judge it on."
+    )
 
 
-# ---- escaping --------------------------------------------------------------------------------------------------
+# ---- escaping ----------------------------------------------------------------------------------------------
 
 
 def markdown_text(text: object) -> str:
-    """One Markdown cell: pipes, markup, HTML and line ends are shown as text. Underscores inside words are harmless."""
+    """One Markdown cell: pipes, markup, HTML and line ends are shown as text.
+    Underscores inside words are harmless.
+    """
     line = html.escape(clean(text), quote=False)
     line = re.sub(r"([\\`*|\[\]~])", r"\\\1", line)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
@@ -396,17 +423,22 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def csv_parts(frame: pd.DataFrame) -> Iterator[str]:
     """``to_csv`` piece by piece."""
-    frame = frame.drop(columns="launches", errors="ignore")  # as the noise model has them; their medians are a column
+    # As the noise model has them; their medians are a column
+    frame = frame.drop(columns="launches", errors="ignore")
     for start in range(-1, len(frame), PART):
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         if start < 0:
             writer.writerow(frame.columns)
         part = frame.iloc[max(start, 0) : start + PART]
-        writer.writerows(zip(*(map(_csv_maker(part[name].dtype), part[name].tolist()) for name in part), strict=True))
+        writer.writerows(
+            zip(*(map(_csv_maker(part[name].dtype), part[name].tolist()) for name in part), strict=True)
+        )
         yield out.getvalue()
 
 
 def _csv_maker(dtype: Any) -> Callable[[Any], Any]:
     """What makes the values of a column harmless: whole numbers are, of few texts each is looked at once."""
-    return str if dtype.kind in "iub" else lru_cache(maxsize=1024)(csv_cell) if dtype.kind == "O" else csv_cell
+    return (
+        str if dtype.kind in "iub" else lru_cache(maxsize=1024)(csv_cell) if dtype.kind == "O" else csv_cell
+    )

@@ -11,7 +11,8 @@ from reports.findings.frame import GROUP, tuples
 from reports.style import ratio_text
 from reports.tables import Cell, Table
 
-EMPTY = "Nothing of the suite versus was measured with auto and a peer: `convbench run versus --algorithms auto,peers`."
+EMPTY = ("Nothing of the suite versus was measured with auto and a peer: "
+         "`convbench run versus --algorithms auto,peers`.")  # fmt: skip
 
 
 def versus_table(rows: pd.DataFrame) -> Table:
@@ -53,4 +54,5 @@ def versus_text(rows: pd.DataFrame) -> str:
         return f"versus: {EMPTY}"
     counts = sorted(set(rows["threads"]))
     threads = f"{', '.join(map(str, counts))} thread{'s' if counts != [1] else ''}"
-    return f"versus, {threads}: the others' time over that of auto, above 1x is faster\n\n{versus_table(rows).text()}"
+    heading = f"versus, {threads}: the others' time over that of auto, above 1x is faster"
+    return f"{heading}\n\n{versus_table(rows).text()}"

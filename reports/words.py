@@ -23,7 +23,7 @@ MOST_NAMED = 4  # algorithms or kernels in a sentence
 SENSIBLE = 20  # launches
 
 
-# ---- the machine -------------------------------------------------------------------------------------------------
+# ---- the machine -------------------------------------------------------------------------------------------
 
 
 def calm(frame: pd.DataFrame) -> str:
@@ -38,11 +38,13 @@ def false_alarms(machines: Iterable[str]) -> str:
     return " ".join(f"{text[0].upper()}{text[1:]}." for text in found)
 
 
-# ---- in plain words ----------------------------------------------------------------------------------------------
+# ---- in plain words ----------------------------------------------------------------------------------------
 
 
 def in_short(frame: pd.DataFrame) -> list[str]:
-    """A paragraph for each (machine, threads, cold): what to use, how far behind the others are, and what is not decided."""
+    """A paragraph for each (machine, threads, cold): what to use, how far behind the
+    others are, and what is not decided.
+    """
     found = winners(frame)
     groups = [(key, part) for key, part in found.groupby(GROUP, sort=False)]
     shown = []
@@ -114,8 +116,8 @@ def _auto(autos: pd.DataFrame) -> str:
     if behind.empty:
         return "auto, the automatic choice, is nowhere surely slower than the best of ours."
     worst = behind.sort_values("ratio").iloc[-1]
-    return (f"auto, the automatic choice, is surely slower than the best of ours on {len(behind)} of {len(autos)}, at worst "
-            f"{_times(worst['ratio'])} times as slow ({worst['spec']}).")  # fmt: skip
+    return (f"auto, the automatic choice, is surely slower than the best of ours on {len(behind)} of "
+            f"{len(autos)}, at worst {_times(worst['ratio'])} times as slow ({worst['spec']}).")  # fmt: skip
 
 
 def _decided(best: pd.DataFrame) -> str:
@@ -131,12 +133,17 @@ def _decided(best: pd.DataFrame) -> str:
         return text + (", and none is undecided." if total > 1 else ".")
     open_ = best[best["verdict"] == "undecided"]
     widest = max(tuples(open_), key=lambda row: row.high / row.low)
-    text += (f", and {counts['undecided']} {'is' if counts['undecided'] == 1 else 'are'} undecided, because the noise there is "
-             f"larger than the lead (at worst {ratio_text(widest.low)} to {ratio_text(widest.high)} on {widest.spec})")
+    text += (
+        f", and {counts['undecided']} {'is' if counts['undecided'] == 1 else 'are'} undecided, because the "
+        f"noise there is larger than the lead (at worst {ratio_text(widest.low)} to "
+        f"{ratio_text(widest.high)} on {widest.spec})"
+    )
     needed = open_["needed"].max()
     if needed <= SENSIBLE:
         return f"{text}: about {needed:.0f} launches would decide (--launches {needed:.0f})."
-    return f"{text}: that would take over {SENSIBLE} launches here, so measure again when the machine is calm."
+    return (
+        f"{text}: that would take over {SENSIBLE} launches here, so measure again when the machine is calm."
+    )
 
 
 def _times(ratio: float) -> str:
@@ -149,10 +156,12 @@ def _listed(texts: Sequence[str]) -> str:
     return ", ".join(texts[:-1]) + f" and {texts[-1]}" if len(texts) > 1 else "".join(texts)
 
 
-# ---- what a picture shows ----------------------------------------------------------------------------------------
+# ---- what a picture shows ----------------------------------------------------------------------------------
 
 
-def who_wins(best: pd.DataFrame, name: Callable[[Any], str] = lambda row: f"{row.size}, kernel {row.kernel}") -> str:
+def who_wins(
+    best: pd.DataFrame, name: Callable[[Any], str] = lambda row: f"{row.size}, kernel {row.kernel}"
+) -> str:
     """What a reader sees of the winners: who is fastest where, and where nobody surely is."""
     if best.empty:
         return "Nobody has a time."

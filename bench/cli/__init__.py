@@ -1,6 +1,8 @@
-"""convbench: one function per command, its arguments beside it. Data goes to stdout, progress and errors to stderr.
+"""convbench: one function per command, its arguments beside it. Data goes to stdout, progress and errors to
+stderr.
 
-Exit codes: 0 fine, 1 a wrong result or a regression, 2 bad usage or nothing done, 3 undecided, 130 interrupted.
+Exit codes: 0 fine, 1 a wrong result or a regression, 2 bad usage or nothing done, 3 undecided, 130
+interrupted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the arguments of all commands share: a parser with errors in one line, kinds of values, what they name."""
+"""What the arguments of all commands share: a parser with errors in one line, kinds of values, what they
+name.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,18 @@ class Usage(argparse.ArgumentParser):
         if rest:
             options = [option for option in self._option_string_actions if option.startswith("--")]
             name = rest[0].partition("=")[0]
-            advice = meant(name, options, "it has " + ", ".join(options)) if name.startswith("-") else "give fewer"
+            advice = (
+                meant(name, options, "it has " + ", ".join(options)) if name.startswith("-") else "give fewer"
+            )
             self.error(f"unknown {'option' if name.startswith('-') else 'argument'} {rest[0]!r}: {advice}")
         return found, rest
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             names = list(action.choices)
-            raise argparse.ArgumentError(action, f"{value!r} is none: {meant(value, names, 'use ' + ', '.join(names))}")
+            raise argparse.ArgumentError(
+                action, f"{value!r} is none: {meant(value, names, 'use ' + ', '.join(names))}"
+            )
 
 
 class Command(NamedTuple):
@@ -46,16 +52,21 @@ class Command(NamedTuple):
 
 def parser(known: Iterable[Command]) -> Usage:
     """Of all of them; the name of the chosen one arrives as ``command``."""
-    top = Usage(prog="convbench", description="Every way to compute a convolution: checked, measured, and the fastest picked.")
+    top = Usage(
+        prog="convbench",
+        description="Every way to compute a convolution: checked, measured, and the fastest picked.",
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in known:
-        own = commands.add_parser(command.name, help=command.about, description=command.about, allow_abbrev=False)
+        own = commands.add_parser(
+            command.name, help=command.about, description=command.about, allow_abbrev=False
+        )
         own.add_argument("--json", action="store_true", help="print JSON")
         command.add_to(own)
     return top
 
 
-# ---- kinds of values --------------------------------------------------------------------------------------------
+# ---- kinds of values ---------------------------------------------------------------------------------------
 
 
 def to_count(value: str) -> int:
@@ -92,7 +103,7 @@ def to_size(value: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-# ---- what they name ---------------------------------------------------------------------------------------------
+# ---- what they name ----------------------------------------------------------------------------------------
 
 
 def specs_of(arguments: argparse.Namespace) -> tuple[list[ConvSpec], Any]:
@@ -107,9 +118,14 @@ def specs_of(arguments: argparse.Namespace) -> tuple[list[ConvSpec], Any]:
         template = (arguments.template,) if arguments.template else ()
         specs += sweep(shapes_of(arguments.sizes), shapes_of(arguments.kernels), *template)
     elif arguments.template:
-        raise ValueError("--spec is the template of a sweep: give --sizes and --kernels too, or the spec by itself")
+        raise ValueError(
+            "--spec is the template of a sweep: give --sizes and --kernels too, or the spec by itself"
+        )
     if not specs:
-        raise ValueError("nothing to do: name a suite (convbench suites), a spec or a CSV file, or use --sizes and --kernels")
+        raise ValueError(
+            "nothing to do: name a suite (convbench suites), a spec or a CSV file, or use --sizes and "
+            "--kernels"
+        )
     return list(dict.fromkeys(specs)), settings
 
 
@@ -136,7 +152,10 @@ def algorithms_of(arguments: argparse.Namespace) -> list[Any]:
     every = list(registry().values())
     if arguments.algorithms is None:
         return suited(arguments.targets, every)
-    kinds = {"own": [a for a in every if a.family not in ("peer", "auto")], "peers": [a for a in every if a.family == "peer"]}
+    kinds = {
+        "own": [a for a in every if a.family not in ("peer", "auto")],
+        "peers": [a for a in every if a.family == "peer"],
+    }
     found: list[Any] = []
     for name in names_of(arguments.algorithms):
         found += suited(arguments.targets, kinds[name]) if name in kinds else [get(name)]

@@ -34,7 +34,8 @@ def list_algorithms(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return print_json(rows)
     words = [
-        "yes" if row.get("supported", row["available"]) else f"{'no' if row['available'] else 'unavailable'}: {row['why']}"
+        "yes" if row.get("supported",
+                         row["available"]) else f"{'no' if row['available'] else 'unavailable'}: {row['why']}"
         for row in rows
     ]
     header = ("name", "family", "device", "runtime", "accuracy", "supported" if spec else "available")
@@ -54,7 +55,8 @@ def list_suites(arguments: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     for suite in suites().values():
         specs = {layer.spec for layer in suite.layers}
-        rows.append({"name": suite.name, "specs": len(specs), "macs": suite.macs, "about": suite.about, "source": suite.source})
+        rows.append({"name": suite.name, "specs": len(specs), "macs": suite.macs, "about": suite.about,
+                     "source": suite.source})
     if arguments.json:
         return print_json(rows)
     cells = [(r["name"], str(r["specs"]), f"{r['macs'] / 1e9:.4g} G", r["about"], r["source"]) for r in rows]
@@ -70,7 +72,8 @@ SUITES = Command(
 
 def _pick_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("spec", metavar="SPEC")
-    command.add_argument("--max-workspace", type=to_size, metavar="64MiB", help="leave out what needs more memory")
+    command.add_argument("--max-workspace", type=to_size, metavar="64MiB",
+                         help="leave out what needs more memory")
     command.add_argument("--calls", type=to_count, metavar="N", help="share prepare over so many calls")
     command.add_argument("--threads", metavar="N")
     command.add_argument("--peers", action="store_true", help="rank other people's libraries too")
@@ -86,14 +89,23 @@ def pick(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--threads {arguments.threads}: pick answers for one number of threads")
     if arguments.measure:
         _measure(spec, arguments)
-    choice = algos.pick(spec, threads=threads, max_workspace_bytes=arguments.max_workspace, calls=arguments.calls,
-                        peers=arguments.peers)
+    choice = algos.pick(spec, threads=threads, max_workspace_bytes=arguments.max_workspace,
+                        calls=arguments.calls, peers=arguments.peers)  # fmt: skip
     if arguments.json:
         return print_json({"spec": str(spec), **asdict(choice)})
     show(f"{choice.algorithm}\n{choice.reason}\n")
     ranked = [c for c in choice.candidates if not c.excluded]
-    rows = [(c.algorithm, text.seconds(c.expected_s), text.seconds(c.run_s), text.seconds((c.prepare_s or 0) + c.compile_s),
-             c.source, text.size(c.workspace_bytes)) for c in ranked]
+    rows = [
+        (
+            c.algorithm,
+            text.seconds(c.expected_s),
+            text.seconds(c.run_s),
+            text.seconds((c.prepare_s or 0) + c.compile_s),
+            c.source,
+            text.size(c.workspace_bytes),
+        )
+        for c in ranked
+    ]
     show(text.table(("algorithm", "expected per call", "run", "prepare", "source", "workspace"), rows))
     if excluded := [(c.algorithm, c.excluded) for c in choice.candidates if c.excluded]:
         show("\n" + text.table(("excluded", "because"), excluded))
@@ -114,4 +126,6 @@ def _measure(spec: ConvSpec, arguments: argparse.Namespace) -> None:
 
     found = [a for a in registry().values() if a.family != "auto" and (arguments.peers or a.family != "peer")]
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store, Bar() as progress:
-        Runner(Settings(), store, progress).run(cases_of([spec], found, threads_of(arguments.threads), Settings()))
+        Runner(Settings(), store, progress).run(
+            cases_of([spec], found, threads_of(arguments.threads), Settings())
+        )

@@ -17,15 +17,27 @@ VERDICTS = ("slower", "faster", "same", "undecided")
 
 
 def _duel_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("old", metavar="OLD", help="git revision, checkout, folder or file of algorithms, or an algorithm")
+    command.add_argument(
+        "old", metavar="OLD", help="git revision, checkout, folder or file of algorithms, or an algorithm"
+    )
     command.add_argument("new", metavar="NEW", help="the same; it is judged against OLD")
     command.add_argument("targets", nargs="+", metavar="SUITE|SPEC|FILE.csv")
-    command.add_argument("--algorithms", metavar="a,b", help="only these; all of ours, or all of the folder, by default")
+    command.add_argument(
+        "--algorithms", metavar="a,b", help="only these; all of ours, or all of the folder, by default"
+    )
     command.add_argument("--threads", metavar="1,2", help="numbers of threads; the usable cores by default")
-    command.add_argument("--launches", type=to_count, metavar="N", help="fresh processes per side at most (8)")
-    command.add_argument("--threshold", type=to_share, default=0.05, metavar="5%%", help="the slowdown that matters")
-    command.add_argument("--budget", type=to_seconds, metavar="SECONDS", help="stop after so long; what is open is undecided")
-    command.add_argument("--allow-undecided", action="store_true", help="exit 0 where nothing slower was found")
+    command.add_argument(
+        "--launches", type=to_count, metavar="N", help="fresh processes per side at most (8)"
+    )
+    command.add_argument(
+        "--threshold", type=to_share, default=0.05, metavar="5%%", help="the slowdown that matters"
+    )
+    command.add_argument(
+        "--budget", type=to_seconds, metavar="SECONDS", help="stop after so long; what is open is undecided"
+    )
+    command.add_argument(
+        "--allow-undecided", action="store_true", help="exit 0 where nothing slower was found"
+    )
 
 
 def duel(arguments: argparse.Namespace) -> int:
@@ -51,7 +63,11 @@ def duel(arguments: argparse.Namespace) -> int:
                  "unmeasured": [pair[:3] for pair in found.missing]}  # fmt: skip
         print_json({"cases": [_row(one) for one in found.met], **lists, "beyond_threshold": len(slower)})
     else:
-        _show(found, unpaired, f"{len(slower)} of these by {arguments.threshold:.3g} or more, as their intervals allow")
+        _show(
+            found,
+            unpaired,
+            f"{len(slower)} of these by {arguments.threshold:.3g} or more, as their intervals allow",
+        )
     if slower or any(u.failed for u in unpaired):
         return 1
     if not found.met and not found.missing:
@@ -114,8 +130,12 @@ def _nothing(arguments: argparse.Namespace, unpaired: Sequence[Any]) -> int:
 
 def _twins_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pairs", type=to_count, default=24, metavar="N", help="so many of either (24)")
-    command.add_argument("--neighbour", action="store_true", help="beside a process that uses one core half of the time")
-    command.add_argument("--budget", type=to_seconds, metavar="SECONDS", help="begin no further twelve pairs after so long")
+    command.add_argument(
+        "--neighbour", action="store_true", help="beside a process that uses one core half of the time"
+    )
+    command.add_argument(
+        "--budget", type=to_seconds, metavar="SECONDS", help="begin no further twelve pairs after so long"
+    )
 
 
 def twins(arguments: argparse.Namespace) -> int:

@@ -26,9 +26,15 @@ def _targets(command: argparse.ArgumentParser) -> None:
     command.add_argument("targets", nargs="*", metavar="SUITE|SPEC|FILE.csv")
     command.add_argument("--sizes", metavar="64,256", help="sweep: sizes of the picture")
     command.add_argument("--kernels", metavar="3,7", help="sweep: sizes of the kernel")
-    command.add_argument("--spec", dest="template", metavar="TEMPLATE", help="sweep: everything else, as a spec")
-    command.add_argument("--batch", type=to_count, metavar="N", help="every suite, spec and row at this batch")
-    command.add_argument("--algorithms", metavar="a,b", help="only these; own: all of ours, peers: all others")
+    command.add_argument(
+        "--spec", dest="template", metavar="TEMPLATE", help="sweep: everything else, as a spec"
+    )
+    command.add_argument(
+        "--batch", type=to_count, metavar="N", help="every suite, spec and row at this batch"
+    )
+    command.add_argument(
+        "--algorithms", metavar="a,b", help="only these; own: all of ours, peers: all others"
+    )
     command.add_argument("--threads", metavar="1,2", help="numbers of threads; the usable cores by default")
 
 
@@ -49,11 +55,21 @@ def check(arguments: argparse.Namespace) -> int:
         print_json([{name: getattr(record, name) for name in names} for record in records])
     else:
         rows = [
-            (r.spec, r.algorithm, r.status, "-" if r.error_ratio is None else f"{r.error_ratio:.2g}", r.reason)
-            for r in records if r.status not in ("unsupported", "unavailable") or arguments.algorithms or not checked
+            (
+                r.spec,
+                r.algorithm,
+                r.status,
+                "-" if r.error_ratio is None else f"{r.error_ratio:.2g}",
+                r.reason,
+            )
+            for r in records
+            if r.status not in ("unsupported", "unavailable") or arguments.algorithms or not checked
         ]
         show(text.table(("spec", "algorithm", "verdict", "error/bound", "reason"), rows))
-        show(f"{len(checked) - len(failed)} ok, {len(failed)} failed, {len(records) - len(checked)} not checked")
+        show(
+            f"{len(checked) - len(failed)} ok, {len(failed)} failed, {len(records) - len(checked)} not "
+            "checked"
+        )
     if not checked:
         return _nothing("checked", records)
     return 1 if failed else 0
@@ -64,13 +80,21 @@ CHECK = Command("check", "correctness only", _targets, check)
 
 def _run_arguments(command: argparse.ArgumentParser) -> None:
     _targets(command)
-    command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
-    command.add_argument("--budget", type=to_seconds, metavar="SECONDS", help="stop after so long; resume later")
+    command.add_argument(
+        "--out", type=Path, default=Path("results"), help="folder of the store and the report"
+    )
+    command.add_argument(
+        "--budget", type=to_seconds, metavar="SECONDS", help="stop after so long; resume later"
+    )
     command.add_argument("--launches", type=to_count, metavar="N", help="fresh processes per case")
-    command.add_argument("--decide", type=to_share, metavar="3%", help="launches until leads of so much are known, up to 16")
+    command.add_argument(
+        "--decide", type=to_share, metavar="3%", help="launches until leads of so much are known, up to 16"
+    )
     command.add_argument("--cold", action="store_true", help="flush the caches before every single call")
     command.add_argument("--fresh", action="store_true", help="measure again what stands in the store")
-    command.add_argument("--tune", action="store_true", help="try other tunables too, and remember those that are faster")
+    command.add_argument(
+        "--tune", action="store_true", help="try other tunables too, and remember those that are faster"
+    )
 
 
 @seal.closed("bench.runner")
@@ -103,7 +127,10 @@ def run(arguments: argparse.Namespace) -> int:
                 outcome = runner.run(cases)
             except KeyboardInterrupt:
                 done = sum(len(record.launches) for record in runner.outcome.records)
-                print(f"interrupted: {done} launches are stored in {text.printable(store.path)}; {GO_ON}", file=sys.stderr)
+                print(
+                    f"interrupted: {done} launches are stored in {text.printable(store.path)}; {GO_ON}",
+                    file=sys.stderr,
+                )
                 raise
             except StoreError:
                 _told(runner.outcome.records, arguments)
@@ -121,8 +148,8 @@ RUN = Command("run", "check, measure, store and report", _run_arguments, run)
 def warn_if_busy() -> None:
     """One line where others want the cores, before anything is measured."""
     if (load := mood.load_now()) >= mood.BUSY:
-        complain(f"the machine is busy, {load:.1f} other tasks a core want to run: it will take longer and more will stay "
-                 "undecided than on a calm one")  # fmt: skip
+        complain(f"the machine is busy, {load:.1f} other tasks a core want to run: it will take longer and "
+                 "more will stay undecided than on a calm one")  # fmt: skip
 
 
 def _answer(arguments: argparse.Namespace, outcome: Any, page: Any, frame: Any, against: Any) -> int:
@@ -138,9 +165,18 @@ def _answer(arguments: argparse.Namespace, outcome: Any, page: Any, frame: Any, 
     tuned = tunings(chosen, own_tunables()) if arguments.tune else []
     remember(tuned, outcome.records)
     if arguments.json:
-        print_json({"winners": winners_dicts(chosen), "versus": to_dicts(against), "tuned": [t._asdict() for t in tuned],
-                    "shares": outcome.spent.shares(), "wall_s": outcome.spent.total, "measured": outcome.measured,
-                    "complete": outcome.complete, "report": str(page)})
+        print_json(
+            {
+                "winners": winners_dicts(chosen),
+                "versus": to_dicts(against),
+                "tuned": [t._asdict() for t in tuned],
+                "shares": outcome.spent.shares(),
+                "wall_s": outcome.spent.total,
+                "measured": outcome.measured,
+                "complete": outcome.complete,
+                "report": str(page),
+            }
+        )
     else:
         show(winners_text(chosen))
         if arguments.tune:
@@ -171,7 +207,10 @@ def _told(records: Sequence[Any], arguments: argparse.Namespace) -> None:
 def _nothing(done: str, records: Sequence[Any]) -> int:
     """Nothing was ``done``: say so with the reasons that the cases give; the exit code."""
     reasons = Counter(f"{record.status}: {record.reason}" for record in records if record.status != "ok")
-    words = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)) or "the budget ended the run first"
+    words = (
+        "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+        or "the budget ended the run first"
+    )
     more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
     complain(f"nothing was {done}: {words}{more}; see convbench list SPEC")
     return 2
@@ -181,5 +220,5 @@ def _bounded(specs: Sequence[Any], algorithms: Sequence[Any], threads: Sequence[
     """Raise ValueError for more cases than could be held, before any is made."""
     count = len(specs) * len(algorithms) * len(threads)
     if count > MOST_CASES:
-        raise ValueError(f"{len(specs):,} specs with {len(algorithms)} algorithms are {count:,} cases: take at most "
-                         f"{MOST_CASES:,} at once, by fewer specs or --algorithms a,b")  # fmt: skip
+        raise ValueError(f"{len(specs):,} specs with {len(algorithms)} algorithms are {count:,} cases: take "
+                         f"at most {MOST_CASES:,} at once, by fewer specs or --algorithms a,b")  # fmt: skip

@@ -20,8 +20,8 @@ LINE_S = 30.0  # between two lines of progress
 def open_streams() -> None:
     """Give closed standard streams a place, and every character something that it is shown as.
 
-    Files that are opened later must not take the streams' numbers; a folder's name may hold what the encoding of the
-    streams does not.
+    Files that are opened later must not take the streams' numbers; a folder's name may hold what the encoding
+    of the streams does not.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -52,7 +52,9 @@ def print_json(value: Any) -> int:
 
 
 class Bar:
-    """Progress on stderr: a bar on a terminal, elsewhere a line every ``LINE_S``; made between samples, never by a thread."""
+    """Progress on stderr: a bar on a terminal, elsewhere a line every ``LINE_S``; made
+    between samples, never by a thread.
+    """
 
     def __enter__(self) -> Any:
         from tqdm import tqdm
@@ -86,7 +88,8 @@ class Bar:
         spent_s = now - self._started
         done, total = progress.done, progress.total
         left = f"about {_span(spent_s * (total - done) / done)} left" if done else "time left not known yet"
-        print(f"{done} of {total} cases in {_span(spent_s)}, {left}; now {printable(label)}", file=sys.stderr, flush=True)
+        print(f"{done} of {total} cases in {_span(spent_s)}, {left}; now {printable(label)}", file=sys.stderr,
+              flush=True)  # fmt: skip
 
     def __exit__(self, *ignored: object) -> None:
         self._bar.close()
@@ -94,4 +97,10 @@ class Bar:
 
 def _span(span_s: float) -> str:
     """40 s, 12 min, 3.2 h."""
-    return f"{span_s:.0f} s" if span_s < 100 else f"{span_s / 60:.0f} min" if span_s < 6000 else f"{span_s / 3600:.1f} h"
+    return (
+        f"{span_s:.0f} s"
+        if span_s < 100
+        else f"{span_s / 60:.0f} min"
+        if span_s < 6000
+        else f"{span_s / 3600:.1f} h"
+    )

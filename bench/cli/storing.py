@@ -19,8 +19,11 @@ MANY = 2000  # records: beyond, a run reports on its own specs
 
 
 def _report_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
-    command.add_argument("--baseline", metavar="a,b", help="speed-ups are over the best of these on each spec; peers: all")
+    command.add_argument("--out", type=Path, default=Path("results"),
+                         help="folder of the store and the report")
+    command.add_argument(
+        "--baseline", metavar="a,b", help="speed-ups are over the best of these on each spec; peers: all"
+    )
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -45,7 +48,8 @@ REPORT = Command("report", "HTML, Markdown, CSV and plots from what is stored", 
 def write_report(
     store: Any, out: Path, baseline: Sequence[str], command: str = "", specs: Collection[str] | None = None
 ) -> tuple[Path, Any, Any]:
-    """Write the report of everything in the store; the page's path, the frame behind it, and its rows of ``versus``.
+    """Write the report of everything in the store; the page's path, the frame behind it, and its rows of
+    ``versus``.
 
     Of a large store only of ``specs``, if they are given: all of it would take longer than what was measured.
     """
@@ -79,7 +83,9 @@ def write_report(
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Nothing in a store refers to itself: looking for such garbage among millions of objects takes a fifth of the time."""
+    """Nothing in a store refers to itself: looking for such garbage among millions
+    of objects takes a fifth of the time.
+    """
     gc.disable()
     try:
         yield
@@ -100,7 +106,9 @@ def compare(arguments: argparse.Namespace) -> int:
     with Store(arguments.old, create=False) as old, Store(arguments.new, create=False) as new, _uncollected():
         before, after = old.records(brief=True), new.records(brief=True)
         found = judge(before, after)
-    counts = {v: sum(c.verdict == v for c in found.changes) for v in ("slower", "faster", "same", "undecided")}
+    counts = {
+        v: sum(c.verdict == v for c in found.changes) for v in ("slower", "faster", "same", "undecided")
+    }
     if arguments.json:
         print_json({**asdict(found), "counts": counts})
     else:
@@ -109,7 +117,10 @@ def compare(arguments: argparse.Namespace) -> int:
                  f"{c.ratio:.3f} {c.low:.3f}-{c.high:.3f}", c.verdict) for c in order]
         show(text.table(("spec", "algorithm", "threads", "old", "new", "new/old", "verdict"), rows))
         words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        show(f"{words}; {found.only_old} only in the old, {found.only_new} only in the new\n{found.noise_text()}")
+        show(
+            f"{words}; {found.only_old} only in the old, {found.only_new} only in the "
+            f"new\n{found.noise_text()}"
+        )
     if not found.changes:
         complain(f"nothing was compared: {_apart(before, after)}")
         return 2
@@ -135,8 +146,8 @@ def _apart(before: Sequence[Any], after: Sequence[Any]) -> str:
         if not old & new:
             seen = [", ".join(sorted(map(str, values))[:3]) for values in (old, new)]
             return f"the stores share no {words} ({seen[0]} and {seen[1]})"
-    return ("the stores share no case: the same spec, algorithm, threads and machine, with cold caches or without, "
-            "and the same tunables where --tune has measured several")  # fmt: skip
+    return ("the stores share no case: the same spec, algorithm, threads and machine, with cold caches or "
+            "without, and the same tunables where --tune has measured several")  # fmt: skip
 
 
 def _merge_arguments(command: argparse.ArgumentParser) -> None:
@@ -148,7 +159,9 @@ def merge(arguments: argparse.Namespace) -> int:
     from bench.store import FILE_NAME, Store
 
     with ExitStack() as opened:
-        stores = {str(folder): opened.enter_context(Store(folder, create=False)) for folder in arguments.folders}
+        stores = {
+            str(folder): opened.enter_context(Store(folder, create=False)) for folder in arguments.folders
+        }
         if not any(store.count() for store in stores.values()):
             raise ValueError(f"nothing to merge: no records in {', '.join(stores)}")
         is_new = not (arguments.merged / FILE_NAME).exists()
@@ -158,7 +171,10 @@ def merge(arguments: argparse.Namespace) -> int:
                 asked = [store.asked() for store in stores.values()]
                 if None not in asked:
                     merged.ask(name for names in asked for name in names or ())
-                counts = {name: merged.merge(store.machines().values(), store.stream()) for name, store in stores.items()}
+                counts = {
+                    name: merged.merge(store.machines().values(), store.stream())
+                    for name, store in stores.items()
+                }
         except BaseException:
             if is_new:
                 merged.remove()
@@ -179,7 +195,9 @@ MERGE = Command(
 
 def _import_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path, metavar="FILE.json")
-    command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store and the report")
+    command.add_argument(
+        "--out", type=Path, default=Path("results"), help="folder of the store and the report"
+    )
 
 
 def import_records(arguments: argparse.Namespace) -> int:
@@ -193,7 +211,9 @@ def import_records(arguments: argparse.Namespace) -> int:
             store.put(record)
         page, *_ = write_report(store, arguments.out, ())
     if arguments.json:
-        return print_json({"imported": len(records), "left_out": left_out, "origin": ORIGIN, "report": str(page)})
+        return print_json(
+            {"imported": len(records), "left_out": left_out, "origin": ORIGIN, "report": str(page)}
+        )
     words = f"{len(records)} record{'s' * (len(records) != 1)} imported, tagged {ORIGIN}"
     show(f"{words}; {left_out} left out: their group is no spec" if left_out else words)
     show(f"report: {page}")
@@ -210,7 +230,9 @@ def _history_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("target", metavar="SUITE|SPEC|FILE.csv")
     command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store")
     command.add_argument("--algorithms", metavar="a,b", help="only these")
-    command.add_argument("--picture", type=Path, metavar="FOLDER", help="where the picture goes; report in the store's folder")
+    command.add_argument(
+        "--picture", type=Path, metavar="FOLDER", help="where the picture goes; report in the store's folder"
+    )
 
 
 def history(arguments: argparse.Namespace) -> int:
@@ -237,9 +259,14 @@ def history(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return print_json({"cases": history_dicts(found), "pictures": list(map(str, files))})
     show(history_table(found).text())
-    changes = [point.verdict for points in found.values() for point in points if point.verdict in ("faster", "slower")]
-    show(f"\n{changes.count('faster')} faster and {changes.count('slower')} slower, beyond the noise; each point is judged "
-         f"against the one before it\n{files[0]}")  # fmt: skip
+    changes = [
+        point.verdict
+        for points in found.values()
+        for point in points
+        if point.verdict in ("faster", "slower")
+    ]
+    show(f"\n{changes.count('faster')} faster and {changes.count('slower')} slower, beyond the noise; each "
+         f"point is judged against the one before it\n{files[0]}")  # fmt: skip
     return 0
 
 

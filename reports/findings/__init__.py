@@ -1,1 +1,3 @@
-"""What the records say: statistics and verdicts by ``bench.noise``, computed once, before anybody renders them."""
+"""What the records say: statistics and verdicts by ``bench.noise``, computed once, before anybody renders
+them.
+"""

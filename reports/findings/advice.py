@@ -17,13 +17,17 @@ Kind = tuple[str, float, str]  # words for the sort of problem, the kernel's sid
 
 
 def favourites(best: pd.DataFrame, rows: pd.DataFrame) -> dict[Kind, tuple[str, float]]:
-    """Whom to use for each kind of problem, from ``winners`` and what was ``ranked``, and the most that it may lose."""
+    """Whom to use for each kind of problem, from ``winners`` and what was
+    ``ranked``, and the most that it may lose.
+    """
     kinds = rows.drop_duplicates("spec").set_index("spec").apply(_kind, axis=1)
     tied = {row.spec: row.tied for row in tuples(best)}
     chosen: dict[Kind, tuple[str, float]] = {}
     for kind in dict.fromkeys(kinds):
         specs = list(kinds.index[kinds == kind])
-        chosen[kind] = _favourite(rows[rows["spec"].isin(specs)], [tied[spec] for spec in specs if spec in tied])
+        chosen[kind] = _favourite(
+            rows[rows["spec"].isin(specs)], [tied[spec] for spec in specs if spec in tied]
+        )
     return chosen
 
 
@@ -39,7 +43,9 @@ def _kind(row: Any) -> Kind:
 
 
 def _favourite(rows: pd.DataFrame, tied: Sequence[tuple[str, ...]]) -> tuple[str, float]:
-    """Whoever is nowhere surely slower, else whoever loses least; and the most that it may lose, 1 for the former."""
+    """Whoever is nowhere surely slower, else whoever loses least; and the most
+    that it may lose, 1 for the former.
+    """
     table = rows.pivot_table(index="spec", columns="algorithm", values="median_s", aggfunc="min")
     losses = table.div(table.min(axis=1), axis=0).dropna(axis=1)
     if losses.empty:
@@ -62,8 +68,8 @@ def runs(chosen: Mapping[Kind, tuple[str, float]]) -> list[tuple[str, list[Kind]
 
 
 def standouts(rows: pd.DataFrame, best: pd.DataFrame, most: int = MOST_LINES) -> list[str]:
-    """Whom a picture of ``rows`` is about, the most important first: auto, winners, who may be as fast, the best peers, the
-    nearest.
+    """Whom a picture of ``rows`` is about, the most important first: auto, winners, who may be as fast, the
+    best peers, the nearest.
     """
     specs = set(rows["spec"])
     best = best[best["spec"].isin(specs)]

@@ -40,25 +40,32 @@ def envelope(rows: Iterable[Any]) -> list[Stretch]:
         left = [row for row in left if row.median_s < best.median_s]
         if left:  # the first whole number of calls at which somebody with a shorter run takes less
             calls = min(
-                max(calls, math.floor((row.prepare_s - best.prepare_s) / (best.median_s - row.median_s)) + 1) for row in left
+                max(calls, math.floor((row.prepare_s - best.prepare_s) / (best.median_s - row.median_s)) + 1)
+                for row in left
             )
     return found
 
 
 def break_even(frame: pd.DataFrame) -> pd.DataFrame:
-    """``PROBLEM`` columns and ``stretches``: the ``envelope`` of the algorithms that compete, per case, in recorded order."""
+    """``PROBLEM`` columns and ``stretches``: the ``envelope`` of the algorithms that
+    compete, per case, in recorded order.
+    """
     rows = [
         {**dict(zip(PROBLEM, key, strict=True)), "stretches": stretches}
         for key, rivals in groups(ranked(frame), PROBLEM)
         if (stretches := envelope(rivals))
     ]
-    order = {key: at for at, key in enumerate(dict.fromkeys(frame[PROBLEM].itertuples(index=False, name=None)))}
+    order = {
+        key: at for at, key in enumerate(dict.fromkeys(frame[PROBLEM].itertuples(index=False, name=None)))
+    }
     rows.sort(key=lambda row: order[tuple(row[name] for name in PROBLEM)])
     return pd.DataFrame(rows, columns=[*PROBLEM, "stretches"])
 
 
 def representative(cases: dict[str, list[Stretch]], work: dict[str, float]) -> list[str]:
-    """Up to ``SHOWN_SPECS``: those with the most changes of winner, one for each sequence of winners; by work."""
+    """Up to ``SHOWN_SPECS``: those with the most changes of winner, one for each sequence of winners; by
+    work.
+    """
     by_changes = sorted(cases, key=lambda spec: (-len(cases[spec]), -work[spec]))
     distinct = {tuple(s.algorithm for s in cases[spec]): spec for spec in reversed(by_changes)}
     first = [spec for spec in by_changes if spec in set(distinct.values())]
@@ -67,13 +74,19 @@ def representative(cases: dict[str, list[Stretch]], work: dict[str, float]) -> l
 
 
 def errors(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per algorithm: ``time`` over the fastest's, ``error`` in rounding units of a typical result, ``specs``, ``front``.
+    """Per algorithm: ``time`` over the fastest's, ``error`` in rounding units of a typical result, ``specs``,
+    ``front``.
 
-    Both are geometric means over the forward, floating-point specs. Operands are standard normals, so that a typical
-    result is the root of the reduction length; on the front nobody is both faster and more accurate.
+    Both are geometric means over the forward, floating-point specs. Operands are standard normals, so that a
+    typical result is the root of the reduction length; on the front nobody is both faster and more accurate.
     """
-    known = rows[(rows["direction"] == "forward") & rows["dtype"].isin(UNIT_ROUNDOFF) & (rows["max_error"] > 0)]
-    roundoff, typical = known["dtype"].map(UNIT_ROUNDOFF).astype(float), np.sqrt(known["reduction"].astype(float))
+    known = rows[
+        (rows["direction"] == "forward") & rows["dtype"].isin(UNIT_ROUNDOFF) & (rows["max_error"] > 0)
+    ]
+    roundoff, typical = (
+        known["dtype"].map(UNIT_ROUNDOFF).astype(float),
+        np.sqrt(known["reduction"].astype(float)),
+    )
     known = known.assign(
         error_units=known["max_error"] / (roundoff * typical),
         time_ratio=known["median_s"] / known["spec"].map(rows.groupby("spec")["median_s"].min()),
@@ -82,7 +95,9 @@ def errors(rows: pd.DataFrame) -> pd.DataFrame:
     table = logs.groupby("algorithm").mean().apply(np.exp)
     table["specs"] = known.groupby("algorithm").size()
     table["front"] = [
-        not ((table["time"] <= t) & (table["error"] <= e) & ((table["time"] < t) | (table["error"] < e))).any()
+        not (
+            (table["time"] <= t) & (table["error"] <= e) & ((table["time"] < t) | (table["error"] < e))
+        ).any()
         for t, e in zip(table["time"], table["error"], strict=True)
     ]
     return table.reset_index()

@@ -37,7 +37,9 @@ class Excluded:
 
 
 def excluded(frame: pd.DataFrame, apart: Sequence[str]) -> list[Excluded]:
-    """The gravest first; those that differ in a column of ``apart`` are never one, reasons that differ in figures are."""
+    """The gravest first; those that differ in a column of ``apart`` are never one,
+    reasons that differ in figures are.
+    """
     failed = frame[(frame["status"] != "ok") & ~frame["superseded"].astype(bool)]
     failed = failed.assign(kind=[re.sub(r"\d[\d.,]*", "#", reason) for reason in failed["reason"]])
     found: dict[tuple[Any, ...], Excluded] = {}
@@ -45,5 +47,7 @@ def excluded(frame: pd.DataFrame, apart: Sequence[str]) -> list[Excluded]:
         first, specs = group.iloc[0], list(dict.fromkeys(group["spec"]))
         where, several = {name: first[name] for name in apart}, group["reason"].nunique() > 1
         one = Excluded([], where, first["status"], first["reason"], several, specs)
-        found.setdefault((*where.values(), one.status, one.reason, several, *specs), one).algorithms.append(first["algorithm"])
+        found.setdefault((*where.values(), one.status, one.reason, several, *specs), one).algorithms.append(
+            first["algorithm"]
+        )
     return sorted(found.values(), key=lambda one: SEVERITY.get(one.status, 9))

@@ -1,7 +1,8 @@
-"""A case over the builds and days of a store: its time with an interval, and the changes that the noise cannot explain.
+"""A case over the builds and days of a store: its time with an interval, and the changes that the noise
+cannot explain.
 
-A point is what one build took on one day. It is judged against the point before it by ``bench.noise``; all points of a table
-together keep the rate of false discoveries.
+A point is what one build took on one day. It is judged against the point before it by ``bench.noise``; all
+points of a table together keep the rate of false discoveries.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import NamedTuple
 from bench.noise import Model, Packed, Ratio, Taken, judged, taken
 from bench.record import Record
 
-CONTROLS, ASSUMED = 5, 0.02  # pairs of one build on two days that tell the noise between runs, and what it is without them
+# Pairs of one build on two days that tell the noise between runs, and what it is without them
+CONTROLS, ASSUMED = 5, 0.02
 
 
 class CaseKey(NamedTuple):
@@ -65,7 +67,9 @@ def histories(records: Iterable[Record], algorithms: Collection[str] = ()) -> di
     """
     found: dict[CaseKey, dict[tuple[str, str], Record]] = {}
     for record in records:
-        case = CaseKey(record.spec, record.algorithm, record.tunables, record.threads, record.machine, record.cold)
+        case = CaseKey(
+            record.spec, record.algorithm, record.tunables, record.threads, record.machine, record.cold
+        )
         for launch in record.launches if record.origin == "convbench" else ():
             points = found.setdefault(case, {})
             key = launch.started[:10], record.build
@@ -80,9 +84,11 @@ def histories(records: Iterable[Record], algorithms: Collection[str] = ()) -> di
 
 
 def between_days(histories: Iterable[Sequence[Record]]) -> float:
-    """The relative spread of a run beyond that of its launches: what one build differed by on two days, or assumed.
+    """The relative spread of a run beyond that of its launches: what one build differed by on two days, or
+    assumed.
 
-    Another day is another temperature, another place in memory and other neighbours; launches of one day know nothing of it.
+    Another day is another temperature, another place in memory and other neighbours; launches of one day know
+    nothing of it.
     """
     moved = [
         math.log(_median(later) / _median(earlier))
@@ -100,9 +106,11 @@ def _points(records: Sequence[Record], model: Model, between: float) -> list[Poi
         # Launches of different runs did not take turns, whatever their rounds are called.
         launches = tuple(launch._replace(together="") for launch in taken(record))
         median, reach = _median(record), _reach(_wider(model, between, launches, launches), launches)
-        ratio = _wider(model, between, before, launches).compare(before, launches, alike=True) if before else None
-        points.append(Point(record.build, _started(record)[:10], _started(record), len(launches), median, median / reach,
-                            median * reach, ratio))  # fmt: skip
+        ratio = (
+            _wider(model, between, before, launches).compare(before, launches, alike=True) if before else None
+        )
+        points.append(Point(record.build, _started(record)[:10], _started(record), len(launches), median,
+                            median / reach, median * reach, ratio))  # fmt: skip
         before = launches
     return points
 
@@ -117,7 +125,9 @@ def _median(record: Record) -> float:
 
 def _wider(model: Model, between: float, one: Sequence[Taken], other: Sequence[Taken]) -> Model:
     """``model`` with the noise between runs, which no number of launches averages out."""
-    return replace(model, apart=math.hypot(model.apart, between * math.sqrt(2 / (1 / len(one) + 1 / len(other)))))
+    return replace(
+        model, apart=math.hypot(model.apart, between * math.sqrt(2 / (1 / len(one) + 1 / len(other))))
+    )
 
 
 def _models(found: dict[CaseKey, dict[tuple[str, str], Record]]) -> dict[tuple[int, str, bool], Model]:
@@ -131,7 +141,9 @@ def _models(found: dict[CaseKey, dict[tuple[str, str], Record]]) -> dict[tuple[i
 
 
 def _reach(model: Model, launches: Sequence[Taken]) -> float:
-    """The factor on either side of a time that its interval spans: that of the ratio to a twin, shared by the two."""
+    """The factor on either side of a time that its interval spans: that of the
+    ratio to a twin, shared by the two.
+    """
     ratio = model.compare(launches, launches, alike=True)
     return math.exp(math.log(ratio.high / ratio.low) / 2 / math.sqrt(2))
 

@@ -1,7 +1,8 @@
-"""Whole networks: the time of all layers, each as often as it occurs, with one algorithm or with the best of each layer.
+"""Whole networks: the time of all layers, each as often as it occurs, with one algorithm or with the best of
+each layer.
 
-Layers at another batch than their suite's count too, as long as all are at the same one. An algorithm that has no time
-for a layer is given the best of the others there, and the bar says so.
+Layers at another batch than their suite's count too, as long as all are at the same one. An algorithm that
+has no time for a layer is given the best of the others there, and the bar says so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import pandas as pd
 
 from reports.findings.frame import tuples
 
-Networks = Sequence[tuple[str, Sequence[tuple[str, str, int]]]]  # name, (layer, spec at any batch, how often it occurs)
+# Name, (layer, spec at any batch, how often it occurs)
+Networks = Sequence[tuple[str, Sequence[tuple[str, str, int]]]]
 LEAST_SHARE = 0.75  # of the layers, to call it the network
 LEAST_OWN = 0.5  # of the measured layers, for a bar of one's own
 BEST, BEST_OWN, AUTO = "best per layer", "best of ours per layer", "auto"
@@ -49,7 +51,9 @@ class Bar:
 
 @dataclass(frozen=True)
 class Network:
-    """A network at one batch and what is known of it: its bars, the best first, and how many layers have no time."""
+    """A network at one batch and what is known of it: its bars, the best first, and how many layers have no
+    time.
+    """
 
     name: str
     batch: int
@@ -74,17 +78,27 @@ def networks_of(rows: pd.DataFrame, networks: Networks) -> list[Network]:
         wanted = [(layer, spec.partition("x")[2], count) for layer, spec, count in layers]
         total = sum(count for _, _, count in wanted)
         for batch in sorted({batch for batch, _ in times}, key=int):
-            known = [(layer, times[batch, rest], count) for layer, rest, count in wanted if (batch, rest) in times]
+            known = [
+                (layer, times[batch, rest], count) for layer, rest, count in wanted if (batch, rest) in times
+            ]
             measured = sum(count for _, _, count in known)
             if measured and measured >= LEAST_SHARE * total and len({rest for _, rest, _ in wanted}) > 1:
-                chosen = [(layer, autos.get((batch, rest)), count) for layer, rest, count in wanted if (batch, rest) in times]
-                bars = sorted((*_bars(known, peers), *_auto_bar(chosen)), key=lambda bar: bar.name not in MIXED)
+                chosen = [
+                    (layer, autos.get((batch, rest)), count)
+                    for layer, rest, count in wanted
+                    if (batch, rest) in times
+                ]
+                bars = sorted(
+                    (*_bars(known, peers), *_auto_bar(chosen)), key=lambda bar: bar.name not in MIXED
+                )
                 found.append(Network(name, int(batch), tuple(bars), total - measured, total))
     return found
 
 
 def _bars(known: list[tuple[str, dict[str, float], int]], peers: set[str]) -> tuple[Bar, ...]:
-    """The best per layer, of ours too where peers would win some; then every algorithm that does enough by itself."""
+    """The best per layer, of ours too where peers would win some; then every
+    algorithm that does enough by itself.
+    """
     total = sum(count for *_, count in known)
 
     def bar(name: str, allowed: set[str], fallback: set[str]) -> Bar:
@@ -114,11 +128,13 @@ def _auto_bar(chosen: list[tuple[str, tuple[str, float] | None, int]]) -> list[B
     return [Bar(AUTO, tuple(parts), total, total)] if len(parts) == len(chosen) else []
 
 
-# ---- layers ------------------------------------------------------------------------------------------------------
+# ---- layers ------------------------------------------------------------------------------------------------
 
 
 def layer_names(networks: Networks) -> dict[str, str]:
-    """Spec without its batch -> the layer's name, with its network's before it where there are several networks."""
+    """Spec without its batch -> the layer's name, with its network's before it where there are several
+    networks.
+    """
     several = len(networks) > 1
     names: dict[str, str] = {}
     for network, layers in networks:

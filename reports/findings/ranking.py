@@ -1,4 +1,5 @@
-"""Who wins, by how much, and whether the noise could explain it: findings of ``bench.noise``, spec by spec."""
+"""Who wins, by how much, and whether the noise could explain it: findings of ``bench.noise``, spec by spec.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from reports.findings.frame import GROUP, PROBLEM, groups, tuples
 
 
 def _once_per_frame(function: Callable[..., Any]) -> Any:
-    """Remember what ``function`` gave for a frame while the frame lives: half a dozen tables and pictures ask for it.
+    """Remember what ``function`` gave for a frame while the frame lives: half a dozen tables and pictures ask
+    for it.
 
     A frame is not changed after ``to_frame``, and neither is a result.
     """
@@ -27,7 +29,10 @@ def _once_per_frame(function: Callable[..., Any]) -> Any:
     def remembered(frame: pd.DataFrame, *arguments: Any, **options: Any) -> Any:
         key = (id(frame), arguments, tuple(options.items()))
         if key not in kept or kept[key][0]() is not frame:
-            kept[key] = (weakref.ref(frame, lambda _: kept.pop(key, None)), function(frame, *arguments, **options))
+            kept[key] = (
+                weakref.ref(frame, lambda _: kept.pop(key, None)),
+                function(frame, *arguments, **options),
+            )
         return kept[key][1]
 
     return remembered
@@ -36,7 +41,9 @@ def _once_per_frame(function: Callable[..., Any]) -> Any:
 @_once_per_frame
 def models(frame: pd.DataFrame) -> dict[tuple[Any, ...], Model]:
     """The noise of every (machine, threads, cold) in the frame."""
-    measured = frame[(frame["status"] == "ok") & (frame["origin"] == "convbench") & (frame["launch_count"] > 0)]
+    measured = frame[
+        (frame["status"] == "ok") & (frame["origin"] == "convbench") & (frame["launch_count"] > 0)
+    ]
     current = measured[~measured["superseded"]]
     return {
         key: Model.of([list(part) for _, part in group.groupby("spec", sort=False)["launches"]])
@@ -50,7 +57,12 @@ def ranked(frame: pd.DataFrame, with_auto: bool = False, every: bool = False) ->
 
     What ``auto`` ran competes under the name of what it chose, where that was not measured by its name.
     """
-    auto = (frame["chosen"] != "") & (frame["status"] == "ok") & ~frame["superseded"] & (frame["launch_count"] > 0)
+    auto = (
+        (frame["chosen"] != "")
+        & (frame["status"] == "ok")
+        & ~frame["superseded"]
+        & (frame["launch_count"] > 0)
+    )
     auto &= frame["origin"] == "convbench"
     if with_auto and not auto.any():
         return ranked(frame, every=True) if every else ranked(frame)
@@ -79,17 +91,18 @@ def _model(frame: pd.DataFrame, row: Any) -> Model:
 def winners(frame: pd.DataFrame) -> pd.DataFrame:
     """The fastest algorithm on every (machine, threads, cold, spec), in the order of the records.
 
-    Columns beside the case and its spec: ``winner`` (the fastest measured), ``verdict`` ("winner" where every rival is surely
-    slower, "same" where those that are not are shown within 5% of it, "undecided", "alone" without rivals; a table's
-    together keep the rate of false discoveries), ``tie`` (the second and third of them), ``tied`` (who is not surely slower,
-    the winner first), ``peer``, ``median_s``, ``launch_count``, ``gflops``, ``runner_up``, ``margin`` (its time over the
-    winner's, NaN when alone), ``ratio``, ``low``, ``high`` (the nearest rival's time over the winner's as it was judged, with
-    its 98% interval), ``needed`` (launches that would decide what is undecided), ``contenders``, ``best_own``, ``best_peer``
-    and ``own_over_peer`` (best peer's time over our best's).
+    Columns beside the case and its spec: ``winner`` (the fastest measured), ``verdict`` ("winner" where every
+    rival is surely slower, "same" where those that are not are shown within 5% of it, "undecided", "alone"
+    without rivals; a table's together keep the rate of false discoveries), ``tie`` (the second and third of
+    them), ``tied`` (who is not surely slower, the winner first), ``peer``, ``median_s``, ``launch_count``,
+    ``gflops``, ``runner_up``, ``margin`` (its time over the winner's, NaN when alone), ``ratio``, ``low``,
+    ``high`` (the nearest rival's time over the winner's as it was judged, with its 98% interval), ``needed``
+    (launches that would decide what is undecided), ``contenders``, ``best_own``, ``best_peer`` and
+    ``own_over_peer`` (best peer's time over our best's).
     """
-    columns = [*PROBLEM, "size", "kernel", "side", "kernel_side", "sweep", "winner", "verdict", "tie", "tied", "peer",
-               "median_s", "launch_count", "gflops", "runner_up", "margin", "ratio", "low", "high", "needed", "contenders",
-               "best_own", "best_peer", "own_over_peer"]  # fmt: skip
+    columns = [*PROBLEM, "size", "kernel", "side", "kernel_side", "sweep", "winner", "verdict", "tie", "tied",
+               "peer", "median_s", "launch_count", "gflops", "runner_up", "margin", "ratio", "low", "high",
+               "needed", "contenders", "best_own", "best_peer", "own_over_peer"]  # fmt: skip
     cases = [rows for _, rows in groups(ranked(frame), PROBLEM)]
     rows = []
     for decision in decisions(cases, lambda row: row.launches, model=lambda row: _model(frame, row)):
@@ -101,7 +114,10 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
         model = _model(frame, first)
         rows.append(
             {
-                **{name: getattr(first, name) for name in [*columns[:9], "median_s", "launch_count", "gflops"]},
+                **{
+                    name: getattr(first, name)
+                    for name in [*columns[:9], "median_s", "launch_count", "gflops"]
+                },
                 "winner": first.algorithm,
                 "verdict": verdict,
                 "tie": verdict in ("same", "undecided"),
@@ -112,7 +128,9 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
                 "ratio": nearest.ratio if nearest else math.nan,
                 "low": nearest.low if nearest else math.nan,
                 "high": nearest.high if nearest else math.nan,
-                "needed": float(max(model.launches_for(r) for _, r in left)) if verdict == "undecided" else math.nan,
+                "needed": float(max(model.launches_for(r) for _, r in left))
+                if verdict == "undecided"
+                else math.nan,
                 "contenders": len(contenders),
                 "best_own": own.algorithm if own else "",
                 "best_peer": peer.algorithm if peer else "",
@@ -126,18 +144,33 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
 def auto_results(frame: pd.DataFrame) -> pd.DataFrame:
     """What ``auto`` chose on every spec and what that cost.
 
-    ``best`` is the fastest of our own algorithms (auto runs no peer), ``ratio`` auto's time over its time, ``behind``
-    whether auto is surely slower, ``chosen_ratio`` auto's time over that of the same algorithm called by its name:
-    identical code, so its distance from 1 is noise.
+    ``best`` is the fastest of our own algorithms (auto runs no peer), ``ratio`` auto's time over its time,
+    ``behind`` whether auto is surely slower, ``chosen_ratio`` auto's time over that of the same algorithm
+    called by its name: identical code, so its distance from 1 is noise.
     """
-    columns = [*PROBLEM, "size", "kernel", "chosen", "auto_s", "best", "best_s", "ratio", "behind", "chosen_ratio"]
+    columns = [
+        *PROBLEM,
+        "size",
+        "kernel",
+        "chosen",
+        "auto_s",
+        "best",
+        "best_s",
+        "ratio",
+        "behind",
+        "chosen_ratio",
+    ]
     rows, measured = [], ranked(frame)
     everything = ranked(frame, with_auto=True)
     autos = everything[everything["chosen"] != ""]
     measured = measured[measured["spec"].isin(autos["spec"])]
     cases = dict(groups(measured, PROBLEM))
     for auto in tuples(autos):
-        own = [c for c in cases.get(tuple(getattr(auto, n) for n in PROBLEM), []) if c.family not in ("peer", "auto")]
+        own = [
+            c
+            for c in cases.get(tuple(getattr(auto, n) for n in PROBLEM), [])
+            if c.family not in ("peer", "auto")
+        ]
         best = own[0] if own else None
         times = {c.algorithm: c.median_s for c in own}
         judged = compare(frame, best, auto) if best else None
@@ -148,7 +181,9 @@ def auto_results(frame: pd.DataFrame) -> pd.DataFrame:
                 "best": best.algorithm if best else "",
                 "best_s": best.median_s if best else math.nan,
                 "ratio": judged.ratio if judged else math.nan,
-                "behind": bool(best and judged and auto.chosen != best.algorithm and judged.verdict == "slower"),
+                "behind": bool(
+                    best and judged and auto.chosen != best.algorithm and judged.verdict == "slower"
+                ),
                 "chosen_ratio": auto.median_s / times.get(auto.chosen, math.nan),
             }
         )
@@ -157,7 +192,10 @@ def auto_results(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _as_recorded(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """Cases in the order in which they were first measured."""
-    order = {case: index for index, case in enumerate(dict.fromkeys(frame[PROBLEM].itertuples(index=False, name=None)))}
+    order = {
+        case: index
+        for index, case in enumerate(dict.fromkeys(frame[PROBLEM].itertuples(index=False, name=None)))
+    }
     places = [order[case] for case in table[PROBLEM].itertuples(index=False, name=None)]
     return table.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
 
@@ -168,13 +206,14 @@ def speed_ups(frame: pd.DataFrame, baseline: Sequence[str] = ()) -> tuple[pd.Dat
     Parameters
     ----------
     baseline : sequence of str
-        The baseline is the best of these on each spec. Default: all peers; without one ``direct_shift``; where that is
-        missing on a spec, whoever is slowest on each.
+        The baseline is the best of these on each spec. Default: all peers; without one ``direct_shift``;
+        where that is missing on a spec, whoever is slowest on each.
 
     Returns
     -------
     table : DataFrame
-        ``ranked`` with ``baseline``, ``baseline_s`` and ``speed_up``, only the specs that the baseline was measured on.
+        ``ranked`` with ``baseline``, ``baseline_s`` and ``speed_up``, only the specs that the baseline was
+        measured on.
     label : str
 
     Raises
@@ -210,4 +249,6 @@ def speed_ups(frame: pd.DataFrame, baseline: Sequence[str] = ()) -> tuple[pd.Dat
 
 def noise_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """``models`` as plain dicts: machine, threads, cold, and the sentence."""
-    return [{**dict(zip(GROUP, key, strict=True)), "text": model.text()} for key, model in models(frame).items()]
+    return [
+        {**dict(zip(GROUP, key, strict=True)), "text": model.text()} for key, model in models(frame).items()
+    ]

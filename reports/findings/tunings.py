@@ -28,7 +28,9 @@ class Tuning(NamedTuple):
 
 
 def tunings(frame: pd.DataFrame, own: Mapping[str, str]) -> list[Tuning]:
-    """One for each case and algorithm that was measured with its ``own`` tunables (by name, JSON text) and with others."""
+    """One for each case and algorithm that was measured with its ``own`` tunables
+    (by name, JSON text) and with others.
+    """
     found = []
     for (*case, name), group in ranked(frame, every=True).groupby([*PROBLEM, "algorithm"], sort=False):
         rows = list(tuples(group))  # the fastest first

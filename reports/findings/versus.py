@@ -1,7 +1,8 @@
-"""Our algorithms against somebody else's: one row for each kind of work, with what it is to reach and whether it does.
+"""Our algorithms against somebody else's: one row for each kind of work, with what it is to reach and whether
+it does.
 
-Ours is whatever ``auto`` chose; theirs is on each shape the best of the baseline's algorithms. Where both took turns in the
-same launches the ratio is that of ``findings.ranking.compare``.
+Ours is whatever ``auto`` chose; theirs is on each shape the best of the baseline's algorithms. Where both
+took turns in the same launches the ratio is that of ``findings.ranking.compare``.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from reports.findings.ranking import compare, ranked
 if TYPE_CHECKING:
     from bench.versus import Work
 
-COLUMNS = [*GROUP, "work", "baseline", "specs", "of", "mean", "target", "worst", "worst_target", "worst_shape", "worst_noise",
-           "ours_s", "baseline_s", "met", "note"]  # fmt: skip
+COLUMNS = [*GROUP, "work", "baseline", "specs", "of", "mean", "target", "worst", "worst_target",
+           "worst_shape", "worst_noise", "ours_s", "baseline_s", "met", "note"]  # fmt: skip
 
 
 def versus(frame: pd.DataFrame, works: Sequence[Work], machines: Mapping[str, Any]) -> pd.DataFrame:
     """One row for each (machine, threads, cold) in which ``auto`` was measured and each kind of work.
 
-    ``specs`` of ``of`` shapes have both times; ``mean`` is the geometric mean of baseline time over ours, of a network the
-    ratio of the sums ``baseline_s`` and ``ours_s``, NaN while a layer is missing; ``worst`` the smallest ratio, and
-    ``worst_noise`` the factor by which identical code may differ there. ``met`` is "yes", "no", or "" where there is nothing
-    to judge; ``note`` says what is missing.
+    ``specs`` of ``of`` shapes have both times; ``mean`` is the geometric mean of baseline time over ours, of
+    a network the ratio of the sums ``baseline_s`` and ``ours_s``, NaN while a layer is missing; ``worst`` the
+    smallest ratio, and ``worst_noise`` the factor by which identical code may differ there. ``met`` is "yes",
+    "no", or "" where there is nothing to judge; ``note`` says what is missing.
     """
     rows = []
     for key, group in ranked(frame, with_auto=True).groupby(GROUP, sort=False):
@@ -53,30 +54,41 @@ def _peak(machine: Mapping[str, Any], threads: int) -> float:
     return float(rates.get(str(threads), math.nan))
 
 
-def _row(work: Work, cases: Mapping[str, Mapping[str, Any]], peak: float, here: pd.DataFrame) -> dict[str, Any]:
+def _row(
+    work: Work, cases: Mapping[str, Mapping[str, Any]], peak: float, here: pd.DataFrame
+) -> dict[str, Any]:
     if work.rivals:
-        pairs = [(layer, pair) for layer in work.layers if (pair := _pair(cases.get(str(layer.spec), {}), work.rivals))]
+        pairs = [
+            (layer, pair)
+            for layer in work.layers
+            if (pair := _pair(cases.get(str(layer.spec), {}), work.rivals))
+        ]
         leads = [(layer.name, *_lead(here, *pair)) for layer, pair in pairs]
     else:
         rates = [(layer, _direct_rate(cases.get(str(layer.spec), {}))) for layer in work.layers]
         leads = [(layer.name, rate / peak, 1.0) for layer, rate in rates if rate / peak > 0]
     row: dict[str, Any] = {
-        "work": work.name, "baseline": work.baseline, "specs": len(leads), "of": len(work.layers), "mean": math.nan,
-        "target": _figure(work.target), "worst": math.nan, "worst_target": _figure(work.worst),
-        "worst_shape": "", "worst_noise": math.nan, "ours_s": math.nan, "baseline_s": math.nan, "met": "", "note": "",
+        "work": work.name, "baseline": work.baseline, "specs": len(leads), "of": len(work.layers),
+        "mean": math.nan, "target": _figure(work.target), "worst": math.nan,
+        "worst_target": _figure(work.worst), "worst_shape": "", "worst_noise": math.nan, "ours_s": math.nan,
+        "baseline_s": math.nan, "met": "", "note": "",
     }  # fmt: skip
     if len(leads) < len(work.layers):
         row["note"] = _missing(work, here)
     if not leads or (work.summed and len(leads) < len(work.layers)):
         return row
     if work.summed:
-        row["ours_s"], row["baseline_s"] = (sum(p[side].median_s * layer.count for layer, p in pairs) for side in (0, 1))
+        row["ours_s"], row["baseline_s"] = (
+            sum(p[side].median_s * layer.count for layer, p in pairs) for side in (0, 1)
+        )
         row["mean"] = row["baseline_s"] / row["ours_s"]
     else:
         row["mean"] = math.exp(sum(math.log(ratio) for _, ratio, _ in leads) / len(leads))
     row["worst_shape"], row["worst"], row["worst_noise"] = min(leads, key=lambda lead: lead[1])
     # As fast as the baseline is what cannot be told from it; any other target is taken at its word.
-    fine = work.worst is None or all(ratio * (noise if work.worst == 1 else 1) >= work.worst for _, ratio, noise in leads)
+    fine = work.worst is None or all(
+        ratio * (noise if work.worst == 1 else 1) >= work.worst for _, ratio, noise in leads
+    )
     if work.target is not None:
         row["met"] = "yes" if fine and row["mean"] >= work.target else "no"
     return row
