@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from operator import index
 
 from algos import auto
-from algos.build import build_of
 from algos.contract import Algorithm
 from algos.estimate import tunables_text
-from algos.host import available_memory, fingerprint
+from algos.host import available_memory
 from algos.registry import get, said
 from algos.spec import ConvSpec
 from bench.record import Record
@@ -81,13 +80,27 @@ class Case:
     rivals: str = ""
 
 
+Stamp = Callable[[Algorithm], tuple[str, str]]
+
+
+def stamp(algorithm: Algorithm) -> tuple[str, str]:
+    """The machine and the build that records of ``algorithm`` belong to."""
+    from algos.build import build_of
+    from algos.host import fingerprint
+
+    return fingerprint()["id"], build_of(algorithm)
+
+
 def cases_of(
-    specs: Iterable[ConvSpec], algorithms: Sequence[Algorithm], threads: Sequence[int], settings: Settings
+    specs: Iterable[ConvSpec],
+    algorithms: Sequence[Algorithm],
+    threads: Sequence[int],
+    settings: Settings,
+    stamp: Stamp = stamp,
 ) -> list[Case]:
     """Every case, those that cannot run among them, with the reason in their record."""
-    identity = fingerprint()["id"]
     return [
-        _case(spec, variant, count, settings, identity)
+        _case(spec, variant, count, settings, stamp)
         for count in dict.fromkeys(threads)
         for spec in dict.fromkeys(specs)
         for algorithm in algorithms
@@ -113,22 +126,21 @@ def _alternatives(algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[Al
     ]
 
 
-def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
+def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, stamp: Stamp) -> Case:
     """What ``algorithm`` says of the case; one that breaks its contract costs its own cases only."""
     try:
-        return _asked(spec, algorithm, threads, settings, identity)
+        return _asked(spec, algorithm, threads, settings, stamp)
     except (Exception, SystemExit) as error:
         reason = printable(f"breaks the contract: {type(error).__name__}: {' '.join(str(error).split())}")[
             :300
         ]
-        build = build_of(algorithm)
         record = Record(
-            str(spec), algorithm.name, threads, identity, build, "error", reason, cold=settings.cold
+            str(spec), algorithm.name, threads, *stamp(algorithm), "error", reason, cold=settings.cold
         )
         return Case(spec, algorithm, record)
 
 
-def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, identity: str) -> Case:
+def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, stamp: Stamp) -> Case:
     status, reason, chosen, workspace = "ok", "", "", None
     actual = algorithm
     if reason := said(algorithm.unavailable) or "":
@@ -155,8 +167,7 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
         str(spec),
         algorithm.name,
         threads,
-        identity,
-        build_of(actual),
+        *stamp(actual),
         status,
         printable(reason),
         tunables=tunables_text(algorithm),
