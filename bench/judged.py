@@ -1,7 +1,7 @@
 """The judged side of a check: runs an algorithm as it is told, reports what it saw, and decides nothing.
 
-Orders and answers are plain JSON; arrays lie in an arena that the judge lays out, so that the verdict can be found in another
-process than the one in which the algorithm ran. ``bench.check`` gives the orders.
+Orders and answers are plain JSON; arrays lie in an arena that the judge lays out, so that the verdict can be
+found in another process than the one in which the algorithm ran. ``bench.check`` gives the orders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from bench.arena import Apart, Arena, Slot
 from bench.processes import running
 from bench.surroundings import Surroundings
 
-WATCH_S, LONGEST_WATCH_S = 0.005, 0.1  # how long after a call it is watched whether anything still works for it
+# How long after a call it is watched whether anything still works for it
+WATCH_S, LONGEST_WATCH_S = 0.005, 0.1
 BUSY_S = 0.001  # of CPU time in it; threads that only wait take none
 MOST_STARTS = 3
 MANY = 24  # calls that show whether results are remembered
@@ -38,7 +39,8 @@ REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when 
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
 LONGEST = 10  # times the seconds meant, where a busy machine gives fewer of its own
 KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
-GROWING, GROWING_S = 4, 0.01  # calls after which a plan holds no more than before, where they take no longer in all
+# Calls after which a plan holds no more than before, where they take no longer in all
+GROWING, GROWING_S = 4, 0.01
 LEAST_GROWTH = 4096  # bytes a call; less may be objects of Python that anybody made meanwhile
 
 
@@ -87,7 +89,9 @@ class Judged:
         if not hasattr(self._algorithm, "transforms"):
             return {"transforms": None}
         found = self._algorithm.transforms(ConvSpec.parse(spec).received())
-        return {"transforms": [[[[str(v) for v in row] for row in matrix] for matrix in axis] for axis in found]}
+        return {
+            "transforms": [[[[str(v) for v in row] for row in matrix] for matrix in axis] for axis in found]
+        }
 
     def _prepare(self, spec: str, w: list[Any] | None, beside: bool) -> dict[str, Any]:
         """A plan; with ``beside`` the one before stays, to be called again."""
@@ -95,7 +99,8 @@ class Judged:
         self._earlier = [self._plan] if beside and self._plan is not None else []
         self._plan = None
         self._weights = [] if w is None else [self._view(w)]
-        self._plan = prepared(ConvSpec.parse(spec), self._weights[0] if w else None, self._algorithm, self._threads)
+        self._plan = prepared(ConvSpec.parse(spec), self._weights[0] if w else None, self._algorithm,
+                              self._threads)
         return {}
 
     def _return(self) -> dict[str, Any]:
@@ -104,7 +109,8 @@ class Judged:
         self._plan = self._earlier.pop()
         return {}
 
-    def _call(self, operands: list[Any], result: list[Any], out: list[Any] | None, watch: bool) -> dict[str, Any]:
+    def _call(self, operands: list[Any], result: list[Any], out: list[Any] | None, watch: bool) -> dict[str,
+                                                                                                        Any]:
         """One call; its result is copied to ``result`` at once, kept, and described."""
         assert self._plan is not None
         assert self._arena is not None
@@ -115,17 +121,25 @@ class Judged:
         given = [memory.view(Slot.of(o)) for o in operands]
         target = None if out is None else self._view(out)
         y = self._plan(*given) if target is None else self._plan(*given, out=target)
-        facts: dict[str, Any] = {"out": y is target, "kind": f"{type(y).__module__}.{type(y).__name__}", "array": False}
+        facts: dict[str, Any] = {"out": y is target, "kind": f"{type(y).__module__}.{type(y).__name__}",
+                                 "array": False}  # fmt: skip
         y = self._on_host(y)
         if type(y) is not np.ndarray:  # one that computes when it is looked at is none either
             return facts
         held = y
         while isinstance(held.base, np.ndarray):
             held = held.base
-        facts |= {"array": True, "shape": list(y.shape), "dtype": y.dtype.str, "writable": bool(y.flags.writeable),
-                  "ordered": self._ordered(y), "inside": any(np.may_share_memory(y, a) for a in (*given, *self._weights)),
-                  "held": 0 if y is target else held.nbytes, "changed": self._surroundings.changed() if watch else [],
-                  "written": isinstance(memory, Apart) and memory.written()}
+        facts |= {
+            "array": True,
+            "shape": list(y.shape),
+            "dtype": y.dtype.str,
+            "writable": bool(y.flags.writeable),
+            "ordered": self._ordered(y),
+            "inside": any(np.may_share_memory(y, a) for a in (*given, *self._weights)),
+            "held": 0 if y is target else held.nbytes,
+            "changed": self._surroundings.changed() if watch else [],
+            "written": isinstance(memory, Apart) and memory.written(),
+        }
         copy = self._view(result)
         if y.shape == copy.shape and y.dtype == copy.dtype:
             copy[...] = y
@@ -136,29 +150,44 @@ class Judged:
 
     def _on_host(self, y: Any) -> Any:
         """A result of a device brought here; on the CPU it is what it is."""
-        return y if self._algorithm.device == "cpu" or isinstance(y, np.ndarray) else self._algorithm.to_host(y)
+        return (
+            y if self._algorithm.device == "cpu" or isinstance(y, np.ndarray) else self._algorithm.to_host(y)
+        )
 
     def _ordered(self, y: np.ndarray) -> bool:
-        """Whether elements lie as the algorithm's layout says; rows of an array without channels-last are fine as well."""
-        return bool(y.flags.c_contiguous or (self._algorithm.layout == "nhwc" and np.moveaxis(y, 1, -1).flags.c_contiguous))
+        """Whether elements lie as the algorithm's layout says; rows of an array
+        without channels-last are fine as well.
+        """
+        return bool(
+            y.flags.c_contiguous
+            or (self._algorithm.layout == "nhwc" and np.moveaxis(y, 1, -1).flags.c_contiguous)
+        )
 
     def _watched(self, y: np.ndarray, copy: np.ndarray) -> dict[str, Any]:
         """What still happens after a call has returned."""
         own = [thread for thread in threading.enumerate() if thread not in self._strangers]
         before, start, busy = _busy_seconds(own), perf_counter(), False
-        while not busy:  # a helper that was woken too late finds nothing to do, once a busy machine lets it run
+        # A helper that was woken too late finds nothing to do, once a busy machine lets it run
+        while not busy:
             sleep(WATCH_S)
-            busy = any(seconds - before.get(name, seconds) > BUSY_S for name, seconds in _busy_seconds(own).items())
-            if not any(running(thread.native_id) for thread in own) or perf_counter() - start > LONGEST_WATCH_S:
+            busy = any(
+                seconds - before.get(name, seconds) > BUSY_S for name, seconds in _busy_seconds(own).items()
+            )
+            if (
+                not any(running(thread.native_id) for thread in own)
+                or perf_counter() - start > LONGEST_WATCH_S
+            ):
                 break
         same = np.array_equal(y, copy, equal_nan=y.dtype.kind == "f")
         return {"busy": busy, "moved": not same}
 
-    def _again(self, operands: list[Any], results: list[Any], least: int, most: int, seconds: float) -> dict[str, Any]:
+    def _again(
+        self, operands: list[Any], results: list[Any], least: int, most: int, seconds: float
+    ) -> dict[str, Any]:
         """Call again, ``least`` to ``most`` times for about ``seconds`` of the processor.
 
-        All results are held where memory allows. Two are copied to ``results``: one that differs from the first, if any
-        does, and the last.
+        All results are held where memory allows. Two are copied to ``results``: one that differs from the
+        first, if any does, and the last.
         """
         assert self._plan is not None
         given, targets = [self._view(o) for o in operands], [self._view(r) for r in results]
@@ -178,15 +207,25 @@ class Judged:
                 self._kept.append(y)
         for result, target in zip((other, y), targets, strict=True):
             target[...] = self._on_host(result)
-        grown = {what: n for what, n in self._surroundings.held().items() if MOST_STARTS < n - held[what] > made / 2}
+        grown = {
+            what: n
+            for what, n in self._surroundings.held().items()
+            if MOST_STARTS < n - held[what] > made / 2
+        }
         spans = [_span(y) for y in self._kept if isinstance(y, np.ndarray)]
         left_over = leaving > MOST_STARTS and 2 * leaving > made  # a pool may grow in some of the first calls
         timed = made >= MANY and given[0].size > 0
-        return {"left_over": left_over, "grown": [*grown], "spans": spans, "changed": self._surroundings.changed(),
-                "remembered": timed and self._remembers(given)}
+        return {
+            "left_over": left_over,
+            "grown": [*grown],
+            "spans": spans,
+            "changed": self._surroundings.changed(),
+            "remembered": timed and self._remembers(given),
+        }
 
     def _remembers(self, operands: list[np.ndarray]) -> bool:
-        """Whether a call is far faster on operands that the call before has seen, or all but one element of them.
+        """Whether a call is far faster on operands that the call before has seen, or all but one element of
+        them.
 
         Leaves them as they were.
         """
@@ -195,7 +234,8 @@ class Judged:
         original = first.copy()
         times: tuple[list[float], ...] = ([], [], [])
         for k, seen in product(range(PAIRS), times):
-            first[...] = np.roll(original, k + 1)  # written anew every time: caches and waiting helpers are alike
+            # Written anew every time: caches and waiting helpers are alike
+            first[...] = np.roll(original, k + 1)
             if seen is not times[0]:
                 first[k % first.size] += 1
             start = perf_counter()
@@ -209,7 +249,9 @@ class Judged:
         self._kept.clear()
         return {}
 
-    def _trace(self, spec: str, w: list[Any] | None, operands: list[Any], result: list[Any]) -> dict[str, Any]:
+    def _trace(
+        self, spec: str, w: list[Any] | None, operands: list[Any], result: list[Any]
+    ) -> dict[str, Any]:
         """Peak bytes of prepare and one run, without operands and result, and what the algorithm predicts.
 
         ``growth`` is what a plan holds more after each call; the first one's result is copied to ``result``.
@@ -266,7 +308,8 @@ def _busy_seconds(threads: list[threading.Thread]) -> dict[int, float]:
     for thread in threads:
         if thread.native_id is not None:
             with contextlib.suppress(AttributeError, OSError):  # no such clocks here, or it has ended
-                # Linux's clock of a thread, by number: pthread_getcpuclockid of one that has just ended may crash.
+                # Linux's clock of a thread, by number: pthread_getcpuclockid of one that has just ended may
+                # crash.
                 found[thread.native_id] = time.clock_gettime(~thread.native_id << 3 | 6)
     return found
 
