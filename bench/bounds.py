@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,7 +62,7 @@ class Trial:
     spec: ConvSpec
     data: Operands
     points: np.ndarray | None = None
-    tolerances: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    tolerances: dict[Any, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def evaluate(
         self, change: Callable[[Any], Any] = lambda a: a, w: np.ndarray | None = None, precise: bool = False
@@ -167,9 +167,7 @@ def tolerance(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     """
     if trial.terms * trial.unit >= 0.5:
         raise UnjudgedError(f"{trial.terms} products in one result are too many for a bound in {trial.dtype}")
-    key = algorithm.accuracy
-    if key == "winograd":
-        key += repr(_transforms(algorithm, trial.spec))
+    key = (algorithm.accuracy, _exposed(algorithm, trial.spec) if algorithm.accuracy == "winograd" else None)
     if key not in trial.tolerances:  # algorithms of a class share it
         bound = _BOUNDS[algorithm.accuracy](trial, algorithm) + trial.rounding
         if trial.dtype == np.float64 and not trial.precise:
@@ -298,29 +296,32 @@ def winograd_matrices(algorithm: Judgeable, spec: ConvSpec) -> Transforms:
     """
     if spec.direction != "forward" or max(spec.stride) > 1 or max(spec.dilation) > 1:
         raise UnjudgedError("the Winograd bound covers forward passes of stride and dilation 1")
-    transforms = _transforms(algorithm, spec)
-    if transforms is None:
+    exposed = _exposed(algorithm, spec)
+    if exposed is None:
         raise UnjudgedError(
             f"{algorithm.name} exposes no transforms(spec), which the Winograd bound is computed from"
         )
+    transforms, matrices = _numbers(exposed)
     if len(transforms) != spec.ndim:
         raise TransformsError(f"transforms gives {len(transforms)} axes: the spec has {spec.ndim}")
     for axis, (back, kernel, data) in enumerate(transforms):
         if problem := _misfit(back, kernel, data, spec.kernel[axis]):
             raise TransformsError(f"the transforms of axis {axis} do not compute correlation: {problem}")
-    return [
-        tuple(np.array([[float(v) for v in row] for row in m]) for m in axis)  # type: ignore[misc]
-        for axis in transforms
-    ]
+    return matrices
 
 
-def _transforms(algorithm: Judgeable, spec: ConvSpec) -> tuple[Any, ...] | None:
-    """The matrices per axis as nested tuples of fractions; None where the algorithm exposes none."""
-    exposed = getattr(algorithm, "transforms", None)
-    found = exposed and exposed(spec.received())
-    return found and tuple(
-        tuple(tuple(tuple(map(Fraction, row)) for row in m) for m in axis) for axis in found
-    )
+def _exposed(algorithm: Judgeable, spec: ConvSpec) -> tuple[Any, ...] | None:
+    """The matrices per axis as nested tuples of fractions, or of texts; None where none are exposed."""
+    transforms = getattr(algorithm, "transforms", None)
+    found = transforms and transforms(spec.received())
+    return found and tuple(tuple(tuple(map(tuple, m)) for m in axis) for axis in found)
+
+
+@lru_cache(64)
+def _numbers(exposed: tuple[Any, ...]) -> tuple[tuple[Any, ...], Transforms]:
+    """What is exposed as fractions, and in float64."""
+    exact = tuple(tuple(tuple(tuple(map(Fraction, row)) for row in m) for m in axis) for axis in exposed)
+    return exact, [tuple(np.array(m, np.float64) for m in axis) for axis in exact]  # type: ignore[misc]
 
 
 @lru_cache(64)
@@ -397,10 +398,9 @@ def _near_one(a: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _applied(matrices: list[np.ndarray], a: np.ndarray) -> np.ndarray:
-    """Absolute values of one matrix per trailing axis, applied to a (first, second, *axes)."""
-    for axis, matrix in enumerate(matrices, start=2):
-        a = np.moveaxis(np.tensordot(np.abs(matrix), a, axes=(1, axis)), 0, axis)
-    return a
+    """Absolute values of one matrix per trailing axis, applied to a (first, second, *axes) in one product."""
+    joined = np.abs(reduce(np.kron, matrices))
+    return (a.reshape(-1, joined.shape[1]) @ joined.T).reshape(*a.shape[:2], *map(len, matrices))
 
 
 _BOUNDS: dict[str, Callable[[Trial, Judgeable], np.ndarray]] = {

@@ -14,7 +14,8 @@ from bench.arena import Arena, Slot, room, shared_file
 from bench.bounds import Judgeable, Trial
 from bench.judged import LEAST_GROWTH, Judged, overlapping
 
-AGAIN, AGAIN_S = 60, 0.005  # calls of the same plan, and seconds after which one of them is enough
+# Calls of the same plan, and seconds for them: one that took longer is not called again
+AGAIN, AGAIN_S = 60, 0.006
 WORKSPACE_FACTOR, WORKSPACE_SLACK = 2, 1 << 20  # how far a run may exceed its prediction
 HELD_SLACK = 1 << 16  # bytes of a result's buffer beyond twice its own: to align it
 POISON = {"f": math.nan, "i": 113, "u": 113}
@@ -105,6 +106,7 @@ class Sitting:
         if data.w is not None:
             self._w = [self._arena.take(*w) for w in weights][beside]
             self._arena.view(self._w)[...] = data.w
+        self.took_s = 0.0
         self._judged.obey("prepare", spec=str(spec), w=self._w and self._w.text, beside=beside)
 
     def traceable(self, trial: Trial) -> dict[str, Any]:
@@ -121,30 +123,37 @@ class Sitting:
         return self._arena.view(self._results[0])
 
     def call(
-        self, operands: Sequence[np.ndarray], place: int = 0, out: bool = False, watch: bool = False
-    ) -> np.ndarray:
+        self, operands: Sequence[np.ndarray], place: int = 0, out: bool = False, watch: bool = False,
+        after: bool = False,
+    ) -> np.ndarray:  # fmt: skip
         """The result of one call, in one of two places that later calls overwrite;
         WrongResultError for what is no result.
+
+        ``after`` another one, whose result is ``before`` as it looks then.
         """
         self._lay(operands)
         target = self._arena.view(self._out)
         target[...] = POISON[target.dtype.kind]
         facts = self._judged.obey(
             "call", operands=[o.text for o in self._operands], result=self._results[place].text,
-            out=self._out.text if out else None, watch=watch,
+            out=self._out.text if out else None, watch=watch, before=self._out.text if after else None,
         )
+        self.took_s = facts["took_s"]
         self._regular(facts, out)
         self._untouched(operands)
         return target if out else self._arena.view(self._results[place])
 
     def again(self) -> list[np.ndarray]:
-        """Two results of up to ``AGAIN`` calls with the trial's operands: one unlike
-        the first, if any is, and the last.
+        """Results of up to ``AGAIN`` calls with the operands of the trial: one unlike the first, if any is,
+        and the last.
         """
+        if self.took_s > AGAIN_S:
+            return []
         self._lay(self._trial.data.call)
-        facts = self._judged.obey("again", operands=[o.text for o in self._operands],
-                                  results=[r.text for r in self._results], least=1, most=AGAIN,
-                                  seconds=AGAIN_S)  # fmt: skip
+        facts = self._judged.obey(
+            "again", operands=[o.text for o in self._operands], results=[r.text for r in self._results],
+            most=AGAIN, seconds=AGAIN_S,
+        )  # fmt: skip
         if facts["left_over"]:
             raise WrongResultError("threads that a call started outlive it")
         if facts["grown"]:
@@ -167,11 +176,10 @@ class Sitting:
         if facts["changed"]:
             raise WrongResultError(f"it changed {' and '.join(facts['changed'])} of the process")
 
-    def kept(self, number: int) -> np.ndarray:
-        """What an earlier result looks like now; afterwards none is kept."""
-        self._judged.obey("look", number=number, result=self._results[0].text)
-        self._judged.obey("drop")
-        return self._arena.view(self._results[0])
+    @property
+    def before(self) -> np.ndarray:
+        """What the result before the last one looks like after it."""
+        return self._arena.view(self._out)
 
     def _regular(self, facts: dict[str, Any], out: bool) -> None:
         spec, dtype = self._trial.spec, self._trial.dtype

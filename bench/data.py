@@ -2,7 +2,7 @@
 
 ``normal`` are seeded standard normals (whole numbers for integer types); ``integer`` are small whole numbers
 whose sums stay exact in the result's type, with kernels that differ from their own mirror images and
-transposes.
+transposes. Those with a sign sum to zero in every plane: whoever decides by a sum takes them for nothing.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def operands(
                 _ranked_normal(rng, spec) if name == "w" and spec.rank else _normal(rng, shape, dtype)
             )
         elif name == "w":
-            made[name] = _asymmetric(rng, spec, largest, dense)
+            made[name] = _asymmetric(rng, spec, largest, dense, kind == "integer")
         else:
-            made[name] = _whole(rng, shape, dtype, largest, dense)
+            made[name] = _whole(rng, shape, dtype, largest, dense, kind == "integer")
     return Operands(made.get("x"), made.get("w"), made.get("grad"))
 
 
@@ -135,33 +135,49 @@ def _factor(spec: ConvSpec, largest: int) -> int:
 
 
 def _whole(
-    rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, largest: int, share: float
-) -> np.ndarray:
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, largest: int, share: float,
+    balanced: bool,
+) -> np.ndarray:  # fmt: skip
     unsigned = dtype.kind == "u"
     draw = rng.integers(
         0 if unsigned else -largest, largest, shape, np.uint64 if unsigned else np.int64, endpoint=True
     )
     if share < 1:
         draw[rng.random(shape) >= share] = 0
+    if balanced and not unsigned:
+        _balance(draw, largest)
     return draw.astype(dtype)
 
 
-def _asymmetric(rng: np.random.Generator, spec: ConvSpec, largest: int, share: float) -> np.ndarray:
-    """Weights that no mirror image, transpose or shift of groups leaves as they are, where their shape allows
-    it.
-    """
+def _balance(draw: np.ndarray, largest: int) -> None:
+    """Make every plane of (first, second, *axes) sum to zero, or every image whose planes are one element."""
+    axes = 2 if math.prod(draw.shape[2:]) > 1 else 1
+    count = math.prod(draw.shape[axes:])
+    lines = draw.reshape(*draw.shape[:axes], count)
+    # The second half is the negated first; an odd number leaves three over.
+    half = max(count // 2 - count % 2, 0)
+    lines[..., half : 2 * half] = -lines[..., :half]
+    if count % 2 and count > 1:
+        a, b = lines[..., -3], lines[..., -2]
+        b[np.abs(a + b) > largest] *= -1
+        lines[..., -1] = -(a + b)
+
+
+def _asymmetric(
+    rng: np.random.Generator, spec: ConvSpec, largest: int, share: float, balanced: bool
+) -> np.ndarray:
+    """Weights that no mirror image, transpose or shift of groups leaves as they are, where shapes allow."""
     for _ in range(ATTEMPTS):
         if spec.rank:
             f = _factor(spec, largest)
-            column, row = (
-                _whole(rng, (spec.rank, *spec.weight_shape[:2], k), spec.in_dtype, f, 1.0)
-                for k in spec.kernel
-            )
+            shapes = [(spec.rank * spec.out_channels, spec.weight_shape[1], k) for k in spec.kernel]
+            factors = (_whole(rng, s, spec.in_dtype, f, 1.0, balanced and s[-1] > 1) for s in shapes)
+            column, row = (factor.reshape(spec.rank, *spec.weight_shape[:2], -1) for factor in factors)
             w = np.einsum("roih,roiw->oihw", column, row)
             w *= rng.random(w.shape[:2])[..., None, None] < share  # whole kernels: the others keep their rank
             w = w.astype(spec.in_dtype)
         else:
-            w = _whole(rng, spec.weight_shape, spec.in_dtype, largest, share)
+            w = _whole(rng, spec.weight_shape, spec.in_dtype, largest, share, balanced)
         if not symmetric(w):
             break
     return w

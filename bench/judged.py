@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import product
 from time import process_time, sleep
 from typing import Any
@@ -33,14 +34,18 @@ from bench.surroundings import Surroundings
 WATCH_S, LONGEST_WATCH_S = 0.005, 0.1
 BUSY_S = 0.001  # of CPU time in it; threads that only wait take none
 MOST_STARTS = 3
-MANY = 24  # calls that show whether results are remembered
+MANY = 10  # calls that show whether results are remembered
+# Of calls beside those of another plan in a thread, and of whole ones between two lines
+TOGETHER_S, BETWEEN_S = 0.0005, 0.003
+WAITED_S = 0.05  # for one of them at most
+SURELY = 0.3  # of the seconds for many calls: what is spent of them where there is no time for all
 PAIRS = 5  # of calls on operands that are new, on the same but for one element, and on the very same
 REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when results are remembered
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
 LONGEST = 10  # times the seconds meant, where a busy machine gives fewer of its own
 KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
 # Calls after which a plan holds no more than before, where they take no longer in all
-GROWING, GROWING_S = 4, 0.01
+GROWING, GROWING_S = 4, 0.005
 LEAST_GROWTH = 4096  # bytes a call; less may be objects of Python that anybody made meanwhile
 
 
@@ -97,6 +102,8 @@ class Judged:
         """A plan; with ``beside`` the one before stays, to be called again."""
         self._kept.clear()
         self._earlier = [self._plan] if beside and self._plan is not None else []
+        if self._earlier:
+            self._surroundings.undo()
         self._plan = None
         self._weights = [] if w is None else [self._view(w)]
         self._plan = prepared(ConvSpec.parse(spec), self._weights[0] if w else None, self._algorithm,
@@ -104,14 +111,20 @@ class Judged:
         return {}
 
     def _return(self) -> dict[str, Any]:
-        """Go on with the plan that stayed."""
+        """Go on with the plan that stayed; the last one stays beside it."""
+        assert self._plan is not None
         self._kept.clear()
-        self._plan = self._earlier.pop()
+        self._plan, self._earlier = self._earlier[0], [self._plan]
         return {}
 
-    def _call(self, operands: list[Any], result: list[Any], out: list[Any] | None, watch: bool) -> dict[str,
-                                                                                                        Any]:
-        """One call; its result is copied to ``result`` at once, kept, and described."""
+    def _call(
+        self, operands: list[Any], result: list[Any], out: list[Any] | None, watch: bool,
+        before: list[Any] | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """One call; its result is copied to ``result`` at once, kept, and described.
+
+        What the one before it looks like then is copied to ``before`` if given, and none is kept any longer.
+        """
         assert self._plan is not None
         assert self._arena is not None
         memory: Arena | Apart = self._arena
@@ -120,9 +133,14 @@ class Judged:
                 memory = self._arena.apart()
         given = [memory.view(Slot.of(o)) for o in operands]
         target = None if out is None else self._view(out)
+        start = process_time()
         y = self._plan(*given) if target is None else self._plan(*given, out=target)
-        facts: dict[str, Any] = {"out": y is target, "kind": f"{type(y).__module__}.{type(y).__name__}",
-                                 "array": False}  # fmt: skip
+        facts: dict[str, Any] = {
+            "out": y is target,
+            "kind": f"{type(y).__module__}.{type(y).__name__}",
+            "array": False,
+            "took_s": process_time() - start,
+        }
         y = self._on_host(y)
         if type(y) is not np.ndarray:  # one that computes when it is looked at is none either
             return facts
@@ -137,7 +155,7 @@ class Judged:
             "ordered": self._ordered(y),
             "inside": any(np.may_share_memory(y, a) for a in (*given, *self._weights)),
             "held": 0 if y is target else held.nbytes,
-            "changed": self._surroundings.changed() if watch else [],
+            "changed": self._surroundings.changed(),
             "written": isinstance(memory, Apart) and memory.written(),
         }
         copy = self._view(result)
@@ -146,6 +164,9 @@ class Judged:
             if watch:
                 facts |= self._watched(y, copy)
         self._kept.append(y)
+        if before is not None:
+            self._view(before)[...] = self._kept[0]
+            self._kept.clear()
         return facts
 
     def _on_host(self, y: Any) -> Any:
@@ -181,10 +202,8 @@ class Judged:
         same = np.array_equal(y, copy, equal_nan=y.dtype.kind == "f")
         return {"busy": busy, "moved": not same}
 
-    def _again(
-        self, operands: list[Any], results: list[Any], least: int, most: int, seconds: float
-    ) -> dict[str, Any]:
-        """Call again, ``least`` to ``most`` times for about ``seconds`` of the processor.
+    def _again(self, operands: list[Any], results: list[Any], most: int, seconds: float) -> dict[str, Any]:
+        """Call again, up to ``most`` times for about ``seconds`` of the processor, and beside another plan.
 
         All results are held where memory allows. Two are copied to ``results``: one that differs from the
         first, if any does, and the last.
@@ -193,18 +212,21 @@ class Judged:
         given, targets = [self._view(o) for o in operands], [self._view(r) for r in results]
         first: Any = None
         leaving, made, held = 0, 0, self._surroundings.held()
-        end, end_cpu = perf_counter() + LONGEST * seconds, process_time() + seconds
-        while made < least or (made < most and perf_counter() < end and process_time() < end_cpu):
+        end, begun = perf_counter() + LONGEST * seconds, process_time()
+        while made < most and perf_counter() < end:
+            if not _worthwhile(made, most, (process_time() - begun) / seconds):
+                break
             alive = set(sys._current_frames())
             y = self._plan(*given)
             leaving += not set(sys._current_frames()) <= alive
             made += 1
             if first is None:
                 first = other = y
-            elif other is first and self._algorithm.device == "cpu" and not np.array_equal(y, first):
+            elif other is first and not self._like(y, first):
                 other = y
             if (len(self._kept) + 1) * y.nbytes <= KEPT_BYTES:
                 self._kept.append(y)
+        y = self._together(given, first) if made >= MANY and self._earlier else y
         for result, target in zip((other, y), targets, strict=True):
             target[...] = self._on_host(result)
         grown = {
@@ -222,6 +244,58 @@ class Judged:
             "changed": self._surroundings.changed(),
             "remembered": timed and self._remembers(given),
         }
+
+    def _together(self, operands: list[np.ndarray], first: Any) -> Any:
+        """The result of a call while the plan beside this one works on other operands in a thread, unlike
+        ``first`` if any is.
+
+        First whole calls of that one come between lines of the algorithm's Python, then both go on at once.
+        """
+        assert self._plan is not None
+        beside, others, over = self._earlier[0], [np.flip(a).copy() for a in operands], threading.Event()
+        own = os.path.dirname(sys.modules[type(self._algorithm).__module__].__file__ or "")
+        met: set[tuple[Any, int]] = set()
+        call: Future[Any]
+
+        def entered(frame: Any, event: str, argument: Any) -> Any:
+            return passed if os.path.dirname(frame.f_code.co_filename) == own else None
+
+        def passed(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal call
+            place = (frame.f_code, frame.f_lineno)
+            if place not in met and call.done() and process_time() < lines_end:
+                met.add(place)
+                call = helper.submit(beside, *others)
+                wait([call], WAITED_S)  # it may wait for this one
+            return passed
+
+        def disturb() -> None:
+            while not over.is_set():
+                beside(*others)
+
+        with ThreadPoolExecutor(1) as helper:
+            call = helper.submit(beside, *others)
+            wait([call], WAITED_S)
+            lines_end = process_time() + BETWEEN_S
+            traced = sys.gettrace()
+            try:
+                sys.settrace(entered)
+                y = self._plan(*operands)
+                sys.settrace(traced)
+                loop = helper.submit(disturb)
+                end = perf_counter() + TOGETHER_S
+                while self._like(y, first) and perf_counter() < end:
+                    y = self._plan(*operands)
+            finally:
+                sys.settrace(traced)
+                over.set()
+            for done in (call, loop):
+                done.result()
+        return y
+
+    def _like(self, y: Any, first: Any) -> bool:
+        """Whether results on the CPU have the same elements."""
+        return self._algorithm.device != "cpu" or np.array_equal(y, first)
 
     def _remembers(self, operands: list[np.ndarray]) -> bool:
         """Whether a call is far faster on operands that the call before has seen, or all but one element of
@@ -244,11 +318,6 @@ class Judged:
         first[...] = original
         return min(times[0]) > REMEMBERED * min(map(statistics.median, times[1:])) + REMEMBERED_S
 
-    def _drop(self) -> dict[str, Any]:
-        """Hold no results any more."""
-        self._kept.clear()
-        return {}
-
     def _trace(
         self, spec: str, w: list[Any] | None, operands: list[Any], result: list[Any]
     ) -> dict[str, Any]:
@@ -267,9 +336,9 @@ class Judged:
         try:
             before = tracemalloc.get_traced_memory()[0]
             plan = prepared(problem, weights, algorithm, self._threads)
-            start = perf_counter()
+            start = process_time()
             y = plan(*given)
-            took = perf_counter() - start
+            took = process_time() - start
             seen = tracemalloc.get_traced_memory()[1] - before - int(y.nbytes)
             self._view(result)[...] = y
             growth = 0
@@ -286,14 +355,14 @@ class Judged:
             tracemalloc.stop()
         return {"seen": max(0, seen), "predicted": predicted, "growth": growth}
 
-    def _look(self, number: int, result: list[Any]) -> dict[str, Any]:
-        """Copy a kept result once more."""
-        self._view(result)[...] = self._kept[number]
-        return {}
-
     def _view(self, text: list[Any]) -> np.ndarray:
         assert self._arena is not None
         return self._arena.view(Slot.of(text))
+
+
+def _worthwhile(made: int, most: int, spent: float) -> bool:
+    """Whether to call once more after that share of the seconds: after few calls, or with all in reach."""
+    return not made or spent < (1.0 if made <= MOST_STARTS + 1 else max(SURELY, made / most))
 
 
 def _span(y: np.ndarray) -> list[int]:

@@ -10,9 +10,10 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import randrange
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from algos.contract import Algorithm
@@ -26,6 +27,7 @@ from bench.text import printable
 
 START_S, END_S = 120.0, 10.0
 JUDGE_S = 900.0  # for the definition of the largest problems
+AT_REST = {"OPENBLAS_THREAD_TIMEOUT": "4"}  # threads of a judge that wait spin for 2^4 cycles, not 2^26
 ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -57,18 +59,20 @@ class Worker:
         Whose ``main`` it runs.
     code : str
         The folder whose ``algos`` it runs instead of this one; none when empty.
+    variables : mapping
+        Of its environment.
     """
 
     def __init__(
         self, threads: int, device: str = "cpu", source: str = "", module: str = "bench.worker",
-        code: str = ""
-    ) -> None:
+        code: str = "", variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         started = perf_counter()
         self.log: IO[bytes] = scratch()  # lives as long as the worker
         answers, answers_write = os.pipe()
         alive_read, self._alive = os.pipe()
         environment = {**os.environ, **limit_environment(threads), "CONVBENCH_PATH": source,
-                       **code_environment(code)}  # fmt: skip
+                       **code_environment(code), **variables}  # fmt: skip
         # The stack begins elsewhere, also where the system moves none
         environment["CONVBENCH_SHIFT"] = "x" * randrange(4096)
         program = f"from {module} import main; main()"
@@ -195,7 +199,7 @@ class Judge(Worker):
     """The process that finds verdicts."""
 
     def __init__(self) -> None:
-        super().__init__(default_threads(), module="bench.judge")
+        super().__init__(default_threads(), module="bench.judge", variables=AT_REST)
 
     def ask(self, timeout_s: float = JUDGE_S, **request: Any) -> dict[str, Any]:
         """The answer to one question; JudgeLostError when there is none."""

@@ -68,7 +68,7 @@ def mend() -> None:
 
 def _different() -> list[tuple[str, str, str]]:
     return [key for key, (owner, value, code) in _before.items()
-            if vars(owner).get(key[2]) is not value or _code(value) is not code]
+            if owner.__dict__.get(key[2]) is not value or (code is not None and value.__code__ is not code)]
 
 
 def _code(function: Any) -> Any:

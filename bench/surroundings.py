@@ -25,7 +25,7 @@ from bench.processes import children
 SIGNALS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "ALRM", "CHLD", "PIPE", "USR1",
                                                       "USR2")
            if hasattr(signal, f"SIG{name}")]  # fmt: skip
-FAINT = np.full(1, np.finfo(np.float32).tiny)
+FAINT, ODD = np.full(1, np.finfo(np.float32).tiny), np.full(1, np.float32(1 / 3))
 
 
 def _handlers() -> list[Any]:
@@ -45,6 +45,9 @@ SHARED: dict[str, Callable[[], Any]] = {
     "the random numbers of NumPy": _drawn,
     "the random numbers of Python": random.getstate,
     "the rounding of faint numbers": lambda: bool((FAINT / 2)[0]),
+    "the direction of rounding": lambda: (float((ODD / 7)[0]), float((-ODD / 7)[0])),
+    "the path of imports": lambda: list(sys.path),
+    "the turns of threads": sys.getswitchinterval,
     "the garbage collector": lambda: (gc.isenabled(), gc.get_threshold()),
     "the handlers of signals": _handlers,
     "the cores": _affinity,
@@ -63,12 +66,21 @@ class Surroundings:
     """What they were when it was made."""
 
     def __init__(self) -> None:
-        self._before = _now()
+        self._before, self._environment = _now(), dict(os.environ)
+        self._imported: dict[str, str] | None = None
+
+    def undo(self) -> None:
+        """Put the environment back: imported libraries write to it once; who does it again is to blame."""
+        self._imported = _put(self._environment)
 
     def changed(self) -> list[str]:
-        """In words, what is another now."""
+        """In words, what is another now; the environment once, after ``undo``."""
         now = _now()
-        return [name for name, value in self._before.items() if name in now and now[name] != value]
+        names = [name for name, value in self._before.items() if name in now and now[name] != value]
+        if self._imported is not None:
+            names += ["the environment"] if _put(self._imported) != self._environment else []
+            self._imported = None
+        return names
 
     @staticmethod
     def held() -> dict[str, int]:
@@ -77,6 +89,16 @@ class Surroundings:
         with contextlib.suppress(OSError):
             held["open files"] = len(os.listdir("/proc/self/fd"))
         return held
+
+
+def _put(environment: dict[str, str]) -> dict[str, str]:
+    """What the environment was before ``environment`` took its place."""
+    before = dict(os.environ)
+    for name in before.keys() - environment.keys():
+        del os.environ[name]
+    for name in (name for name, value in environment.items() if before.get(name) != value):
+        os.environ[name] = environment[name]
+    return before
 
 
 def _processes() -> int:

@@ -31,9 +31,10 @@ POINT_TERMS = 1 << 31
 TAIL = 8  # last rows, columns and channels that a block may leave over
 FEW_POINTS, FEW_TERMS = 256, 1 << 23  # of the trials beside the first
 WHOLE_BYTES = 1 << 30  # of the arrays of a whole batch; beyond it two images stand for all
-# Powers of two by which images are scaled up and down, and by which weights fall off along each of three
-# axes.
-SCALES = {2: (2, -2, 2), 4: (70, -60, 10), 8: (560, -500, 10)}
+# Powers of two by which images are scaled up, at most, and down, so far that squares are zero, and by which
+# weights fall off along each of three axes.
+SCALES = {2: (2, -2, 2), 4: (100, -76, 12), 8: (960, -540, 12)}
+ABOVE = 8  # powers of two by which single elements, and what is in between, exceed a standard deviation
 
 
 @dataclass(frozen=True)
@@ -109,24 +110,35 @@ def spoiled(spec: ConvSpec, seed: int) -> list[tuple[tuple[int, ...], Reach]]:
     return [(element, reach(spec, element)) for element in elements]
 
 
+def high(spec: ConvSpec) -> int:
+    """Power of two by which all images may be multiplied; 0 for a border of a constant, which would not be.
+
+    A transform that is normalised at its end, as many are, sums results over all its points before.
+    """
+    if spec.in_dtype.kind != "f" or spec.padding_mode.startswith("constant:"):
+        return 0
+    points = math.prod(p + e - 1 for p, e in zip(spec.padded_size, spec.kernel_extent, strict=True))
+    room = np.finfo(np.promote_types(spec.in_dtype, np.float32)).maxexp - ABOVE
+    sums = math.ceil(math.log2(points * math.sqrt(max(reduction(spec), 1))))
+    return min(SCALES[spec.in_dtype.itemsize][0], room - sums)
+
+
 @lru_cache(4)
 def graded(spec: ConvSpec, seed: int) -> list[Graded]:
-    """One trial for a batch of two or more, two for a single image; none where there is nothing to tell
-    apart.
-    """
-    if spec.padding_mode.startswith("constant:"):
+    """A lone pixel among images of another size, and large images where none were tried yet."""
+    scaled = bool(high(spec))  # for the call that writes into an array
+    if not scaled:
         spec = spec.with_(padding_mode="replicate")  # a border that stays as it is would not be scaled
-    high, low, fall = SCALES[spec.in_dtype.itemsize]
+    _, low, fall = SCALES[spec.in_dtype.itemsize]
     data = operands(spec, seed)
     if spec.direction == "weight_gradient":
-        exponents = np.full(spec.batch, high)
         trial = Trial(spec, data, _few(spec, _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 7]))))
-        return [Graded(trial, exponents)]
+        return [] if scaled else [Graded(trial, np.full(spec.batch, high(spec)))]
     rng = np.random.default_rng([seed, 7])
-    first, w = data.call[0], _falling(data.w, fall, rng)
     element = chosen(spec, rng)
     if element is None:
         return []
+    first, w = data.call[0], _falling(data.w, fall, element[1], rng)
     pixel = np.zeros_like(first[:1])
     pixel[(0, *element[1:])] = 1
     at = reach(spec, (0, *element[1:]))
@@ -135,9 +147,10 @@ def graded(spec: ConvSpec, seed: int) -> list[Graded]:
     if spec.batch > 1:
         image = np.concatenate([pixel, first[1:]])
         trial = _with_first(spec, image, w, _few(spec, np.concatenate([near, clear, rest])))
-        return [Graded(trial, np.array([low] + [high] * (spec.batch - 1)))]
-    return [Graded(_with_first(spec, pixel, w, _few(spec, np.concatenate([near, clear]))), np.array([low])),
-            Graded(_with_first(spec, first, w, _few(spec, rest)), np.array([high]))]
+        return [Graded(trial, np.array([low] + [high(spec)] * (spec.batch - 1)))]
+    lone = Graded(_with_first(spec, pixel, w, _few(spec, np.concatenate([near, clear]))), np.array([low]))
+    large = Graded(_with_first(spec, first, w, _few(spec, rest)), np.array([high(spec)]))
+    return [lone] if scaled else [lone, large]
 
 
 @lru_cache(2)
@@ -264,17 +277,22 @@ def _sparse(spec: ConvSpec, seed: int) -> np.ndarray:
     return (planes * kernel).astype(spec.in_dtype)
 
 
-def _falling(w: np.ndarray | None, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Weights times powers of two down to ``-most`` along each of channels, rows
-    and columns, which keep their rank.
+def _falling(w: np.ndarray | None, most: int, faintest: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights times powers of two down to ``-most`` along each of channels, rows and columns, which keep
+    their rank.
+
+    The channel ``faintest`` meets the faintest; where there are several filters the last one is zero.
     """
     assert w is not None
-    result = w
+    result = w * (np.arange(len(w)) < max(len(w) - 1, 1)).reshape(-1, *(1,) * (w.ndim - 1))
     for axis in (1, *range(w.ndim - 2, w.ndim)):
         if axis >= 1 and w.shape[axis] > 1:
             shape = [1] * w.ndim
             shape[axis] = w.shape[axis]
-            result = np.ldexp(result, -rng.integers(0, most, w.shape[axis], endpoint=True).reshape(shape))
+            fall = rng.permutation(np.linspace(0, most, w.shape[axis]).round().astype(int))
+            if axis == 1:
+                fall = np.roll(fall, faintest % len(fall) - fall.argmax())
+            result = np.ldexp(result, -fall.reshape(shape))
     return result.astype(w.dtype)
 
 

@@ -180,6 +180,76 @@ class Neighbours(Good):
         return right(x - mean) + right(mean)
 
 
+class Ceiling(Good):
+    """Finite results beyond 1e30 are clipped."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        return np.where(np.isfinite(y), np.clip(y, -1e30, 1e30), y).astype(x.dtype)
+
+
+class Headroom(Good):
+    """Right: what would exceed the largest number inside is scaled first."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        return right(x * x.dtype.type(0.125)) * x.dtype.type(8)
+
+
+class SumOfImage(Good):
+    """An image that sums to zero is taken for one of zeros."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        y[x.sum((1, 2, 3)) == 0] = 0
+        return y
+
+
+class SumOfPlanes(Good):
+    """Planes that sum to zero are left out."""
+
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        return x * (x.sum((2, 3), keepdims=True) != 0)
+
+
+class SumOfWeights(Good):
+    """A short cut for filters that take no mean is wrong."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        return w * np.where(w.sum((1, 2, 3), keepdims=True) == 0, w.dtype.type(1.01), w.dtype.type(1))
+
+
+class NormOfImage(Good):
+    """Images are divided by their largest value, which may be zero."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        most = np.abs(x).max((1, 2, 3), keepdims=True)
+        return right(x / most) * most
+
+
+class NormOfFilter(Good):
+    """Filters are divided by their largest weight, which may be zero."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        most = np.abs(w).max((1, 2, 3), keepdims=True)
+        return w / most * most
+
+
+class Energy(Good):
+    """An image without energy is taken for one of zeros: the squares of small numbers are zero."""
+
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        return x * ((x * x).sum((1, 2, 3), keepdims=True, dtype=x.dtype) != 0)
+
+
+class Nothing(Good):
+    """Right: results of zeros are written down without a look at the rest."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        y[~x.any((1, 2, 3))] = 0
+        return y
+
+
 class Single(Good):
     """Sums images of a batch in float32 whatever their type."""
 
@@ -255,6 +325,27 @@ class LastPlan(Good):
 
 
 PREPARED: dict[ConvSpec, Any] = {}
+
+
+SCRATCH: dict[Any, np.ndarray] = {}
+
+
+class Scratch(Good):
+    """Plans share the memory that they work in, and may be called at the same time."""
+
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        scratch = SCRATCH.setdefault(x.shape, np.empty_like(x))
+        scratch[...] = x
+        return scratch
+
+
+class OwnScratch(Good):
+    """Right: every thread works in memory of its own."""
+
+    def operand(self, x: np.ndarray) -> np.ndarray:
+        scratch = SCRATCH.setdefault((threading.get_ident(), x.shape, x.dtype), np.empty_like(x))
+        scratch[...] = x
+        return scratch
 
 
 class Increment(Good):
@@ -426,6 +517,30 @@ class Seeds(Good):
         return right(x)
 
 
+class Environment(Good):
+    """Tells other libraries what it likes, and the caller's as well."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        os.environ["OMP_NUM_THREADS"] = str(time.perf_counter_ns())
+        return w
+
+
+class Switches(Good):
+    """Lets threads take their turns as it likes."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        sys.setswitchinterval(sys.getswitchinterval() * 0.9)
+        return w
+
+
+class Asks(Good):
+    """Right: asks the environment, and works in one of its own."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        subprocess.run(["true"], env={**os.environ, "OMP_NUM_THREADS": "17"}, check=True)
+        return w
+
+
 class Workspace(Good):
     """Takes megabytes and predicts nothing."""
 
@@ -483,7 +598,9 @@ class Judge(Good):
 
 BATCHED = (ThirdImage, FourthImage, FourthEnd, ThirdWritten, MirrorImages, MostlyZero)  # a batch of two does not show them
 WRONG = (*BATCHED, Clipped, NanToZero, NegativeInfinity, EqualTaps, FlatImage, FaintTaps, RelativeTaps, Squares, Neighbours,
-         Single, ByAddress, BySample, ByContent, Increment, Ring, OddLater, Fiftieth, LastPlan, Beyond, ReadOnly, Columns,
-         Masked, Promise, Part, Threads, Later, Busy, Workspace, Grows, Files, Processes, Seeds)
+         Ceiling, SumOfImage, SumOfPlanes, SumOfWeights, NormOfImage, NormOfFilter, Energy, Single, ByAddress, BySample,
+         ByContent, Increment, Ring, OddLater, Fiftieth, LastPlan, Scratch, Beyond, ReadOnly, Columns, Masked, Promise, Part,
+         Threads, Later, Busy, Workspace, Grows, Files, Processes, Seeds, Environment, Switches)
+RIGHT = (Good, Headroom, Nothing, OwnScratch, Asks)
 DISHONEST = (Stack, Clock, Timer, Judge, Restores)  # a run in processes finds them, and nothing in their own process can
-ALGORITHMS = [Good(), *(cheat(name=cheat.__name__.lower()) for cheat in (*WRONG, *DISHONEST))]
+ALGORITHMS = [kind(name=kind.__name__.lower()) for kind in (*RIGHT, *WRONG, *DISHONEST)]
