@@ -45,7 +45,7 @@ TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tr
 LONGEST = 10  # times the seconds meant, where a busy machine gives fewer of its own
 KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
 # Calls after which a plan holds no more than before, where they take no longer in all
-GROWING, GROWING_S = 4, 0.005
+GROWING, GROWING_S = 4, 0.01
 LEAST_GROWTH = 4096  # bytes a call; less may be objects of Python that anybody made meanwhile
 
 
@@ -222,11 +222,12 @@ class Judged:
             made += 1
             if first is None:
                 first = other = y
-            elif other is first and not self._like(y, first):
+            elif other is first and self._algorithm.device == "cpu" and not np.array_equal(y, first):
                 other = y
             if (len(self._kept) + 1) * y.nbytes <= KEPT_BYTES:
                 self._kept.append(y)
-        y = self._together(given, first) if made >= MANY and self._earlier else y
+        if made >= MANY and self._algorithm.device == "cpu":
+            y = self._together(given, first)
         for result, target in zip((other, y), targets, strict=True):
             target[...] = self._on_host(result)
         grown = {
@@ -284,7 +285,7 @@ class Judged:
                 sys.settrace(traced)
                 loop = helper.submit(disturb)
                 end = perf_counter() + TOGETHER_S
-                while self._like(y, first) and perf_counter() < end:
+                while np.array_equal(y, first) and perf_counter() < end:
                     y = self._plan(*operands)
             finally:
                 sys.settrace(traced)
@@ -292,10 +293,6 @@ class Judged:
             for done in (call, loop):
                 done.result()
         return y
-
-    def _like(self, y: Any, first: Any) -> bool:
-        """Whether results on the CPU have the same elements."""
-        return self._algorithm.device != "cpu" or np.array_equal(y, first)
 
     def _remembers(self, operands: list[np.ndarray]) -> bool:
         """Whether a call is far faster on operands that the call before has seen, or all but one element of

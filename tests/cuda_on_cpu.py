@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,9 @@ def library(kernel: Kernel) -> tuple[ctypes.CDLL, int]:
     return ctypes.CDLL(f"{stem}.so"), arrays
 
 
+RUNNING = threading.Lock()  # the indices of a kernel's threads are global here
+
+
 def emulated(kernel: Kernel) -> Callable[..., None]:
     """What ``CupyAlgorithm.compiled`` promises, on the CPU."""
     code, count = library(kernel)
@@ -134,7 +138,10 @@ def emulated(kernel: Kernel) -> Callable[..., None]:
             space[MARGIN:-MARGIN] = array.ravel()
             guarded.append(space)
         pointers = (ctypes.c_void_p * count)(*(space[MARGIN:].ctypes.data for space in guarded))
-        apart = code.run(min(blocks, MOST_BLOCKS), *kernel.block, pointers, (ctypes.c_longlong * len(numbers))(*numbers))
+        with RUNNING:
+            apart = code.run(
+                min(blocks, MOST_BLOCKS), *kernel.block, pointers, (ctypes.c_longlong * len(numbers))(*numbers)
+            )
         assert not apart, f"{kernel.name}: some threads meet at a barrier that others never reach"
         for array, space in zip(arrays, guarded, strict=True):
             assert np.isnan(space[:MARGIN]).all() and np.isnan(space[-MARGIN:]).all(), f"{kernel.name} writes outside"
