@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from algos import ConvSpec, algorithms, get, host
-from algos.cpu import fft_fused, separable
+from algos.cpu import _compiled, fft_fused
 from algos.cpu.separable import SLID
 from algos.engine.jit import _kind
 from algos.engine.simd import simd
@@ -50,7 +50,7 @@ def test_predicted_time_of_separable_passes_grows_with_the_taps(size: int, dtype
 def test_compiled_code_of_separable_passes_does_not_grow_with_the_taps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of taps ask for no more kinds of code than ``SLID`` taps do, nor for more taps in one of them."""
     asked: set[tuple] = set()
-    monkeypatch.setattr(separable, "compile_for", lambda _, *arguments: asked.add(tuple(map(_kind, arguments))))
+    monkeypatch.setattr(_compiled, "compile_for", lambda _, *arguments: asked.add(tuple(map(_kind, arguments))))
     for taps in range(SLID + 1, 10 * SLID):
         spec = ConvSpec.parse(f"1x1x9x1000,1x1x3x{taps},rank1")
         get("separable").prepare(spec, np.ones(spec.weight_shape, np.float32), 1)

@@ -14,7 +14,7 @@ import pytest
 from algos import ConvSpec, get
 from algos.engine import relay
 from algos.engine.jit import compiled, linked
-from algos.engine.relay import ASLEEP, Helpers, fork, helpers, new_job, pause
+from algos.engine.relay import ASLEEP, Helpers, fork, helpers, pause
 from algos.engine.threads import usable_cores
 from tests.conftest import HUNG_S
 
@@ -26,7 +26,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A helper, even where one core is all there is."""
     monkeypatch.setattr(relay, "usable_cores", lambda: 2)
     made = Helpers()
-    monkeypatch.setattr("algos.cpu.depthwise.helpers", lambda: made)
+    monkeypatch.setattr("algos.cpu._compiled.helpers", lambda: made)
 
 
 def operands(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +55,7 @@ def test_helpers_sleep_when_nothing_comes_and_wake_again(two_cores: None) -> Non
     x, w = operands(0)
     plan = get("depthwise").prepare(SPEC, w, 2)
     right = plan(x)
-    crew = sys.modules["algos.cpu.depthwise"].helpers()
+    crew = sys.modules["algos.cpu._compiled"].helpers()
     end = time.monotonic() + HUNG_S
     while crew.boxes[0, 0] != ASLEEP and time.monotonic() < end:
         time.sleep(0.01)
@@ -72,22 +72,23 @@ def test_one_set_of_helpers_for_the_process() -> None:
 
 
 @linked()
-def mark(slots, turns, chunk, slot):
+def mark(slots, turns, slot, first, last):
     total = 0.0
     for i in range(turns):
         total += 1.0 / (i + 1)
-    slots[chunk] = slot + 1 if total > 0 else 0
+    for item in range(first, last):
+        slots[item] += slot + 1 if total > 0 else 0
 
 
 @compiled()
-def mark_all(slots, turns, job, boxes, hands):
-    fork(mark, (slots, turns), job, boxes, hands)
+def mark_all(slots, turns, job):
+    fork(mark, (slots, turns), job)
 
 
 @compiled()
-def mark_often(slots, job, boxes, calls):
+def mark_often(slots, job, calls):
     for _ in range(calls):
-        fork(mark, (slots, 1), job, boxes, 1)
+        fork(mark, (slots, 1), job)
         for _ in range(60):
             pause()
 
@@ -96,14 +97,13 @@ def mark_often(slots, job, boxes, calls):
 def test_every_chunk_is_done_once_whoever_does_it(hands: int) -> None:
     crew = Helpers()
     crew.limit, crew.boxes = 2, np.zeros((2, relay.BOX), np.int64)
-    crew.hire(hands)
-    for chunks in (1, 2, 7, 100):
-        slots, job = np.zeros(chunks, np.int64), new_job()
+    for items, chunks in ((1, 1), (2, 2), (7, 7), (100, 100), (100, 7), (7, 1)):
+        slots, job = np.zeros(items, np.int64), crew.job(items, hands + 1)
         job[relay.CHUNKS] = chunks
         for turns in (1, 1000, 1):
             slots[:] = 0
             crew.wake(hands)
-            mark_all(slots, turns, job, crew.boxes, hands)
+            mark_all(slots, turns, job)
             assert set(slots) <= set(range(1, hands + 2)) and job[relay.NEXT] & 0xFFFFFFFF >= 1
     crew.end()
 
@@ -132,14 +132,14 @@ def test_a_helper_wakes_on_another_core_than_the_caller() -> None:
 def test_a_helper_that_wakes_late_still_joins_a_long_job() -> None:
     crew = Helpers()
     crew.limit, crew.boxes = 1, np.zeros((1, relay.BOX), np.int64)
-    crew.hire(1)
-    slots, job = np.zeros(64, np.int64), new_job(64, 16)
+    slots, job = np.zeros(64, np.int64), crew.job(64, 2)
+    job[relay.CHUNKS] = 64
     end = time.monotonic() + HUNG_S
     while 2 not in slots and time.monotonic() < end:
         while crew.boxes[0, 0] != ASLEEP and time.monotonic() < end:
             time.sleep(0.001)
         crew.wake(1)
-        mark_all(slots, 1_000_000, job, crew.boxes, 1)  # some 0.1 s, hundreds of times what waking takes
+        mark_all(slots, 1_000_000, job)  # some 0.1 s, hundreds of times what waking takes
     assert 2 in slots and 0 not in slots
     crew.end()
 
@@ -164,12 +164,13 @@ def test_exit_while_helpers_listen() -> None:
 TAKEN_BACK = """
 import os, threading, time
 import numpy as np
-from algos.engine.relay import BOX, CHUNKS, listen, new_job
+from algos.engine.relay import BOX, BOXES, CHUNKS, HELPERS, ITEMS, WORDS, listen
 from tests.test_relay import mark_often
 
-boxes, slots, job = np.zeros((1, BOX), np.int64), np.zeros(3, np.int64), new_job()
-job[CHUNKS] = 3
-mark_often(slots, job, boxes, 1)
+boxes, slots, job = np.zeros((1, BOX), np.int64), np.zeros(3, np.int64), np.zeros(WORDS, np.int64)
+job[CHUNKS] = job[ITEMS] = 3
+job[BOXES], job[HELPERS] = boxes.ctypes.data, 1
+mark_often(slots, job, 1)
 listen(boxes, 0, 1)
 
 def wake_and_sleep():
@@ -179,7 +180,8 @@ def wake_and_sleep():
 threading.Thread(target=wake_and_sleep, daemon=True).start()
 end = time.monotonic() + 4
 while time.monotonic() < end:
-    mark_often(slots, job, boxes, 10_000)
+    slots[:] = 0
+    mark_often(slots, job, 10_000)
     assert slots.all()
 os._exit(0)
 """

@@ -21,19 +21,20 @@ Equivalent: ``torch.nn.functional.conv2d(x, w, groups=x.shape[1])``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
+from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import axes
-from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import results_of
-from algos.engine.planes import tile_rows, tile_size
-from algos.engine.relay import CHUNKS, SHARES, SPIN_S, fork, helpers, new_job, part_of, peek, place_of
+from algos.engine.jit import compiled, linked
+from algos.engine.planes import Planes, tile_rows, tile_size
+from algos.engine.relay import SHARES, fork, place_of
 from algos.engine.simd import VECTOR_BYTES
+from algos.engine.tables import named, table_of
 from algos.spec import ConvSpec
 
 MOST_TAPS = 256  # of unrolled code: more take seconds to compile, and are faster by other methods
@@ -46,49 +47,47 @@ FLOPS_PER_S = 5e10  # of one thread, float32, measured on AVX2
 
 
 @linked(error_model="numpy")
-def chunk_of_planes(x, y, w, zeros, table, chunks, shape, chunk, slot):
-    """Bands of rows of planes; all are addresses, ``table`` of the numbers that ``Depthwise.prepare`` makes."""
-    items, height, width, out_height = peek(table, 0), peek(table, 1), peek(table, 2), peek(table, 3)
-    out_width, top, left, bands = peek(table, 4), peek(table, 5), peek(table, 6), peek(table, 7)
-    channels, multiplier, taps, stride = peek(table, 8), peek(table, 9), peek(table, 10), peek(table, 13)
+def planes(x, y, w, zeros, table, shape, slot, first, last):
+    """Items [first, last), bands of rows of planes of y; all are addresses, ``table`` that of ``Planes``."""
+    layer = named(Planes, table)
+    bands, channels, multiplier = layer.bands, layer.channels, layer.multiplier
     rows, size = tile_size(shape)
-    first, last = part_of(items, chunks, chunk)
-    end = y + (last // bands * out_height + last % bands * out_height // bands) * out_width * size
-    plane, band = first // bands, first % bands
+    picture, result = layer.height * layer.width * size, layer.out_width * size  # bytes of a plane of x, of a row of y
+    end = y + (last // bands * layer.out_height + last % bands * layer.out_height // bands) * result
+    plane, band = first // bands, first % bands  # y[n][o] and x[n][c] count on over n
     channel, copy = plane % channels, plane % multiplier
-    source = x + plane // multiplier * height * width * size
+    source = x + plane // multiplier * picture
     for _ in range(first, last):  # a small plane takes less time than the divisions that would find it
-        row, stop = 0, out_height
+        oh, stop = 0, layer.out_height
         if bands > 1:
-            row, stop = out_height * band // bands, out_height * (band + 1) // bands
-        while row < stop:
-            row = min(row, stop - rows)  # the last tile overlaps the one before
-            target = y + (plane * out_height + row) * out_width * size
-            tile_rows(source, w + channel * taps * size, target, end, zeros, height, width, out_width,
-                      row * stride - top, left, table, shape)  # fmt: skip
-            row += rows
+            oh, stop = layer.out_height * band // bands, layer.out_height * (band + 1) // bands
+        while oh < stop:
+            oh = min(oh, stop - rows)  # the last tile overlaps the one before
+            target = y + (plane * layer.out_height + oh) * result  # y[n][o][oh][0]
+            kernel = w + channel * layer.kernel_h * layer.kernel_w * size  # w[o][0][0][0]
+            tile_rows(source, kernel, target, end, zeros, oh * layer.stride_h - layer.top, layer, shape)
+            oh += rows
         band += 1
         if band == bands:
             band, plane, channel, copy = 0, plane + 1, channel + 1, copy + 1
             if channel == channels:
                 channel = 0
             if copy == multiplier:
-                copy, source = 0, source + height * width * size
+                copy, source = 0, source + picture
 
 
 @compiled(error_model="numpy")
-def depthwise_planes(x, y, w, zeros, table, shape, job, boxes, hands):
-    """All planes; ``shape`` is (element, rows of a tile, kernel, strides, dilations), numbers given as tuples' lengths.
+def all_planes(x, y, w, zeros, table, shape, job):
+    """Every plane; ``shape`` is (element, rows of a tile, kernel, strides, dilations), numbers given as tuples' lengths.
 
     A wide dilation or row stride is given as 0, and all that follows the rows as (column stride or 2) where that is wide:
     ``table`` has them then.
     """
-    arguments = place_of(x), place_of(y), place_of(w), place_of(zeros), place_of(table), job[CHUNKS], shape
-    fork(chunk_of_planes, arguments, job, boxes, hands)
+    fork(planes, (place_of(x), place_of(y), place_of(w), place_of(zeros), place_of(table), shape), job)
 
 
 def _written(spec: ConvSpec) -> tuple[int, ...]:
-    """What of ``SHAPE`` is compiled into the code, 0 for what is a number at run time; or (column stride or 2), and no more."""
+    """What of ``SHAPE`` is compiled into the code, 0 for a number at run time; or (column stride or 2) alone."""
     row, col = axes(spec)
     if col.stride > UNROLLED_STRIDE or spec.padded_size[-1] > UNROLLED_COLUMNS:
         return (min(col.stride, 2),)
@@ -97,7 +96,7 @@ def _written(spec: ConvSpec) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Depthwise(Algorithm):
+class Depthwise(Compiled):
     """Tiles in registers; see the module.
 
     Attributes
@@ -108,7 +107,6 @@ class Depthwise(Algorithm):
 
     name: str = "depthwise"
     family: str = "direct"
-    runtime: str = "numba"
     rows: int = 0
 
     def unsupported(self, spec: ConvSpec) -> str | None:
@@ -149,30 +147,15 @@ class Depthwise(Algorithm):
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         return axes(spec)[1].size * spec.in_dtype.itemsize
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         row, col = axes(spec)
         threads, rows, bands = self._cut(spec, threads)
-        crew = helpers()
-        hands = crew.hire(threads - 1)
-        items = spec.batch * spec.out_channels * bands
-        sizes = (row.kernel, col.kernel, row.stride, col.stride, row.dilation, col.dilation)
+        planes = Planes(row.size, col.size, row.outputs, col.outputs, row.before, col.before, bands, spec.out_channels,
+                        spec.out_channels // spec.groups, row.kernel, col.kernel, row.stride, col.stride, row.dilation,
+                        col.dilation)  # fmt: skip
         shape = (spec.in_dtype.type(0), *((0,) * n for n in (rows, *_written(spec))))
-        zeros = np.zeros(col.size, spec.in_dtype)
-        table = np.array([items, row.size, col.size, row.outputs, col.outputs, row.before, col.before, bands, spec.out_channels,
-                          spec.out_channels // spec.groups, math.prod(spec.kernel), *sizes], np.int64)  # fmt: skip
-        job = new_job(items, hands + 1)
-        image = np.empty((1,) * (spec.ndim + 2), spec.in_dtype)
-        compile_for(depthwise_planes, image, image, weights, zeros, table, shape, job, crew.boxes, hands)
-        boxes, long = crew.boxes, self._seconds(spec) > SPIN_S
-        new_result = results_of(spec)
-
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result() if out is None else out
-            crew.wake(hands, long)
-            depthwise_planes(x, y, weights, zeros, table, shape, job, boxes, hands)
-            return y
-
-        return run
+        arguments = weights, np.zeros(col.size, spec.in_dtype), table_of(planes), shape
+        return Work(all_planes, arguments, spec.batch * spec.out_channels * bands, threads, self._seconds(spec))
 
     def compile_s(self, spec: ConvSpec) -> float:
         return 0.7 + 0.01 * (math.prod(spec.kernel) if len(_written(spec)) > 1 else 0)

@@ -18,7 +18,7 @@ Equivalent: ``torch.nn.functional.conv2d``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,10 +26,11 @@ from typing import NamedTuple
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.blocks import Axis, axes, in_2d
-from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import aligned, results_of, spread
-from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
+from algos.cpu._compiled import Compiled, Work
+from algos.engine.blocks import Axis, axes
+from algos.engine.jit import compiled, linked
+from algos.engine.memory import aligned, spread
+from algos.engine.relay import fork
 from algos.engine.simd import (
     RUN_ROWS,
     RUN_VECTORS,
@@ -120,13 +121,14 @@ def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w,
 
 @linked(**FLAGS)
 def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels, starts,
-                singles, piece, vectors, patch, sums, first, last):  # fmt: skip
+                singles, piece, vectors, patches, all_sums, slot, first, last):  # fmt: skip
     """Items [first, last): image x group x block of ``rows`` output rows x part of the group's output channels.
 
     w: (group, block of outputs, element of the window, outputs of a block), elements as ``starts`` and ``singles`` have them;
     pixels: where the window of each output of a block begins in the patch; piece: starts between two passes over the pixels;
     vectors: a zero for each of a block of outputs.
     """
+    patch, sums = patches[slot], all_sums[slot]
     channels, filters = x.shape[1] // groups, y.shape[1] // groups
     blocks, elements, block, width = w.shape[1], w.shape[2], w.shape[3], y.shape[3]
     row_blocks = -(-y.shape[2] // rows)
@@ -151,19 +153,13 @@ def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_r
             unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
 
 
-@linked(**FLAGS)
-def runs_chunk(arguments, patch, sums, items, chunks, chunk, slot):
-    first, last = part_of(items, chunks, chunk)
-    direct_runs(*arguments, patch[slot], sums[slot], first, last)
-
-
 @compiled(**FLAGS)
-def direct_all(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels, starts,
-               singles, piece, vectors, patch, sums, items, job, boxes, hands):  # fmt: skip
+def direct_all(x, y, w, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels, starts,
+               singles, piece, vectors, patch, sums, job):  # fmt: skip
     """Every item, shared with the helpers; patch and sums have one row for each thread."""
     arguments = (x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels,
-                 starts, singles, piece, vectors)  # fmt: skip
-    fork(runs_chunk, (arguments, patch, sums, items, job[CHUNKS]), job, boxes, hands)
+                 starts, singles, piece, vectors, patch, sums)  # fmt: skip
+    fork(direct_runs, arguments, job)
 
 
 class Cut(NamedTuple):
@@ -239,7 +235,7 @@ def elements(taps: np.ndarray, run: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 @dataclass(frozen=True)
-class DirectChannels(Algorithm):
+class DirectChannels(Compiled):
     """Blocks of pixels times vectors of output channels; see the module.
 
     Attributes
@@ -250,7 +246,6 @@ class DirectChannels(Algorithm):
 
     name: str = "direct_channels"
     family: str = "direct"
-    runtime: str = "numba"
     patch_bytes: int = 0
 
     def unsupported(self, spec: ConvSpec) -> str | None:
@@ -278,7 +273,7 @@ class DirectChannels(Algorithm):
         kept = weights + max(found.threads * (patch + pixels * block), packing)
         return kept * spec.in_dtype.itemsize + 8 * (2 * pixels + spec.reduction_length)
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         found = self._cut(spec, threads)
         row, col = axes(spec)
         _, patch_length, pixels_length = self._sizes(spec, found)
@@ -298,22 +293,10 @@ class DirectChannels(Algorithm):
             w[:, b, :, : part.shape[3]] = part.reshape(spec.groups, -1, part.shape[3])[:, order]
         patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
         sums = aligned((found.threads, pixels_length, block), spec.in_dtype)
-        crew, job = helpers(), new_job(found.items, found.threads)
-        hands = crew.hire(found.threads - 1)
-        fixed = (spec.groups, found.parts, found.rows, row.stride, row.before, found.row_step, found.patch_rows, col.before,
+        fixed = (w, spec.groups, found.parts, found.rows, row.stride, row.before, found.row_step, found.patch_rows, col.before,
                  found.col_step, found.cols, found.step, pixels, starts, singles, piece, (0,) * (block // lanes(spec.in_dtype)),
-                 patch, sums, found.items, job, crew.boxes, hands)  # fmt: skip
-        image = np.empty((1, 1, 1, 1), spec.in_dtype)
-        compile_for(direct_all, image, w, image, *fixed)
-        new_result = results_of(spec)
-
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result() if out is None else out
-            crew.wake(hands)
-            direct_all(in_2d(x), w, in_2d(y), *fixed)
-            return y
-
-        return run
+                 patch, sums)  # fmt: skip
+        return Work(direct_all, fixed, found.items, found.threads, as_2d=True)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         found = self._cut(spec, threads)

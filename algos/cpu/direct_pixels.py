@@ -17,17 +17,18 @@ Equivalent: ``torch.nn.functional.conv2d``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.blocks import Blocks, axes, in_2d, locate, pack
-from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import LINE, aligned, results_of
-from algos.engine.relay import CHUNKS, SHARES, fork, helpers, new_job, part_of
+from algos.cpu._compiled import Compiled, Work
+from algos.engine.blocks import Blocks, axes, locate, pack
+from algos.engine.jit import compiled, linked
+from algos.engine.memory import LINE, aligned
+from algos.engine.relay import SHARES, fork
 from algos.engine.simd import (
     ROWS,
     TAILS,
@@ -113,12 +114,13 @@ def pack_panel(x, start, plane, rows, count, panel):
 
 
 @linked(**FLAGS)
-def direct_panels(x, w, y, groups, parts, slabs, width, panel, spare, first, last):
+def direct_panels(x, w, y, groups, parts, slabs, width, panels, spares, slot, first, last):
     """1x1 layers, items [first, last): image x group x slab of pixels x part of the group's output channels.
 
     x: (n, c, h, w); y: (n, o, h, w); w: (o * k), the weights of ROWS outputs after one another, k by k; slabs: of an image.
     A panel, some channels of ``width`` pixels, is copied into the cache before all outputs are made of it.
     """
+    panel, spare = panels[slot], spares[slot]
     channels, filters, plane = x.shape[1] // groups, y.shape[1] // groups, x.shape[2] * x.shape[3]
     wide = VECTOR_BYTES // x.itemsize
     block, aside = VECTORS * wide, address(spare, 0)
@@ -153,8 +155,9 @@ def direct_panels(x, w, y, groups, parts, slabs, width, panel, spare, first, las
 
 
 @linked(**FLAGS)
-def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
+def direct_patches(x, w, y, offsets, table, patches, spares, slot, first, last):
     """Items [first, last) of the blocks in ``table``; x: (n, c, h, w); y: (n, o, oh, ow); w as in ``direct_panels``."""
+    patch, spare = patches[slot], spares[slot]
     pitch, channel, channels, filters = table[2], table[4], table[7], table[8]
     wide = VECTOR_BYTES // x.itemsize
     block, taps, aside = VECTORS * wide, address(offsets, 0), address(spare, 0)
@@ -172,32 +175,20 @@ def direct_patches(x, w, y, offsets, table, patch, spare, first, last):
                                      o1 - o, cols - j, wide, aside, False)  # fmt: skip
 
 
-@linked(**FLAGS)
-def panels_chunk(x, w, y, groups, parts, slabs, width, panels, spare, items, chunks, chunk, slot):
-    first, last = part_of(items, chunks, chunk)
-    direct_panels(x, w, y, groups, parts, slabs, width, panels[slot], spare[slot], first, last)
-
-
-@linked(**FLAGS)
-def patches_chunk(x, w, y, offsets, table, patch, spare, items, chunks, chunk, slot):
-    first, last = part_of(items, chunks, chunk)
-    direct_patches(x, w, y, offsets, table, patch[slot], spare[slot], first, last)
-
-
 @compiled(**FLAGS)
-def all_panels(x, w, y, groups, parts, slabs, width, panels, spare, items, job, boxes, hands):
+def all_panels(x, y, w, groups, parts, slabs, width, panels, spare, job):
     """Every item of ``direct_panels``, shared with the helpers."""
-    fork(panels_chunk, (x, w, y, groups, parts, slabs, width, panels, spare, items, job[CHUNKS]), job, boxes, hands)
+    fork(direct_panels, (x, w, y, groups, parts, slabs, width, panels, spare), job)
 
 
 @compiled(**FLAGS)
-def all_patches(x, w, y, offsets, table, patch, spare, items, job, boxes, hands):
+def all_patches(x, y, w, offsets, table, patch, spare, job):
     """Every item of ``direct_patches``, shared with the helpers."""
-    fork(patches_chunk, (x, w, y, offsets, table, patch, spare, items, job[CHUNKS]), job, boxes, hands)
+    fork(direct_patches, (x, w, y, offsets, table, patch, spare), job)
 
 
 @dataclass(frozen=True)
-class DirectPixels(Algorithm):
+class DirectPixels(Compiled):
     """A few output channels times vectors of pixels; see the module.
 
     Attributes
@@ -209,7 +200,6 @@ class DirectPixels(Algorithm):
 
     name: str = "direct_pixels"
     family: str = "direct"
-    runtime: str = "numba"
     patch_bytes: int = 0
 
     def unsupported(self, spec: ConvSpec) -> str | None:
@@ -268,7 +258,7 @@ class DirectPixels(Algorithm):
             items, each = blocks.items, blocks.scratch + block
         return (weights + min(threads, items) * (each + ROWS * block)) * spec.in_dtype.itemsize + 8 * k
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         threads, unit = self._threads(spec, threads), spec.in_dtype
         block, k = VECTORS * lanes(unit), spec.reduction_length
         w = _packed(weights.reshape(spec.groups, -1, k))
@@ -285,22 +275,9 @@ class DirectPixels(Algorithm):
             items, length = blocks.items, blocks.scratch + block  # reads of a row's last block run past its end
             kernel, fixed = all_patches, (offsets, blocks.table)
         threads = min(threads, items)
-        crew, job = helpers(), new_job(items, threads)
-        hands = crew.hire(threads - 1)
         patch = aligned((threads, length), unit, zeros=True)
         spare = aligned((threads, ROWS * block), unit)
-        fixed = (*fixed, patch, spare, items, job, crew.boxes, hands)
-        example = np.empty((1, 1, 1, 1), unit)
-        compile_for(kernel, example, w, example, *fixed)
-        new_result = results_of(spec)
-
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result() if out is None else out
-            crew.wake(hands)
-            kernel(in_2d(x), w, in_2d(y), *fixed)
-            return y
-
-        return run
+        return Work(kernel, (w, *fixed, patch, spare), items, threads, as_2d=True)
 
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
         return spec.dtype, self._flat(spec)

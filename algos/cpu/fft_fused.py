@@ -26,7 +26,7 @@ Equivalent: ``scipy.signal.oaconvolve(x, w[..., ::-1, ::-1])``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -35,12 +35,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
+from algos.cpu._compiled import Compiled, Work
 from algos.engine.fourier import Transform, fast_lengths
-from algos.engine.jit import compile_for
-from algos.engine.memory import aligned, results_of
+from algos.engine.memory import aligned
 from algos.engine.overlap_save import STRIPS, all_lines, all_planes, kernel_lines, kernel_planes
 from algos.engine.ranges import Scaling, limit_bits, powers_of_two
-from algos.engine.relay import helpers, new_job
 from algos.engine.simd import lanes
 from algos.host import caches
 from algos.spec import ConvSpec
@@ -127,7 +126,7 @@ def plan_for(spec: ConvSpec, threads: int, longest: int) -> Plan:
 
 
 @dataclass(frozen=True)
-class FftFused(Algorithm):
+class FftFused(Compiled):
     """Overlap-save in Numba; see the module.
 
     Attributes
@@ -138,7 +137,6 @@ class FftFused(Algorithm):
 
     name: str = "fft_fused"
     family: str = "fft"
-    runtime: str = "numba"
     accuracy: str = "normwise"
     longest: int = LONGEST
 
@@ -176,7 +174,7 @@ class FftFused(Algorithm):
         scaling = 5 * pairs * math.prod(spec.kernel)
         return spec.in_dtype.itemsize * (pairs * points + running + factors + scaling)
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         flat = spec.ndim == 1
         plan, dtype, width = self._plan(spec, threads), str(spec.in_dtype), lanes(spec.in_dtype)
         first, last, half = plan.first, plan.last, plan.first.points // 2
@@ -202,31 +200,19 @@ class FftFused(Algorithm):
             kernel_planes(pairs, *where, np.empty(sizes, dtype), width, along.stages, along.factors, *stages, turned.turns,
                           scales, strips[0], kernels)  # fmt: skip
         channels = (spec.groups, inputs, outputs, width)
-        crew, job = helpers(), new_job(plan.items, plan.threads)
-        hands = crew.hire(plan.threads - 1)
-        work: Any
+        kernel: Any
         fixed: tuple[Any, ...]
         if flat:
             table = (*spec.size, *spec.output_size, half, first.kept, *spec.stride, spec.padding[0][0], *channels,
                      -(-first.tiles // width), *limits)  # fmt: skip
-            work, fixed = all_lines, (table, *stages, turned.turns, scales, strips, spectra)
+            kernel, fixed = all_lines, (table, *stages, turned.turns, scales, strips, spectra)
         else:
             table = (*spec.size, *spec.output_size, half, last.points, first.kept, last.kept, first.tiles, last.tiles,
                      *spec.stride, spec.padding[0][0], spec.padding[1][0], *channels, plan.items // spec.groups,
                      *limits)  # fmt: skip
-            work = all_planes
+            kernel = all_planes
             fixed = (table, along.stages, along.factors, *stages, turned.turns, scales, strips, spectra)
-        fixed = (*fixed, plan.items, job, crew.boxes, hands)
-        compile_for(work, kernels, kernels, kernels, *fixed)
-        new_result = results_of(spec)
-
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result() if out is None else out
-            crew.wake(hands)
-            work(x.reshape(-1), y.reshape(-1), kernels, *fixed)
-            return y
-
-        return run
+        return Work(kernel, (kernels, *fixed), plan.items, plan.threads)
 
     def compile_s(self, spec: ConvSpec) -> float:
         return 2.7

@@ -18,22 +18,23 @@ Equivalent: ``torch.nn.functional.conv2d``; for a picture ``cv2.filter2D`` with 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
-from algos.engine.blocks import FLAGS, Blocks, accumulate, axes, crop, in_2d, locate, pack, shared_by
-from algos.engine.jit import compile_for, compiled
-from algos.engine.threads import share, split
+from algos.contract import Cost, forward_float
+from algos.cpu._compiled import Compiled, Work
+from algos.engine.blocks import FLAGS, Blocks, accumulate, axes, crop, locate, pack, shared_by
+from algos.engine.jit import compiled, linked
+from algos.engine.relay import fork
 from algos.host import caches
 from algos.spec import ConvSpec
 
 
-@compiled(**FLAGS)
-def direct_blocks(x, w, y, offsets, table, scratch, sums, first, last):
-    """x: (n, c, h, w); w: (o, c / groups * taps); y: (n, o, oh, ow); scratch, sums: this thread's; items [first, last)."""
+@linked(**FLAGS)
+def direct_blocks(x, w, y, offsets, table, patches, all_sums, slot, first, last):
+    """Items [first, last); x: (n, c, h, w); w: (o, c / groups * taps); y: (n, o, oh, ow)."""
+    scratch, sums = patches[slot], all_sums[slot]
     pitch, channel, inputs = table[2], table[4], table[7]
     packed = (-1, -1, -1, -1)
     for item in range(first, last):
@@ -47,8 +48,14 @@ def direct_blocks(x, w, y, offsets, table, scratch, sums, first, last):
             crop(sums, pitch, y, n, o, row0, rows, col0, cols)
 
 
+@compiled(**FLAGS)
+def all_blocks(x, y, w, offsets, table, scratch, sums, job):
+    """Every block, shared with the helpers; scratch and sums have one row for each thread."""
+    fork(direct_blocks, (x, w, y, offsets, table, scratch, sums), job)
+
+
 @dataclass(frozen=True)
-class NumbaDirect(Algorithm):
+class NumbaDirect(Compiled):
     """Compiled shifted multiply-adds over cache blocks; see the module.
 
     Attributes
@@ -59,7 +66,6 @@ class NumbaDirect(Algorithm):
 
     name: str = "numba_direct"
     family: str = "direct"
-    runtime: str = "numba"
     block_bytes: int = 0
 
     def unsupported(self, spec: ConvSpec) -> str | None:
@@ -78,29 +84,16 @@ class NumbaDirect(Algorithm):
         each = (blocks.scratch + blocks.span) * spec.in_dtype.itemsize
         return min(threads, blocks.items) * each + 8 * spec.reduction_length
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         threads = self._threads(spec, threads)
         blocks = self._blocks(spec, threads)
-        cuts, table = split(blocks.items, threads), blocks.table
+        threads = min(threads, blocks.items)
         channels = np.arange(spec.in_channels // spec.groups)
         offsets = (channels[:, None] * blocks.channel + blocks.offsets.ravel()).ravel()
         w = weights.reshape(spec.out_channels, -1)
-        scratch = np.zeros((len(cuts), blocks.scratch), spec.in_dtype)
-        sums = np.zeros((len(cuts), blocks.span), spec.in_dtype)
-        image = np.empty((1, 1, 1, 1), spec.in_dtype)
-        compile_for(direct_blocks, image, w, image, offsets, table, scratch[0], sums[0], 0, 1)
-
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            image, result = in_2d(x), in_2d(y)
-
-            def job(part: int, _: int) -> None:
-                direct_blocks(image, w, result, offsets, table, scratch[part], sums[part], *cuts[part])
-
-            share(job, len(cuts), len(cuts))
-            return y
-
-        return run
+        scratch = np.zeros((threads, blocks.scratch), spec.in_dtype)
+        sums = np.zeros((threads, blocks.span), spec.in_dtype)
+        return Work(all_blocks, (w, offsets, blocks.table, scratch, sums), blocks.items, threads, as_2d=True)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         threads = self._threads(spec, threads)

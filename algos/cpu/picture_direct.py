@@ -18,18 +18,18 @@ Equivalent: ``cv2.filter2D`` with a constant border, ``scipy.ndimage.correlate``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Cost, forward_float
+from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import FLAGS, axes, in_2d
-from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import aligned, results_of
-from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
+from algos.engine.jit import compiled, linked
+from algos.engine.memory import aligned
+from algos.engine.relay import fork
 from algos.engine.simd import lanes
 from algos.engine.strips import UNROLLED, copy_bytes, correlate_block, place, strip_rows, strip_vectors
 from algos.spec import ConvSpec
@@ -39,12 +39,13 @@ SHARED_S = 3e-5  # less work than this stays on one thread
 
 
 @linked(**FLAGS)
-def correlate_strips(x, w, y, scratch, pointers, layout, taps, strip, first, last):
+def correlate_strips(x, w, y, scratches, tables, layout, taps, strip, slot, first, last):
     """x: (n, c, h, w); w: (o, c / groups, kh, kw); y: (n, o, oh, ow); scratch, pointers: this thread's; items [first, last).
 
     pointers: addresses of a strip's input rows in the image, of the same rows' ends in scratch, of its output rows, and of
     where their last blocks go when they end inside one.
     """
+    scratch, pointers = scratches[slot], tables[slot]
     block, blocks, parts, strips, top, before = layout[0], layout[1], layout[2], layout[3], layout[4], layout[5]
     left, right, head, tail, tail_at, skipped = layout[6], layout[7], layout[8], layout[9], layout[10], layout[11]
     pitch, zeros, unwanted, rest = layout[12], layout[13], layout[14], layout[15]
@@ -91,16 +92,10 @@ def correlate_strips(x, w, y, scratch, pointers, layout, taps, strip, first, las
                     copy_bytes(at, place(scratch, rest + r * block), (ow - (blocks - 1) * block) * size)
 
 
-@linked(**FLAGS)
-def strips_chunk(x, w, y, scratch, pointers, numbers, taps, strip, items, chunks, chunk, slot):
-    first, last = part_of(items, chunks, chunk)
-    correlate_strips(x, w, y, scratch[slot], pointers[slot], numbers, taps, strip, first, last)
-
-
 @compiled(**FLAGS)
-def correlate_all(x, w, y, scratch, pointers, numbers, taps, strip, items, job, boxes, hands):
+def correlate_all(x, y, w, scratch, pointers, numbers, taps, strip, job):
     """Every strip, shared with the helpers; scratch and pointers have one row for each thread."""
-    fork(strips_chunk, (x, w, y, scratch, pointers, numbers, taps, strip, items, job[CHUNKS]), job, boxes, hands)
+    fork(correlate_strips, (x, w, y, scratch, pointers, numbers, taps, strip), job)
 
 
 @dataclass(frozen=True)
@@ -148,12 +143,11 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class NumbaPicture(Algorithm):
+class NumbaPicture(Compiled):
     """Strips of rows with their sums in registers; see the module."""
 
     name: str = "numba_picture"
     family: str = "direct"
-    runtime: str = "numba"
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         if reason := forward_float(spec, ndim=(1, 2)):
@@ -177,28 +171,15 @@ class NumbaPicture(Algorithm):
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
         return spec.dtype, *self._written(spec)
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         threads = self._threads(spec, threads)
         layout = Layout.of(spec, threads)
         threads, numbers = min(threads, layout.items), np.array(layout.numbers, np.int64)
-        crew, work = helpers(), new_job(layout.items, threads)
-        hands = crew.hire(threads - 1)
         w = in_2d(weights)
         scratch = aligned((threads, layout.scratch), spec.in_dtype, zeros=True)
         pointers = np.zeros((threads, layout.pointers), np.int64)
         taps, strip = ((0,) * count for count in self._written(spec))
-        image = np.empty((1, 1, 1, 1), spec.in_dtype)
-        fixed = (scratch, pointers, numbers, taps, strip, layout.items, work, crew.boxes, hands)
-        compile_for(correlate_all, image, w, image, *fixed)
-        new_result = results_of(spec)
-
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result() if out is None else out
-            crew.wake(hands)
-            correlate_all(in_2d(x), w, in_2d(y), *fixed)
-            return y
-
-        return run
+        return Work(correlate_all, (w, scratch, pointers, numbers, taps, strip), layout.items, threads, as_2d=True)
 
     def _operations(self, spec: ConvSpec) -> float:
         """Of whole blocks; an output costs about ten operations' time beside its taps, a strip's row about 2000."""

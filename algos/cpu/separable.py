@@ -23,21 +23,20 @@ Equivalent: ``scipy.signal.sepfir2d``, ``cv2.sepFilter2D`` for rank 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Cost, forward_float
+from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import FLAGS, LANES, Blocks, accumulate, axes, crop, locate, pack, shared_by
-from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import aligned, results_of
+from algos.engine.jit import compiled, linked
+from algos.engine.memory import aligned
 from algos.engine.outer import factor_bytes, factors
-from algos.engine.relay import CHUNKS, fork, helpers, new_job, part_of
+from algos.engine.relay import fork
 from algos.engine.simd import VECTOR_BYTES, lanes
 from algos.engine.strips import copy_bytes, correlate_block, place, slide, slide_rows, strip_rows, strip_vectors
-from algos.engine.threads import share, split
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -46,9 +45,10 @@ FLOPS_PER_S = 3.2e10  # of one thread, float32, measured on AVX2
 SLID = 64  # taps of a row that are unrolled at most
 
 
-@compiled(**FLAGS)
-def separable_blocks(x, down, along, y, down_offsets, along_offsets, table, scratch, passed, sums, first, last):
+@linked(**FLAGS)
+def separable_blocks(x, down, along, y, down_offsets, along_offsets, table, patches, passes, all_sums, slot, first, last):
     """x: (n, c, h, w); down: (o, i, rank, kh); along: (o, i, rank, kw); y: (n, o, oh, ow); items [first, last)."""
+    scratch, passed, sums = patches[slot], passes[slot], all_sums[slot]
     pitch, plane, channel, inputs = table[2], table[3], table[4], table[7]
     row_phases, col_phases = table[17], table[18]
     for item in range(first, last):
@@ -68,12 +68,13 @@ def separable_blocks(x, down, along, y, down_offsets, along_offsets, table, scra
 
 
 @linked(**FLAGS)
-def separable_strips(x, down, along, y, scratch, pointers, layout, taps, strip, part, first, last):
+def separable_strips(x, down, along, y, scratches, tables, layout, taps, strip, part, slot, first, last):
     """x: (n, c, h, w); down: (o, i, rank, kh); along: (o, i, rank, pieces, span); y: (n, o, oh, ow).
 
     Strips [first, last) of rows. Down the columns first, from the image into a few padded rows, then along those while they
     are in the cache: nothing is computed twice. Columns after the last whole vector go through scratch.
     """
+    scratch, pointers = scratches[slot], tables[slot]
     block, vector, before, pitch, zeros, unwanted, rest, top, strips, furthest = layout
     size, channels, height, width = x.itemsize, x.shape[1], x.shape[2], x.shape[3]
     inputs, rank, kh, pieces, span = down.shape[1], down.shape[2], down.shape[3], along.shape[3], along.shape[4]
@@ -116,17 +117,16 @@ def separable_strips(x, down, along, y, scratch, pointers, layout, taps, strip, 
                 copy_bytes(at, place(scratch, rest + r * vector), ow % vector * size)
 
 
-@linked(**FLAGS)
-def strips_chunk(x, down, along, y, scratch, pointers, layout, taps, strip, part, items, chunks, chunk, slot):
-    first, last = part_of(items, chunks, chunk)
-    separable_strips(x, down, along, y, scratch[slot], pointers[slot], layout, taps, strip, part, first, last)
+@compiled(**FLAGS)
+def all_strips(x, y, down, along, scratch, pointers, layout, taps, strip, part, job):
+    """Every strip, shared with the helpers; scratch and pointers have one row for each thread."""
+    fork(separable_strips, (x, down, along, y, scratch, pointers, layout, taps, strip, part), job)
 
 
 @compiled(**FLAGS)
-def all_strips(x, down, along, y, scratch, pointers, layout, taps, strip, part, items, job, boxes, hands):
-    """Every strip, shared with the helpers; scratch and pointers have one row for each thread."""
-    arguments = (x, down, along, y, scratch, pointers, layout, taps, strip, part, items, job[CHUNKS])
-    fork(strips_chunk, arguments, job, boxes, hands)
+def all_blocks(x, y, down, along, down_offsets, along_offsets, table, scratch, passed, sums, job):
+    """Every block, shared with the helpers; scratch, passed and sums have one row for each thread."""
+    fork(separable_blocks, (x, down, along, y, down_offsets, along_offsets, table, scratch, passed, sums), job)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Strips:
 
 
 @dataclass(frozen=True)
-class Separable(Algorithm):
+class Separable(Compiled):
     """Two 1-D passes for each rank; see the module.
 
     Attributes
@@ -183,7 +183,6 @@ class Separable(Algorithm):
 
     name: str = "separable"
     family: str = "separable"
-    runtime: str = "numba"
     accuracy: str = "lowrank"
     block_bytes: int = 0
 
@@ -235,7 +234,7 @@ class Separable(Algorithm):
         taps = sum(spec.kernel) + (strips.pieces * strips.span if strips else 0)
         return spec.out_channels * spec.in_channels // spec.groups * (spec.rank or 0) * taps
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         assert spec.rank is not None
         threads = self._threads(spec, threads)
         down, along = factors(weights, spec.rank)
@@ -243,50 +242,24 @@ class Separable(Algorithm):
             return self._in_strips(spec, strips, down, along, threads)
         blocks = self._blocks(spec, threads)
         row, _ = axes(spec)
-        cuts, table = split(blocks.items, threads), blocks.table
-        scratch = np.zeros((len(cuts), blocks.scratch), spec.in_dtype)
-        passed = np.zeros((len(cuts), row.phase_count * blocks.plane + LANES), spec.in_dtype)
-        sums = np.zeros((len(cuts), blocks.span), spec.in_dtype)
+        threads = min(threads, blocks.items)
+        scratch = np.zeros((threads, blocks.scratch), spec.in_dtype)
+        passed = np.zeros((threads, row.phase_count * blocks.plane + LANES), spec.in_dtype)
+        sums = np.zeros((threads, blocks.span), spec.in_dtype)
         along_offsets = blocks.offsets[0].copy()  # tap (0, 0) is phase 0, shift 0: these move along the row only
         shifts = map(row.phase_and_shift, range(row.kernel))
         down_offsets = np.array([phase * blocks.plane + shift * blocks.pitch for phase, shift in shifts], np.int64)
-        image = np.empty((1, 1, 1, 1), spec.in_dtype)
-        compile_for(separable_blocks, image, down, along, image, down_offsets, along_offsets, table, scratch[0], passed[0],
-                    sums[0], 0, 1)  # fmt: skip
-        new_result = results_of(spec)
+        arguments = down, along, down_offsets, along_offsets, blocks.table, scratch, passed, sums
+        return Work(all_blocks, arguments, blocks.items, threads)
 
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result() if out is None else out
-
-            def job(part: int, _: int) -> None:
-                separable_blocks(x, down, along, y, down_offsets, along_offsets, table, scratch[part], passed[part],
-                                 sums[part], *cuts[part])  # fmt: skip
-
-            share(job, len(cuts), len(cuts))
-            return y
-
-        return run
-
-    def _in_strips(self, spec: ConvSpec, strips: Strips, down: np.ndarray, along: np.ndarray, threads: int) -> Callable:
+    def _in_strips(self, spec: ConvSpec, strips: Strips, down: np.ndarray, along: np.ndarray, threads: int) -> Work:
         threads = min(threads, strips.items)
-        crew, job = helpers(), new_job(strips.items, threads)
-        hands = crew.hire(threads - 1)
         along = strips.in_pieces(along)
         scratch = aligned((threads, strips.scratch), spec.in_dtype, zeros=True)
         pointers = np.zeros((threads, strips.pointers), np.int64)
         taps, strip, part = ((0,) * count for count in (strips.span, strips.rows, strips.part))
-        fixed = (scratch, pointers, strips.numbers, taps, strip, part, strips.items, job, crew.boxes, hands)
-        image = np.empty((1, 1, 1, 1), spec.in_dtype)
-        compile_for(all_strips, image, down, along, image, *fixed)
-        new_result = results_of(spec)
-
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result() if out is None else out
-            crew.wake(hands)
-            all_strips(x, down, along, y, *fixed)
-            return y
-
-        return run
+        arguments = down, along, scratch, pointers, strips.numbers, taps, strip, part
+        return Work(all_strips, arguments, strips.items, threads)
 
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
         strips = Strips.of(spec)

@@ -20,7 +20,7 @@ Equivalent: ``torch.nn.functional.conv2d`` with stride 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -28,10 +28,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from algos.contract import Algorithm, Cost
-from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.memory import LINE, aligned, results_of
+from algos.cpu._compiled import Compiled, Work
+from algos.engine.jit import compiled, linked
+from algos.engine.memory import LINE, aligned
 from algos.engine.ranges import ORDINARY, kind_of
-from algos.engine.relay import CHUNKS, fork, helpers, new_job
+from algos.engine.relay import CHUNKS, ITEMS, fork
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
 from algos.engine.tiles import load_tiles, multiply, peak_of_rows, store_tiles
 from algos.engine.toom_cook import Tiled
@@ -43,7 +44,7 @@ SHARED_FLOPS = 4e6
 
 @linked(**FLAGS)
 def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits, kind, sums,
-                scales, spectra, products, scratch, item, phase, parts, chunk, slot):  # fmt: skip
+                scales, spectra, products, scratch, item, phase, parts, slot, chunk, _):  # fmt: skip
     """All of item number ``chunk`` if ``phase`` is 0, else part ``chunk`` of one phase of ``item``, an item of that ``kind``.
 
     An item is image x group x block of ``rows`` tile rows; kernels: (group, point, block of outputs, channel, its outputs).
@@ -84,8 +85,8 @@ def kind_of_item(x, groups, item, blocks, rows, m, taps, top, limits, scratch):
 
 
 @compiled(**FLAGS)
-def winograd_tiles(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits, sums,
-                   scales, spectra, products, scratch, together, job, boxes, hands):  # fmt: skip
+def winograd_tiles(x, y, kernels, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits, sums,
+                   scales, spectra, products, scratch, together, job):  # fmt: skip
     """Every item, each by one thread, or each phase of one item after the other by all threads together.
 
     Operands are taken for ORDINARY, and an item whose results tell otherwise is computed once more: results whose squares
@@ -99,9 +100,9 @@ def winograd_tiles(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, out
     run, kind = 0, ORDINARY
     while run < (3 * items if together else 1):
         phase, item = 1 + run % 3 if together else 0, run // 3
-        job[CHUNKS] = parts = shares[phase]
+        job[CHUNKS] = job[ITEMS] = parts = shares[phase]
         fork(tiles_chunk, (x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits,
-                           kind, sums, scales, spectra, products, scratch, item, phase, parts), job, boxes, hands)  # fmt: skip
+                           kind, sums, scales, spectra, products, scratch, item, phase, parts), job)  # fmt: skip
         run += 1
         if phase == 3:
             known, kind = kind, ORDINARY
@@ -126,7 +127,7 @@ class Tiling(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Winograd(Tiled, Algorithm):
+class Winograd(Tiled, Compiled):
     """F(m x m, r x r) on blocks of tiles; see the module.
 
     Attributes
@@ -141,7 +142,6 @@ class Winograd(Tiled, Algorithm):
 
     name: str = "winograd_f2"
     family: str = "winograd"
-    runtime: str = "numba"
     accuracy: str = "winograd"
     m: int = 2
     block_bytes: int = 1 << 20
@@ -211,7 +211,7 @@ class Winograd(Tiled, Algorithm):
                 kernels[group, :, b, :, : part.shape[1]] = part.swapaxes(1, 2)
         return kernels
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         tiling = self._tiling(spec, threads)
         tiles_h, tiles_w, rows, together, threads = tiling
         taken, faint, limits, scales = self.scaling(spec, float(np.abs(weights).max(initial=0)))
@@ -223,22 +223,10 @@ class Winograd(Tiled, Algorithm):
         scratch = aligned((threads, length), spec.in_dtype)
         (top, _), (left, _) = spec.padding
         outputs, taps_h, taps_w = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
-        crew, job = helpers(), new_job()
-        hands = crew.hire(threads - 1)
-        fixed = (spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint,
+        fixed = (kernels, spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint,
                  limits, np.empty(spec.out_channels // spec.groups, spec.in_dtype), scales, spectra, products, scratch,
-                 together, job, crew.boxes, hands)  # fmt: skip
-        image = np.empty((1, 1, 1, 1), spec.in_dtype)
-        compile_for(winograd_tiles, image, kernels, image, *fixed)
-        new_result = results_of(spec)
-
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = new_result() if out is None else out
-            crew.wake(hands)
-            winograd_tiles(x, kernels, y, *fixed)
-            return y
-
-        return run
+                 together)  # fmt: skip
+        return Work(winograd_tiles, fixed, spec.batch * spec.groups * tiling.blocks, threads)
 
     def compile_s(self, spec: ConvSpec) -> float:
         return 2.5

@@ -22,7 +22,7 @@ from algos.engine.butterflies import FORWARD, INVERSE, move, multiply, transpose
 from algos.engine.fourier import FLAGS, filtered, forward, inverse
 from algos.engine.jit import compiled, linked
 from algos.engine.ranges import ORDINARY, kind_of
-from algos.engine.relay import CHUNKS, fork, part_of
+from algos.engine.relay import fork
 
 STRIPS = 4  # strips of columns read and written together: whole cache lines, even where rows lie a power of two apart
 
@@ -167,8 +167,10 @@ def kernel_lines(weights, across, lanes, cols, stages, factors, turns, scales, k
 
 
 @linked(**FLAGS)
-def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strip, spectra, first, last):
+def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, all_spectra, slot,
+           first, last):  # fmt: skip
     """Items [first, last): a group and a tile each. x: (n * c * h * w); y: (n * o * oh * ow); see ``fft_fused``."""
+    strip, spectra = strips[slot], all_spectra[slot]
     (height, width, out_height, out_width, rows, cols, kept_rows, kept_cols, down, across, row_step, col_step,
      top, left, groups, inputs, outputs, lanes, per_group, faint, large) = table  # fmt: skip
     tiles, point, lines = down * across, 2 * lanes, whole(rows, lanes)
@@ -214,17 +216,18 @@ def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factor
 
 
 @linked(**FLAGS)
-def lines(x, y, kernels, table, stages, factors, turns, scales, block, spectra, first, last):
+def lines(x, y, kernels, table, stages, factors, turns, scales, blocks, all_spectra, slot, first, last):
     """As ``planes`` for signals: an item is a group and L tiles of an image, side by side; ``cols`` is half a tile.
 
     block: L * L elements, for what reaches over an end.
     """
-    (width, out_width, cols, kept, step, left, groups, inputs, outputs, lanes, blocks, faint, large) = table
+    (width, out_width, cols, kept, step, left, groups, inputs, outputs, lanes, items, faint, large) = table
+    block, spectra = blocks[slot], all_spectra[slot]
     taken, point = cols * lanes * 2, 2 * lanes
     target = 0 if inputs == outputs == 1 else inputs * taken
     for item in range(first, last):
-        group, tile = item // blocks % groups, item % blocks * lanes
-        n = item // blocks // groups
+        group, tile = item // items % groups, item % items * lanes
+        n = item // items // groups
         kind, found = ORDINARY, 0
         i = 0
         while i < inputs:
@@ -274,30 +277,15 @@ def lines(x, y, kernels, table, stages, factors, turns, scales, block, spectra, 
                                 y[plane + (at + j) // step] = block[k * lanes + j]
 
 
-@linked(**FLAGS)
-def planes_chunk(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, spectra, items,
-                 chunks, chunk, slot):  # fmt: skip
-    first, last = part_of(items, chunks, chunk)
-    planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips[slot], spectra[slot],
-           first, last)  # fmt: skip
-
-
-@linked(**FLAGS)
-def lines_chunk(x, y, kernels, table, stages, factors, turns, scales, blocks, spectra, items, chunks, chunk, slot):
-    first, last = part_of(items, chunks, chunk)
-    lines(x, y, kernels, table, stages, factors, turns, scales, blocks[slot], spectra[slot], first, last)
-
-
 @compiled(error_model="numpy")
-def all_planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, spectra, items,
-               job, boxes, hands):  # fmt: skip
+def all_planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, spectra,
+               job):  # fmt: skip
     """Every item of ``planes``, shared with the helpers; strips and spectra have one row for each thread."""
-    fork(planes_chunk, (x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, spectra,
-                        items, job[CHUNKS]), job, boxes, hands)  # fmt: skip
+    fork(planes, (x.reshape(x.size), y.reshape(y.size), kernels, table, row_stages, row_factors, col_stages, col_factors,
+                  turns, scales, strips, spectra), job)  # fmt: skip
 
 
 @compiled(error_model="numpy")
-def all_lines(x, y, kernels, table, stages, factors, turns, scales, blocks, spectra, items, job, boxes, hands):
+def all_lines(x, y, kernels, table, stages, factors, turns, scales, blocks, spectra, job):
     """Every item of ``lines``, shared with the helpers."""
-    fork(lines_chunk, (x, y, kernels, table, stages, factors, turns, scales, blocks, spectra, items, job[CHUNKS]), job, boxes,
-         hands)  # fmt: skip
+    fork(lines, (x.reshape(x.size), y.reshape(y.size), kernels, table, stages, factors, turns, scales, blocks, spectra), job)

@@ -8,7 +8,7 @@ are numbers at run time, and ``Looped`` takes all of them so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
 from numba import types
@@ -20,8 +20,28 @@ from algos.engine.simd import I32, I64, Emitter, loop, simd
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
 
-SHAPE = range(11, 17)  # where a table of ``tile_rows`` has kernel, strides and dilations, each of rows and of columns
+SHAPE = "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w"
 MASKED = simd() != "plain" or binding.get_host_cpu_features().get("avx")  # loads by masks are an instruction
+
+
+class Planes(NamedTuple):
+    """A depthwise layer: ``multiplier`` channels of y for each of x, every plane of y in ``bands`` of rows."""
+
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    top: int  # rows of padding
+    left: int
+    bands: int
+    channels: int  # of y
+    multiplier: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    dilation_h: int
+    dilation_w: int
 
 
 class Lanes:
@@ -197,16 +217,18 @@ class Looped(Lanes):
 
 
 @intrinsic
-def tile_rows(typingctx, x, w, y, end, zeros, height, width, out_width, top, left, table, shape):
+def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
     """All columns of a tile's rows of outputs: addresses x, w of a plane and its kernel, y of the first of the rows.
 
-    end: of the outputs that may be overwritten; zeros: a row of them; top, left: from the picture to the first tap of output 0;
-    table, shape: as ``depthwise_planes`` has them.
+    end: of the outputs that may be overwritten; zeros: a row of them; top: the row of x that the tile's first tap reads;
+    layer: ``Planes``; shape: as ``depthwise.all_planes`` has it.
     """
 
     def codegen(context, builder, sig, args):
         element, count, *known = sig.args[-1][0], *map(len, sig.args[-1][1:])
-        x, w, y, end, zeros, height, width, out_width, top, left, table = args[:11]
+        x, w, y, end, zeros, top = args[:6]
+        numbers = dict(zip(sig.args[6].fields, cgutils.unpack_tuple(builder, args[6]), strict=True))
+        height, width, out_width, left = (numbers[name] for name in ("height", "width", "out_width", "left"))
         emit = Emitter(builder, element)
         pointer, size = emit.scalar.as_pointer(), I64(emit.bytes)
         line_bytes, pitch = builder.mul(width, size), builder.mul(out_width, size)
@@ -222,8 +244,7 @@ def tile_rows(typingctx, x, w, y, end, zeros, height, width, out_width, top, lef
         outer: Unrolled | Looped
         unrolled, lines = len(known) == len(SHAPE), 0
         written = known if unrolled else [0] * len(SHAPE)
-        numbers = builder.inttoptr(table, I64.as_pointer())
-        sizes = [I64(n) if n else builder.load(builder.gep(numbers, [I64(i)])) for n, i in zip(written, SHAPE, strict=True)]
+        sizes = [I64(n) if n else numbers[name] for n, name in zip(written, SHAPE, strict=True)]
         stride = sizes[3]
         if unrolled:
             inner = Unrolled(emit, count, known, sizes, row_at, w)
@@ -262,7 +283,7 @@ def tile_rows(typingctx, x, w, y, end, zeros, height, width, out_width, top, lef
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 11, shape), codegen
+    return types.void(*[types.intp] * 6, layer, shape), codegen
 
 
 def _store_at_border(tile: Unrolled | Looped, values: list[Any], places: list[Any], end: Any, out_width: Any) -> None:

@@ -1,9 +1,9 @@
 """Compiled work handed to other cores in about a microsecond, where waking a thread costs 30 to 130.
 
-``fork(function, arguments, job, boxes, helpers)`` in compiled code runs ``function(*arguments, chunk, slot)`` for every chunk
-of a job, on the caller (slot 0) and on helpers (slot 1 and up). A helper is a thread that, after a job, watches a word of
-memory for ``SPIN_S`` in compiled code that holds no lock, and only then sleeps. Whoever is free takes the next chunk, so a
-helper that comes late, or never, costs nothing but its help.
+``fork(function, arguments, job)`` in compiled code runs ``function(*arguments, slot, first, last)`` for the items [first,
+last) of every chunk of a job, on the caller (slot 0) and on helpers (slot 1 and up). A helper is a thread that, after a job,
+watches a word of memory for ``SPIN_S`` in compiled code that holds no lock, and only then sleeps. Whoever is free takes the
+next chunk, so a helper that comes late, or never, costs nothing but its help.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPIN_S = 2e-4
 MOST_HELPERS = 62  # bits in run_job
 SHARES = 4  # chunks for each thread, so that nobody waits long for the last
 WAIT_S = 5.0  # for a helper's end at exit
-CODE, FINISHED, NEXT, CHUNKS, ARGUMENTS, WORDS = range(6)  # the words of a job
+CODE, FINISHED, NEXT, CHUNKS, ITEMS, ARGUMENTS, BOXES, HELPERS, WORDS = range(9)  # the words of a job
 ASLEEP, LISTENING, BUSY = 0, 1, 2  # what a helper's box says; anything else is the address of a job
 BOX = 16  # words from one box to the next: two cache lines
 
@@ -135,8 +135,9 @@ def take(job, slot):
 
 
 @linked()
-def run_job(job, boxes, helpers):
+def run_job(job):
     """All chunks, with the help of whoever comes before they are done."""
+    boxes, helpers = peek(job, BOXES), peek(job, HELPERS)
     poke(job, FINISHED, 0)
     poke(job, NEXT, 0)
     asked, slept = 0, 0  # a bit for each helper
@@ -167,35 +168,35 @@ def _call(context: Any, builder: Any, function: Any, kinds: tuple, values: list[
 
 
 @intrinsic
-def fork(typingctx, function, arguments, job, boxes, helpers):
-    """``function(*arguments, chunk, slot)`` for the chunks that ``job`` says; boxes: the helpers' (``Helpers.boxes``).
+def fork(typingctx, function, arguments, job):
+    """``function(*arguments, slot, first, last)`` for all items of ``job``, an array that ``Helpers.job`` made.
 
     ``function`` is ``linked`` code; arrays among the arguments are borrowed until all chunks are done.
     """
-    kinds = (*arguments.types, types.intp, types.intp)
-    signature = types.void(function, arguments, job, boxes, types.intp)
+    kinds = (*arguments.types, types.intp, types.intp, types.intp)
+    signature = types.void(function, arguments, job)
 
     def codegen(context, builder, sig, args):
         held = cgutils.alloca_once_value(builder, args[1])
-        place = builder.ptrtoint(held, I64)
         module = builder.module
         code = ir.Function(module, ir.FunctionType(ir.IntType(1), [I64, I64]), module.get_unique_name("chunk"))
         code.linkage = "internal"
         inside = ir.IRBuilder(code.append_basic_block("entry"))
         own_job, slot = code.args
-        found = inside.load(inside.inttoptr(inside.load(_word(inside, own_job, I64(ARGUMENTS))), held.type))
+        word = lambda index: inside.load(_word(inside, own_job, I64(index)))  # noqa: E731
+        found = inside.load(inside.inttoptr(word(ARGUMENTS), held.type))
         values = [inside.extract_value(found, i) for i in range(len(sig.args[1].types))]
         _, chunk = _call(context, inside, take, (types.intp, types.intp), [own_job, slot])
         found_one = inside.icmp_signed(">=", chunk, I64(0))
         with inside.if_then(found_one):
-            _call(context, inside, sig.args[0].dispatcher, kinds, [*values, chunk, slot])
+            ends = [inside.udiv(inside.mul(word(ITEMS), end), word(CHUNKS)) for end in (chunk, inside.add(chunk, I64(1)))]
+            _call(context, inside, sig.args[0].dispatcher, kinds, [*values, slot, *ends])
         inside.ret(found_one)
 
-        job_place = builder.ptrtoint(context.make_array(sig.args[2])(context, builder, args[2]).data, I64)
-        boxes_place = builder.ptrtoint(context.make_array(sig.args[3])(context, builder, args[3]).data, I64)
-        builder.store(builder.ptrtoint(code, I64), _word(builder, job_place, I64(CODE)))
-        builder.store(place, _word(builder, job_place, I64(ARGUMENTS)))
-        _call(context, builder, run_job, (types.intp,) * 3, [job_place, boxes_place, args[4]])
+        place = builder.ptrtoint(context.make_array(sig.args[2])(context, builder, args[2]).data, I64)
+        builder.store(builder.ptrtoint(code, I64), _word(builder, place, I64(CODE)))
+        builder.store(builder.ptrtoint(held, I64), _word(builder, place, I64(ARGUMENTS)))
+        _call(context, builder, run_job, (types.intp,), [place])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -220,19 +221,6 @@ def listen(boxes, index, turns):
             pause()
             left -= 1
     return swap(box, 0, LISTENING, ASLEEP)
-
-
-def new_job(items: int = 0, threads: int = 1) -> np.ndarray:
-    """What ``fork`` needs to keep of a plan's work, cut into a few chunks for each thread; one call at a time may use it."""
-    job = np.zeros(WORDS, np.int64)
-    job[CHUNKS] = min(items, SHARES * threads) if threads > 1 else 1
-    return job
-
-
-@linked()
-def part_of(items, chunks, chunk):
-    """(first, last) of the items of a chunk."""
-    return items * chunk // chunks, items * (chunk + 1) // chunks
 
 
 # Where the caller runs at this moment; None where the C library does not say.
@@ -285,6 +273,17 @@ class Helpers:
             self._locks.append(lock)
             self._avoided.append(-1)
             self._threads.append(thread)
+
+    def job(self, items: int, threads: int) -> np.ndarray:
+        """What ``fork`` keeps of a plan's work, cut into a few chunks for each thread; one call at a time may use it.
+
+        It holds the address of ``boxes``: keep these helpers as long as it.
+        """
+        hands = self.hire(threads - 1)
+        job = np.zeros(WORDS, np.int64)
+        job[CHUNKS], job[ITEMS] = min(items, SHARES * (hands + 1)) if hands else 1, items
+        job[BOXES], job[HELPERS] = self.boxes.ctypes.data, hands
+        return job
 
     def wake(self, count: int, long: bool = True) -> None:
         """Have the first ``count`` helpers listen, now or in some 50 us.

@@ -1,0 +1,78 @@
+"""The base of algorithms in compiled code: they say what is to be done, and here it is compiled, shared and run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from algos.contract import Algorithm
+from algos.engine.blocks import in_2d
+from algos.engine.jit import compile_for
+from algos.engine.memory import results_of
+from algos.engine.relay import HELPERS, SPIN_S, helpers
+from algos.spec import ConvSpec
+
+
+class Work(NamedTuple):
+    """A plan's work: ``kernel(x, y, *arguments, job)``, compiled, forks ``job`` into ranges of ``items``.
+
+    Attributes
+    ----------
+    kernel : function
+        Of ``algos.engine.jit.compiled``.
+    arguments : tuple
+        What it takes between the result and the job: weights, tables and memory for each thread.
+    items : int
+        Equal parts of the work; none needs another.
+    threads : int
+        That are worth having; ``job`` gives slots from 0 to one less.
+    seconds : float
+        Of one thread, for all: helpers are woken for short work only where calls follow each other.
+    as_2d : bool
+        Whether the kernel takes signals as pictures of one row.
+    """
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    items: int
+    threads: int
+    seconds: float = math.inf
+    as_2d: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled(Algorithm):
+    """An algorithm whose plans run one compiled function."""
+
+    runtime: str = "numba"
+
+    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
+        """What a run for ``spec`` does, with all that is prepared for it."""
+        raise NotImplementedError(f"{type(self).__name__} must say its work")
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        kernel, arguments, items, threads, seconds, as_2d = self.work(spec, weights, threads)
+        crew = helpers()
+        job = crew.job(items, threads)
+        hands, long = int(job[HELPERS]), seconds > SPIN_S
+        fixed = (*arguments, job)
+        operand = np.empty((1,) * (4 if as_2d else spec.ndim + 2), spec.in_dtype)
+        compile_for(kernel, operand, operand, *fixed)
+        new_result = results_of(spec)
+        widened = as_2d and spec.ndim == 1
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = new_result() if out is None else out
+            if hands:
+                crew.wake(hands, long)
+            if widened:
+                kernel(in_2d(x), in_2d(y), *fixed)
+            else:
+                kernel(x, y, *fixed)
+            return y
+
+        return run
