@@ -43,6 +43,7 @@ from algos.engine.simd import (
     outer_runs,
     transpose,
 )
+from algos.engine.tables import named, table_of
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -55,10 +56,39 @@ STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB 
 PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
 
 
+class Cut(NamedTuple):
+    """How the outputs of a spec are cut into items: blocks of rows, and parts of a group's output channels."""
+
+    groups: int
+    parts: int
+    rows: int  # output rows of a block
+    row_stride: int
+    top: int  # rows of padding
+    patch_rows: int
+    row_step: int  # input rows from one row of the patch to the next
+    left: int  # columns of padding
+    cols: int  # of the patch
+    col_step: int
+    step: int  # elements from one pixel of the patch to the next
+    run: int  # contiguous elements of a tap, or of a row of taps
+    piece: int  # starts of ``outer_runs`` between two passes over the pixels
+    items: int
+    threads: int
+
+
+class Window(NamedTuple):
+    """Where an output finds its elements in the patch; see ``outer_runs``."""
+
+    pixels: np.ndarray  # of each output of a block
+    starts: np.ndarray
+    singles: np.ndarray
+
+
 @linked(**FLAGS)
-def pack_patch(x, n, c0, channels, step, row0, row_step, rows, left, col_step, cols, patch):
-    """patch[r, j, :channels] = x[n, c0:, row0 + r * row_step, j * col_step - left], zero outside; ``step`` elements a pixel."""
+def pack_patch(x, n, c0, channels, row0, rows, cut, patch):
+    """patch[r, j, :channels] = x[n, c0:, row0 + r * row_step, j * col_step - left], zero outside."""
     height, width = x.shape[2:]
+    row_step, left, cols, col_step, step = cut.row_step, cut.left, cut.cols, cut.col_step, cut.step
     wide = VECTOR_BYTES // x.itemsize
     plane, start, flat = height * width, row0 * width, x.reshape(x.size)
     if left == 0 and cols == width and col_step == row_step == 1 and row0 >= 0 and row0 + rows <= height:
@@ -66,19 +96,20 @@ def pack_patch(x, n, c0, channels, step, row0, row_step, rows, left, col_step, c
     first = min(cols, max(0, -(-left // col_step)))
     last = max(first, min(cols, (width - 1 + left) // col_step + 1))
     for r in range(rows):
-        ih, line = row0 + r * row_step, r * cols * step
+        ih, line = row0 + r * row_step, r * cols * step  # patch[r][0][0]
         if ih < 0 or ih >= height:
             clear(address(patch, line), cols * step)
             continue
         clear(address(patch, line), first * step)
         clear(address(patch, line + last * step), (cols - last) * step)
-        source = (n * x.shape[1] + c0) * plane + start + r * row_step * width - left
+        source = (n * x.shape[1] + c0) * plane + start + r * row_step * width - left  # x[n][c0][ih][-left]
         for c in range(0, channels, wide):
             j = first
             if col_step == 1 and channels - c >= wide and last - first >= wide:
                 while j < last:
                     j = min(j, last - wide)  # the last block overlaps the one before
-                    transpose(address(x, source + c * plane + j), plane, address(patch, line + j * step + c), step)
+                    to = address(patch, line + j * step + c)  # patch[r][j][c]
+                    transpose(address(x, source + c * plane + j), plane, to, step)
                     j += wide
             for i in range(c, min(channels, c + wide)):
                 for k in range(j, last):
@@ -120,61 +151,43 @@ def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w,
 
 
 @linked(**FLAGS)
-def direct_runs(x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels, starts,
-                singles, piece, vectors, patches, all_sums, slot, first, last):  # fmt: skip
-    """Items [first, last): image x group x block of ``rows`` output rows x part of the group's output channels.
+def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, slot, first, last):
+    """Items [first, last): image x group x block of output rows x part of the group's output channels.
 
-    w: (group, block of outputs, element of the window, outputs of a block), elements as ``starts`` and ``singles`` have them;
-    pixels: where the window of each output of a block begins in the patch; piece: starts between two passes over the pixels;
-    vectors: a zero for each of a block of outputs.
+    w: (group, block of outputs, element of the window, outputs of a block), elements as ``window`` has them; vectors: a zero
+    for each of a block of outputs; patches, all_sums: of each thread.
     """
     patch, sums = patches[slot], all_sums[slot]
-    channels, filters = x.shape[1] // groups, y.shape[1] // groups
+    rows, parts, starts, singles = cut.rows, cut.parts, window.starts, window.singles
+    channels, filters = x.shape[1] // cut.groups, y.shape[1] // cut.groups
     blocks, elements, block, width = w.shape[1], w.shape[2], w.shape[3], y.shape[3]
     row_blocks = -(-y.shape[2] // rows)
     packed = -1
     for item in range(first, last):
         whole, part = item // parts, item % parts
-        n, group, oh0 = whole // row_blocks // groups, whole // row_blocks % groups, whole % row_blocks * rows
+        n, group = whole // row_blocks // cut.groups, whole // row_blocks % cut.groups
+        oh0 = whole % row_blocks * rows
         count = min(rows, y.shape[2] - oh0)
         if whole != packed:
-            needed = patch_rows - (rows - count) * row_stride // row_step
-            pack_patch(x, n, group * channels, channels, step, oh0 * row_stride - top, row_step, needed, left, col_step, cols,
-                       patch)  # fmt: skip
+            needed = cut.patch_rows - (rows - count) * cut.row_stride // cut.row_step
+            pack_patch(x, n, group * channels, channels, oh0 * cut.row_stride - cut.top, needed, cut, patch)
             packed = whole
         outputs = count * width
         for b in range(blocks * part // parts, blocks * (part + 1) // parts):
-            weights = address(w, (group * blocks + b) * elements * block)
-            for s in range(0, max(1, starts.size), piece):
-                here = min(piece, starts.size - s)
-                runs_block(address(patch, 0), outputs, pixels, address(starts, s), here, address(singles, 0),
-                           singles.size if s + here == starts.size else 0, advance(weights, s * UNROLLED * block), sums,
-                           s > 0, vectors)  # fmt: skip
+            weights = address(w, (group * blocks + b) * elements * block)  # w[group][b][0][0]
+            for s in range(0, max(1, starts.size), cut.piece):
+                here = min(cut.piece, starts.size - s)
+                ends = singles.size if s + here == starts.size else 0
+                runs_block(address(patch, 0), outputs, window.pixels, address(starts, s), here, address(singles, 0), ends,
+                           advance(weights, s * UNROLLED * block), sums, s > 0, vectors)  # fmt: skip
             unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
 
 
 @compiled(**FLAGS)
-def direct_all(x, y, w, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels, starts,
-               singles, piece, vectors, patch, sums, job):  # fmt: skip
-    """Every item, shared with the helpers; patch and sums have one row for each thread."""
-    arguments = (x, w, y, groups, parts, rows, row_stride, top, row_step, patch_rows, left, col_step, cols, step, pixels,
-                 starts, singles, piece, vectors, patch, sums)  # fmt: skip
-    fork(direct_runs, arguments, job)
-
-
-class Cut(NamedTuple):
-    """How the outputs of a spec are cut into items."""
-
-    rows: int  # output rows of a block
-    patch_rows: int
-    cols: int  # of the patch
-    row_step: int  # input rows from one row of the patch to the next
-    col_step: int
-    step: int  # elements from one pixel of the patch to the next
-    run: int  # contiguous elements of a tap, or of a row of taps
-    parts: int  # of the output channels
-    items: int
-    threads: int
+def direct_all(x, y, w, table, pixels, starts, singles, vectors, patches, sums, job):
+    """Every item, shared with the helpers; ``table``: of a ``Cut``."""
+    window = Window(pixels, starts, singles)
+    fork(direct_runs, (x, y, w, named(Cut, table), window, vectors, patches, sums), job)
 
 
 def _patch_length(axis: Axis, outputs: int) -> tuple[int, int]:
@@ -223,7 +236,10 @@ def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     rows = -(-row.outputs // count)
     items = outer * -(-row.outputs // rows) * parts
     patch_rows, row_step = _patch_length(row, rows)
-    return Cut(rows, patch_rows, cols, row_step, col_step, step, run, parts, items, min(threads, items))
+    starts = channels * math.prod(spec.kernel) // run * (run // UNROLLED)
+    piece = max(1, -(-starts // max(1, -(-spec.reduction_length // STEPS))))
+    return Cut(spec.groups, parts, rows, row.stride, row.before, patch_rows, row_step, col.before, cols, col_step, step, run,
+               piece, items, min(threads, items))  # fmt: skip
 
 
 def elements(taps: np.ndarray, run: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -285,7 +301,6 @@ class DirectChannels(Compiled):
         taps = np.arange(row.kernel)[:, None] * (row.dilation * found.cols) + np.arange(col.kernel) * col.dilation
         taps = (taps * found.step)[:, : 1 if found.run > channels else None].ravel()
         starts, singles, order = elements(taps, found.run)
-        piece = max(1, -(-starts.size // max(1, -(-order.size // STEPS))))
         w = aligned((spec.groups, -(-filters // block), order.size, block), spec.in_dtype, zeros=True)
         kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1)  # (group, tap, channel, output)
         for b in range(w.shape[1]):
@@ -293,10 +308,9 @@ class DirectChannels(Compiled):
             w[:, b, :, : part.shape[3]] = part.reshape(spec.groups, -1, part.shape[3])[:, order]
         patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
         sums = aligned((found.threads, pixels_length, block), spec.in_dtype)
-        fixed = (w, spec.groups, found.parts, found.rows, row.stride, row.before, found.row_step, found.patch_rows, col.before,
-                 found.col_step, found.cols, found.step, pixels, starts, singles, piece, (0,) * (block // lanes(spec.in_dtype)),
-                 patch, sums)  # fmt: skip
-        return Work(direct_all, fixed, found.items, found.threads, as_2d=True)
+        vectors = (0,) * (block // lanes(spec.in_dtype))
+        arguments = w, table_of(found), pixels, starts, singles, vectors, patch, sums
+        return Work(direct_all, arguments, found.items, found.threads, as_2d=True)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         found = self._cut(spec, threads)

@@ -25,12 +25,15 @@ def table_of(numbers: Sequence[int]) -> np.ndarray:
 
 @intrinsic
 def named(typingctx, kind, table):
-    """A NamedTuple of class ``kind`` from the address of its numbers, a ``table_of`` them."""
+    """A NamedTuple of class ``kind`` from a ``table_of`` its numbers, or the address of one."""
     fields = kind.instance_class._fields
-    signature = types.NamedUniTuple(types.intp, len(fields), kind.instance_class)(kind, types.intp)
+    signature = types.NamedUniTuple(types.intp, len(fields), kind.instance_class)(kind, table)
 
     def codegen(context, builder, sig, args):
-        start = builder.inttoptr(args[1], I64.as_pointer())
+        if isinstance(table, types.Array):
+            start = context.make_array(table)(context, builder, args[1]).data
+        else:
+            start = builder.inttoptr(args[1], I64.as_pointer())
         numbers = [builder.load(builder.gep(start, [I64(i)])) for i in range(len(fields))]
         return context.make_tuple(builder, sig.return_type, numbers)
 
