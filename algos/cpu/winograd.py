@@ -34,7 +34,8 @@ from algos.engine.memory import LINE, aligned
 from algos.engine.ranges import ORDINARY, kind_of
 from algos.engine.relay import CHUNKS, ITEMS, fork
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
-from algos.engine.tiles import load_tiles, multiply, peak_of_rows, store_tiles
+from algos.engine.tables import named, table_of
+from algos.engine.tiles import Tiles, block_of, load_tiles, multiply, peak_of_rows, store_tiles
 from algos.engine.toom_cook import Tiled
 from algos.spec import ConvSpec
 
@@ -42,72 +43,87 @@ FLAGS = {"error_model": "numpy"}
 SHARED_FLOPS = 4e6
 
 
-@linked(**FLAGS)
-def tiles_chunk(x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits, kind, sums,
-                scales, spectra, products, scratch, item, phase, parts, slot, chunk, _):  # fmt: skip
-    """All of item number ``chunk`` if ``phase`` is 0, else part ``chunk`` of one phase of ``item``, an item of that ``kind``.
+class Memory(NamedTuple):
+    """What threads work in; spectra and products of each thread, or of all together."""
 
-    An item is image x group x block of ``rows`` tile rows; kernels: (group, point, block of outputs, channel, its outputs).
+    spectra: np.ndarray
+    products: np.ndarray
+    scratch: np.ndarray  # of each thread
+    sums: np.ndarray  # (channels of a group of y), of squares
+
+
+class Phase(NamedTuple):
+    """What is done at a time: 0 is all of every item; 1, 2 and 3 are the parts of loading, products and storing of one."""
+
+    number: int
+    item: int
+    kind: int
+    parts: int
+
+
+@linked(**FLAGS)
+def do_phase(x, y, kernels, tiles, shape, faint, scales, memory, phase, slot, chunk, _):
+    """All of item number ``chunk``, or part ``chunk`` of one phase of an item of a known kind.
+
+    kernels: (group, point, block of outputs, channel, its outputs); scales, faint: as ``winograd_tiles`` has them.
     """
-    blocks = -(-tiles_h // rows)
-    channels, filters = x.shape[1] // groups, y.shape[1] // groups
-    part, own = chunk, 0
-    if phase == 0:
+    channels = x.shape[1] // tiles.groups
+    item, part, parts, own = phase.item, chunk, phase.parts, 0
+    if phase.number == 0:
         item, part, parts, own = chunk, 0, 1, slot
-    n, group, row = item // blocks // groups, item // blocks % groups, item % blocks * rows
-    count = min(rows, tiles_h - row)
-    again = True
+    block, kind, again = block_of(item, tiles), phase.kind, True
+    spectra, products, scratch = memory.spectra[own], memory.products[own], memory.scratch[slot]
     while again:
-        if phase <= 1:
-            load_tiles(x, n, group * channels, channels, top, left, outputs, taps_h, taps_w, row, count, tiles_w,
-                       scales[kind, 0], scratch[slot], spectra[own], part, parts)  # fmt: skip
-        if phase == 0 or phase == 2:
-            multiply(spectra[own], kernels[group], products[own], channels, count * tiles_w, part, parts)
+        if phase.number <= 1:
+            load_tiles(x, block, tiles, shape, scales[kind, 0], scratch, spectra, part, parts)
+        if phase.number == 0 or phase.number == 2:
+            multiply(spectra, kernels[block.group], products, channels, block.rows * tiles.tiles_w, part, parts)
         squares = 1.0
-        if phase == 0 or phase == 3:
-            squares = store_tiles(products[own], y, n, group * filters, filters, outputs, taps_h, taps_w, row, count,
-                                  tiles_w, scales[kind, 1], scales[kind, 2], scratch[slot], part, parts)  # fmt: skip
-        again = phase == 0 and kind == ORDINARY and not faint < squares < np.inf
+        if phase.number == 0 or phase.number == 3:
+            up, more = scales[kind, 1], scales[kind, 2]
+            squares = store_tiles(products, y, block, tiles, shape, up, more, scratch, part, parts)
+        again = phase.number == 0 and kind == ORDINARY and not faint < squares < np.inf
         if again:
-            kind = kind_of_item(x, groups, item, blocks, rows, len(outputs), len(taps_h), top, limits, scratch[slot])
+            kind = kind_of_item(x, item, tiles, shape, scratch)
             again = kind != ORDINARY
-        if phase == 3:
-            sums[part] = squares
+        if phase.number == 3:
+            memory.sums[part] = squares
 
 
 @linked(**FLAGS)
-def kind_of_item(x, groups, item, blocks, rows, m, taps, top, limits, scratch):
+def kind_of_item(x, item, tiles, shape, scratch):
     """The kind of the elements of x that an item reads: looked at only where its results leave that open."""
-    n, group, first = item // blocks // groups, item // blocks % groups, item % blocks * rows * m - top
-    channels = x.shape[1] // groups
-    last = first + rows * m + taps - 1
-    return kind_of(peak_of_rows(x, n, group * channels, channels, first, last, scratch), limits)
+    block, channels, m = block_of(item, tiles), x.shape[1] // tiles.groups, len(shape[0])
+    first = block.row * m - tiles.top
+    last = first + tiles.rows * m + len(shape[1]) - 1
+    peak = peak_of_rows(x, block.n, block.group * channels, channels, first, last, scratch)
+    return kind_of(peak, (tiles.faint, tiles.large))
 
 
 @compiled(**FLAGS)
-def winograd_tiles(x, y, kernels, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits, sums,
-                   scales, spectra, products, scratch, together, job):  # fmt: skip
+def winograd_tiles(x, y, kernels, table, shape, faint, scales, spectra, products, scratch, sums, job):
     """Every item, each by one thread, or each phase of one item after the other by all threads together.
 
     Operands are taken for ORDINARY, and an item whose results tell otherwise is computed once more: results whose squares
-    overflow or sum to ``faint`` at most. sums: (channels of a group of y), written; scales: for items of each kind the factor
-    of what is read, and two of results.
+    overflow or sum to ``faint`` at most. scales: for items of each kind the factor of what is read, and two of results;
+    table: of ``Tiles``; shape: as ``load_tiles`` has it.
     """
-    blocks = -(-tiles_h // rows)
-    items = x.shape[0] * groups * blocks
+    tiles, memory = named(Tiles, table), Memory(spectra, products, scratch, sums)
+    items = x.shape[0] * tiles.groups * -(-tiles.tiles_h // tiles.rows)
     lanes = VECTOR_BYTES // x.itemsize
-    shares = (items, -(-x.shape[1] // groups // lanes), spectra.shape[1], -(-y.shape[1] // groups // lanes))
+    channels, filters = x.shape[1] // tiles.groups, y.shape[1] // tiles.groups
+    shares = (items, -(-channels // lanes), spectra.shape[1], -(-filters // lanes))
     run, kind = 0, ORDINARY
-    while run < (3 * items if together else 1):
-        phase, item = 1 + run % 3 if together else 0, run // 3
-        job[CHUNKS] = job[ITEMS] = parts = shares[phase]
-        fork(tiles_chunk, (x, kernels, y, groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint, limits,
-                           kind, sums, scales, spectra, products, scratch, item, phase, parts), job)  # fmt: skip
+    while run < (3 * items if tiles.together else 1):
+        number, item = 1 + run % 3 if tiles.together else 0, run // 3
+        job[CHUNKS] = job[ITEMS] = parts = shares[number]
+        phase = Phase(number, item, kind, parts)
+        fork(do_phase, (x, y, kernels, tiles, shape, faint, scales, memory, phase), job)
         run += 1
-        if phase == 3:
+        if number == 3:
             known, kind = kind, ORDINARY
             if known == ORDINARY and not faint < sums[:parts].sum() < np.inf:
-                kind = kind_of_item(x, groups, item, blocks, rows, len(outputs), len(taps_h), top, limits, scratch[0])
+                kind = kind_of_item(x, item, tiles, shape, scratch[0])
                 if kind != ORDINARY:
                     run -= 3
 
@@ -222,10 +238,10 @@ class Winograd(Tiled, Compiled):
         products = aligned((copies, *products_shape), spec.in_dtype)
         scratch = aligned((threads, length), spec.in_dtype)
         (top, _), (left, _) = spec.padding
-        outputs, taps_h, taps_w = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
-        fixed = (kernels, spec.groups, tiles_h, tiles_w, rows, top, left, outputs, taps_h, taps_w, faint,
-                 limits, np.empty(spec.out_channels // spec.groups, spec.in_dtype), scales, spectra, products, scratch,
-                 together)  # fmt: skip
+        sums = np.empty(spec.out_channels // spec.groups, spec.in_dtype)
+        shape = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
+        table = table_of(Tiles(spec.groups, tiles_h, tiles_w, rows, top, left, together, *limits))
+        fixed = kernels, table, shape, faint, scales, spectra, products, scratch, sums
         return Work(winograd_tiles, fixed, spec.batch * spec.groups * tiling.blocks, threads)
 
     def compile_s(self, spec: ConvSpec) -> float:

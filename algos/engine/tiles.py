@@ -8,7 +8,7 @@ channel): the products read rows of it as they are, and the way back mirrors the
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -35,6 +35,37 @@ from algos.engine.toom_cook import Matrix, toom_cook
 
 FLAGS = {"error_model": "numpy"}
 R1, R2 = TAILS
+
+
+class Tiles(NamedTuple):
+    """How the tiles of a layer are cut into items, one each for image x group x block of ``rows`` tile rows."""
+
+    groups: int
+    tiles_h: int
+    tiles_w: int
+    rows: int
+    top: int  # rows of padding
+    left: int
+    together: int  # 1 where the threads share each item
+    faint: int  # limits of ``kind_of``
+    large: int
+
+
+class Block(NamedTuple):
+    """What an item is: tile rows [row, row + rows) of a group's channels of image n."""
+
+    n: int
+    group: int
+    row: int
+    rows: int
+
+
+@linked(**FLAGS)
+def block_of(item, tiles):
+    """The ``Block`` of an item."""
+    blocks = -(-tiles.tiles_h // tiles.rows)
+    row = item % blocks * tiles.rows
+    return Block(item // blocks // tiles.groups, item // blocks % tiles.groups, row, min(tiles.rows, tiles.tiles_h - row))
 
 
 @intrinsic
@@ -151,30 +182,32 @@ def scale(data, at, count, factor):
 
 
 @linked(**FLAGS)
-def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, rows, tiles_w, down, scratch, spectra, part,
-               parts):  # fmt: skip
-    """Transform the tile rows [first, first + rows) of ``channels`` channels from c0 on, every ``parts``-th group of them.
+def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
+    """Transform the tiles of a block, every ``parts``-th vector of its channels from number ``part`` on.
 
-    x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's.
+    x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's; shape: (outputs,
+    taps of a column, of a row), numbers given as tuples' lengths.
     """
     all_channels, height, width = x.shape[1:]
-    m = len(outputs)
+    channels, tiles_w = all_channels // tiles.groups, tiles.tiles_w
+    outputs, taps_h, taps_w = shape
+    m, c0 = len(outputs), block.group * channels
     t_h, t_w = m + len(taps_h) - 1, m + len(taps_w) - 1
     lanes = VECTOR_BYTES // x.itemsize
     pitch = -(-(tiles_w * m + t_w - m) // lanes) * lanes
     strip, half, line = 0, t_h * pitch, t_h * pitch * (1 + lanes)
     point, tile = spectra.shape[1] * spectra.shape[2], spectra.shape[2]
-    before = min(left, pitch)
+    before = min(tiles.left, pitch)
     inside = min(width, pitch - before)
     for group in range(part, -(-channels // lanes), parts):
-        for r in range(rows):
-            ih0 = (first + r) * m - top
+        for r in range(block.rows):
+            ih0 = (block.row + r) * m - tiles.top
             for lane in range(lanes):
                 c = group * lanes + lane
                 for i in range(t_h):
                     ih, at = ih0 + i, strip + i * pitch
                     if c < channels and 0 <= ih < height:
-                        source = ((n * all_channels + c0 + c) * height + ih) * width
+                        source = ((block.n * all_channels + c0 + c) * height + ih) * width  # x[n][c0 + c][ih][0]
                         clear(address(scratch, at), before)
                         copy(address(scratch, at + before), address(x, source), inside)
                         clear(address(scratch, at + before + inside), pitch - before - inside)
@@ -188,7 +221,7 @@ def load_tiles(x, n, c0, channels, top, left, outputs, taps_h, taps_w, first, ro
             for i in range(t_h):
                 for j in range(0, pitch, lanes):
                     transpose(address(scratch, half + i * lanes * pitch + j), pitch, address(scratch, line + j * lanes), lanes)
-                to = address(spectra, i * t_w * point + r * tiles_w * tile + group * lanes)
+                to = address(spectra, i * t_w * point + r * tiles_w * tile + group * lanes)  # spectra[i, 0][r, 0][c]
                 for k in range(tiles_w):
                     transform(outputs, taps_w, None, address(scratch, line + k * m * lanes), lanes,
                               advance(to, k * tile), point)  # fmt: skip
@@ -232,14 +265,15 @@ def multiply(spectra, kernels, products, channels, tiles, part, parts):
 
 
 @linked(**FLAGS)
-def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, rows, tiles_w, up, again, scratch, part,
-                parts):  # fmt: skip
-    """Write the outputs of the tile rows [first, first + rows), every ``parts``-th group of channels; y: (n, o, oh, ow).
+def store_tiles(products, y, block, tiles, shape, up, again, scratch, part, parts):
+    """Write the outputs of a block, every ``parts``-th vector of its channels; y: (n, o, oh, ow); the rest as ``load_tiles``.
 
     They are multiplied by ``up`` and then by ``again``. Returns the sum of their squares before that.
     """
     all_channels, height, width = y.shape[1:]
-    m = len(outputs)
+    channels, tiles_w = all_channels // tiles.groups, tiles.tiles_w
+    outputs, taps_h, taps_w = shape
+    m, o0 = len(outputs), block.group * channels
     t_h, t_w = m + len(taps_h) - 1, m + len(taps_w) - 1
     lanes = VECTOR_BYTES // y.itemsize
     pitch = -(-(tiles_w * m) // lanes) * lanes
@@ -249,7 +283,7 @@ def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, ro
     clear(address(scratch, line + tiles_w * m * lanes), (pitch - tiles_w * m) * lanes)  # columns beyond the last tile
     clear(address(scratch, squares), lanes)
     for group in range(part, -(-channels // lanes), parts):
-        for r in range(rows):
+        for r in range(block.rows):
             for i in range(t_h):
                 source = address(products, i * t_w * point + r * tiles_w * tile + group * lanes)
                 for k in range(tiles_w):
@@ -257,12 +291,13 @@ def store_tiles(products, y, n, o0, channels, outputs, taps_h, taps_w, first, ro
                               address(scratch, line + k * m * lanes), lanes)  # fmt: skip
                 for j in range(0, pitch, lanes):
                     transpose(address(scratch, line + j * lanes), lanes, address(scratch, half + i * lanes * pitch + j), pitch)
-            oh0 = (first + r) * m
+            oh0 = (block.row + r) * m
             for lane in range(min(lanes, channels - group * lanes)):
                 finish(outputs, taps_h, address(scratch, half + lane * pitch), lanes * pitch, address(scratch, strip), pitch,
                        pitch, address(scratch, squares))  # fmt: skip
                 for i in range(min(m, height - oh0)):
-                    to = ((n * all_channels + o0 + group * lanes + lane) * height + oh0 + i) * width
+                    o = o0 + group * lanes + lane
+                    to = ((block.n * all_channels + o) * height + oh0 + i) * width  # y[n][o][oh][0]
                     if up != 1 or again != 1:
                         scale(scratch, strip + i * pitch, width, up)
                         scale(scratch, strip + i * pitch, width, again)
