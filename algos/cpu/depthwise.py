@@ -32,8 +32,8 @@ from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import axes
 from algos.engine.jit import compiled, linked
 from algos.engine.planes import Planes, tile_rows, tile_size
-from algos.engine.relay import SHARES, fork, place_of
-from algos.engine.simd import VECTOR_BYTES
+from algos.engine.relay import SHARES, fork
+from algos.engine.simd import VECTOR_BYTES, place
 from algos.engine.tables import named, table_of
 from algos.spec import ConvSpec
 
@@ -83,7 +83,7 @@ def all_planes(x, y, w, zeros, table, shape, job):
     A wide dilation or row stride is given as 0, and all that follows the rows as (column stride or 2) where that is wide:
     ``table`` has them then.
     """
-    fork(planes, (place_of(x), place_of(y), place_of(w), place_of(zeros), place_of(table), shape), job)
+    fork(planes, (place(x, 0), place(y, 0), place(w, 0), place(zeros, 0), place(table, 0), shape), job)
 
 
 def _written(spec: ConvSpec) -> tuple[int, ...]:

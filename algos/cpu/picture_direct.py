@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,25 +30,55 @@ from algos.engine.blocks import FLAGS, axes, in_2d
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.relay import fork
-from algos.engine.simd import lanes
-from algos.engine.strips import UNROLLED, copy_bytes, correlate_block, place, strip_rows, strip_vectors
+from algos.engine.simd import address, copy_bytes, lanes, place
+from algos.engine.strips import UNROLLED, correlate_block, strip_rows, strip_vectors
+from algos.engine.tables import named, table_of
 from algos.spec import ConvSpec
 
 FLOPS_PER_S = 7e10  # of one thread, float32
 SHARED_S = 3e-5  # less work than this stays on one thread
 
 
-@linked(**FLAGS)
-def correlate_strips(x, w, y, scratches, tables, layout, taps, strip, slot, first, last):
-    """x: (n, c, h, w); w: (o, c / groups, kh, kw); y: (n, o, oh, ow); scratch, pointers: this thread's; items [first, last).
+class Layout(NamedTuple):
+    """How the outputs are cut into strips of rows and those into blocks of columns, and what scratch holds for them.
 
-    pointers: addresses of a strip's input rows in the image, of the same rows' ends in scratch, of its output rows, and of
+    Blocks before ``left`` and from ``right`` on reach beyond the image: they read copies of the rows' ends. A row's copy is
+    the padding, its first ``head`` elements, then from ``tail_at`` on its last ``tail`` and zeros: columns ``skipped`` to the
+    left of where the whole row has them. The last block goes through scratch unless it ends with the row.
+    """
+
+    rows: int  # of a strip
+    items: int
+    block: int  # columns
+    blocks: int
+    parts: int  # of a strip
+    strips: int
+    top: int  # rows of padding
+    before: int  # columns of padding
+    left: int
+    right: int
+    head: int
+    tail: int
+    tail_at: int
+    skipped: int
+    pitch: int  # elements of a row's copy
+    zeros: int  # where scratch has a row of them,
+    unwanted: int  # a row for outputs below the last,
+    rest: int  # and the last blocks of a strip's rows
+    scratch: int  # elements
+    pointers: int
+
+
+@linked(**FLAGS)
+def correlate_strips(x, y, w, layout, taps, strip, scratches, tables, slot, first, last):
+    """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w: (o, c / groups, kh, kw); scratches, tables: of each thread.
+
+    tables hold addresses of a strip's input rows in the image, of the same rows' ends in scratch, of its output rows, and of
     where their last blocks go when they end inside one.
     """
     scratch, pointers = scratches[slot], tables[slot]
-    block, blocks, parts, strips, top, before = layout[0], layout[1], layout[2], layout[3], layout[4], layout[5]
-    left, right, head, tail, tail_at, skipped = layout[6], layout[7], layout[8], layout[9], layout[10], layout[11]
-    pitch, zeros, unwanted, rest = layout[12], layout[13], layout[14], layout[15]
+    block, blocks, parts, strips = layout.block, layout.blocks, layout.parts, layout.strips
+    left, right, before, unwanted, rest = layout.left, layout.right, layout.before, layout.unwanted, layout.rest
     size, channels, height, width = x.itemsize, x.shape[1], x.shape[2], x.shape[3]
     inputs, kh, kw = w.shape[1], w.shape[2], w.shape[3]
     outputs, oh, ow = y.shape[1] * inputs // channels, y.shape[2], y.shape[3]
@@ -62,30 +92,32 @@ def correlate_strips(x, w, y, scratches, tables, layout, taps, strip, slot, firs
         kept = kh - 1 if item > first and row0 > 0 and parts == 1 else 0  # input rows whose ends the strip above copied
         for o in range(group * outputs, (group + 1) * outputs):
             for r in range(rows_out):
-                at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow)
+                at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow)  # y[n][o][row0 + r][0]
                 pointers[2 * rows_in + r] = at if row0 + r < oh else place(scratch, unwanted)
                 pointers[2 * rows_in + rows_out + r] = place(scratch, rest + r * block - (blocks - 1) * block)
             for c in range(inputs):
                 for i in range(rows_in):
-                    ih = row0 + i - top
+                    ih = row0 + i - layout.top
                     if ih < 0 or ih >= height:
-                        pointers[i] = pointers[rows_in + i] = place(scratch, zeros)
+                        pointers[i] = pointers[rows_in + i] = place(scratch, layout.zeros)
                         continue
-                    at = place(x, ((n * channels + group * inputs + c) * height + ih) * width)
-                    ring = place(scratch, (c * rows_in + (row0 + i) % rows_in) * pitch)
+                    channel = n * channels + group * inputs + c
+                    at = place(x, (channel * height + ih) * width)  # x[n][channel][ih][0]
+                    ring = place(scratch, (c * rows_in + (row0 + i) % rows_in) * layout.pitch)
                     pointers[i], pointers[rows_in + i] = at - before * size, ring
                     if i >= kept and o == group * outputs:
                         if b0 < left:
-                            copy_bytes(ring + before * size, at, head * size)
+                            copy_bytes(ring + before * size, at, layout.head * size)
                         if b1 > right:
-                            copy_bytes(ring + tail_at * size, at + (width - tail) * size, tail * size)
-                weights = (o * inputs + c) * kh * kw
+                            end = at + (width - layout.tail) * size
+                            copy_bytes(ring + layout.tail_at * size, end, layout.tail * size)
+                weights = address(w, (o * inputs + c) * kh * kw)  # w[o][c][0][0]
                 for b in range(b0, b1):
                     col = b * block
-                    outs = 2 * rows_in + (rows_out if col + block > ow else 0)
-                    rows = 0 if left <= b < right else rows_in
-                    shift = skipped if b >= right else 0
-                    correlate_block(pointers, rows, outs, w, weights, col - shift, col, kh, kw, c > 0, taps, strip)
+                    rows = address(pointers, 0 if left <= b < right else rows_in)
+                    outs = address(pointers, 2 * rows_in + (rows_out if col + block > ow else 0))
+                    shift = layout.skipped if b >= right else 0
+                    correlate_block(rows, outs, weights, col - shift, col, kh, kw, c > 0, taps, strip)
             if b1 == blocks and ow % block:
                 for r in range(min(rows_out, oh - row0)):
                     at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow + (blocks - 1) * block)
@@ -93,53 +125,37 @@ def correlate_strips(x, w, y, scratches, tables, layout, taps, strip, slot, firs
 
 
 @compiled(**FLAGS)
-def correlate_all(x, y, w, scratch, pointers, numbers, taps, strip, job):
-    """Every strip, shared with the helpers; scratch and pointers have one row for each thread."""
-    fork(correlate_strips, (x, w, y, scratch, pointers, numbers, taps, strip), job)
+def correlate_all(x, y, w, table, taps, strip, scratches, tables, job):
+    """Every strip, shared with the helpers; ``table``: of a ``Layout``."""
+    fork(correlate_strips, (x, y, w, named(Layout, table), taps, strip, scratches, tables), job)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the outputs are cut into strips of ``rows`` rows and those into blocks of columns, and what scratch holds for them.
-
-    Blocks before ``left`` and from ``right`` on reach beyond the image: they read copies of the rows' ends. A row's copy is
-    the padding, its first ``head`` elements, then from ``tail_at`` on its last ``tail`` and zeros: columns ``skipped`` to the
-    left of where the whole row has them. The last block goes through scratch unless it ends with the row.
-    """
-
-    rows: int
-    items: int
-    numbers: tuple[int, ...]
-    scratch: int
-    pointers: int
-
-    @classmethod
-    @lru_cache(maxsize=1024)
-    def of(cls, spec: ConvSpec, threads: int) -> Layout:
-        row, col = axes(spec)
-        rows, vector = strip_rows(row.kernel), lanes(spec.in_dtype)
-        block = strip_vectors(rows) * vector
-        reach = block + col.kernel - 1
-        starts = range(0, col.outputs, block)
-        count = len(starts)
-        left = min(count, -(-col.before // block))
-        right = max(left, min(count, (col.before + col.size - reach) // block + 1))
-        pitch = tail_at = starts[left - 1] + reach if left else 0
-        head = max(0, min(col.size, pitch - col.before))
-        skipped = tail = 0
-        if right < count:
-            skipped, tail = starts[right] - tail_at, max(0, col.before + col.size - starts[right])
-            pitch += starts[-1] + reach - starts[right]
-        pitch = -(-pitch // vector) * vector
-        rows_in = rows + row.kernel - 1
-        strips, planes = -(-row.outputs // rows), spec.batch * spec.groups
-        parts = min(count, -(-4 * threads // (planes * strips))) if threads > 1 else 1  # of a strip: a signal is one
-        zeros = spec.in_channels // spec.groups * rows_in * pitch
-        unwanted = zeros + max(starts[-1] + reach, pitch)
-        rest = unwanted + col.outputs
-        numbers = (block, count, parts, strips, row.before, col.before, left, right, head, tail, tail_at, skipped,
-                   pitch, zeros, unwanted, rest)  # fmt: skip
-        return cls(rows, planes * strips * parts, numbers, rest + rows * block, 2 * (rows_in + rows))
+@lru_cache(maxsize=1024)  # asked by prepare, workspace_bytes and cost alike
+def layout_of(spec: ConvSpec, threads: int) -> Layout:
+    """How ``threads`` threads share a spec."""
+    row, col = axes(spec)
+    rows, vector = strip_rows(row.kernel), lanes(spec.in_dtype)
+    block = strip_vectors(rows) * vector
+    reach = block + col.kernel - 1
+    starts = range(0, col.outputs, block)
+    count = len(starts)
+    left = min(count, -(-col.before // block))
+    right = max(left, min(count, (col.before + col.size - reach) // block + 1))
+    pitch = tail_at = starts[left - 1] + reach if left else 0
+    head = max(0, min(col.size, pitch - col.before))
+    skipped = tail = 0
+    if right < count:
+        skipped, tail = starts[right] - tail_at, max(0, col.before + col.size - starts[right])
+        pitch += starts[-1] + reach - starts[right]
+    pitch = -(-pitch // vector) * vector
+    rows_in = rows + row.kernel - 1
+    strips, planes = -(-row.outputs // rows), spec.batch * spec.groups
+    parts = min(count, -(-4 * threads // (planes * strips))) if threads > 1 else 1  # of a strip: a signal is one
+    zeros = spec.in_channels // spec.groups * rows_in * pitch
+    unwanted = zeros + max(starts[-1] + reach, pitch)
+    rest = unwanted + col.outputs
+    return Layout(rows, planes * strips * parts, block, count, parts, strips, row.before, col.before, left, right, head, tail,
+               tail_at, skipped, pitch, zeros, unwanted, rest, rest + rows * block, 2 * (rows_in + rows))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,7 +175,7 @@ class NumbaPicture(Compiled):
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         threads = self._threads(spec, threads)
-        layout = Layout.of(spec, threads)
+        layout = layout_of(spec, threads)
         return min(threads, layout.items) * (layout.scratch * spec.in_dtype.itemsize + 8 * layout.pointers)
 
     @staticmethod
@@ -173,19 +189,20 @@ class NumbaPicture(Compiled):
 
     def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         threads = self._threads(spec, threads)
-        layout = Layout.of(spec, threads)
-        threads, numbers = min(threads, layout.items), np.array(layout.numbers, np.int64)
+        layout = layout_of(spec, threads)
+        threads = min(threads, layout.items)
         w = in_2d(weights)
         scratch = aligned((threads, layout.scratch), spec.in_dtype, zeros=True)
         pointers = np.zeros((threads, layout.pointers), np.int64)
         taps, strip = ((0,) * count for count in self._written(spec))
-        return Work(correlate_all, (w, scratch, pointers, numbers, taps, strip), layout.items, threads, as_2d=True)
+        arguments = w, table_of(layout), taps, strip, scratch, pointers
+        return Work(correlate_all, arguments, layout.items, threads, as_2d=True)
 
     def _operations(self, spec: ConvSpec) -> float:
         """Of whole blocks; an output costs about ten operations' time beside its taps, a strip's row about 2000."""
-        block, blocks = Layout.of(spec, 1).numbers[:2]
+        layout = layout_of(spec, 1)
         rows = math.prod(spec.output_shape[:-1]) * spec.in_channels // spec.groups
-        return rows * (block * blocks * (2.0 * math.prod(spec.kernel) + 10) + 2000)
+        return rows * (layout.block * layout.blocks * (2.0 * math.prod(spec.kernel) + 10) + 2000)
 
     def _speed(self, spec: ConvSpec) -> float:
         return FLOPS_PER_S * 4 / spec.in_dtype.itemsize

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +36,9 @@ from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.outer import factor_bytes, factors
 from algos.engine.relay import fork
-from algos.engine.simd import VECTOR_BYTES, lanes
-from algos.engine.strips import copy_bytes, correlate_block, place, slide, slide_rows, strip_rows, strip_vectors
+from algos.engine.simd import VECTOR_BYTES, address, advance, copy_bytes, lanes, place
+from algos.engine.strips import correlate_block, slide, slide_rows, strip_rows, strip_vectors
+from algos.engine.tables import named, table_of
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -67,100 +69,26 @@ def separable_blocks(x, down, along, y, down_offsets, along_offsets, table, patc
             crop(sums, pitch, y, n, o, row0, rows, col0, cols)
 
 
-@linked(**FLAGS)
-def separable_strips(x, down, along, y, scratches, tables, layout, taps, strip, part, slot, first, last):
-    """x: (n, c, h, w); down: (o, i, rank, kh); along: (o, i, rank, pieces, span); y: (n, o, oh, ow).
+class Strips(NamedTuple):
+    """How ``separable_strips`` works on a spec."""
 
-    Strips [first, last) of rows. Down the columns first, from the image into a few padded rows, then along those while they
-    are in the cache: nothing is computed twice. Columns after the last whole vector go through scratch.
-    """
-    scratch, pointers = scratches[slot], tables[slot]
-    block, vector, before, pitch, zeros, unwanted, rest, top, strips, furthest = layout
-    size, channels, height, width = x.itemsize, x.shape[1], x.shape[2], x.shape[3]
-    inputs, rank, kh, pieces, span = down.shape[1], down.shape[2], down.shape[3], along.shape[3], along.shape[4]
-    outputs, oh, ow = y.shape[1] * inputs // channels, y.shape[2], y.shape[3]
-    rows_out = len(strip)
-    rows_in = rows_out + kh - 1
-    passed, result, remainder = rows_in, rows_in + rows_out, rows_in + 2 * rows_out
-    whole = ow // vector
-    for r in range(rows_out):
-        pointers[passed + r] = place(scratch, r * pitch + before)
-        pointers[remainder + r] = place(scratch, rest + r * vector)
-    for item in range(first, last):
-        plane, row0 = item // strips, item % strips * rows_out
-        n, group = plane * inputs // channels, plane * inputs % channels // inputs
-        for o in range(group * outputs, (group + 1) * outputs):
-            for r in range(rows_out):
-                at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow)
-                pointers[result + r] = at if row0 + r < oh else place(scratch, unwanted)
-            for i in range(inputs):
-                for a in range(rows_in):
-                    ih = row0 + a - top
-                    at = place(x, ((n * channels + group * inputs + i) * height + ih) * width)
-                    pointers[a] = at if 0 <= ih < height else place(scratch, zeros)
-                for r in range(rank):
-                    pair, more = (o * inputs + i) * rank + r, i + r > 0
-                    for b in range(-(-width // block)):
-                        col = min(b * block, width - block)
-                        correlate_block(pointers, 0, passed, down, pair * kh, col, col, kh, 1, False, (0,), strip)
-                    for piece in range(pieces):
-                        at, shift, again = (pair * pieces + piece) * span, min(piece * span, furthest), more or piece > 0
-                        for h in range(0, rows_out, len(part)):
-                            start = h * pitch + shift
-                            if whole:
-                                slide(scratch, start, pitch, along, at, pointers, result + h, 0, whole, again, taps, part)
-                            if ow % vector:
-                                start += whole * vector
-                                slide(scratch, start, pitch, along, at, pointers, remainder + h, 0, 1, again, taps, part)
-            for r in range(min(rows_out, oh - row0)):
-                at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow + whole * vector)
-                copy_bytes(at, place(scratch, rest + r * vector), ow % vector * size)
-
-
-@compiled(**FLAGS)
-def all_strips(x, y, down, along, scratch, pointers, layout, taps, strip, part, job):
-    """Every strip, shared with the helpers; scratch and pointers have one row for each thread."""
-    fork(separable_strips, (x, down, along, y, scratch, pointers, layout, taps, strip, part), job)
-
-
-@compiled(**FLAGS)
-def all_blocks(x, y, down, along, down_offsets, along_offsets, table, scratch, passed, sums, job):
-    """Every block, shared with the helpers; scratch, passed and sums have one row for each thread."""
-    fork(separable_blocks, (x, down, along, y, down_offsets, along_offsets, table, scratch, passed, sums), job)
-
-
-@dataclass(frozen=True)
-class Strips:
-    """How ``separable_strips`` works on a spec: rows of a strip and of one slide, pieces of ``span`` taps, and numbers."""
-
-    rows: int
-    part: int
-    pieces: int
-    span: int
+    rows: int  # of a strip
+    part: int  # rows of one slide
+    pieces: int  # of a row of taps
+    span: int  # taps of a piece
     items: int
-    numbers: tuple[int, ...]
-    scratch: int
+    block: int  # columns
+    vector: int
+    before: int  # columns of padding
+    pitch: int  # elements from one row that went down the columns to the next, in scratch
+    zeros: int  # where scratch has a row of them,
+    unwanted: int  # a row for outputs below the last,
+    rest: int  # and the last columns of a strip's rows
+    top: int  # rows of padding
+    strips: int  # of a plane
+    furthest: int  # tap with which a piece begins
+    scratch: int  # elements
     pointers: int
-
-    @classmethod
-    def of(cls, spec: ConvSpec) -> Strips | None:
-        """None where the general way is taken: strides, dilation and pictures narrower than a block."""
-        row, col = axes(spec)
-        rows, vector = strip_rows(row.kernel), lanes(spec.in_dtype)
-        block = strip_vectors(rows) * vector
-        if {*spec.stride, *spec.dilation} != {1} or col.size < block:
-            return None
-        pieces = -(-col.kernel // SLID)
-        span = -(-col.kernel // pieces)
-        reach = -(-span // vector)
-        pitch = vector * (reach + 1 + -(-max(col.outputs + col.kernel, col.before + col.size) // vector))
-        strips, zeros = -(-row.outputs // rows), rows * pitch
-        unwanted = zeros + col.size
-        rest = unwanted + col.outputs
-        numbers = (block, vector, col.before, pitch, zeros, unwanted, rest, row.before, strips, col.kernel - span)
-        items = spec.batch * spec.groups * strips
-        shape = rows, slide_rows(rows, reach), pieces, span
-        return cls(*shape, items, numbers, rest + rows * vector, row.kernel - 1 + 4 * rows)
 
     def in_pieces(self, along: np.ndarray) -> np.ndarray:
         """(..., kw) taps as (..., pieces, span); the last piece ends with the last tap, with zeros where it overlaps."""
@@ -169,6 +97,94 @@ class Strips:
         cut = np.take(along, starts[:, None] + np.arange(self.span), -1)
         cut[..., -1, : (self.pieces - 1) * self.span - furthest] = 0
         return cut
+
+
+@linked(**FLAGS)
+def separable_strips(x, y, down, along, strips, shape, scratches, tables, slot, first, last):
+    """x: (n, c, h, w); y: (n, o, oh, ow); down: (o, i, rank, kh); along: (o, i, rank, pieces, span); shape: see ``all_strips``.
+
+    Strips [first, last) of rows. Down the columns first, from the image into a few padded rows, then along those while they
+    are in the cache: nothing is computed twice. Columns after the last whole vector go through scratch.
+    """
+    scratch, pointers = scratches[slot], tables[slot]
+    taps, strip, part = shape
+    block, vector, pitch, rest = strips.block, strips.vector, strips.pitch, strips.rest
+    size, channels, height, width = x.itemsize, x.shape[1], x.shape[2], x.shape[3]
+    inputs, rank, kh, pieces, span = down.shape[1], down.shape[2], down.shape[3], along.shape[3], along.shape[4]
+    outputs, oh, ow = y.shape[1] * inputs // channels, y.shape[2], y.shape[3]
+    rows_out = len(strip)
+    rows_in = rows_out + kh - 1
+    passed, result, remainder = rows_in, rows_in + rows_out, rows_in + 2 * rows_out
+    whole = ow // vector
+    for r in range(rows_out):
+        pointers[passed + r] = place(scratch, r * pitch + strips.before)
+        pointers[remainder + r] = place(scratch, rest + r * vector)
+    for item in range(first, last):
+        plane, row0 = item // strips.strips, item % strips.strips * rows_out
+        n, group = plane * inputs // channels, plane * inputs % channels // inputs
+        for o in range(group * outputs, (group + 1) * outputs):
+            for r in range(rows_out):
+                at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow)  # y[n][o][row0 + r][0]
+                pointers[result + r] = at if row0 + r < oh else place(scratch, strips.unwanted)
+            for i in range(inputs):
+                for a in range(rows_in):
+                    ih = row0 + a - strips.top
+                    at = place(x, ((n * channels + group * inputs + i) * height + ih) * width)  # x[n][c][ih][0]
+                    pointers[a] = at if 0 <= ih < height else place(scratch, strips.zeros)
+                for r in range(rank):
+                    pair, more = (o * inputs + i) * rank + r, i + r > 0
+                    for b in range(-(-width // block)):
+                        col = min(b * block, width - block)
+                        rows, outs, weights = address(pointers, 0), address(pointers, passed), address(down, pair * kh)
+                        correlate_block(rows, outs, weights, col, col, kh, 1, False, (0,), strip)
+                    for piece in range(pieces):
+                        weights = address(along, (pair * pieces + piece) * span)  # along[o][i][r][piece]
+                        shift, again = min(piece * span, strips.furthest), more or piece > 0
+                        for h in range(0, rows_out, len(part)):
+                            source, outs = address(scratch, h * pitch + shift), address(pointers, result + h)
+                            if whole:
+                                slide(source, pitch, weights, outs, whole, again, taps, part)
+                            if ow % vector:
+                                source, outs = advance(source, whole * vector), address(pointers, remainder + h)
+                                slide(source, pitch, weights, outs, 1, again, taps, part)
+            for r in range(min(rows_out, oh - row0)):
+                at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow + whole * vector)
+                copy_bytes(at, place(scratch, rest + r * vector), ow % vector * size)
+
+
+@compiled(**FLAGS)
+def all_strips(x, y, down, along, table, shape, scratches, tables, job):
+    """Every strip, shared with the helpers; ``table``: of ``Strips``.
+
+    shape: (taps of a piece, rows of a strip, rows of a slide), numbers given as tuples' lengths.
+    """
+    fork(separable_strips, (x, y, down, along, named(Strips, table), shape, scratches, tables), job)
+
+
+@compiled(**FLAGS)
+def all_blocks(x, y, down, along, down_offsets, along_offsets, table, scratch, passed, sums, job):
+    """Every block, shared with the helpers; scratch, passed and sums have one row for each thread."""
+    fork(separable_blocks, (x, down, along, y, down_offsets, along_offsets, table, scratch, passed, sums), job)
+
+
+@lru_cache(maxsize=1024)  # asked by prepare, workspace_bytes and cost alike
+def strips_of(spec: ConvSpec) -> Strips | None:
+    """None where the general way is taken: strides, dilation and pictures narrower than a block."""
+    row, col = axes(spec)
+    rows, vector = strip_rows(row.kernel), lanes(spec.in_dtype)
+    block = strip_vectors(rows) * vector
+    if {*spec.stride, *spec.dilation} != {1} or col.size < block:
+        return None
+    pieces = -(-col.kernel // SLID)
+    span = -(-col.kernel // pieces)
+    reach = -(-span // vector)
+    pitch = vector * (reach + 1 + -(-max(col.outputs + col.kernel, col.before + col.size) // vector))
+    strips, zeros = -(-row.outputs // rows), rows * pitch
+    unwanted = zeros + col.size
+    rest = unwanted + col.outputs
+    items = spec.batch * spec.groups * strips
+    return Strips(rows, slide_rows(rows, reach), pieces, span, items, block, vector, col.before, pitch, zeros, unwanted, rest,
+                  row.before, strips, col.kernel - span, rest + rows * vector, row.kernel - 1 + 4 * rows)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,7 +214,7 @@ class Separable(Compiled):
     def _operations(self, spec: ConvSpec) -> float:
         """Both passes, the halo of blocks and what they compute between two rows included."""
         row, _ = axes(spec)
-        if strips := Strips.of(spec):
+        if strips := strips_of(spec):
             taps: float = row.kernel + strips.pieces * strips.span
         else:
             blocks = self._blocks(spec, 1)
@@ -208,18 +224,18 @@ class Separable(Compiled):
         return 2.0 * pairs * math.prod(spec.output_size) * taps
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
-        if Strips.of(spec):
+        if strips_of(spec):
             return threads if self._operations(spec) / self._speed(spec) > SHARED_S else 1
         return shared_by(threads, self._operations(spec), spec)
 
     def _speed(self, spec: ConvSpec) -> float:
-        wider = (VECTOR_BYTES / 32) ** (2 / 3) if Strips.of(spec) else 1.0  # measured: AVX-512 is 1.5 to 1.6 times AVX2
+        wider = (VECTOR_BYTES / 32) ** (2 / 3) if strips_of(spec) else 1.0  # measured: AVX-512 is 1.5 to 1.6 times AVX2
         return FLOPS_PER_S * wider * 4 / spec.in_dtype.itemsize
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         threads = self._threads(spec, threads)
         preparing = factor_bytes(spec.out_channels * spec.in_channels // spec.groups, *spec.kernel)
-        if strips := Strips.of(spec):
+        if strips := strips_of(spec):
             each = strips.scratch * spec.in_dtype.itemsize + 8 * strips.pointers
             return max(min(threads, strips.items) * each, preparing) + self._kept(spec) * spec.in_dtype.itemsize
         blocks = self._blocks(spec, threads)
@@ -230,7 +246,7 @@ class Separable(Compiled):
 
     def _kept(self, spec: ConvSpec) -> int:
         """Elements of the factors, and of the rows in pieces."""
-        strips = Strips.of(spec)
+        strips = strips_of(spec)
         taps = sum(spec.kernel) + (strips.pieces * strips.span if strips else 0)
         return spec.out_channels * spec.in_channels // spec.groups * (spec.rank or 0) * taps
 
@@ -238,7 +254,7 @@ class Separable(Compiled):
         assert spec.rank is not None
         threads = self._threads(spec, threads)
         down, along = factors(weights, spec.rank)
-        if strips := Strips.of(spec):
+        if strips := strips_of(spec):
             return self._in_strips(spec, strips, down, along, threads)
         blocks = self._blocks(spec, threads)
         row, _ = axes(spec)
@@ -257,12 +273,12 @@ class Separable(Compiled):
         along = strips.in_pieces(along)
         scratch = aligned((threads, strips.scratch), spec.in_dtype, zeros=True)
         pointers = np.zeros((threads, strips.pointers), np.int64)
-        taps, strip, part = ((0,) * count for count in (strips.span, strips.rows, strips.part))
-        arguments = down, along, scratch, pointers, strips.numbers, taps, strip, part
+        shape = (0,) * strips.span, (0,) * strips.rows, (0,) * strips.part
+        arguments = down, along, table_of(strips), shape, scratch, pointers
         return Work(all_strips, arguments, strips.items, threads)
 
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
-        strips = Strips.of(spec)
+        strips = strips_of(spec)
         return spec.dtype, *((strips.span, strips.rows, strips.part) if strips else ())
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:

@@ -24,7 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from algos.engine.jit import compile_for, compiled, linked
-from algos.engine.simd import I64
+from algos.engine.simd import I64, place
 from algos.engine.threads import once
 from algos.host import usable_cores
 
@@ -39,16 +39,6 @@ BOX = 16  # words from one box to the next: two cache lines
 
 def _word(builder: Any, address: Any, index: Any) -> Any:
     return builder.gep(builder.inttoptr(address, I64.as_pointer()), [index])
-
-
-@intrinsic
-def place_of(typingctx, array):
-    """The address of a contiguous array's data."""
-
-    def codegen(context, builder, sig, args):
-        return builder.ptrtoint(context.make_array(sig.args[0])(context, builder, args[0]).data, I64)
-
-    return types.intp(array), codegen
 
 
 @intrinsic
@@ -205,7 +195,7 @@ def fork(typingctx, function, arguments, job):
 @compiled()
 def listen(boxes, index, turns):
     """Serve one box until nothing came for ``turns`` turns; False if a job came in the last moment."""
-    box = place_of(boxes) + 8 * BOX * index
+    box = place(boxes, BOX * index)
     swap(box, 0, ASLEEP, LISTENING)
     left = turns
     while left > 0:

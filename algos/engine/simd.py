@@ -121,6 +121,17 @@ def address(typingctx, array, offset):
 
 
 @intrinsic
+def place(typingctx, array, offset):
+    """The same as an integer, for tables of addresses."""
+
+    def codegen(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(builder.gep(data, [args[1]]), I64)
+
+    return types.intp(array, types.intp), codegen
+
+
+@intrinsic
 def advance(typingctx, pointer, offset):
     """``pointer`` moved by ``offset`` elements."""
     signature = pointer(pointer, types.intp)
@@ -141,6 +152,18 @@ def copy(typingctx, target, source, count):
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def copy_bytes(typingctx, target, source, count):
+    """``count`` bytes from one integer address to another."""
+
+    def codegen(context, builder, sig, args):
+        to, start = (builder.inttoptr(value, ir.IntType(8).as_pointer()) for value in args[:2])
+        cgutils.raw_memcpy(builder, to, start, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), codegen
 
 
 @intrinsic

@@ -13,7 +13,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import extending, types
-from numba.core import cgutils
 
 from algos.engine.simd import I64, REGISTERS, Emitter, loop
 
@@ -38,50 +37,20 @@ def slide_rows(rows: int, reach: int) -> int:
 
 
 @intrinsic
-def place(typingctx, array, offset):
-    """The address of element ``offset`` of a contiguous array, as an integer."""
-
-    def codegen(context, builder, sig, args):
-        return builder.ptrtoint(_data(context, builder, sig.args[0], args[0], args[1]), I64)
-
-    return types.intp(array, types.intp), codegen
-
-
-@intrinsic
-def copy_bytes(typingctx, target, source, count):
-    """``count`` bytes from one address to another."""
-
-    def codegen(context, builder, sig, args):
-        to, start = (builder.inttoptr(value, ir.IntType(8).as_pointer()) for value in args[:2])
-        cgutils.raw_memcpy(builder, to, start, args[2], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.intp), codegen
-
-
-def _data(context, builder, kind, value, offset):
-    """A pointer to an element of a contiguous array."""
-    return builder.gep(context.make_array(kind)(context, builder, value).data, [offset])
-
-
-@intrinsic
-def correlate_block(typingctx, table, rows, outs, w, at, x_col, y_col, kh, kw, more, taps, strip):
+def correlate_block(typingctx, rows, outs, w, x_col, y_col, kh, kw, more, taps, strip):
     """out[r][y_col + j] = sum over (a, b) of w[a, b] * row[r + a][x_col + j + b], for each row r of the strip.
 
-    table: addresses, of kh + strip - 1 input rows from ``rows`` on and of the output rows from ``outs`` on; w: its elements
-    from ``at`` on are (kh, kw), kh at least the strip's rows; ``more`` adds to what the output rows hold; taps: kw zeros,
-    or none for a loop. Each input row serves every output row that it reaches.
+    rows, outs: pointers to addresses, of kh + strip - 1 input rows and of the output rows; w: a pointer to (kh, kw) taps, kh
+    at least the strip's rows; ``more`` adds to what the output rows hold; taps: kw zeros, or none for a loop. Each input row
+    serves every output row that it reaches.
     """
     n_rows, n_taps = len(strip), len(taps)
     n_vectors = strip_vectors(n_rows)
-    signature = types.void(table, types.intp, types.intp, w, *[types.intp] * 5, types.boolean, taps, strip)
+    signature = types.void(rows, outs, w, *[types.intp] * 4, types.boolean, taps, strip)
 
     def codegen(context, builder, sig, args):
-        rows = _data(context, builder, sig.args[0], args[0], args[1])
-        outs = _data(context, builder, sig.args[0], args[0], args[2])
-        w = _data(context, builder, sig.args[3], args[3], args[4])
-        x_col, y_col, kh, kw, more = args[5:10]
-        emit = Emitter(builder, sig.args[3].dtype)
+        rows, outs, w, x_col, y_col, kh, kw, more = args[:8]
+        emit = Emitter(builder, sig.args[2].dtype)
         pointer = emit.scalar.as_pointer()
         width = ir.Constant(I64, n_taps) if n_taps else kw
         every = range(n_rows)
@@ -159,27 +128,24 @@ def _start(builder, emit, more, targets, n_vectors):
 
 
 @intrinsic
-def slide(typingctx, x, start, pitch, w, at, table, outs, col, vectors, more, taps, strip):
-    """out[r][col + j] = sum over b of w[b] * x[r, j + b] for ``vectors`` vectors of j and each row r of the strip.
+def slide(typingctx, x, pitch, w, outs, vectors, more, taps, strip):
+    """out[r][j] = sum over b of w[b] * x[r, j + b] for ``vectors`` vectors of j and each row r of the strip.
 
-    x: rows ``pitch`` elements apart from element ``start`` on; w: taps from element ``at`` on; table: addresses of the output
-    rows from ``outs`` on; ``more`` adds to what they hold. A vector of the input serves every output whose tap it meets,
-    a tap and its neighbours a whole vector away: so each is loaded once, and a tap's weight once for all rows.
+    x: a pointer to rows ``pitch`` elements apart; w: to taps; outs: to addresses of the output rows; ``more`` adds to what
+    they hold. A vector of the input serves every output whose tap it meets, a tap and its neighbours a whole vector away: so
+    each is loaded once, and a tap's weight once for all rows.
     """
     n_rows, n_taps = len(strip), len(taps)
-    signature = types.void(x, types.intp, types.intp, w, types.intp, table, *[types.intp] * 3, types.boolean, taps, strip)
+    signature = types.void(x, types.intp, w, outs, types.intp, types.boolean, taps, strip)
 
     def codegen(context, builder, sig, args):
-        emit = Emitter(builder, sig.args[3].dtype)
+        emit = Emitter(builder, sig.args[2].dtype)
         pointer = emit.scalar.as_pointer()
-        x = _data(context, builder, sig.args[0], args[0], args[1])
-        pitch, w = args[2], _data(context, builder, sig.args[3], args[3], args[4])
-        outs = _data(context, builder, sig.args[5], args[5], args[6])
-        col, vectors, more = args[7:10]
+        x, pitch, w, outs, vectors, more = args[:6]
         reach = -(-n_taps // emit.lanes)  # outputs that a vector of the input meets, oldest first
         sources = [emit.at(x, builder.mul(pitch, ir.Constant(I64, r))) for r in range(n_rows)]
         targets = [
-            emit.at(builder.inttoptr(builder.load(emit.at(outs, r)), pointer), col, -(reach - 1) * emit.lanes)
+            emit.at(builder.inttoptr(builder.load(emit.at(outs, r)), pointer), -(reach - 1) * emit.lanes)
             for r in range(n_rows)
         ]
         late = ir.Constant(I64, reach - 1)
