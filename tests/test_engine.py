@@ -157,10 +157,10 @@ def test_stuffed_weights_keep_their_distance() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_blocks_cover_every_output_once(spec: ConvSpec, threads: int, block_bytes: int) -> None:
     blocks = Blocks.of(spec, threads, block_bytes, 0.5)
-    table, (row, col) = blocks.table, axes(spec)
+    geometry, (row, col) = blocks.geometry, axes(spec)
     count = np.zeros((spec.batch, spec.out_channels, row.outputs, col.outputs), int)
     for item in range(blocks.items):
-        n, group, o0, o1, row0, rows, col0, cols = locate.py_func(item, table, count)
+        n, group, o0, o1, row0, rows, col0, cols = locate.py_func(item, geometry, count)
         assert o0 // (spec.out_channels // spec.groups) == (o1 - 1) // (spec.out_channels // spec.groups) == group
         assert 0 < rows <= blocks.rows and 0 < cols <= blocks.cols
         count[n, o0:o1, row0 : row0 + rows, col0 : col0 + cols] += 1

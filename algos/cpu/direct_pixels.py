@@ -19,13 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from algos.contract import Algorithm, Cost, forward_float
 from algos.cpu._compiled import Compiled, Work
-from algos.engine.blocks import Blocks, axes, locate, pack
+from algos.engine.blocks import Blocks, Geometry, axes, locate, pack
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import LINE, aligned
 from algos.engine.relay import SHARES, fork
@@ -42,6 +42,7 @@ from algos.engine.simd import (
     outer_rows,
     prefetch,
 )
+from algos.engine.tables import named, table_of
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -113,25 +114,37 @@ def pack_panel(x, start, plane, rows, count, panel):
             copy(address(panel, to + r * length), address(x, start + r * plane), rest)
 
 
-@linked(**FLAGS)
-def direct_panels(x, w, y, groups, parts, slabs, width, panels, spares, slot, first, last):
-    """1x1 layers, items [first, last): image x group x slab of pixels x part of the group's output channels.
+class Panels(NamedTuple):
+    """How a 1x1 layer is cut into items: image x group x slab of pixels x part of the group's output channels."""
 
-    x: (n, c, h, w); y: (n, o, h, w); w: (o * k), the weights of ROWS outputs after one another, k by k; slabs: of an image.
-    A panel, some channels of ``width`` pixels, is copied into the cache before all outputs are made of it.
+    groups: int
+    parts: int
+    slabs: int  # of an image
+    width: int  # pixels of a panel
+    items: int
+
+
+@linked(**FLAGS)
+def direct_panels(x, y, w, cut, panels, spares, slot, first, last):
+    """1x1 layers, items [first, last); x: (n, c, h, w); y: (n, o, h, w); panels, spares: of each thread.
+
+    w: (o * k), the weights of ROWS outputs after one another, k by k. A panel, some channels of ``width`` pixels, is copied
+    into the cache before all outputs are made of it.
     """
-    panel, spare = panels[slot], spares[slot]
-    channels, filters, plane = x.shape[1] // groups, y.shape[1] // groups, x.shape[2] * x.shape[3]
-    wide = VECTOR_BYTES // x.itemsize
-    block, aside = VECTORS * wide, address(spare, 0)
+    panel, aside = panels[slot], address(spares[slot], 0)
+    parts, slabs, width = cut.parts, cut.slabs, cut.width
+    channels, filters = x.shape[1] // cut.groups, y.shape[1] // cut.groups
+    plane, wide = x.shape[2] * x.shape[3], VECTOR_BYTES // x.itemsize
+    block = VECTORS * wide
     pixels, blocks = -(-plane // block), -(-filters // ROWS)
     pieces = -(-channels // STEPS)
     for item in range(first, last):
         whole, part = item // parts, item % parts
-        n, group, slab = whole // slabs // groups, whole // slabs % groups, whole % slabs
+        n, group, slab = whole // slabs // cut.groups, whole // slabs % cut.groups, whole % slabs
         begin, end = pixels * slab // slabs * block, min(plane, pixels * (slab + 1) // slabs * block)
         o0, o1 = blocks * part // parts * ROWS, min(filters, blocks * (part + 1) // parts * ROWS)
-        source, target = (n * x.shape[1] + group * channels) * plane, (n * y.shape[1] + group * filters) * plane
+        source = (n * x.shape[1] + group * channels) * plane  # x[n][c0 of the group][0][0]
+        target = (n * y.shape[1] + group * filters) * plane  # y[n][o0 of the group][0][0]
         for piece in range(pieces):
             c0, c1 = channels * piece // pieces, channels * (piece + 1) // pieces
             k = c1 - c0
@@ -147,7 +160,7 @@ def direct_panels(x, w, y, groups, parts, slabs, width, panels, spares, slot, fi
                             prefetch(address(x, ahead - line * LINE // x.itemsize))
                         ahead += plane
                     lines -= each
-                    weights = address(w, (group * blocks * ROWS + o) * channels)
+                    weights = address(w, (group * blocks * ROWS + o) * channels)  # w[group][o][0]
                     for b in range(at, stop, block):
                         block_of_outputs(weights, c0, address(panel, (b - at) * k), None, k,
                                          address(y, target + o * plane + b), plane, filters - o, stop - b, wide, aside,
@@ -155,36 +168,35 @@ def direct_panels(x, w, y, groups, parts, slabs, width, panels, spares, slot, fi
 
 
 @linked(**FLAGS)
-def direct_patches(x, w, y, offsets, table, patches, spares, slot, first, last):
-    """Items [first, last) of the blocks in ``table``; x: (n, c, h, w); y: (n, o, oh, ow); w as in ``direct_panels``."""
-    patch, spare = patches[slot], spares[slot]
-    pitch, channel, channels, filters = table[2], table[4], table[7], table[8]
+def direct_patches(x, y, w, offsets, geometry, phases, patches, spares, slot, first, last):
+    """Blocks [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w as in ``direct_panels``; patches, spares: of each thread."""
+    patch, spare = patches[slot], address(spares[slot], 0)
     wide = VECTOR_BYTES // x.itemsize
-    block, taps, aside = VECTORS * wide, address(offsets, 0), address(spare, 0)
+    taps, plane, blocks = address(offsets, 0), y.shape[2] * y.shape[3], -(-geometry.outputs // ROWS)
     for item in range(first, last):
-        n, group, o0, o1, row0, rows, col0, cols = locate(item, table, y)
-        for c in range(channels):
-            pack(x, n, group * channels + c, patch, c * channel, table, row0, rows, col0, cols)
-        plane = y.shape[2] * y.shape[3]
-        for o in range(o0, o1, ROWS):
-            weights = address(w, (group * -(-filters // ROWS) * ROWS + o - o0) * offsets.size)
-            for r in range(rows):
-                to = (n * y.shape[1] + o) * plane + (row0 + r) * y.shape[3] + col0
-                for j in range(0, cols, block):
-                    block_of_outputs(weights, 0, address(patch, r * pitch + j), taps, offsets.size, address(y, to + j), plane,
-                                     o1 - o, cols - j, wide, aside, False)  # fmt: skip
+        block = locate(item, geometry, y)
+        for i in range(geometry.inputs):
+            pack(x, i, patch, geometry, phases, block)
+        for o in range(block.o0, block.o1, ROWS):
+            weights = address(w, (block.group * blocks * ROWS + o - block.o0) * offsets.size)  # w[group][o - o0][0]
+            for r in range(block.rows):
+                # y[n][o][row0 + r][col0]
+                to = (block.n * y.shape[1] + o) * plane + (block.row0 + r) * y.shape[3] + block.col0
+                for j in range(0, block.cols, VECTORS * wide):
+                    block_of_outputs(weights, 0, address(patch, r * geometry.pitch + j), taps, offsets.size, address(y, to + j),
+                                     plane, block.o1 - o, block.cols - j, wide, spare, False)  # fmt: skip
 
 
 @compiled(**FLAGS)
-def all_panels(x, y, w, groups, parts, slabs, width, panels, spare, job):
-    """Every item of ``direct_panels``, shared with the helpers."""
-    fork(direct_panels, (x, w, y, groups, parts, slabs, width, panels, spare), job)
+def all_panels(x, y, w, table, panels, spares, job):
+    """Every item of ``direct_panels``, shared with the helpers; ``table``: of ``Panels``."""
+    fork(direct_panels, (x, y, w, named(Panels, table), panels, spares), job)
 
 
 @compiled(**FLAGS)
-def all_patches(x, y, w, offsets, table, patch, spare, job):
-    """Every item of ``direct_patches``, shared with the helpers."""
-    fork(direct_patches, (x, w, y, offsets, table, patch, spare), job)
+def all_patches(x, y, w, offsets, table, phases, patches, spares, job):
+    """Every item of ``direct_patches``, shared with the helpers; ``table``: of a ``Geometry``."""
+    fork(direct_patches, (x, y, w, offsets, named(Geometry, table), phases, patches, spares), job)
 
 
 @dataclass(frozen=True)
@@ -216,8 +228,8 @@ class DirectPixels(Compiled):
         """Whether every output reads one pixel, its own."""
         return math.prod(spec.kernel) == 1 and math.prod(spec.stride) == 1 and not any(map(sum, spec.padding))
 
-    def _panels(self, spec: ConvSpec, threads: int) -> tuple[int, int, int, int]:
-        """Slabs of an image's pixels, parts of the output channels, pixels of a panel and number of items of a 1x1 layer."""
+    def _panels(self, spec: ConvSpec, threads: int) -> Panels:
+        """The cut of a 1x1 layer."""
         block, filters = VECTORS * lanes(spec.in_dtype), spec.out_channels // spec.groups
         blocks = -(-filters // ROWS)
         pixels, outer, parts = -(-math.prod(spec.size) // block), spec.batch * spec.groups, 1
@@ -235,7 +247,7 @@ class DirectPixels(Compiled):
         if blocks <= FEW:  # little to do with a panel but to read it: long rows, which the hardware prefetches
             k = min(STEPS, spec.in_channels // spec.groups)
             width = max(1, min(-(-pixels // slabs), self._budget() // (k * block * spec.in_dtype.itemsize)))
-        return slabs, parts, width * block, outer * slabs * parts
+        return Panels(spec.groups, parts, slabs, width * block, outer * slabs * parts)
 
     def _blocks(self, spec: ConvSpec, threads: int) -> Blocks:
         found = Blocks.of(spec, threads, self._budget(), 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups))
@@ -251,8 +263,8 @@ class DirectPixels(Compiled):
         block, k = VECTORS * lanes(spec.in_dtype), spec.reduction_length
         weights = k * -(-spec.out_channels // spec.groups // ROWS) * ROWS * spec.groups
         if self._flat(spec):
-            _, _, width, items = self._panels(spec, threads)
-            each = min(k, STEPS) * width
+            panels = self._panels(spec, threads)
+            items, each = panels.items, min(k, STEPS) * panels.width
         else:
             blocks = self._blocks(spec, threads)
             items, each = blocks.items, blocks.scratch + block
@@ -266,14 +278,15 @@ class DirectPixels(Compiled):
         kernel: Any
         fixed: tuple[Any, ...]
         if flat:
-            slabs, parts, width, items = self._panels(spec, threads)
-            kernel, fixed, length = all_panels, (spec.groups, parts, slabs, width), min(k, STEPS) * width
+            panels = self._panels(spec, threads)
+            items, length = panels.items, min(k, STEPS) * panels.width
+            kernel, fixed = all_panels, (table_of(panels),)
         else:
             blocks = self._blocks(spec, threads)
             channels = np.arange(spec.in_channels // spec.groups)
             offsets = (channels[:, None] * blocks.channel + blocks.offsets.ravel()).ravel()
             items, length = blocks.items, blocks.scratch + block  # reads of a row's last block run past its end
-            kernel, fixed = all_patches, (offsets, blocks.table)
+            kernel, fixed = all_patches, (offsets, table_of(blocks.geometry), blocks.phases)
         threads = min(threads, items)
         patch = aligned((threads, length), unit, zeros=True)
         spare = aligned((threads, ROWS * block), unit)

@@ -24,34 +24,34 @@ import numpy as np
 
 from algos.contract import Cost, forward_float
 from algos.cpu._compiled import Compiled, Work
-from algos.engine.blocks import FLAGS, Blocks, accumulate, axes, crop, locate, pack, shared_by
+from algos.engine.blocks import FLAGS, Blocks, Geometry, accumulate, axes, crop, locate, pack, shared_by
 from algos.engine.jit import compiled, linked
 from algos.engine.relay import fork
+from algos.engine.tables import named, table_of
 from algos.host import caches
 from algos.spec import ConvSpec
 
 
 @linked(**FLAGS)
-def direct_blocks(x, w, y, offsets, table, patches, all_sums, slot, first, last):
-    """Items [first, last); x: (n, c, h, w); w: (o, c / groups * taps); y: (n, o, oh, ow)."""
-    scratch, sums = patches[slot], all_sums[slot]
-    pitch, channel, inputs = table[2], table[4], table[7]
+def direct_blocks(x, y, w, offsets, geometry, phases, patches, all_sums, slot, first, last):
+    """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w: (o, c / groups * taps); patches, all_sums: of each thread."""
+    patch, sums, pitch = patches[slot], all_sums[slot], geometry.pitch
     packed = (-1, -1, -1, -1)
     for item in range(first, last):
-        n, group, o0, o1, row0, rows, col0, cols = locate(item, table, y)
-        if packed != (n, group, row0, col0):  # parts of the same block's output channels follow each other
-            for i in range(inputs):
-                pack(x, n, group * inputs + i, scratch, i * channel, table, row0, rows, col0, cols)
-            packed = (n, group, row0, col0)
-        for o in range(o0, o1):
-            accumulate(sums, (rows - 1) * pitch + cols, scratch, 0, offsets, w[o], True)
-            crop(sums, pitch, y, n, o, row0, rows, col0, cols)
+        block = locate(item, geometry, y)
+        if packed != (block.n, block.group, block.row0, block.col0):  # parts of a block's output channels follow each other
+            for i in range(geometry.inputs):
+                pack(x, i, patch, geometry, phases, block)
+            packed = (block.n, block.group, block.row0, block.col0)
+        for o in range(block.o0, block.o1):
+            accumulate(sums, (block.rows - 1) * pitch + block.cols, patch, 0, offsets, w[o], True)
+            crop(sums, pitch, y, o, block)
 
 
 @compiled(**FLAGS)
-def all_blocks(x, y, w, offsets, table, scratch, sums, job):
-    """Every block, shared with the helpers; scratch and sums have one row for each thread."""
-    fork(direct_blocks, (x, w, y, offsets, table, scratch, sums), job)
+def all_blocks(x, y, w, offsets, table, phases, patches, sums, job):
+    """Every block, shared with the helpers; ``table``: of a ``Geometry``."""
+    fork(direct_blocks, (x, y, w, offsets, named(Geometry, table), phases, patches, sums), job)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class NumbaDirect(Compiled):
         w = weights.reshape(spec.out_channels, -1)
         scratch = np.zeros((threads, blocks.scratch), spec.in_dtype)
         sums = np.zeros((threads, blocks.span), spec.in_dtype)
-        return Work(all_blocks, (w, offsets, blocks.table, scratch, sums), blocks.items, threads, as_2d=True)
+        arguments = w, offsets, table_of(blocks.geometry), blocks.phases, scratch, sums
+        return Work(all_blocks, arguments, blocks.items, threads, as_2d=True)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         threads = self._threads(spec, threads)

@@ -31,7 +31,7 @@ import numpy as np
 
 from algos.contract import Cost, forward_float
 from algos.cpu._compiled import Compiled, Work
-from algos.engine.blocks import FLAGS, LANES, Blocks, accumulate, axes, crop, locate, pack, shared_by
+from algos.engine.blocks import FLAGS, LANES, Blocks, Geometry, accumulate, axes, crop, locate, pack, shared_by
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.outer import factor_bytes, factors
@@ -47,26 +47,34 @@ FLOPS_PER_S = 3.2e10  # of one thread, float32, measured on AVX2
 SLID = 64  # taps of a row that are unrolled at most
 
 
+class Memory(NamedTuple):
+    """What threads work in: for each a patch of the input, one pass of it, and sums."""
+
+    patches: np.ndarray
+    passes: np.ndarray
+    sums: np.ndarray
+
+
 @linked(**FLAGS)
-def separable_blocks(x, down, along, y, down_offsets, along_offsets, table, patches, passes, all_sums, slot, first, last):
-    """x: (n, c, h, w); down: (o, i, rank, kh); along: (o, i, rank, kw); y: (n, o, oh, ow); items [first, last)."""
-    scratch, passed, sums = patches[slot], passes[slot], all_sums[slot]
-    pitch, plane, channel, inputs = table[2], table[3], table[4], table[7]
-    row_phases, col_phases = table[17], table[18]
+def separable_blocks(x, y, down, along, down_offsets, along_offsets, geometry, phases, memory, slot, first, last):
+    """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); down: (o, i, rank, kh); along: (o, i, rank, kw)."""
+    patch, passed, sums = memory.patches[slot], memory.passes[slot], memory.sums[slot]
+    pitch, plane, inputs = geometry.pitch, geometry.plane, geometry.inputs
     for item in range(first, last):
-        n, group, o0, o1, row0, rows, col0, cols = locate(item, table, y)
+        block = locate(item, geometry, y)
         for i in range(inputs):
-            pack(x, n, group * inputs + i, scratch, i * channel, table, row0, rows, col0, cols)
-        along_span = (rows + table[15] - 1) * pitch + cols
-        for o in range(o0, o1):
+            pack(x, i, patch, geometry, phases, block)
+        along_span = (block.rows + geometry.row_reach - 1) * pitch + block.cols
+        for o in range(block.o0, block.o1):
             for i in range(inputs):
                 for r in range(down.shape[2]):
-                    for a in range(row_phases):
-                        base = i * channel + a * col_phases * plane
-                        accumulate(passed[a * plane :], along_span, scratch, base, along_offsets, along[o, i, r], True)
+                    for a in range(geometry.row_phases):
+                        base = i * geometry.channel + a * geometry.col_phases * plane  # patch[i][a][0]
+                        accumulate(passed[a * plane :], along_span, patch, base, along_offsets, along[o, i, r], True)
                     start = i == 0 and r == 0
-                    accumulate(sums, (rows - 1) * pitch + cols, passed, 0, down_offsets, down[o, i, r], start)
-            crop(sums, pitch, y, n, o, row0, rows, col0, cols)
+                    span = (block.rows - 1) * pitch + block.cols
+                    accumulate(sums, span, passed, 0, down_offsets, down[o, i, r], start)
+            crop(sums, pitch, y, o, block)
 
 
 class Strips(NamedTuple):
@@ -162,9 +170,11 @@ def all_strips(x, y, down, along, table, shape, scratches, tables, job):
 
 
 @compiled(**FLAGS)
-def all_blocks(x, y, down, along, down_offsets, along_offsets, table, scratch, passed, sums, job):
-    """Every block, shared with the helpers; scratch, passed and sums have one row for each thread."""
-    fork(separable_blocks, (x, down, along, y, down_offsets, along_offsets, table, scratch, passed, sums), job)
+def all_blocks(x, y, down, along, down_offsets, along_offsets, table, phases, patches, passes, sums, job):
+    """Every block, shared with the helpers; ``table``: of a ``Geometry``."""
+    memory = Memory(patches, passes, sums)
+    arguments = (x, y, down, along, down_offsets, along_offsets, named(Geometry, table), phases, memory)
+    fork(separable_blocks, arguments, job)
 
 
 @lru_cache(maxsize=1024)  # asked by prepare, workspace_bytes and cost alike
@@ -265,7 +275,8 @@ class Separable(Compiled):
         along_offsets = blocks.offsets[0].copy()  # tap (0, 0) is phase 0, shift 0: these move along the row only
         shifts = map(row.phase_and_shift, range(row.kernel))
         down_offsets = np.array([phase * blocks.plane + shift * blocks.pitch for phase, shift in shifts], np.int64)
-        arguments = down, along, down_offsets, along_offsets, blocks.table, scratch, passed, sums
+        table, phases = table_of(blocks.geometry), blocks.phases
+        arguments = down, along, down_offsets, along_offsets, table, phases, scratch, passed, sums
         return Work(all_blocks, arguments, blocks.items, threads)
 
     def _in_strips(self, spec: ConvSpec, strips: Strips, down: np.ndarray, along: np.ndarray, threads: int) -> Work:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numba import uintp
@@ -74,6 +75,43 @@ def axes(spec: ConvSpec) -> tuple[Axis, Axis]:
 def in_2d(array: np.ndarray) -> np.ndarray:
     """(n, c, size) as (n, c, 1, size)."""
     return array if array.ndim == 4 else array.reshape(*array.shape[:2], 1, -1)
+
+
+class Geometry(NamedTuple):
+    """What compiled code knows of ``Blocks``."""
+
+    rows: int  # of outputs
+    cols: int
+    pitch: int  # elements from one row of a block to the next
+    plane: int  # elements of one phase of one channel in scratch
+    channel: int  # elements of one channel in scratch
+    parts: int  # of a group's output channels
+    groups: int
+    inputs: int  # of a group
+    outputs: int
+    row_blocks: int
+    col_blocks: int
+    row_stride: int
+    col_stride: int
+    top: int  # rows of padding
+    left: int
+    row_reach: int
+    col_reach: int
+    row_phases: int
+    col_phases: int
+
+
+class Block(NamedTuple):
+    """Output channels [o0, o1) of a group, and rows and columns of theirs, of image n."""
+
+    n: int
+    group: int
+    o0: int
+    o1: int
+    row0: int
+    rows: int
+    col0: int
+    cols: int
 
 
 @dataclass(frozen=True)
@@ -166,17 +204,21 @@ class Blocks:
         return table
 
     @cached_property
-    def table(self) -> np.ndarray:
-        """What the compiled functions need to find a block and its patch, as int64; unpacked by ``locate`` and ``pack``."""
+    def geometry(self) -> Geometry:
+        """What compiled code must know."""
         row, col = axes(self.spec)
         spec = self.spec
-        numbers = [
-            self.rows, self.cols, self.pitch, self.plane, self.channel, self.parts, spec.groups,
-            spec.in_channels // spec.groups, spec.out_channels // spec.groups, -(-row.outputs // self.rows),
-            -(-col.outputs // self.cols), row.stride, col.stride, row.before, col.before, row.reach, col.reach,
-            len(row.phases), len(col.phases), *row.phases, *col.phases,
-        ]
-        return np.array(numbers, np.int64)
+        inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        row_blocks, col_blocks = -(-row.outputs // self.rows), -(-col.outputs // self.cols)
+        return Geometry(self.rows, self.cols, self.pitch, self.plane, self.channel, self.parts, spec.groups, inputs, outputs,
+                        row_blocks, col_blocks, row.stride, col.stride, row.before, col.before, row.reach, col.reach,
+                        len(row.phases), len(col.phases))  # fmt: skip
+
+    @cached_property
+    def phases(self) -> np.ndarray:
+        """Those of rows, then those of columns."""
+        row, col = axes(self.spec)
+        return np.array([*row.phases, *col.phases], np.int64)
 
 
 def shared_by(threads: int, operations: float, spec: ConvSpec) -> int:
@@ -187,38 +229,34 @@ def shared_by(threads: int, operations: float, spec: ConvSpec) -> int:
 
 
 @linked(**FLAGS)
-def locate(item, table, y):
-    """(n, group, first output channel, last, row0, rows, col0, cols) of block ``item``; y: (n, o, oh, ow)."""
-    rows, cols, parts, groups = table[0], table[1], table[5], table[6]
-    outputs, row_blocks, col_blocks = table[8], table[9], table[10]
+def locate(item, geometry, y):
+    """Block number ``item``; y: (n, o, oh, ow)."""
+    parts, outputs = geometry.parts, geometry.outputs
     item, part = item // parts, item % parts
-    item, col_block = item // col_blocks, item % col_blocks
-    item, row_block = item // row_blocks, item % row_blocks
-    n, group = item // groups, item % groups
-    row0, col0 = row_block * rows, col_block * cols
-    return (
-        n, group, group * outputs + outputs * part // parts, group * outputs + outputs * (part + 1) // parts,
-        row0, min(rows, y.shape[2] - row0), col0, min(cols, y.shape[3] - col0),
-    )
+    item, col_block = item // geometry.col_blocks, item % geometry.col_blocks
+    item, row_block = item // geometry.row_blocks, item % geometry.row_blocks
+    n, group = item // geometry.groups, item % geometry.groups
+    row0, col0 = row_block * geometry.rows, col_block * geometry.cols
+    o0, o1 = group * outputs + outputs * part // parts, group * outputs + outputs * (part + 1) // parts
+    return Block(n, group, o0, o1, row0, min(geometry.rows, y.shape[2] - row0), col0, min(geometry.cols, y.shape[3] - col0))
 
 
 @linked(**FLAGS)
-def pack(x, n, c, scratch, base, table, row0, rows, col0, cols):
-    """Copy the patch of channel ``c`` of image ``n`` into ``scratch[base:]``, by phases, zero border included."""
-    pitch, plane = table[2], table[3]
-    row_stride, col_stride, top, left = table[11], table[12], table[13], table[14]
-    rows, cols = rows + table[15], cols + table[16]
-    row_phases, col_phases = table[17], table[18]
+def pack(x, i, scratch, geometry, phases, block):
+    """Copy the patch of channel ``i`` of a block's group into scratch, by phases, zero border included."""
+    n, c = block.n, block.group * geometry.inputs + i
+    rows, cols = block.rows + geometry.row_reach, block.cols + geometry.col_reach
+    row_phases, col_phases, col_stride = geometry.row_phases, geometry.col_phases, geometry.col_stride
     height, width = x.shape[2], x.shape[3]
     for a in range(row_phases):
-        down = row0 * row_stride + table[19 + a] - top
+        down = block.row0 * geometry.row_stride + phases[a] - geometry.top
         for b in range(col_phases):
-            right = col0 * col_stride + table[19 + row_phases + b] - left
+            right = block.col0 * col_stride + phases[row_phases + b] - geometry.left
             first = min(cols, max(0, -(right // col_stride)))  # the first column inside the image: ceil(-right / stride)
             last = max(first, min(cols, (width - 1 - right) // col_stride + 1))
+            plane = i * geometry.channel + (a * col_phases + b) * geometry.plane  # scratch[i][a][b]
             for r in range(rows):
-                at = base + (a * col_phases + b) * plane + r * pitch
-                ih = down + r * row_stride
+                at, ih = plane + r * geometry.pitch, down + r * geometry.row_stride
                 if ih < 0 or ih >= height:
                     _clear(scratch, at, cols)
                     continue
@@ -233,10 +271,10 @@ def pack(x, n, c, scratch, base, table, row0, rows, col0, cols):
 
 
 @linked(**FLAGS)
-def crop(sums, pitch, y, n, o, row0, rows, col0, cols):
-    """Write the outputs of a block, without those between its rows."""
-    for r in range(rows):
-        _copy(sums, r * pitch, y[n, o, row0 + r], col0, cols)
+def crop(sums, pitch, y, o, block):
+    """Write output channel ``o`` of a block, without what lies between its rows."""
+    for r in range(block.rows):
+        _copy(sums, r * pitch, y[block.n, o, block.row0 + r], block.col0, block.cols)
 
 
 # Indices below are unsigned: a signed one may count from the end, and asking that at every element stops vectorisation.
