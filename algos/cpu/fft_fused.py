@@ -38,9 +38,10 @@ from algos.contract import Algorithm, Cost, forward_float
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.memory import aligned
-from algos.engine.overlap_save import STRIPS, all_lines, all_planes, kernel_lines, kernel_planes
+from algos.engine.overlap_save import STRIPS, LineTiles, PlaneTiles, all_lines, all_planes, kernel_lines, kernel_planes
 from algos.engine.ranges import Scaling, limit_bits, powers_of_two
 from algos.engine.simd import lanes
+from algos.engine.tables import table_of
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -175,44 +176,51 @@ class FftFused(Compiled):
         return spec.in_dtype.itemsize * (pairs * points + running + factors + scaling)
 
     def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
-        flat = spec.ndim == 1
         plan, dtype, width = self._plan(spec, threads), str(spec.in_dtype), lanes(spec.in_dtype)
         first, last, half = plan.first, plan.last, plan.first.points // 2
-        inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        taken = self._taken(spec, plan)
-        turned, along = Transform(half, dtype), Transform(last.points, dtype)
-        spectra = aligned((plan.threads, self._spectra(spec) * taken), dtype)
+        spectra = aligned((plan.threads, self._spectra(spec) * self._taken(spec, plan)), dtype)
         strips = aligned((plan.threads, self._strip(spec, plan)), dtype, zeros=True)
-        kernels = aligned(spec.out_channels * inputs * taken, dtype)
-        scaling = Scaling(weights, half if flat else half * last.points)
-        pairs = scaling.weights.reshape(-1, *spec.kernel)
-        scales = np.concatenate([powers_of_two(scaling.shifts, spec.in_dtype)[None], scaling.factors.swapaxes(0, 1)]).ravel()
-        limits = limit_bits(scaling.limits, spec.in_dtype)
-        stages = (turned.stages, turned.factors)
-        sizes = (first.points,) if flat else (first.points, last.points)
+        scaling = Scaling(weights, half * (1 if spec.ndim == 1 else last.points))
+        shifts = powers_of_two(scaling.shifts, spec.in_dtype)[None]
+        scales = np.concatenate([shifts, scaling.factors.swapaxes(0, 1)]).ravel()
+        kernels = self._kernels(spec, plan, scaling.weights, scales, strips[0])
+        turned, along = Transform(half, dtype), Transform(last.points, dtype)
+        inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        before = [pair[0] for pair in spec.padding]
+        channels, limits = (spec.groups, inputs, outputs, width), limit_bits(scaling.limits, spec.in_dtype)
+        stages: tuple[Any, ...]
+        tiles: LineTiles | PlaneTiles
+        if spec.ndim == 1:
+            kernel, stages = all_lines, (turned.arrays, turned.turns)
+            tiles = LineTiles(*spec.size, *spec.output_size, half, first.kept, *spec.stride, *before, *channels,
+                              -(-first.tiles // width), *limits)  # fmt: skip
+        else:
+            kernel, stages = all_planes, (along.arrays, turned.arrays, turned.turns)
+            tiles = PlaneTiles(*spec.size, *spec.output_size, half, last.points, first.kept, last.kept, first.tiles, last.tiles,
+                               *spec.stride, *before, *channels, plan.items // spec.groups, *limits)  # fmt: skip
+        arguments = kernels, table_of(tiles), *stages, scales, strips, spectra
+        return Work(kernel, arguments, plan.items, plan.threads)
+
+    def _kernels(
+        self, spec: ConvSpec, plan: Plan, weights: np.ndarray, scales: np.ndarray, strip: np.ndarray
+    ) -> np.ndarray:
+        """Spectra of every pair of channels' kernel; ``weights`` are spoilt."""
+        first, last, half, dtype = plan.first, plan.last, plan.first.points // 2, str(spec.in_dtype)
+        pairs, width = weights.reshape(-1, *spec.kernel), lanes(spec.in_dtype)
+        kernels = aligned(len(pairs) * self._taken(spec, plan), dtype)
+        turned, along = Transform(half, dtype), Transform(last.points, dtype)
+        sizes = (first.points, last.points)[: spec.ndim]
         taps = [-np.arange(k) * d for k, d in zip(spec.kernel, spec.dilation, strict=True)]
         where = [tap % n for tap, n in zip(taps, sizes, strict=True)]
         signs = 1 - 2 * (taps[0] // first.points % 2)  # z^first.points is -1
         pairs *= signs.reshape(-1, *(1,) * (spec.ndim - 1)).astype(dtype)
-        if flat:
-            kernel_lines(pairs, *where, width, half, *stages, turned.turns, scales, kernels)
+        if spec.ndim == 1:
+            kernel_lines(pairs, *where, width, half, turned.arrays, turned.turns, scales, kernels)
         else:
-            kernel_planes(pairs, *where, np.empty(sizes, dtype), width, along.stages, along.factors, *stages, turned.turns,
-                          scales, strips[0], kernels)  # fmt: skip
-        channels = (spec.groups, inputs, outputs, width)
-        kernel: Any
-        fixed: tuple[Any, ...]
-        if flat:
-            table = (*spec.size, *spec.output_size, half, first.kept, *spec.stride, spec.padding[0][0], *channels,
-                     -(-first.tiles // width), *limits)  # fmt: skip
-            kernel, fixed = all_lines, (table, *stages, turned.turns, scales, strips, spectra)
-        else:
-            table = (*spec.size, *spec.output_size, half, last.points, first.kept, last.kept, first.tiles, last.tiles,
-                     *spec.stride, spec.padding[0][0], spec.padding[1][0], *channels, plan.items // spec.groups,
-                     *limits)  # fmt: skip
-            kernel = all_planes
-            fixed = (table, along.stages, along.factors, *stages, turned.turns, scales, strips, spectra)
-        return Work(kernel, (kernels, *fixed), plan.items, plan.threads)
+            tile = np.empty(sizes, dtype)
+            stages = along.arrays, turned.arrays, turned.turns
+            kernel_planes(pairs, *where, tile, width, *stages, scales, strip, kernels)
+        return kernels
 
     def compile_s(self, spec: ConvSpec) -> float:
         return 2.7

@@ -85,6 +85,11 @@ class Transform:
         return np.concatenate([*parts, np.zeros(2)]).astype(self.dtype)
 
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Stages and their factors, for compiled code."""
+        return self.stages, self.factors
+
     @cached_property
     def turns(self) -> np.ndarray:
         """(length, 2): exp(i pi n / (2 length)): a transform of points so turned convolves modulo z^length - i."""

@@ -16,6 +16,8 @@ all results. ``scales`` holds two factors for each kind of tile, then for each o
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from algos.engine.butterflies import FORWARD, INVERSE, move, multiply, transpose, turn
@@ -23,8 +25,77 @@ from algos.engine.fourier import FLAGS, filtered, forward, inverse
 from algos.engine.jit import compiled, linked
 from algos.engine.ranges import ORDINARY, kind_of
 from algos.engine.relay import fork
+from algos.engine.tables import named
 
 STRIPS = 4  # strips of columns read and written together: whole cache lines, even where rows lie a power of two apart
+
+
+class Stages(NamedTuple):
+    """Of a ``Transform``."""
+
+    stages: np.ndarray
+    factors: np.ndarray
+
+
+class Tile(NamedTuple):
+    """A tile of 2 ``rows`` x ``cols`` pixels of an image, in vectors of so many lanes."""
+
+    height: int  # of the image
+    width: int
+    rows: int
+    cols: int
+    lanes: int
+
+
+class PlaneTiles(NamedTuple):
+    """How images are cut into tiles; see ``fft_fused``."""
+
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    rows: int  # half of a tile's
+    cols: int
+    kept_rows: int  # outputs of a tile, before the stride drops any
+    kept_cols: int
+    down: int  # tiles of an image
+    across: int
+    row_step: int  # the stride
+    col_step: int
+    top: int  # rows of padding
+    left: int
+    groups: int
+    inputs: int  # of a group
+    outputs: int
+    lanes: int
+    per_group: int  # tiles of all images
+    faint: int  # limits of ``kind_of``
+    large: int
+
+
+class LineTiles(NamedTuple):
+    """The same for signals, whose tiles go side by side, as many as a vector has lanes."""
+
+    width: int
+    out_width: int
+    cols: int  # half of a tile
+    kept: int
+    step: int
+    left: int
+    groups: int
+    inputs: int
+    outputs: int
+    lanes: int
+    bundles: int  # of tiles of a signal
+    faint: int
+    large: int
+
+
+class Memory(NamedTuple):
+    """What threads work in, a row for each."""
+
+    strips: np.ndarray
+    spectra: np.ndarray
 
 
 @linked(**FLAGS)
@@ -34,9 +105,10 @@ def whole(count, lanes):
 
 
 @linked(**FLAGS)
-def _read(x, plane, height, width, top, left, data, at, rows, strips, lanes, pitch):
+def _read(x, plane, tile, top, left, data, at, strips):
     """Strips of ``rows`` x ``lanes`` pixels from (top, left) on, zero outside the image, each a part of complex points."""
-    point = 2 * lanes
+    height, width, rows, lanes = tile.height, tile.width, tile.rows, tile.lanes
+    point, pitch = 2 * lanes, 2 * lanes * whole(rows, lanes)
     first = min(rows, max(0, -top))
     last = max(first, min(rows, height - top))
     for k in range(strips):
@@ -69,11 +141,13 @@ def _zero(data, at, count):
 
 
 @linked(**FLAGS)
-def _write(data, at, pitch, strips, lanes, row, rows, row_step, col, cols, col_step, y, plane, height, width):
+def _write(data, at, strips, tiles, row, rows, col, cols, y, plane):
     """Every step-th of ``rows`` x ``cols`` points of strips, to y from (row, col) of the outputs before the stride on."""
+    height, width, lanes = tiles.out_height, tiles.out_width, tiles.lanes
+    row_step, col_step, pitch = tiles.row_step, tiles.col_step, 2 * lanes * whole(tiles.rows, lanes)
     step, oh = 2 * lanes * row_step, row // row_step
     rows = min((rows + row_step - 1) // row_step, height - oh)
-    target, source = plane + oh * width, at
+    target, source = plane + oh * width, at  # y[n][o][oh][0]
     if strips == STRIPS and col_step == 1 and cols >= STRIPS * lanes and col + STRIPS * lanes <= width:
         for _ in range(rows):
             for k in range(STRIPS):
@@ -93,9 +167,9 @@ def _write(data, at, pitch, strips, lanes, row, rows, row_step, col, cols, col_s
 
 
 @linked(**FLAGS)
-def filter_rows(spectra, taken, rows, cols, lanes, stages, factors, kernels, kernel, inputs, target):
+def filter_rows(spectra, taken, rows, cols, lanes, along, kernels, kernel, inputs, target):
     """Sums of products with the kernels' spectra, rows back, at ``target``; 0: in place, on one input not yet forward."""
-    last, points = len(stages), cols * 2 * lanes
+    stages, factors, points = along.stages, along.factors, cols * 2 * lanes
     for strip in range(0, rows // lanes * points, points):
         if target == 0:
             filtered(spectra, strip, cols, stages, factors, kernels, kernel)
@@ -104,22 +178,22 @@ def filter_rows(spectra, taken, rows, cols, lanes, stages, factors, kernels, ker
             multiply(spectra, target + at, spectra, at, kernels, kernel + at, 0)
             for i in range(1, inputs):
                 multiply(spectra, target + at, spectra, i * taken + at, kernels, kernel + i * taken + at, 1)
-        inverse(spectra, target + strip, cols, stages, factors, last)
+        inverse(spectra, target + strip, cols, stages, factors, len(stages))
 
 
 @linked(**FLAGS)
-def columns_in(x, plane, height, width, top, left, rows, cols, lanes, stages, factors, turns, scales, s, strip, spectra,
-               to):  # fmt: skip
-    """Columns of a tile of 2 rows x cols forward into ``spectra[to:]``, scaled by ``scales[s]``; the tile's ``peak``."""
+def columns_in(x, plane, tile, top, left, down, turns, scales, s, strip, spectra, to):
+    """Columns of a tile from (top, left) on forward into ``spectra[to:]``, scaled by ``scales[s]``; the tile's ``peak``."""
+    rows, cols, lanes = tile.rows, tile.cols, tile.lanes
     point, pitch, found = 2 * lanes, 2 * lanes * whole(rows, lanes), 0
     for c in range(0, cols, STRIPS * lanes):
         strips = min(STRIPS, (cols - c) // lanes)
         for part in range(2):
-            _read(x, plane, height, width, top + part * rows, left + c, strip, part * lanes, rows, strips, lanes, pitch)
+            _read(x, plane, tile, top + part * rows, left + c, strip, part * lanes, strips)
         for k in range(strips):
             at = k * pitch
             found = max(found, turn(strip, at, rows, turns, scales, s, FORWARD))
-            forward(strip, at, rows, stages, factors, len(stages))
+            forward(strip, at, rows, down.stages, down.factors, len(down.stages))
             for r in range(0, rows, lanes):
                 place = to + (r * cols + (c + k * lanes) * lanes) * 2
                 transpose(strip, at + r * point, point, spectra, place, point)
@@ -128,74 +202,75 @@ def columns_in(x, plane, height, width, top, left, rows, cols, lanes, stages, fa
 
 
 @linked(**FLAGS)
-def rows_in(spectra, to, rows, cols, lanes, stages, factors):
+def rows_in(spectra, to, rows, cols, lanes, along):
     """Rows forward, where they lie."""
     for at in range(to, to + rows * cols * 2, cols * 2 * lanes):
-        forward(spectra, at, cols, stages, factors, len(stages))
+        forward(spectra, at, cols, along.stages, along.factors, len(along.stages))
 
 
 @compiled(error_model="numpy")
-def kernel_planes(weights, down, across, image, lanes, row_stages, row_factors, col_stages, col_factors, turns, scales, strip,
-                  kernels):  # fmt: skip
-    """Spectra of kernels (pair, kh, kw), over the points of a tile; down, across: where taps stand in ``image``, the tile."""
+def kernel_planes(weights, taps_h, taps_w, image, lanes, along, down, turns, scales, strip, kernels):
+    """Spectra of kernels (pair, kh, kw), over the points of a tile; taps_h, taps_w: where taps stand in ``image``, the tile.
+
+    along, down: stages and factors of the transforms of rows and of columns.
+    """
     rows, cols = image.shape[0] // 2, image.shape[1]
+    tile, of_rows, of_cols = Tile(2 * rows, cols, rows, cols, lanes), Stages(*along), Stages(*down)
     zero = np.int64(0)  # no literal, for which everything would be compiled once more
     for pair in range(weights.shape[0]):
         image[:] = 0
-        for i in range(down.size):
-            for j in range(across.size):
-                image[down[i], across[j]] += weights[pair, i, j]
+        for i in range(taps_h.size):
+            for j in range(taps_w.size):
+                image[taps_h[i], taps_w[j]] += weights[pair, i, j]
         at = pair * whole(rows, lanes) * cols * 2
-        columns_in(image.reshape(image.size), zero, 2 * rows, cols, zero, zero, rows, cols, lanes, col_stages, col_factors,
-                   turns, scales, zero, strip, kernels, at)  # fmt: skip
-        rows_in(kernels, at, whole(rows, lanes), cols, lanes, row_stages, row_factors)
+        columns_in(image.reshape(image.size), zero, tile, zero, zero, of_cols, turns, scales, zero, strip, kernels, at)
+        rows_in(kernels, at, whole(rows, lanes), cols, lanes, of_rows)
 
 
 @compiled(error_model="numpy")
-def kernel_lines(weights, across, lanes, cols, stages, factors, turns, scales, kernels):
+def kernel_lines(weights, taps, lanes, cols, along, turns, scales, kernels):
     """The same for ``lines``: kernels (pair, k), the same in all lanes."""
     taken = cols * lanes * 2
     kernels[:] = 0
     for pair in range(weights.shape[0]):
         at = pair * taken
-        for j in range(across.size):
-            place = across[j] % cols * 2 * lanes + (lanes if across[j] >= cols else 0)
+        for j in range(taps.size):
+            place = taps[j] % cols * 2 * lanes + (lanes if taps[j] >= cols else 0)
             for lane in range(lanes):
                 kernels[at + place + lane] += weights[pair, j]
         turn(kernels, at, cols, turns, scales, np.int64(0), FORWARD)
-        rows_in(kernels, at, lanes, cols, lanes, stages, factors)
+        rows_in(kernels, at, lanes, cols, lanes, Stages(*along))
 
 
 @linked(**FLAGS)
-def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, all_spectra, slot,
-           first, last):  # fmt: skip
+def planes(x, y, kernels, tiles, along, down, turns, scales, memory, slot, first, last):
     """Items [first, last): a group and a tile each. x: (n * c * h * w); y: (n * o * oh * ow); see ``fft_fused``."""
-    strip, spectra = strips[slot], all_spectra[slot]
-    (height, width, out_height, out_width, rows, cols, kept_rows, kept_cols, down, across, row_step, col_step,
-     top, left, groups, inputs, outputs, lanes, per_group, faint, large) = table  # fmt: skip
-    tiles, point, lines = down * across, 2 * lanes, whole(rows, lanes)
+    strip, spectra = memory.strips[slot], memory.spectra[slot]
+    tile = Tile(tiles.height, tiles.width, tiles.rows, tiles.cols, tiles.lanes)
+    kept_rows, kept_cols, inputs, outputs = tiles.kept_rows, tiles.kept_cols, tiles.inputs, tiles.outputs
+    rows, cols, lanes, across = tile.rows, tile.cols, tile.lanes, tiles.across
+    each, point, lines = tiles.down * across, 2 * lanes, whole(rows, lanes)
     taken = lines * cols * 2
     target = 0 if inputs == outputs == 1 else inputs * taken
     for item in range(first, last):
-        group, tile = item // per_group, item % per_group
-        n, row, col = tile // tiles, tile % tiles // across * kept_rows, tile % across * kept_cols
+        group, which = item // tiles.per_group, item % tiles.per_group
+        n, row, col = which // each, which % each // across * kept_rows, which % across * kept_cols
         kind, found = ORDINARY, 0
         i = 0
         while i < inputs:
-            plane = ((n * groups + group) * inputs + i) * height * width
-            seen = columns_in(x, plane, height, width, row - top, col - left, rows, cols, lanes, col_stages, col_factors, turns,
-                              scales, 2 * kind, strip, spectra, i * taken)  # fmt: skip
+            plane = ((n * tiles.groups + group) * inputs + i) * tile.height * tile.width  # x[n][c][0][0]
+            top, left = row - tiles.top, col - tiles.left
+            seen = columns_in(x, plane, tile, top, left, down, turns, scales, 2 * kind, strip, spectra, i * taken)
             found = max(found, seen)
             if target:
-                rows_in(spectra, i * taken, lines, cols, lanes, row_stages, row_factors)
+                rows_in(spectra, i * taken, lines, cols, lanes, along)
             i += 1
             if i == inputs and kind == ORDINARY:
-                kind = kind_of(found, (faint, large))
+                kind = kind_of(found, (tiles.faint, tiles.large))
                 i = 0 if kind != ORDINARY else inputs  # once more: channels are summed and must be scaled alike
         for o in range(group * outputs, group * outputs + outputs):
-            filter_rows(spectra, taken, lines, cols, lanes, row_stages, row_factors, kernels, o * inputs * taken, inputs,
-                        target)  # fmt: skip
-            plane = (n * groups * outputs + o) * out_height * out_width
+            filter_rows(spectra, taken, lines, cols, lanes, along, kernels, o * inputs * taken, inputs, target)
+            plane = (n * tiles.groups * outputs + o) * tiles.out_height * tiles.out_width  # y[n][o][0][0]
             for c in range(0, kept_cols, STRIPS * lanes):
                 strips = min(STRIPS, (kept_cols - c + lanes - 1) // lanes)
                 for k in range(strips):
@@ -204,34 +279,34 @@ def planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factor
                         place = target + (r * cols + (c + k * lanes) * lanes) * 2
                         transpose(spectra, place, point, strip, at + r * point, point)
                         transpose(spectra, place + lanes, point, strip, at + r * point + lanes, point)
-                    inverse(strip, at, rows, col_stages, col_factors, len(col_stages))
+                    inverse(strip, at, rows, down.stages, down.factors, len(down.stages))
                     turn(strip, at, rows, turns, scales, 6 * (o + 1) + 2 * kind, INVERSE)
                 for part in range(2):
-                    skip = -part * rows % row_step  # rows of this half before the first that the stride keeps
+                    skip = -part * rows % tiles.row_step  # rows of this half before the first that the stride keeps
                     count = min(rows, kept_rows - part * rows) - skip
                     if count > 0:
-                        _write(strip, part * lanes + skip * point, lines * point, strips, lanes, row + part * rows + skip,
-                               count, row_step, col + c, kept_cols - c, col_step, y, plane, out_height,
-                               out_width)  # fmt: skip
+                        at, oh = part * lanes + skip * point, row + part * rows + skip
+                        _write(strip, at, strips, tiles, oh, count, col + c, kept_cols - c, y, plane)
 
 
 @linked(**FLAGS)
-def lines(x, y, kernels, table, stages, factors, turns, scales, blocks, all_spectra, slot, first, last):
-    """As ``planes`` for signals: an item is a group and L tiles of an image, side by side; ``cols`` is half a tile.
+def lines(x, y, kernels, tiles, along, turns, scales, memory, slot, first, last):
+    """As ``planes`` for signals: an item is a group and a bundle of tiles of an image; ``cols`` is half a tile.
 
-    block: L * L elements, for what reaches over an end.
+    strips: L * L elements for each thread, for what reaches over an end.
     """
-    (width, out_width, cols, kept, step, left, groups, inputs, outputs, lanes, items, faint, large) = table
-    block, spectra = blocks[slot], all_spectra[slot]
+    block, spectra = memory.strips[slot], memory.spectra[slot]
+    width, out_width, cols, kept, step = tiles.width, tiles.out_width, tiles.cols, tiles.kept, tiles.step
+    groups, inputs, outputs, lanes = tiles.groups, tiles.inputs, tiles.outputs, tiles.lanes
     taken, point = cols * lanes * 2, 2 * lanes
     target = 0 if inputs == outputs == 1 else inputs * taken
     for item in range(first, last):
-        group, tile = item // items % groups, item % items * lanes
-        n = item // items // groups
+        group, tile = item // tiles.bundles % groups, item % tiles.bundles * lanes
+        n = item // tiles.bundles // groups
         kind, found = ORDINARY, 0
         i = 0
         while i < inputs:
-            plane, begin = ((n * groups + group) * inputs + i) * width, tile * kept - left
+            plane, begin = ((n * groups + group) * inputs + i) * width, tile * kept - tiles.left  # x[n][c]
             for part in range(2):
                 start = begin + part * cols
                 for c in range(0, cols, lanes):
@@ -249,15 +324,15 @@ def lines(x, y, kernels, table, stages, factors, turns, scales, blocks, all_spec
                     transpose(block, 0, lanes, spectra, place, point)
             found = max(found, turn(spectra, i * taken, cols, turns, scales, 2 * kind, FORWARD))
             if target:
-                forward(spectra, i * taken, cols, stages, factors, len(stages))
+                forward(spectra, i * taken, cols, along.stages, along.factors, len(along.stages))
             i += 1
             if i == inputs and kind == ORDINARY:
-                kind = kind_of(found, (faint, large))
+                kind = kind_of(found, (tiles.faint, tiles.large))
                 i = 0 if kind != ORDINARY else inputs
         for o in range(group * outputs, group * outputs + outputs):
-            filter_rows(spectra, taken, lanes, cols, lanes, stages, factors, kernels, o * inputs * taken, inputs, target)
+            filter_rows(spectra, taken, lanes, cols, lanes, along, kernels, o * inputs * taken, inputs, target)
             turn(spectra, target, cols, turns, scales, 6 * (o + 1) + 2 * kind, INVERSE)
-            plane = (n * groups * outputs + o) * out_width
+            plane = (n * groups * outputs + o) * out_width  # y[n][o]
             for part in range(2):
                 start, held = tile * kept + part * cols, min(cols, kept - part * cols)
                 for c in range(0, held, lanes):
@@ -278,14 +353,15 @@ def lines(x, y, kernels, table, stages, factors, turns, scales, blocks, all_spec
 
 
 @compiled(error_model="numpy")
-def all_planes(x, y, kernels, table, row_stages, row_factors, col_stages, col_factors, turns, scales, strips, spectra,
-               job):  # fmt: skip
-    """Every item of ``planes``, shared with the helpers; strips and spectra have one row for each thread."""
-    fork(planes, (x.reshape(x.size), y.reshape(y.size), kernels, table, row_stages, row_factors, col_stages, col_factors,
-                  turns, scales, strips, spectra), job)  # fmt: skip
+def all_planes(x, y, kernels, table, along, down, turns, scales, strips, spectra, job):
+    """Every item of ``planes``, shared with the helpers; ``table``: of ``PlaneTiles``; the rest as ``kernel_planes``."""
+    tiles, memory, pictures, results = named(PlaneTiles, table), Memory(strips, spectra), x.reshape(x.size), y.reshape(y.size)
+    of_rows, of_cols = Stages(*along), Stages(*down)
+    fork(planes, (pictures, results, kernels, tiles, of_rows, of_cols, turns, scales, memory), job)
 
 
 @compiled(error_model="numpy")
-def all_lines(x, y, kernels, table, stages, factors, turns, scales, blocks, spectra, job):
-    """Every item of ``lines``, shared with the helpers."""
-    fork(lines, (x.reshape(x.size), y.reshape(y.size), kernels, table, stages, factors, turns, scales, blocks, spectra), job)
+def all_lines(x, y, kernels, table, along, turns, scales, strips, spectra, job):
+    """Every item of ``lines``, shared with the helpers; ``table``: of ``LineTiles``."""
+    tiles, memory, signals, results = named(LineTiles, table), Memory(strips, spectra), x.reshape(x.size), y.reshape(y.size)
+    fork(lines, (signals, results, kernels, tiles, Stages(*along), turns, scales, memory), job)
