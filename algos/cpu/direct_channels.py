@@ -158,7 +158,7 @@ def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, slot, first, l
     for each of a block of outputs; patches, all_sums: of each thread.
     """
     patch, sums = patches[slot], all_sums[slot]
-    rows, parts, starts, singles = cut.rows, cut.parts, window.starts, window.singles
+    rows, parts, pixels, starts, singles = cut.rows, cut.parts, window.pixels, window.starts, window.singles
     channels, filters = x.shape[1] // cut.groups, y.shape[1] // cut.groups
     blocks, elements, block, width = w.shape[1], w.shape[2], w.shape[3], y.shape[3]
     row_blocks = -(-y.shape[2] // rows)
@@ -178,7 +178,7 @@ def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, slot, first, l
             for s in range(0, max(1, starts.size), cut.piece):
                 here = min(cut.piece, starts.size - s)
                 ends = singles.size if s + here == starts.size else 0
-                runs_block(address(patch, 0), outputs, window.pixels, address(starts, s), here, address(singles, 0), ends,
+                runs_block(address(patch, 0), outputs, pixels, address(starts, s), here, address(singles, 0), ends,
                            advance(weights, s * UNROLLED * block), sums, s > 0, vectors)  # fmt: skip
             unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
 

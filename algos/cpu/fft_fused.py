@@ -192,12 +192,15 @@ class FftFused(Compiled):
         tiles: LineTiles | PlaneTiles
         if spec.ndim == 1:
             kernel, stages = all_lines, (turned.arrays, turned.turns)
-            tiles = LineTiles(*spec.size, *spec.output_size, half, first.kept, *spec.stride, *before, *channels,
-                              -(-first.tiles // width), *limits)  # fmt: skip
+            bundles = -(-first.tiles // width)
+            numbers = (*spec.size, *spec.output_size, half, first.kept, *spec.stride, *before, *channels, bundles, *limits)
+            tiles = LineTiles._make(numbers)
         else:
             kernel, stages = all_planes, (along.arrays, turned.arrays, turned.turns)
-            tiles = PlaneTiles(*spec.size, *spec.output_size, half, last.points, first.kept, last.kept, first.tiles, last.tiles,
-                               *spec.stride, *before, *channels, plan.items // spec.groups, *limits)  # fmt: skip
+            shape = half, last.points, first.kept, last.kept, first.tiles, last.tiles
+            numbers = (*spec.size, *spec.output_size, *shape, *spec.stride, *before, *channels, plan.items // spec.groups,
+                       *limits)  # fmt: skip
+            tiles = PlaneTiles._make(numbers)
         arguments = kernels, table_of(tiles), *stages, scales, strips, spectra
         return Work(kernel, arguments, plan.items, plan.threads)
 

@@ -186,6 +186,7 @@ def columns_in(x, plane, tile, top, left, down, turns, scales, s, strip, spectra
     """Columns of a tile from (top, left) on forward into ``spectra[to:]``, scaled by ``scales[s]``; the tile's ``peak``."""
     rows, cols, lanes = tile.rows, tile.cols, tile.lanes
     point, pitch, found = 2 * lanes, 2 * lanes * whole(rows, lanes), 0
+    stages, factors = down.stages, down.factors
     for c in range(0, cols, STRIPS * lanes):
         strips = min(STRIPS, (cols - c) // lanes)
         for part in range(2):
@@ -193,7 +194,7 @@ def columns_in(x, plane, tile, top, left, down, turns, scales, s, strip, spectra
         for k in range(strips):
             at = k * pitch
             found = max(found, turn(strip, at, rows, turns, scales, s, FORWARD))
-            forward(strip, at, rows, down.stages, down.factors, len(down.stages))
+            forward(strip, at, rows, stages, factors, len(stages))
             for r in range(0, rows, lanes):
                 place = to + (r * cols + (c + k * lanes) * lanes) * 2
                 transpose(strip, at + r * point, point, spectra, place, point)
@@ -204,8 +205,9 @@ def columns_in(x, plane, tile, top, left, down, turns, scales, s, strip, spectra
 @linked(**FLAGS)
 def rows_in(spectra, to, rows, cols, lanes, along):
     """Rows forward, where they lie."""
+    stages, factors = along.stages, along.factors
     for at in range(to, to + rows * cols * 2, cols * 2 * lanes):
-        forward(spectra, at, cols, along.stages, along.factors, len(along.stages))
+        forward(spectra, at, cols, stages, factors, len(stages))
 
 
 @compiled(error_model="numpy")
@@ -249,6 +251,7 @@ def planes(x, y, kernels, tiles, along, down, turns, scales, memory, slot, first
     tile = Tile(tiles.height, tiles.width, tiles.rows, tiles.cols, tiles.lanes)
     kept_rows, kept_cols, inputs, outputs = tiles.kept_rows, tiles.kept_cols, tiles.inputs, tiles.outputs
     rows, cols, lanes, across = tile.rows, tile.cols, tile.lanes, tiles.across
+    stages, factors = down.stages, down.factors
     each, point, lines = tiles.down * across, 2 * lanes, whole(rows, lanes)
     taken = lines * cols * 2
     target = 0 if inputs == outputs == 1 else inputs * taken
@@ -279,7 +282,7 @@ def planes(x, y, kernels, tiles, along, down, turns, scales, memory, slot, first
                         place = target + (r * cols + (c + k * lanes) * lanes) * 2
                         transpose(spectra, place, point, strip, at + r * point, point)
                         transpose(spectra, place + lanes, point, strip, at + r * point + lanes, point)
-                    inverse(strip, at, rows, down.stages, down.factors, len(down.stages))
+                    inverse(strip, at, rows, stages, factors, len(stages))
                     turn(strip, at, rows, turns, scales, 6 * (o + 1) + 2 * kind, INVERSE)
                 for part in range(2):
                     skip = -part * rows % tiles.row_step  # rows of this half before the first that the stride keeps
@@ -297,6 +300,7 @@ def lines(x, y, kernels, tiles, along, turns, scales, memory, slot, first, last)
     """
     block, spectra = memory.strips[slot], memory.spectra[slot]
     width, out_width, cols, kept, step = tiles.width, tiles.out_width, tiles.cols, tiles.kept, tiles.step
+    stages, factors = along.stages, along.factors
     groups, inputs, outputs, lanes = tiles.groups, tiles.inputs, tiles.outputs, tiles.lanes
     taken, point = cols * lanes * 2, 2 * lanes
     target = 0 if inputs == outputs == 1 else inputs * taken
@@ -324,7 +328,7 @@ def lines(x, y, kernels, tiles, along, turns, scales, memory, slot, first, last)
                     transpose(block, 0, lanes, spectra, place, point)
             found = max(found, turn(spectra, i * taken, cols, turns, scales, 2 * kind, FORWARD))
             if target:
-                forward(spectra, i * taken, cols, along.stages, along.factors, len(along.stages))
+                forward(spectra, i * taken, cols, stages, factors, len(stages))
             i += 1
             if i == inputs and kind == ORDINARY:
                 kind = kind_of(found, (tiles.faint, tiles.large))
