@@ -140,13 +140,13 @@ def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w,
     while at < outputs:
         pixel, to = address(pixels, at), address(sums, at * block)
         if outputs - at > R1:
-            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, ROWS, vectors)
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, ROWS, vectors)
             at += ROWS
         elif outputs - at > R2:
-            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, R1, vectors)
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, R1, vectors)
             at += R1
         else:
-            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, block, more, R2, vectors)
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, R2, vectors)
             at += R2
 
 

@@ -145,40 +145,14 @@ class Fft(Algorithm):
             del found  # before the next one is made
         return result
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
-        import scipy.fft
-
-        lengths, half, images = cyclic_size(spec), self._half(spec), self._images(spec)
+    def _multiplication(self, spec: ConvSpec, kernels: np.ndarray, workers: int) -> Callable[[np.ndarray], np.ndarray]:
+        """What makes spectra of outputs from those of inputs."""
         groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        axes = tuple(range(2, 2 + spec.ndim))
+        half, images, dense = self._half(spec), self._images(spec), self._dense(spec)
         points = math.prod(half)
-        workers = self._workers(spec, threads)
-        dense = self._dense(spec)
-        scaling = Scaling(weights, math.prod(lengths))
-        kernels = self._kernels(spec, scaling.weights)
-        del scaling.weights  # their spectra are kept
+        products = None if self._in_place(spec) else np.empty((images, spec.out_channels, *half), kernels.dtype)
         if dense:
             kernels = kernels.transpose(3, 0, 2, 1)  # (frequency, group, input, output), contiguous
-        spectrum = np.zeros((images if spec.ndim > 1 else 0, spec.in_channels, *half), kernels.dtype)
-        products = None if self._in_place(spec) else np.empty((images, spec.out_channels, *half), kernels.dtype)
-
-        def forward(x: np.ndarray) -> np.ndarray:
-            """(n, c, *half): the transform of x, last axis first, leaving out the rows of zeros."""
-            rows = scipy.fft.rfft(x, lengths[-1], workers=workers)
-            if spec.ndim == 1:
-                return rows
-            result = spectrum[: len(x)]
-            inside = tuple(slice(n) for n in spec.size[:-1])
-            for axis, (size, length) in enumerate(zip(spec.size[:-1], lengths[:-1], strict=True), start=2):
-                if size < length:
-                    result[(slice(None),) * axis + (slice(size, None),)] = 0
-            result[:, :, *inside] = rows
-            for axis in reversed(axes[:-1]):
-                part = result[(slice(None), slice(None), *inside[: axis - 2])]
-                done = scipy.fft.fft(part, axis=axis, workers=workers, overwrite_x=True)
-                if not np.may_share_memory(done, part):
-                    part[...] = done
-            return result
 
         def multiply(spectra: np.ndarray) -> np.ndarray:
             """(n, c, *half) -> (n, o, *half)"""
@@ -203,6 +177,38 @@ class Fft(Algorithm):
                 for i in range(1, inputs):
                     y += x[:, :, i : i + 1] * kernels[:, :, i]
             return products[:n]
+
+        return multiply
+
+    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        import scipy.fft
+
+        lengths, half, images = cyclic_size(spec), self._half(spec), self._images(spec)
+        axes = tuple(range(2, 2 + spec.ndim))
+        workers = self._workers(spec, threads)
+        scaling = Scaling(weights, math.prod(lengths))
+        kernels = self._kernels(spec, scaling.weights)
+        del scaling.weights  # their spectra are kept
+        spectrum = np.zeros((images if spec.ndim > 1 else 0, spec.in_channels, *half), kernels.dtype)
+        multiply = self._multiplication(spec, kernels, workers)
+
+        def forward(x: np.ndarray) -> np.ndarray:
+            """(n, c, *half): the transform of x, last axis first, leaving out the rows of zeros."""
+            rows = scipy.fft.rfft(x, lengths[-1], workers=workers)
+            if spec.ndim == 1:
+                return rows
+            result = spectrum[: len(x)]
+            inside = tuple(slice(n) for n in spec.size[:-1])
+            for axis, (size, length) in enumerate(zip(spec.size[:-1], lengths[:-1], strict=True), start=2):
+                if size < length:
+                    result[(slice(None),) * axis + (slice(size, None),)] = 0
+            result[:, :, *inside] = rows
+            for axis in reversed(axes[:-1]):
+                part = result[(slice(None), slice(None), *inside[: axis - 2])]
+                done = scipy.fft.fft(part, axis=axis, workers=workers, overwrite_x=True)
+                if not np.may_share_memory(done, part):
+                    part[...] = done
+            return result
 
         def backward(spectra: np.ndarray, kinds: Sequence[int], y: np.ndarray) -> None:
             """Invert, first axis first, keeping only the rows that become outputs; ``kinds``: of ``scaling``."""

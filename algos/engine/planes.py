@@ -255,35 +255,39 @@ def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
             inner = outer = Looped(emit, count, sizes, row_at, w, known[0] > 1)
         below = builder.inttoptr(builder.add(x, builder.mul(builder.add(top, I64(lines)), line_bytes)), pointer)
 
-        before = builder.block
-        head, middle, border, after, done = map(builder.append_basic_block, ("head", "middle", "border", "after", "done"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        column = builder.phi(I64)
-        column.add_incoming(I64(0), before)
-        at = builder.sub(builder.mul(column, stride), left)
-        inside = builder.icmp_signed("<=", builder.add(at, inner.span), width)
-        builder.cbranch(builder.and_(builder.icmp_signed(">=", at, I64(0)), inside), middle, border)
+        def vector_at(column: Any) -> None:
+            at = builder.sub(builder.mul(column, stride), left)
+            inside = builder.icmp_signed("<=", builder.add(at, inner.span), width)
+            inside = builder.and_(builder.icmp_signed(">=", at, I64(0)), inside)
+            with builder.if_else(inside) as (middle, border):
+                with middle:
+                    if lines:  # two rows of the input for one of outputs: the machine's own prefetching falls behind
+                        _prefetch(emit, below, column, count * known[2] * known[3])
+                    for value, target in zip(inner.sums(at, None), targets, strict=True):
+                        emit.store(value, emit.at(target, column))
+                with border:
+                    places = [emit.at(target, column) for target in targets]
+                    _store_at_border(outer, outer.sums(at, width), places, end, out_width)
 
-        builder.position_at_end(middle)
-        if lines:  # two rows of the input for one of outputs: the machine's own prefetching falls behind
-            _prefetch(emit, below, column, count * known[2] * known[3])
-        for value, target in zip(inner.sums(at, None), targets, strict=True):
-            emit.store(value, emit.at(target, column))
-        builder.branch(after)
-
-        builder.position_at_end(border)
-        _store_at_border(outer, outer.sums(at, width), [emit.at(target, column) for target in targets], end, out_width)
-        builder.branch(after)
-
-        builder.position_at_end(after)
-        following, last = builder.add(column, I64(emit.lanes)), builder.sub(out_width, I64(emit.lanes))
-        column.add_incoming(builder.select(builder.icmp_signed("<", following, last), following, last), after)
-        builder.cbranch(builder.icmp_signed("<", following, out_width), head, done)
-        builder.position_at_end(done)
+        _each_vector(emit, out_width, vector_at)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 6, layer, shape), codegen
+
+
+def _each_vector(emit: Emitter, count: Any, step: Callable[[Any], None]) -> None:
+    """``step(column)`` for every vector of ``count`` columns, at least one; the last overlaps the one before."""
+    builder, before = emit.builder, emit.builder.block
+    head, done = builder.append_basic_block("head"), builder.append_basic_block("done")
+    builder.branch(head)
+    builder.position_at_end(head)
+    column = builder.phi(I64)
+    column.add_incoming(I64(0), before)
+    step(column)
+    following, last = builder.add(column, I64(emit.lanes)), builder.sub(count, I64(emit.lanes))
+    column.add_incoming(builder.select(builder.icmp_signed("<", following, last), following, last), builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), head, done)
+    builder.position_at_end(done)
 
 
 def _store_at_border(tile: Unrolled | Looped, values: list[Any], places: list[Any], end: Any, out_width: Any) -> None:

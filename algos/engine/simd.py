@@ -298,21 +298,20 @@ def outer_rows(typingctx, w, w_step, x, offsets, k, y, y_step, more, rows, vecto
 
 
 @intrinsic(prefer_literal=True)
-def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y, y_step, more, rows, vectors):
+def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y, more, rows, vectors):
     """y[i, :] = sum over k of x[pixels[i] + offset[k]] * w[k, :] for ``rows`` pixels.
 
     offset: ``UNROLLED`` elements side by side from each of ``starts`` on, then one at each of ``singles``; w: (k, vectors *
-    lanes) packed; y: rows ``y_step`` apart, added to if ``more``, else overwritten; vectors: as many zeros. One loop, whatever
-    the runs are.
+    lanes) and y: (rows, vectors * lanes) packed, y added to if ``more``, else overwritten; vectors: as many zeros. One loop,
+    whatever the runs are.
     """
     if (shape := literal(rows)) is None:
         return None
     n_rows, n_vectors = shape[0], len(vectors)
-    integers = types.intp
-    signature = types.void(x, pixels, pixels, integers, pixels, integers, x, x, integers, types.boolean, rows, vectors)
+    signature = types.void(x, pixels, pixels, types.intp, pixels, types.intp, x, x, types.boolean, rows, vectors)
 
     def codegen(context, builder, sig, args):
-        px, p_pixels, p_starts, n_starts, p_singles, n_singles, pw, py, y_step, more = args[:10]
+        px, p_pixels, p_starts, n_starts, p_singles, n_singles, pw, py, more = args[:9]
         emit = Emitter(builder, sig.args[0].dtype)
         block = n_vectors * emit.lanes
         pixels = [emit.at(px, builder.load(emit.at(p_pixels, i))) for i in range(n_rows)]
@@ -327,11 +326,11 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
 
             return one
 
-        sums = _first_sums(emit, py, y_step, more, n_rows, n_vectors)
+        sums = _first_sums(emit, py, I64(block), more, n_rows, n_vectors)
         sums = _any_times(builder, emit.vector, n_starts, steps(p_starts, pw, UNROLLED), sums)
         rest = emit.at(pw, builder.mul(n_starts, I64(UNROLLED * block)))
         sums = _any_times(builder, emit.vector, n_singles, steps(p_singles, rest, 1), sums)
-        _store_rows(emit, sums, py, y_step)
+        _store_rows(emit, sums, py, I64(block))
         return context.get_dummy_value()
 
     return signature, codegen
