@@ -21,7 +21,7 @@ from algos.engine import jit
 from algos.engine.blocks import Blocks, axes, locate
 from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.memory import aligned
-from algos.engine.overlap_save import rows_in
+from algos.engine.overlap_save import Stages, rows_in
 from algos.engine.simd import lanes, simd
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
 from algos.engine.windows import interior, padded_shape, reach, read_slice, stuffed, windows
@@ -348,7 +348,7 @@ def test_linked_code_is_called_by_compiled_code_only() -> None:
 
 @jit.compiled()
 def transformed(data, length, lanes, stages, factors):  # type: ignore[no-untyped-def]
-    rows_in(data, 0, lanes, length, lanes, stages, factors)
+    rows_in(data, 0, lanes, length, lanes, Stages(stages, factors))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -105,7 +105,7 @@ def compiled(**flags: Any) -> Callable[[Callable], Any]:
     """``numba.njit(nogil=True)`` with any further flags, cached in this project's private folder."""
 
     def decorate(function: Callable) -> Any:
-        dispatcher = numba.njit(nogil=True, **flags)(function)
+        dispatcher = numba.njit(nogil=True, no_cfunc_wrapper=True, **flags)(function)  # called from Python or not at all
         folder = cache_folder()
         if folder is None or config.DISABLE_JIT:
             return dispatcher
