@@ -1,4 +1,4 @@
-"""The base of algorithms in compiled code: they say what is to be done, and here it is compiled, shared and run."""
+"""The base of algorithms in compiled code: they say their work, and here it is compiled, shared and run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Numbers with names for compiled code: one NamedTuple declares what a table of int64 holds.
 
-Python hands over an array, which costs a call least; compiled code reads it by ``named``, and of the numbers only those that
-it uses. A NamedTuple given to compiled code as it is takes half a microsecond more.
+Python hands over an array, which costs a call least; compiled code reads it by ``named``, and of the numbers
+only those that it uses. A NamedTuple given to compiled code as it is takes half a microsecond more.
 """
 
 from __future__ import annotations
