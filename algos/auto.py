@@ -14,11 +14,11 @@ from typing import Any, Literal
 from algos import wisdom
 from algos.build import build_of
 from algos.contract import Algorithm, Cost
-from algos.engine.kept import compiling_s
 from algos.engine.threads import checked_threads
 from algos.estimate import DOUBT, Estimate, Knowledge, Source
 from algos.grammar import checked_int, shown
 from algos.host import available_memory, fingerprint, ids_by_cores, usable_cores
+from algos.lower.chain import Chain, chain, plain
 from algos.spec import ConvSpec, SpecError
 
 ROUNDOFF_CLASSES = ("componentwise", "lowrank")  # bounded element by element, and one NaN stays local
@@ -42,6 +42,8 @@ class Candidate:
         Why it is out of the question; empty for one that is ranked.
     compile_s : float
         What the first plan takes beside ``prepare_s`` for want of compiled code, which later ones find.
+    via : str
+        How the problem becomes one that it solves; empty where it solves it itself.
     """
 
     algorithm: str
@@ -52,6 +54,7 @@ class Candidate:
     workspace_bytes: int | None = None
     excluded: str = ""
     compile_s: float = 0.0
+    via: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def pick(
         return ""
 
     def why_not(algorithm: Algorithm) -> str:
-        needed = algorithm.workspace_bytes(spec.received(), count)
+        needed = chain(algorithm, spec, count).workspace_bytes(count)
         if max_workspace_bytes is not None and needed > max_workspace_bytes:
             return f"needs {needed:,} bytes of workspace, the limit is {max_workspace_bytes:,}"
         if algorithm.device == "cpu" and needed > free:
@@ -176,43 +179,50 @@ def choose(
     """
     from algos.registry import refusal, variant_name
 
-    received = spec.received()
     ranked: list[tuple[Algorithm, Estimate]] = []
     excluded: list[Candidate] = []
+    # They take the place of better ones where there are none
+    unwise: list[tuple[Algorithm, Estimate, str]] = []
     names: dict[int, str] = {}  # by identity: hashing an algorithm's fields takes longer than naming it
     for base in found:
         name = base.name
         try:
             algorithm = knowledge.tuned(base, spec, threads)
             name = names[id(algorithm)] = variant_name(algorithm, base)
-            reason = (
-                unwanted(algorithm)
-                or refusal(algorithm)
-                or refusal(algorithm, received)
-                or why_not(algorithm)
-            )
+            reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, spec)
+            reason = reason or why_not(algorithm)
             estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
-            if estimate and (seconds := compiling_s(algorithm, received)):
+            if estimate and (seconds := chain(algorithm, spec, threads).compiling_s()):
                 estimate = replace(estimate, compile_s=seconds)
+            if estimate and (doubt := chain(algorithm, spec, threads).unwise):
+                unwise.append((algorithm, estimate, doubt))
+                continue
         except (Exception, SystemExit) as error:  # of one algorithm: the others can still be ranked
             reason, estimate = f"breaks the contract: {type(error).__name__}: {error}", None
         if estimate is None:
             excluded.append(Candidate(name, excluded=reason))
         else:
             ranked.append((algorithm, estimate))
+    if ranked:
+        excluded += [Candidate(names[id(a)], excluded=doubt) for a, _, doubt in unwise]
+    else:
+        ranked = [(a, e) for a, e, _ in unwise]
     if not ranked:
         reasons = "; ".join(f"{c.algorithm}: {c.excluded}" for c in excluded[:3])
         raise SpecError(f"no algorithm can compute {spec}: {reasons}; see convbench list '{spec}'")
     ranked.sort(key=lambda pair: pair[1].expected_s(calls) * DOUBT[pair[1].source])
     candidates = tuple(
         Candidate(names[id(a)], e.expected_s(calls), e.run_s, e.prepare_s, e.source,
-                  a.workspace_bytes(received, threads), compile_s=e.compile_s)
+                  chain(a, spec, threads).workspace_bytes(threads), compile_s=e.compile_s,
+                  via=chain(a, spec, threads).words)
         for a, e in ranked
     )  # fmt: skip
     best, estimate = ranked[0]
     reason = ("tuned, " if names[id(best)] != best.name else "") + _reason(ranked, calls)
+    if words := candidates[0].via:
+        reason += f"; {words}"
     if caveat := getattr(best, "caveat", None):
-        reason += f"; {caveat(received)}"
+        reason += f"; {caveat(chain(best, spec, threads).leaves[0])}"
     choice = Choice(
         names[id(best)], estimate.source, estimate.expected_s(calls), reason, candidates + tuple(excluded)
     )
@@ -278,7 +288,7 @@ def _distrust(algorithm: Algorithm, spec: ConvSpec, knowledge: Knowledge, thread
     entry = knowledge.measured(algorithm, spec, threads)
     if entry is not None and entry.status not in ("ok", "unsupported", "unavailable", "too_large"):
         return f"{entry.status} when measured: {entry.reason}"
-    here = entry is not None and entry.status == "ok" and entry.spec in (str(spec), str(spec.received()))
+    here = entry is not None and entry.status == "ok" and entry.spec in (str(spec), str(plain(spec)))
     if is_external(algorithm) and not here:  # right elsewhere proves nothing
         return f"never checked on this spec: convbench run '{spec}' --algorithms {algorithm.name}"
     return ""
@@ -341,18 +351,18 @@ class Auto(Algorithm):
         return None
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        return self._chosen(spec, threads).workspace_bytes(spec, threads)
+        return self._chosen(spec, threads).workspace_bytes(threads)
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
-        return self._chosen(spec, threads).prepare(spec, weights, threads)
+        return self._chosen(spec, threads).prepare(weights, threads)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
-        return self._chosen(spec, threads).cost(spec, threads)
+        return self._chosen(spec, threads).cost(threads)
 
-    def _chosen(self, spec: ConvSpec, threads: int) -> Algorithm:
+    def _chosen(self, spec: ConvSpec, threads: int) -> Chain:
         from algos.registry import get
 
-        return get(pick(spec, threads=threads, device="cpu").algorithm)
+        return chain(get(pick(spec, threads=threads, device="cpu").algorithm), spec, threads)
 
 
 ALGORITHMS = [Auto()]

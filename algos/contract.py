@@ -89,8 +89,16 @@ class Algorithm:
         return None
 
     def unsupported(self, spec: ConvSpec) -> str | None:
-        """Why it cannot solve ``spec``, in words that stand in reports, or None."""
+        """Why it cannot solve ``spec``, in words that stand in reports, or None.
+
+        It is asked about canonical problems only: zeros around the picture, padding of 0 or more, weights that are not flipped,
+        and at least one image. What it refuses is lowered to what it does not, where there is a way (``algos/lower``).
+        """
         raise NotImplementedError(f"{type(self).__name__} must say what it supports")
+
+    def unwise(self, spec: ConvSpec) -> str | None:
+        """Why it should not be offered for the caller's ``spec`` although it could, or None: asked for by name it is run."""
+        return None
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         """Peak bytes of prepare and of a run with what prepare holds, without x, w and y; nothing is allocated to tell."""
@@ -151,6 +159,20 @@ class Algorithm:
 def _tunable_names(kind: Any) -> tuple[str, ...]:
     base = {f.name for f in fields(Algorithm)}
     return tuple(f.name for f in fields(kind) if f.name not in base)
+
+
+def said(question: Callable[..., object], *arguments: Any) -> str | None:
+    """What ``unavailable``, ``unsupported`` or ``unwise`` answers.
+
+    Raises
+    ------
+    TypeError
+        For an answer that is neither words nor None.
+    """
+    answer = question(*arguments)
+    if answer is not None and not (isinstance(answer, str) and answer):
+        raise TypeError(f"{getattr(question, '__name__', question)} returned {answer!r}, neither a reason in words nor None")
+    return answer
 
 
 def forward_float(spec: ConvSpec, ndim: tuple[int, ...] = (2,)) -> str | None:

@@ -1,7 +1,7 @@
 """The door: user arrays are made regular here, once, before any algorithm sees them.
 
-It checks shapes and types, brings operands into native byte order, alignment and the algorithm's memory order, reverses
-flipped weights, pads modes other than zeros, and folds the border back for input_gradient.
+It checks shapes and types, and brings operands into native byte order, alignment and the algorithm's memory order. All else
+that happens to a problem on its way is a lowering.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from algos.arrays import DeviceArray, is_device_array
 from algos.contract import Algorithm
 from algos.engine.blas import blas_limit, blas_threads_set
 from algos.engine.threads import warm_up
 from algos.grammar import shown
 from algos.spec import ConvSpec
 
-PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap", "symmetric": "symmetric"}
+if TYPE_CHECKING:
+    from algos.lower.chain import Chain
+
 MOST_WORK: Any = 10_000  # of the exact search for shared elements; harder cases count as shared
 
 Run = Callable[..., Any]
@@ -40,19 +43,22 @@ class Door:
     ----------
     spec : ConvSpec
         The caller's.
-    received : ConvSpec
-        What the algorithm is asked to solve.
+    chain : Chain
+        The algorithm, and how it comes to solve ``spec``, or the same with a promise of rank that the weights keep.
+    threads : int
 
     Attributes
     ----------
     calls_left : int
         After so many calls the algorithm ``faster`` is worth compiling; negative: never.
+    prepared : bool
+        Whether a call has prepared with it.
     """
 
-    calls_left, faster = -1, ""
+    calls_left, faster, prepared = -1, "", False
 
-    def __init__(self, spec: ConvSpec, received: ConvSpec, algorithm: Algorithm, threads: int) -> None:
-        self.spec, self.received, self.algorithm, self.threads = spec, received, algorithm, threads
+    def __init__(self, spec: ConvSpec, chain: Chain, threads: int) -> None:
+        self.spec, self.chain, self.algorithm, self.threads = spec, chain, chain.algorithm, threads
         x, y = (spec.input_shape, spec.in_dtype), (spec.output_shape, spec.out_dtype)
         self._expected = {
             "forward": (("x", *x),),
@@ -60,26 +66,18 @@ class Door:
             "weight_gradient": (("x", *x), ("grad", *y)),
         }[spec.direction]
         self._result = (spec.result_shape, spec.in_dtype if spec.direction != "forward" else spec.out_dtype)
-        bordered = spec.padding_mode != "zeros"
-        self._padded = bordered and spec.direction != "input_gradient"
-        self._folded = bordered and spec.direction == "input_gradient"
-        self._reversed = spec.flip and spec.direction == "weight_gradient"
-        self._plain = algorithm.device == "cpu" and not (self._padded or self._folded or self._reversed)
-        self._direct = not (self._folded or self._reversed)  # the algorithm may write the caller's array itself
+        self._plain = self.algorithm.device == "cpu"
 
     def prepare(self, weights: Any) -> Run:
-        """What the algorithm prepares for regular weights, or what serves an empty batch."""
+        """What the chain prepares for regular weights, or what serves an empty batch."""
         if not self.spec.batch:
             return _empty_batch(self.spec)
-        if weights is not None:
-            if self.spec.flip:
-                weights = weights[_reversal(self.spec.ndim)].copy()
-            if self.algorithm.device == "cuda" and not is_device_array(weights):
-                weights = self.algorithm.to_device(weights)
+        if weights is not None and self.algorithm.device == "cuda" and not is_device_array(weights):
+            weights = self.algorithm.to_device(weights)
         if self.algorithm.device != "cpu":
-            return self.algorithm.prepare(self.received, weights, self.threads)
+            return self.chain.prepare(weights, self.threads)
         warm_up(self.threads)
-        return partial(self._limited, self._limited(self.algorithm.prepare, self.received, weights, self.threads))
+        return partial(self._limited, self._limited(self.chain.prepare, weights, self.threads))
 
     def _limited(self, function: Callable[..., Any], *operands: Any, **options: Any) -> Any:
         """What it returns, with BLAS held to the plan's threads."""
@@ -100,14 +98,8 @@ class Door:
         host = algorithm.device == "cpu" or not is_device_array(operands[0])
         if out is not None:
             self._check_out(out, operands, host)
-        if self._padded:
-            arrays[0] = _pad(arrays[0], self.spec, algorithm.layout)
-        direct = self._direct and out is not None and _writable_by(algorithm, out)
+        direct = out is not None and _writable_by(algorithm, out)
         result = run(*arrays, out=out) if direct else run(*arrays)
-        if self._folded:
-            result = _fold(result, self.spec)
-        if self._reversed:
-            result = result[_reversal(self.spec.ndim)].copy()
         if host and algorithm.device == "cuda":
             result = algorithm.to_host(result)
         if out is None or direct:
@@ -126,19 +118,6 @@ class Door:
                 raise ValueError("out is read-only: pass a writable array")
             if any(overlaps(out, operand) for operand in operands):
                 raise ValueError("out overlaps an operand: pass an array of its own")
-
-
-class DeviceArray:
-    """Base of the wrappers through which another library's GPU arrays pass as CuPy's do.
-
-    They have ``shape``, ``dtype`` (NumPy's), ``nbytes``, ``flags.c_contiguous``, ``copy(order)`` and ``a[...] = b``; their
-    class has ``pad``, ``moveaxis`` and ``ascontiguousarray``, which are called as NumPy's functions.
-    """
-
-
-def is_device_array(array: Any) -> bool:
-    """Whether a GPU holds it; asks nothing of CuPy where it isn't loaded."""
-    return isinstance(array, DeviceArray) or type(array).__module__.partition(".")[0] == "cupy"
 
 
 def as_array(name: str, array: Any) -> Any:
@@ -264,10 +243,6 @@ def _writable_view(array: np.ndarray) -> np.ndarray:
     return np.asarray(_Interface(array))
 
 
-def _reversal(ndim: int) -> tuple:
-    return (..., *(slice(None, None, -1),) * ndim)
-
-
 def _module_of(array: Any) -> Any:
     """NumPy, or for device arrays what has the same functions under the same names: CuPy, or the wrapper's class."""
     if isinstance(array, DeviceArray):
@@ -277,34 +252,6 @@ def _module_of(array: Any) -> Any:
 
         return cupy
     return np
-
-
-def _pad(x: Any, spec: ConvSpec, layout: str) -> Any:
-    """x with its border in the spec's mode, in the algorithm's memory order."""
-    xp: Any = _module_of(x)
-    widths = ((0, 0), (0, 0), *spec.padding)
-    if spec.padding_mode.startswith("constant:"):
-        return xp.pad(x, widths, "constant", constant_values=spec.border)
-    if layout == "nhwc":
-        padded = xp.pad(xp.moveaxis(x, 1, -1), (widths[0], *widths[2:], widths[1]), PAD_MODES[spec.padding_mode])
-        return xp.moveaxis(padded, -1, 1)
-    return xp.pad(x, widths, PAD_MODES[spec.padding_mode])
-
-
-def _fold(padded: Any, spec: ConvSpec) -> Any:
-    """The gradient of ``_pad``: every border element is added to the element that it was copied from."""
-    for axis, (size, pair) in enumerate(zip(spec.size, spec.padding, strict=True), start=2):
-        core = [slice(None)] * padded.ndim
-        core[axis] = slice(pair[0], pair[0] + size)
-        result = padded[tuple(core)].copy()
-        if not spec.padding_mode.startswith("constant:"):
-            source = np.pad(np.arange(size), pair, PAD_MODES[spec.padding_mode])
-            for at in (*range(pair[0]), *range(pair[0] + size, len(source))):
-                into, take = list(core), list(core)
-                into[axis], take[axis] = slice(source[at], source[at] + 1), slice(at, at + 1)
-                result[tuple(into)] += padded[tuple(take)]
-        padded = result
-    return padded
 
 
 def _writable_by(algorithm: Algorithm, out: Any) -> bool:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from algos.contract import Algorithm
+from algos.lower.chain import chain, plain, unsupported
 from algos.neighbours import Places, kind, parsed
 from algos.spec import ConvSpec
 from algos.wisdom import Known, Memory
@@ -102,8 +103,7 @@ class Knowledge:
                 self._on[entry.spec].setdefault((entry.algorithm, entry.threads), {})[entry.tunables] = entry
 
     def _entries(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[_Entries]:
-        """By tunables, what is known of this very spec, or of the same work under
-        another name: unranked, or as received.
+        """By tunables, what is known of this very spec, or of the same work: unranked, or without its border.
         """
         asked, same = self._same  # at once: another thread may ask for another spec meanwhile
         if asked != (spec, self._without):
@@ -139,11 +139,11 @@ class Knowledge:
 
     def guess(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Estimate:
         """As ``estimate``, for a spec that was not measured."""
-        received = spec.received()
-        modelled = max(algorithm.cost(received, threads).seconds(threads), 1e-9)
+        way = chain(algorithm, spec, threads)
+        modelled = max(way.seconds(threads), 1e-9)
         near = self._near(algorithm, spec, threads)
         if not near:
-            prepare_s = PREPARE_S + algorithm.workspace_bytes(received, threads) / PREPARE_BYTES_PER_S
+            prepare_s = PREPARE_S + way.workspace_bytes(threads) / PREPARE_BYTES_PER_S
             return Estimate(
                 modelled * self._correction(threads), prepare_s, "model", "operations, bytes and calls"
             )
@@ -197,10 +197,8 @@ class Knowledge:
     def _ratio(self, algorithm: Algorithm, entry: Known) -> float:
         key = algorithm.name, entry.spec, entry.threads
         if key not in self._ratios:
-            received = parsed(entry.spec).received()
-            modelled = max(
-                self._found[algorithm.name].cost(received, entry.threads).seconds(entry.threads), 1e-9
-            )
+            way = chain(self._found[algorithm.name], parsed(entry.spec), entry.threads)
+            modelled = max(way.seconds(entry.threads), 1e-9)
             self._ratios[key] = max(entry.run_s, 1e-9) / modelled
         return self._ratios[key]
 
@@ -222,7 +220,7 @@ class Knowledge:
                 for text in some
                 for algorithm in self._found.values()
                 if (entry := self._own(algorithm, text, threads))
-                and algorithm.unsupported(parsed(text).received()) is None
+                and unsupported(algorithm, parsed(text)) is None
             ]
             trust = len(shifts) / (len(shifts) + 4)  # a record or two say little about the machine
             self._corrections[threads] = math.exp(statistics.median(shifts) * trust) if shifts else 1.0
@@ -241,4 +239,4 @@ def _variant(algorithm: Algorithm, text: str) -> Algorithm | None:
 @lru_cache(maxsize=4096)
 def _same_work(spec: ConvSpec) -> tuple[str, ...]:
     unranked = spec.with_(rank=None) if spec.rank is not None else spec
-    return tuple(dict.fromkeys(map(str, (spec, unranked, unranked.received()))))
+    return tuple(dict.fromkeys(map(str, (spec, unranked, plain(unranked)))))

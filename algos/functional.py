@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from algos import auto, registry
+from algos.arrays import is_device_array
 from algos.contract import Algorithm
-from algos.door import OWN_STATE, Door, apart, as_array, is_device_array, overlaps, regular
-from algos.engine.kept import compiled_now
+from algos.door import OWN_STATE, Door, apart, as_array, overlaps, regular
 from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
 from algos.host import usable_cores
-from algos.spec import ConvSpec, Padding, SpecError
+from algos.lower.chain import chain
+from algos.spec import ConvSpec, Padding
 
 DETECTED_KERNELS = 4  # looking costs 0.1 ms for 31 x 31 taps: rank is looked for unasked in so few kernels only
 MEMO_SIZE = 4096
@@ -46,11 +47,11 @@ class Plan:
 
     def __init__(self, door: Door, weights: Any) -> None:
         self.spec, self.algorithm, self.threads = door.spec, registry.variant_name(door.algorithm), door.threads
-        self.workspace_bytes = int(door.algorithm.workspace_bytes(door.received, door.threads)) if door.spec.batch else 0
+        self.workspace_bytes = door.chain.workspace_bytes(door.threads) if door.spec.batch else 0
         self._door, self._weights = door, weights
         self._lock, self._busy, self._apart = threading.RLock(), False, OWN_STATE.copy().run
         self._run = door.prepare(weights)
-        compiled_now(door.algorithm, door.received)
+        door.chain.compiled_now()
         _plans.add(self)
 
     def __call__(self, *operands: Any, out: Any = None) -> Any:
@@ -126,7 +127,7 @@ def prepared(spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked:
     """A plan of that very algorithm, registered or not; ``ranked`` is ``spec`` with the rank that w is known to keep."""
     if w is not None:
         w = regular("w", w, spec.weight_shape, spec.in_dtype, None)
-    return apart(Plan, Door(spec, (ranked or spec).received(), algorithm, threads), w)
+    return apart(Plan, Door(spec, chain(algorithm, ranked or spec, threads), threads), w)
 
 
 def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any) -> Algorithm:
@@ -137,8 +138,6 @@ def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any) -> Algorithm
     chosen = registry.get(name)
     if reason := chosen.unavailable():
         raise ValueError(f"{name} is unavailable: {reason}")
-    if reason := chosen.unsupported(spec.received()):
-        raise SpecError(f"{name} does not support {spec}: {reason}")
     return chosen
 
 
@@ -197,45 +196,16 @@ _memo: dict[tuple, Door] = {}
 def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str,
           algorithm: str, threads: int | None, out: Any) -> Any:
     x, w = as_array("x", x), as_array("w", w)
-    key: tuple | None
-    try:
-        cores = usable_cores() if threads is None else threads
-        options: tuple = (stride, padding, dilation, groups, mode, algorithm, threads, cores)
-        if not PLAIN.issuperset(map(type, options)):
-            options = _exact(options)
-        key = (ndim, x.shape, x.dtype, w.shape, w.dtype, options)
-        door = _memo.get(key)
-    except (TypeError, RecursionError):  # no hash: the option is refused below, or is an odd kind of sequence
-        key = door = None
-    if fresh := door is None or not door.calls_left:
-        spec = _spec_of(ndim, x, w, stride, padding, dilation, groups, mode)
-        door = _for_single_calls(spec, algorithm if door is None else door.faster, checked_threads(threads), x)
-        if len(_memo) >= MEMO_SIZE:
-            _memo.clear()
-        if key is not None:
-            _memo[key] = door
+    options = stride, padding, dilation, groups, mode
+    arrays = ndim, x.shape, x.dtype, w.shape, w.dtype
+    door = door_of(arrays, options, lambda: _spec_of(ndim, x, w, *options), algorithm, threads, x)
     spec = door.spec
     single, result = x.ndim == ndim + 1, out
     if single:
-        x = x[None]
-        if hasattr(out, "dtype"):  # anything else is refused by the door
-            if tuple(out.shape) != spec.output_shape[1:]:
-                raise ValueError(f"out has shape {out.shape}: it must be {spec.output_shape[1:]}, without a batch axis as x is")
-            out = out[None]
-    if x.dtype != spec.in_dtype:
-        x = x.astype(spec.in_dtype)
-    if w.dtype != spec.in_dtype:
-        w = w.astype(spec.in_dtype)
+        x, out = x[None], batched(out, spec.output_shape)
     if bias is not None:
-        bias = _bias(bias, spec)
-    if isinstance(out, np.ndarray) and overlaps(out, w):
-        raise ValueError("out overlaps w: pass an array of its own")
-    w = regular("w", w, spec.weight_shape, spec.in_dtype, door.algorithm)
-    door.calls_left -= 1
-    run = door.prepare(w)
-    if fresh:
-        compiled_now(door.algorithm, door.received)
-    y = door.call(run, (x,), out)
+        bias = checked_bias(bias, spec.out_channels, spec.out_dtype, ndim)
+    y = once(door, w, (x,), out)
     if bias is not None:
         y += bias
     if result is not None:
@@ -243,13 +213,63 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
     return y[0] if single else y
 
 
+def door_of(
+    arrays: tuple, options: tuple, make: Callable[[], ConvSpec], algorithm: str, threads: int | None, operand: Any
+) -> Door:
+    """What calls with equal options share: the spec that ``make`` gives and the choice for calls that prepare each time."""
+    known: tuple | None
+    try:
+        cores = usable_cores() if threads is None else threads
+        options = (*options, algorithm, threads, cores)
+        known = arrays, options if PLAIN.issuperset(map(type, options)) else _exact(options)
+        door = _memo.get(known)
+    except (TypeError, RecursionError):  # no hash: the option is refused below, or is an odd kind of sequence
+        known = door = None
+    if door is not None and door.calls_left:
+        return door
+    door = _for_single_calls(make(), algorithm if door is None else door.faster, checked_threads(threads), operand)
+    if len(_memo) >= MEMO_SIZE:
+        _memo.clear()
+    if known is not None:
+        _memo[known] = door
+    return door
+
+
+def batched(out: Any, shape: tuple[int, ...]) -> Any:
+    """``out`` without a batch axis, as the operands are, with one of length 1."""
+    if not hasattr(out, "dtype"):  # None, or what the door refuses
+        return out
+    if tuple(out.shape) != shape[1:]:
+        raise ValueError(f"out has shape {out.shape}: it must be {shape[1:]}, without a batch axis as x is")
+    return out[None]
+
+
+def once(door: Door, w: Any, operands: tuple[Any, ...], out: Any) -> Any:
+    """One call that prepares: operands of the types that were promoted are brought to the spec's."""
+    spec = door.spec
+    grad = spec.direction != "forward"
+    types = (spec.in_dtype, spec.out_dtype)[grad and len(operands) == 1 :]
+    operands = tuple(a if a.dtype == dtype else a.astype(dtype) for a, dtype in zip(operands, types, strict=False))
+    if w is not None:
+        w = w if w.dtype == spec.in_dtype else w.astype(spec.in_dtype)
+        if isinstance(out, np.ndarray) and overlaps(out, w):
+            raise ValueError("out overlaps w: pass an array of its own")
+        w = regular("w", w, spec.weight_shape, spec.in_dtype, door.algorithm)
+    door.calls_left -= 1
+    run = door.prepare(w)
+    if not door.prepared:
+        door.prepared = True
+        door.chain.compiled_now()
+    return door.call(run, operands, out)
+
+
 def _for_single_calls(spec: ConvSpec, algorithm: str, threads: int, operand: Any) -> Door:
     """For calls that prepare each time: fastest with the code that is compiled, until compiling other code has paid off."""
     if not isinstance(algorithm, str) or algorithm != "auto":
-        return Door(spec, spec.received(), _resolve(spec, algorithm, threads, operand), threads)
+        return Door(spec, chain(_resolve(spec, algorithm, threads, operand), spec, threads), threads)
     device = "cuda" if is_device_array(operand) else "cpu"
     choice = auto.pick(spec, threads=threads, calls=1, device=device)
-    door = Door(spec, spec.received(), registry.get(choice.algorithm), threads)
+    door = Door(spec, chain(registry.get(choice.algorithm), spec, threads), threads)
     if later := auto.pays_off(choice):
         door.calls_left, door.faster = later
     return door
@@ -279,16 +299,17 @@ def _exact(value: Any) -> Any:
     return (kind, *map(_exact, value)) if kind in (list, tuple) else (kind, value)
 
 
-def _bias(bias: Any, spec: ConvSpec) -> Any:
+def checked_bias(bias: Any, channels: int, dtype: np.dtype, ndim: int) -> Any:
+    """One number for each channel of the result, as it is added to it."""
     bias = as_array("bias", bias)
-    if bias.shape != (spec.out_channels,):
-        raise ValueError(f"bias has shape {bias.shape}: it must be ({spec.out_channels},), one number per output channel")
-    if not np.can_cast(bias.dtype, spec.out_dtype, "same_kind"):
-        raise ValueError(f"bias is {bias.dtype}, the result {spec.out_dtype}: convert bias first")
-    held = bias.astype(spec.out_dtype)
+    if bias.shape != (channels,):
+        raise ValueError(f"bias has shape {bias.shape}: it must be ({channels},), one number per output channel")
+    if not np.can_cast(bias.dtype, dtype, "same_kind"):
+        raise ValueError(f"bias is {bias.dtype}, the result {dtype}: convert bias first")
+    held = bias.astype(dtype)
     if (held != bias if held.dtype.kind in "iu" else np.isinf(held) & ~np.isinf(bias)).any():
-        raise ValueError(f"bias goes beyond {spec.out_dtype}, the type of the result: use smaller numbers or a wider type")
-    return held.reshape(-1, *(1,) * spec.ndim)
+        raise ValueError(f"bias goes beyond {dtype}, the type of the result: use smaller numbers or a wider type")
+    return held.reshape(-1, *(1,) * ndim)
 
 
 # ---- rank -------------------------------------------------------------------------------------------------------

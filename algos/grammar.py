@@ -24,7 +24,8 @@ SHAPE = re.compile(rf"{_NUMBER}(x{_NUMBER})*")
 _FLOAT = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?")
 CHARACTERS = 400  # of a constant; the largest float64 has 309 digits
 _INTS = re.compile(rf"([sd])({_NUMBER}(?:x{_NUMBER})*)")
-_PADDING = re.compile(rf"p({_NUMBER}(?::{_NUMBER})?(?:x{_NUMBER}(?::{_NUMBER})?)*|same|same_lower|full)")
+_PAIR = rf"-?{_NUMBER}(?::-?{_NUMBER})?"
+_PADDING = re.compile(rf"p({_PAIR}(?:x{_PAIR})*|same|same_lower|full)")
 _RANK = re.compile(rf"rank({_NUMBER})")
 
 
@@ -38,7 +39,7 @@ def parse_option(text: str, ndim: int) -> tuple[str, Any]:
         values = tuple(int(n) for n in match[2].split("x"))
         return {"s": "stride", "d": "dilation"}[match[1]], broadcast(text, values, ndim)
     if match := _PADDING.fullmatch(text):
-        if not match[1][0].isdigit():
+        if match[1][0].isalpha():
             return "padding", match[1]
         pairs = [tuple(int(n) for n in entry.split(":")) for entry in match[1].split("x")]
         return "padding", broadcast(text, tuple((p[0], p[-1]) for p in pairs), ndim)
@@ -166,6 +167,20 @@ def broadcast(text: str, values: tuple, ndim: int) -> tuple:
     if len(values) not in (1, ndim):
         raise SpecError(f"option {text!r} has {len(values)} entries for {ndim} axes: give one, or one per axis")
     return values * (ndim if len(values) == 1 else 1)
+
+
+def padding_pairs(padding: Any, ndim: int) -> tuple[tuple[int, int], ...]:
+    """(before, after) of every axis, from a number, one per axis, or pairs."""
+    entries: Any = padding if is_several(padding) else [padding] * ndim
+    if len(entries) != ndim:
+        raise SpecError(f"padding has {len(entries)} entries for {ndim} axes: give one int or pair per axis")
+    pairs = []
+    for entry in entries:
+        pair = checked_ints("padding", entry) if is_several(entry) else (checked_int("padding", entry),) * 2
+        if len(pair) != 2:
+            raise SpecError(f"padding entry {shown(entry)} is no pair: give two whole numbers, (before, after)")
+        pairs.append((pair[0], pair[1]))
+    return tuple(pairs)
 
 
 def times(values: Any) -> str:

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,10 +22,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from algos.contract import ACCURACIES, FAMILIES, Algorithm
+from algos.contract import ACCURACIES, FAMILIES, Algorithm, said
 from algos.engine.threads import once
 from algos.grammar import meant, shown
 from algos.host import LIBRARIES
+from algos.lower.chain import unsupported
 from algos.spec import ConvSpec
 
 PACKAGES = ("cpu", "gpu", "peers")
@@ -103,29 +103,12 @@ def _validate(algorithm: Any, source: str) -> None:
         ) from None
 
 
-def said(question: Callable[..., object], *arguments: Any) -> str | None:
-    """What ``unavailable`` or ``unsupported`` answers.
-
-    Raises
-    ------
-    TypeError
-        For an answer that is neither words nor None.
-    """
-    answer = question(*arguments)
-    if answer is not None and not (isinstance(answer, str) and answer):
-        raise TypeError(
-            f"{getattr(question, '__name__', question)} returned {answer!r}, neither a reason in words nor "
-            "None"
-        )
-    return answer
-
-
 def refusal(algorithm: Algorithm, spec: ConvSpec | None = None) -> str | None:
     """Why it is unavailable, or does not support ``spec``; an algorithm that cannot
     even say that is out of the question.
     """
     try:
-        return said(algorithm.unavailable) if spec is None else said(algorithm.unsupported, spec)
+        return said(algorithm.unavailable) if spec is None else unsupported(algorithm, spec)
     except (Exception, SystemExit) as error:
         return f"breaks the contract: {type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -201,11 +184,11 @@ def variant_name(algorithm: Algorithm, base: Algorithm | None = None) -> str:
 
 
 def algorithms(spec: ConvSpec | str | None = None) -> list[Algorithm]:
-    """Every algorithm that can be listed, or those available and supporting ``spec``."""
+    """Every algorithm that can be listed, or those available and solving ``spec`` in some way."""
     if spec is None:
         return list(registry().values())
-    inner = ConvSpec.of(spec).received()
-    return [a for a in registry().values() if refusal(a) is None and refusal(a, inner) is None]
+    asked = ConvSpec.of(spec)
+    return [a for a in registry().values() if refusal(a) is None and refusal(a, asked) is None]
 
 
 def is_external(algorithm: Algorithm) -> bool:

@@ -25,7 +25,7 @@ from algos.grammar import (
     collapse,
     constant,
     constant_text,
-    is_several,
+    padding_pairs,
     parse_option,
     per_axis,
     shown,
@@ -51,6 +51,7 @@ class ConvSpec:
         Spatial sizes of the input and of the weights.
     stride, dilation : int or one int per axis
     padding : int, one int per axis, (before, after) pairs, "same" (ONNX SAME_UPPER), "same_lower", "valid" or "full"
+        Negative numbers crop.
     groups : int
         Divides both channel counts; weights are (O, C / groups, *kernel).
     rank : int, optional
@@ -142,18 +143,11 @@ class ConvSpec:
     def _pairs(self, padding: Padding) -> tuple[tuple[int, int], ...]:
         if isinstance(padding, str):
             return self._named_padding(padding)
-        entries: Any = padding if is_several(padding) else [padding] * self.ndim
-        if len(entries) != self.ndim:
-            raise SpecError(f"padding has {len(entries)} entries for {self.ndim} axes: give one int or pair per axis")
-        pairs = []
-        for entry in entries:
-            pair = checked_ints("padding", entry) if is_several(entry) else (checked_int("padding", entry),) * 2
-            if len(pair) != 2:
-                raise SpecError(f"padding entry {shown(entry)} is no pair: give two whole numbers, (before, after)")
-            if min(pair) < 0:
-                raise SpecError(f"padding {shown(entry)} is negative: crop the input instead")
-            pairs.append((pair[0], pair[1]))
-        return tuple(pairs)
+        pairs = padding_pairs(padding, self.ndim)
+        for size, (before, after) in zip(self.size, pairs, strict=True):
+            if size + min(before, 0) + min(after, 0) < 1:
+                raise SpecError(f"padding {before}:{after} crops all of an input of {size}: leave at least 1")
+        return pairs
 
     def _named_padding(self, name: str) -> tuple[tuple[int, int], ...]:
         if name == "valid":
@@ -175,10 +169,6 @@ class ConvSpec:
             return f"constant:{constant_text(value, self.in_dtype)}" if value else "zeros"
         if not isinstance(mode, str) or mode not in PADDING_MODES:
             raise SpecError(f"unknown padding mode {shown(mode)}: use {', '.join(PADDING_MODES)} or constant:V")
-        for size, pair in zip(self.size, self.padding, strict=True):
-            largest = size - 1 if mode == "reflect" else size
-            if mode in ("reflect", "symmetric", "circular") and max(pair) > largest:
-                raise SpecError(f"{mode} padding of {max(pair)} is too wide for an input of {size}: at most {largest} here")
         return mode
 
     # ---- derived figures ---------------------------------------------------------------------------------------
@@ -278,26 +268,6 @@ class ConvSpec:
         axes = zip(self.size, self.padding, self.output_size, self.kernel, self.stride, self.dilation, strict=True)
         return tuple(unread(n, before, *steps) for n, (before, _), *steps in axes)
 
-    def received(self) -> ConvSpec:
-        """The spec that an algorithm is asked about.
-
-        The door has reversed flipped weights, padded other modes than zeros, and answers an empty batch itself. Strides past
-        the only output of an axis, and the dilation of a single tap, are as small as they may be.
-        """
-        return self._received or self
-
-    @cached_property
-    def _received(self) -> ConvSpec | None:
-        """None where it is this one: a reference to itself would keep it alive."""
-        if self.padding_mode != "zeros":
-            return self.with_(size=self.padded_size, padding=0, padding_mode="zeros", flip=False).received()
-        past_last = (n - extent + 1 for n, extent in zip(self.padded_size, self.kernel_extent, strict=True))
-        stride = tuple(map(min, self.stride, past_last))
-        dilation = tuple(1 if k == 1 else d for k, d in zip(self.kernel, self.dilation, strict=True))
-        if self.flip or not self.batch or stride != self.stride or dilation != self.dilation:
-            return self.with_(batch=max(1, self.batch), flip=False, stride=stride, dilation=dilation)
-        return None
-
     def unread_text(self) -> str:
         """``unread`` in words, empty when every element is read."""
         parts = []
@@ -373,6 +343,13 @@ class ConvSpec:
 
     def __str__(self) -> str:
         return self._text
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._text)
+
+    def __hash__(self) -> int:  # specs are keys of every memo: the generated one takes microseconds
+        return self._hash
 
     def with_(self, **changes: Any) -> ConvSpec:
         """A copy with some fields changed, validated again."""

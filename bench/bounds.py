@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from algos.lower.chain import Node, compose, plain, tree
 from algos.spec import ConvSpec
 from bench.data import Operands
 from bench.oracle import border_value, copies, oracle, oracle_at, padded, reduction
@@ -167,7 +168,10 @@ def tolerance(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     """
     if trial.terms * trial.unit >= 0.5:
         raise UnjudgedError(f"{trial.terms} products in one result are too many for a bound in {trial.dtype}")
-    key = (algorithm.accuracy, _exposed(algorithm, trial.spec) if algorithm.accuracy == "winograd" else None)
+    key: tuple[Any, ...] = (algorithm.accuracy,)
+    if algorithm.accuracy == "winograd":
+        node = lowered(algorithm, trial.spec)
+        key += (node.words, *(_exposed(algorithm, leaf) for leaf in dict.fromkeys(node.leaves)))
     if key not in trial.tolerances:  # algorithms of a class share it
         bound = _BOUNDS[algorithm.accuracy](trial, algorithm) + trial.rounding
         if trial.dtype == np.float64 and not trial.precise:
@@ -277,10 +281,35 @@ def _squares(spec: ConvSpec, name: str, a: np.ndarray) -> np.ndarray:
 
 
 def _winograd(trial: Trial, algorithm: Judgeable) -> np.ndarray:
-    """4 u sqrt(q) S with q = 2(2t + r) + C + 2 for two equal axes."""
-    matrices = winograd_matrices(algorithm, trial.spec)
-    q = sum(2 * g.shape[0] + g.shape[1] for _, g, _ in matrices) + trial.inner_channels + 2
-    return 4 * trial.unit * math.sqrt(q) * amplified(trial, matrices)
+    """4 u sqrt(q) S with q = 2(2t + r) + C + 2 for two equal axes; lowered, that of
+    each forward problem where it belongs.
+    """
+    node = lowered(algorithm, trial.spec)
+
+    def bound(part: Trial) -> np.ndarray:
+        matrices = winograd_matrices(algorithm, plain(part.spec.with_(dtype=trial.spec.dtype)))
+        q = sum(2 * g.shape[0] + g.shape[1] for _, g, _ in matrices) + part.inner_channels + 2
+        return 4 * trial.unit * math.sqrt(q) * amplified(part, matrices)
+
+    if node.leaves == (plain(trial.spec),):
+        return bound(trial)
+
+    def solve(leaf: ConvSpec, w: Any) -> Callable[..., np.ndarray]:
+        return lambda x, *late: bound(Trial(leaf, Operands(x, late[0] if w is None else w, None)))
+
+    data, wide = trial.data, tree(trial.spec.with_(dtype="float64"), _names(algorithm, trial.spec))
+    weights = None if data.w is None else _absolute(data.w)
+    return trial.at(compose(wide, weights, solve)(*map(_absolute, data.call)))
+
+
+def lowered(algorithm: Judgeable, spec: ConvSpec) -> Node:
+    """The forward problems that the algorithm solves for ``spec``."""
+    return tree(spec, _names(algorithm, spec))
+
+
+def _names(algorithm: Judgeable, spec: ConvSpec) -> tuple[str, ...]:
+    asked = getattr(algorithm, "lowered", None)
+    return asked(spec) if asked else ("border", "flip")
 
 
 def winograd_matrices(algorithm: Judgeable, spec: ConvSpec) -> Transforms:
@@ -313,7 +342,7 @@ def winograd_matrices(algorithm: Judgeable, spec: ConvSpec) -> Transforms:
 def _exposed(algorithm: Judgeable, spec: ConvSpec) -> tuple[Any, ...] | None:
     """The matrices per axis as nested tuples of fractions, or of texts; None where none are exposed."""
     transforms = getattr(algorithm, "transforms", None)
-    found = transforms and transforms(spec.received())
+    found = transforms and transforms(spec)
     return found and tuple(tuple(tuple(map(tuple, m)) for m in axis) for axis in found)
 
 

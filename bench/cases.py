@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from operator import index
 
 from algos import auto
-from algos.contract import Algorithm
+from algos.contract import Algorithm, said
 from algos.estimate import tunables_text
 from algos.host import available_memory
-from algos.registry import get, said
+from algos.lower.chain import chain, unsupported
+from algos.registry import get
 from algos.spec import ConvSpec
 from bench.record import Record
 from bench.text import printable
@@ -46,6 +47,8 @@ class Settings:
         Who is surely behind leaves early, and all do once their ratios are known.
     cold, fresh : bool
         Flush caches between single calls; measure again what stands in the store.
+    named : tuple of str
+        Algorithms that were asked for by name: they are measured even where they are not worth it.
     tune : bool
         Measure the alternatives of each algorithm too.
     concerns : callable or None
@@ -63,6 +66,7 @@ class Settings:
     cold: bool = False
     fresh: bool = False
     tune: bool = False
+    named: tuple[str, ...] = ()
     concerns: Callable[[ConvSpec, Algorithm], bool] | None = None
     seed: int = 0
 
@@ -114,9 +118,10 @@ def _alternatives(algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[Al
     reports.
     """
     try:
-        if algorithm.unavailable() or algorithm.unsupported(spec.received()):
+        if algorithm.unavailable() or unsupported(algorithm, spec):
             return []
-        found = algorithm.alternatives(spec.received(), threads)
+        leaves = dict.fromkeys(chain(algorithm, spec, threads).leaves)
+        found = [other for leaf in leaves for other in algorithm.alternatives(leaf, threads)]
     except Exception:
         return []
     return [
@@ -151,17 +156,16 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
             actual = get(chosen)
         except ValueError as error:
             status, reason = "unsupported", str(error)
-    elif reason := said(algorithm.unsupported, spec.received()) or "":
+    elif reason := unsupported(algorithm, spec) or _unwise(algorithm, spec, threads, settings):
         status = "unsupported"
     if status == "ok":
-        workspace = index(actual.workspace_bytes(spec.received(), threads))
+        way = chain(actual, spec, threads)
+        workspace = index(way.workspace_bytes(threads))
         if not 0 <= workspace < 1 << 62:
             raise ValueError(f"workspace_bytes is {workspace}")
         if reason := _too_large(spec, actual, workspace):
             status = "too_large"
-        elif (
-            expected_s := actual.cost(spec.received(), threads).seconds(threads)
-        ) > HOPELESS * settings.slow_s:
+        elif (expected_s := way.seconds(threads)) > HOPELESS * settings.slow_s:
             status, reason = "too_slow", f"expected to take {expected_s:.2g} s a call, {limit_text(settings)}"
     record = Record(
         str(spec),
@@ -181,6 +185,11 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
         workspace_bytes=workspace,
     )
     return Case(spec, actual, record)
+
+
+def _unwise(algorithm: Algorithm, spec: ConvSpec, threads: int, settings: Settings) -> str:
+    """Why it is not worth measuring, unless it was asked for by name."""
+    return "" if algorithm.name in settings.named else chain(algorithm, spec, threads).unwise or ""
 
 
 def _too_large(spec: ConvSpec, algorithm: Algorithm, workspace: int) -> str:

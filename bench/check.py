@@ -16,8 +16,16 @@ import numpy as np
 
 from algos.spec import ConvSpec
 from bench import trials
-from bench.bounds import Judgeable, TransformsError, Trial, UnjudgedError, tolerance, winograd_matrices
-from bench.court import AGAIN_S, Court, Obeys, Sitting, WrongResultError, bits
+from bench.bounds import (
+    Judgeable,
+    TransformsError,
+    Trial,
+    UnjudgedError,
+    lowered,
+    tolerance,
+    winograd_matrices,
+)
+from bench.court import AGAIN_S, Court, Described, Obeys, Sitting, WrongResultError, bits
 from bench.data import SPAN, exact_limit
 from bench.judged import Judged
 from bench.oracle import border_value
@@ -100,8 +108,9 @@ def check(
         Whatever the algorithm raises.
     """
     given = ConvSpec.parse(spec) if isinstance(spec, str) else spec
-    here = judged or Judged(algorithm, threads)  # type: ignore[arg-type]  # an Algorithm runs here
-    court = Court(here, algorithm)
+    judged = judged or Judged(algorithm, threads)  # type: ignore[arg-type]  # an Algorithm runs here
+    algorithm = Described(algorithm.name, algorithm.family, algorithm.accuracy, judged.obey)
+    court = Court(judged, algorithm)
     figures: dict[str, Any] = {"max_error": 0.0, "error_ratio": 0.0, "accuracy": algorithm.accuracy}
     try:
         spec = _smaller(given, court)
@@ -450,7 +459,9 @@ def _judge_rows(result: np.ndarray, rows: np.ndarray) -> None:
 
 def _two_by_three(algorithm: Judgeable, spec: ConvSpec) -> bool:
     """F(2, 3) on every axis: its matrices hold only 0, 1 and 1/2, so that small whole numbers stay exact."""
-    return all(back.shape[0] == 2 and g.shape[1] == 3 for back, g, _ in winograd_matrices(algorithm, spec))
+    leaves = dict.fromkeys(lowered(algorithm, spec).leaves)
+    matrices = [axis for leaf in leaves for axis in winograd_matrices(algorithm, leaf)]
+    return all(back.shape[0] == 2 and g.shape[1] == 3 for back, g, _ in matrices)
 
 
 def _exact_in_quarters(trial: Trial, allowed: np.ndarray) -> bool:

@@ -5,11 +5,13 @@ with it, and what no result may be.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from algos.spec import ConvSpec
 from bench.arena import Arena, Slot, room, shared_file
 from bench.bounds import Judgeable, Trial
 from bench.judged import LEAST_GROWTH, Judged, overlapping
@@ -33,6 +35,32 @@ class Obeys(Protocol):
     """Whoever runs the algorithm: in this process or in another one."""
 
     def obey(self, order: str, **details: Any) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a judge must know of an algorithm that ``obey`` has carried out orders."""
+
+    name: str
+    family: str
+    accuracy: str
+    obey: Callable[..., dict[str, Any]] = field(repr=False)
+    seen: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
+
+    def transforms(self, spec: ConvSpec) -> Any:
+        """The matrices of a Winograd algorithm for a problem that it solves itself; None where it shows none.
+        """
+        return self._asked("matrices", spec)["transforms"]
+
+    def lowered(self, spec: ConvSpec) -> tuple[str, ...]:
+        """The lowerings through which it solves ``spec``."""
+        return tuple(self._asked("chain", spec)["names"])
+
+    def _asked(self, order: str, spec: ConvSpec) -> dict[str, Any]:
+        key = order, str(spec)
+        if key not in self.seen:
+            self.seen[key] = self.obey(order, spec=str(spec))
+        return self.seen[key]
 
 
 class Court:

@@ -7,8 +7,7 @@ algorithm; the controller carries them there and the answers back, until an answ
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from algos.spec import ConvSpec
 from bench import perf_counter, trials
 from bench.check import check
+from bench.court import Described
 from bench.text import printable
 from bench.worker import enter, finite, quieten
 
@@ -26,23 +26,6 @@ DEVIATION = {2: 2e-2, 4: 1e-4, 8: 1e-10}
 
 class _AbandonedError(Exception):
     """The algorithm can obey no more."""
-
-
-@dataclass(frozen=True)
-class _Described:
-    """What a judge must know of an algorithm that another process runs."""
-
-    name: str
-    family: str
-    accuracy: str
-    obey: Callable[..., dict[str, Any]] = field(repr=False)
-    seen: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def transforms(self, spec: ConvSpec) -> Any:
-        text = str(spec)
-        if text not in self.seen:
-            self.seen[text] = self.obey("matrices", spec=text)["transforms"]
-        return self.seen[text]
 
 
 class _Judge:
@@ -101,7 +84,7 @@ class _Judge:
                 return {}
 
     def _check(self, request: dict[str, Any]) -> dict[str, Any]:
-        about = _Described(request["name"], request["family"], request["accuracy"], self.obey)
+        about = Described(request["name"], request["family"], request["accuracy"], self.obey)
         verdict = check(request["spec"], about, request["threads"], request["seed"], judged=self)
         if not verdict.judged:
             return {"failure": "unsupported", "reason": verdict.reason}

@@ -24,6 +24,7 @@ import numpy as np
 
 from algos.contract import Algorithm
 from algos.functional import Plan, prepared
+from algos.lower.chain import chain, unsupported
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.arena import Apart, Arena, Slot
@@ -87,13 +88,17 @@ class Judged:
         return {}
 
     def _supports(self, spec: str) -> dict[str, Any]:
-        return {"supported": self._algorithm.unsupported(ConvSpec.parse(spec).received()) is None}
+        return {"supported": unsupported(self._algorithm, ConvSpec.parse(spec)) is None}
+
+    def _chain(self, spec: str) -> dict[str, Any]:
+        """The lowerings through which it solves a problem."""
+        return {"names": chain(self._algorithm, ConvSpec.parse(spec), self._threads).names}
 
     def _matrices(self, spec: str) -> dict[str, Any]:
         """The matrices of a Winograd algorithm, their fractions as text; None where it exposes none."""
         if not hasattr(self._algorithm, "transforms"):
             return {"transforms": None}
-        found = self._algorithm.transforms(ConvSpec.parse(spec).received())
+        found = self._algorithm.transforms(ConvSpec.parse(spec))
         return {
             "transforms": [[[[str(v) for v in row] for row in matrix] for matrix in axis] for axis in found]
         }
@@ -323,7 +328,8 @@ class Judged:
         ``growth`` is what a plan holds more after each call; the first one's result is copied to ``result``.
         """
         problem, algorithm = ConvSpec.parse(spec), self._algorithm
-        predicted = int(algorithm.workspace_bytes(problem.received(), self._threads)) if problem.batch else 0
+        threads = self._threads
+        predicted = chain(algorithm, problem, threads).workspace_bytes(threads) if problem.batch else 0
         if algorithm.runtime not in TRACED:
             return {"seen": None, "predicted": predicted}
         self._plan, self._earlier = None, []

@@ -28,6 +28,7 @@ from algos.build import build_of
 from algos.contract import Algorithm
 from algos.estimate import tunables_text
 from algos.host import fingerprint
+from algos.lower.chain import chain, unsupported
 from algos.registry import registry
 from algos.spec import ConvSpec
 from bench import text
@@ -71,7 +72,7 @@ def records(count: int, seed: int = 0, threads: int = 2) -> Iterator[Record]:
             _record(random, spec, algorithm, identity, threads)
             for spec in specs()
             for algorithm in algorithms
-            if not algorithm.unsupported(spec.received())
+            if not unsupported(algorithm, spec)
         ),
         count,
     )
@@ -79,8 +80,8 @@ def records(count: int, seed: int = 0, threads: int = 2) -> Iterator[Record]:
 
 def _record(random: np.random.Generator, spec: ConvSpec, algorithm: Algorithm, identity: str,
             threads: int) -> Record:
-    received = spec.received()
-    time_s = algorithm.cost(received, threads).seconds(threads) * math.exp(random.normal(0.0, 0.3)) + 1e-6
+    way = chain(algorithm, spec, threads)
+    time_s = way.seconds(threads) * math.exp(random.normal(0.0, 0.3)) + 1e-6
     launches = []
     for index in range(LAUNCHES):
         factors = np.repeat(random.normal(1.0, 0.03, TURNS), SAMPLES) * random.normal(1.0, 0.01,
@@ -92,8 +93,7 @@ def _record(random: np.random.Generator, spec: ConvSpec, algorithm: Algorithm, i
         str(spec), algorithm.name, threads, identity, build_of(algorithm), "ok",
         tunables=tunables_text(algorithm), family=algorithm.family, device=algorithm.device,
         runtime=algorithm.runtime, layout=algorithm.layout, accuracy=algorithm.accuracy, max_error=1e-7,
-        error_ratio=0.1, launches=tuple(launches), workspace_bytes=int(algorithm.workspace_bytes(received,
-                                                                                                 threads)),
+        error_ratio=0.1, launches=tuple(launches), workspace_bytes=way.workspace_bytes(threads),
     )  # fmt: skip
 
 

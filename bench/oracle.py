@@ -181,7 +181,7 @@ def padded(spec: ConvSpec, x: np.ndarray, fill: float) -> np.ndarray:
     fill = int(fill) if x.dtype.kind in "iuO" else fill  # a float would turn Python ints inexact
     for axis in range(spec.ndim):
         source = sources(spec, axis)
-        if len(source) == spec.size[axis]:
+        if not any(spec.padding[axis]):
             continue
         x = np.take(x, source.clip(0), axis=axis + 2)
         outside = (slice(None),) * (axis + 2) + (source < 0,)
@@ -192,11 +192,13 @@ def padded(spec: ConvSpec, x: np.ndarray, fill: float) -> np.ndarray:
 def _gathered(spec: ConvSpec, dx: np.ndarray) -> np.ndarray:
     """The gradient of the padded input, each border position added to the input element that it copies."""
     for axis in range(spec.ndim):
-        source, (before, _) = sources(spec, axis), spec.padding[axis]
+        source, (before, after), size = sources(spec, axis), spec.padding[axis], spec.size[axis]
         moved = np.moveaxis(dx, axis + 2, 0)
-        result = moved[before : before + spec.size[axis]].copy()
+        inside = range(max(before, 0), before + size - max(-after, 0))  # positions that hold the input itself
+        result = np.zeros_like(moved, shape=(size, *moved.shape[1:]))
+        result[inside.start - before : inside.stop - before] = moved[inside.start : inside.stop]
         for position, index in enumerate(source):
-            if index >= 0 and not before <= position < before + spec.size[axis]:
+            if index >= 0 and position not in inside:
                 result[index] += moved[position]
         dx = np.moveaxis(result, 0, axis + 2)
     return np.ascontiguousarray(dx)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from algos.contract import Algorithm
+from algos.lower.chain import chain
 from algos.registry import algorithms, get
 from algos.spec import ConvSpec
 from bench.cases import Settings
@@ -176,7 +177,7 @@ def _modelled(spec: ConvSpec, rival: bool) -> dict[str, float]:
         peer = algorithm.family == "peer" and algorithm.name.startswith(_rivals_of(spec))
         if algorithm.device == "cpu" and (peer if rival else algorithm.family not in ("peer", "auto")):
             with suppress(Exception):
-                times[algorithm.name] = algorithm.cost(spec.received(), 1).seconds(1)
+                times[algorithm.name] = chain(algorithm, spec).seconds()
     return times
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from algos.contract import Algorithm
+from algos.lower.chain import plain
 from algos.spec import ConvSpec
 from bench import check as judge
 from bench import trials
@@ -154,13 +155,13 @@ FAULTS = (*wrong.ARITHMETIC, *wrong.WRITING)
 def shows(fault: type[Right], text: str, dtype: str = "float32", direction: Any = "forward") -> bool:
     """Whether a caller sees the fault; the door hands on copies of what it pads or reverses."""
     spec = ConvSpec.parse(text).with_(dtype=dtype, direction=direction)
-    if fault in (wrong.ChangedInput, wrong.ChangedWeights) and spec != spec.received():
+    if fault in (wrong.ChangedInput, wrong.ChangedWeights) and spec != plain(spec):
         return False
     if direction == "weight_gradient" and (fault.kernel is not Right.kernel or fault is wrong.RepeatedImage):
         return False  # it has no weights, and sums over images
     if direction != "forward" and fault is wrong.IgnoredStride:
         return False  # gradients of the wrong shape raise
-    return fault().shows(spec.received())
+    return fault().shows(plain(spec))
 
 
 @pytest.mark.parametrize("fault, text, dtype", [

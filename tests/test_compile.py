@@ -18,6 +18,7 @@ import pytest
 from algos import Algorithm, ConvSpec, algorithms
 from algos.cpu import _compiled
 from algos.engine import jit
+from algos.lower.chain import plain
 from tests.conftest import HUNG_S
 from tests.extremes import extreme_specs
 
@@ -31,7 +32,7 @@ import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 import numpy as np
 from algos import ConvSpec, get
-spec = ConvSpec.parse(sys.argv[2]).received()
+spec = plain(ConvSpec.parse(sys.argv[2]))
 x, w = np.ones(spec.input_shape, spec.in_dtype), np.ones(spec.weight_shape, spec.in_dtype)
 start = time.process_time()
 get(sys.argv[1]).prepare(spec, w, 1)(x)
@@ -44,7 +45,7 @@ print(json.dumps({"s": time.process_time() - start, "bytes": peak * (1 if sys.pl
 def small_extremes(seed: int, count: int) -> tuple[ConvSpec, ...]:
     """Whose arrays are small, so that time and memory are the compiler's; as algorithms receive them."""
     found = [*map(ConvSpec.parse, SEEN), *extreme_specs(seed, count, elements=20_000)]
-    return tuple(spec.received() for spec in found)
+    return tuple(plain(spec) for spec in found)
 
 
 def solved(algorithm: Algorithm, specs: Iterable[ConvSpec]) -> list[ConvSpec]:

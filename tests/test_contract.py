@@ -16,6 +16,7 @@ from algos import Algorithm, ConvSpec, algorithms, get
 from algos.contract import ACCURACIES, FAMILIES
 from algos.engine.simd import simd
 from algos.functional import prepared
+from algos.lower.chain import plain
 from bench.check import check
 from bench.data import operands
 from tests.conftest import HUNG_S
@@ -116,7 +117,7 @@ PROBLEMS = {text: ConvSpec.parse(text) for text in GRID}
 
 
 def solves(algorithm: Algorithm, spec: ConvSpec) -> bool:
-    return algorithm.unsupported(spec.received()) is None
+    return algorithm.unsupported(plain(spec)) is None
 
 
 def specs() -> list[ConvSpec]:
@@ -125,7 +126,7 @@ def specs() -> list[ConvSpec]:
 
 def some(algorithm: Algorithm, specs: Iterable[ConvSpec], whole: bool) -> list[ConvSpec]:
     """Those that it solves, as the door hands them on; unless ``whole``, so many that every trait occurs."""
-    solved = list(dict.fromkeys(spec.received() for spec in specs if solves(algorithm, spec)))
+    solved = list(dict.fromkeys(plain(spec) for spec in specs if solves(algorithm, spec)))
     return solved if whole else [solved[i] for i in sorted(covering([traits(spec) for spec in solved]))]
 
 
@@ -144,7 +145,7 @@ def test_right(name: str, text: str, threads: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_says_why_not(name: str) -> None:
     for spec in specs():
-        reason = get(name).unsupported(spec.received())
+        reason = get(name).unsupported(plain(spec))
         assert reason is None or (isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason)
 
 
@@ -186,8 +187,8 @@ def test_predictions_are_plain_numbers(name: str) -> None:
     for spec in specs():
         if spec.batch and solves(algorithm, spec):
             for threads in (1, 2, 64):
-                assert type(algorithm.workspace_bytes(spec.received(), threads)) is int
-                cost = algorithm.cost(spec.received(), threads)
+                assert type(algorithm.workspace_bytes(plain(spec), threads)) is int
+                cost = algorithm.cost(plain(spec), threads)
                 assert cost.operations > 0 and cost.bytes > 0 and cost.flops_per_s > 0
                 assert 0 < cost.seconds(threads) < 1e4
 

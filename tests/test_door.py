@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage, signal
 
 import algos
-from algos.door import DeviceArray
+from algos.arrays import DeviceArray
 from algos.engine.outer import numerical_rank
 from bench.oracle import oracle
 

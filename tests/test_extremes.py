@@ -14,6 +14,7 @@ import pytest
 from algos import Algorithm, ConvSpec, algorithms
 from algos.engine.blocks import Axis
 from algos.engine.windows import pairs_inside, reach
+from algos.lower.chain import plain
 from tests.extremes import extreme_specs
 
 SLOWEST_S, MOST_BYTES = 0.02, 1 << 20  # of the process's own time, and of Python's memory
@@ -41,9 +42,9 @@ def slow(specs: Iterable[ConvSpec]) -> list[str]:
     try:
         for spec in specs:
             for algorithm in OURS:
-                spent = spent_s(algorithm, spec.received())
+                spent = spent_s(algorithm, plain(spec))
                 if any(s > SLOWEST_S for s in spent.values()):
-                    again = spent_s(algorithm, spec.with_(batch=spec.batch + 1).received())
+                    again = spent_s(algorithm, plain(spec.with_(batch=spec.batch + 1)))
                     found += [f"{algorithm.name}.{name} of {spec}: {s:.3f} s" for name, s in spent.items()
                               if min(s, again.get(name, s)) > SLOWEST_S]  # fmt: skip
     finally:
@@ -77,7 +78,7 @@ def test_what_algorithms_say_of_any_spec_takes_no_memory() -> None:
     tracemalloc.start()
     try:
         for spec in [*map(ConvSpec.parse, SEEN), *extreme_specs(seed=3, count=15)]:
-            received = spec.received()
+            received = plain(spec)
             for algorithm in OURS:
                 tracemalloc.reset_peak()
                 before = tracemalloc.get_traced_memory()[0]
@@ -108,4 +109,4 @@ def test_phases_are_counted_without_looking_at_each() -> None:
 def test_what_changes_nothing_is_not_asked_about() -> None:
     """A stride past the only output, and the dilation of one tap: no algorithm meets numbers that no array has."""
     spec = ConvSpec.parse("1x1x8x9,1x1x3x1,s999999999999999999,d2x999999999999999999")
-    assert str(spec.received()) == "1x1x8x9,1x1x3x1,s4x9,d2x1" and spec.received().output_shape == spec.output_shape
+    assert str(plain(spec)) == "1x1x8x9,1x1x3x1,s4x9,d2x1" and plain(spec).output_shape == spec.output_shape

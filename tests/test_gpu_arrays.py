@@ -11,6 +11,7 @@ import pytest
 from algos import ConvSpec, algorithms, get
 from algos.functional import prepared
 from algos.gpu._cupy import CupyAlgorithm, Kernel
+from algos.lower.chain import plain
 from bench.check import check
 from bench.data import operands
 from tests.covering import covered, traits
@@ -45,7 +46,7 @@ def twin(name: str, **tunables: Any) -> Any:
 
 
 def solved(algorithm: Any) -> list[ConvSpec]:
-    return [spec for spec in SPECS if algorithm.unsupported(spec.received()) is None]
+    return [spec for spec in SPECS if algorithm.unsupported(plain(spec)) is None]
 
 
 CASES = [(name, spec) for name in NAMES for spec in solved(get(name))]
@@ -61,7 +62,7 @@ def test_right(name: str, spec: ConvSpec) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_says_why_not(name: str) -> None:
     for spec in SPECS:
-        reason = get(name).unsupported(spec.received())
+        reason = get(name).unsupported(plain(spec))
         assert reason is None or (isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason)
 
 
@@ -92,14 +93,14 @@ def test_kernels_are_declared(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     for spec in solved(algorithm)[::7]:
         if spec.batch:
             asked.clear()
-            algorithm.prepare(spec.received(), operands(spec.received(), 0).w)
-            assert asked == algorithm.kernels(spec.received())
+            algorithm.prepare(plain(spec), operands(plain(spec), 0).w)
+            assert asked == algorithm.kernels(plain(spec))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_predictions_are_plain_numbers(name: str) -> None:
     algorithm = get(name)
-    for spec in (s.received() for s in solved(algorithm) if s.batch):
+    for spec in (plain(s) for s in solved(algorithm) if s.batch):
         assert type(algorithm.workspace_bytes(spec)) is int
         cost = algorithm.cost(spec)
         assert cost.operations > 0 and cost.bytes > 0 and 0 < cost.seconds() < 1
@@ -112,7 +113,7 @@ def test_workspace_is_as_predicted(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(type(algorithm), "compiled", lambda self, kernel: lambda blocks, *arguments: None)
     allowed = 4 if name == "cupy_fft" else 2
     for spec in map(ConvSpec.parse, [*GRID, *MORE, *LARGER]):
-        if not spec.batch or spec != spec.received() or algorithm.unsupported(spec) is not None:
+        if not spec.batch or spec != plain(spec) or algorithm.unsupported(spec) is not None:
             continue
         data = operands(spec, 0, "normal")
         out = np.empty(spec.output_shape, spec.out_dtype)

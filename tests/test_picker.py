@@ -254,14 +254,14 @@ def test_a_loop_of_single_calls_compiles_when_that_pays(monkeypatch: pytest.Monk
     x, w = rng.random((1, 8, 20, 20), np.float32), rng.random((8, 1, 3, 3), np.float32)
     first = algos.conv2d(x, w, padding=1, groups=8)
     (door,) = functional._memo.values()
-    assert door.algorithm.compile_s(door.received) == 0 and door.calls_left > 100
+    assert door.algorithm.compile_s(door.chain.leaves[0]) == 0 and door.calls_left > 100
     better, door.calls_left = door.faster, 1
     algos.conv2d(x, w, padding=1, groups=8)
     later = algos.conv2d(x, w, padding=1, groups=8)
     (door,) = functional._memo.values()
-    assert door.algorithm.name == better and door.algorithm.compile_s(door.received) > 0 and door.calls_left < 0
+    assert door.algorithm.name == better and door.algorithm.compile_s(door.chain.leaves[0]) > 0 and door.calls_left < 0
     np.testing.assert_allclose(later, first, rtol=1e-5)
-    assert kept.compiling_s(door.algorithm, door.received) == 0
+    assert door.chain.compiling_s() == 0
 
 
 KEPT = """

@@ -114,6 +114,9 @@ class Meanwhile(Algorithm):
 
     act: Callable[[], Any] = staticmethod(lambda: None)
 
+    def unsupported(self, spec: Any) -> None:
+        return None
+
     def workspace_bytes(self, spec: Any, threads: int = 1) -> int:
         return 0
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algos.door import _pad
+from algos.lower.border import padding
+from algos.lower.chain import plain
 from algos.spec import DIRECTIONS, ConvSpec, SpecError
 from bench.oracle import border_value, oracle
 
@@ -149,7 +150,7 @@ def test_the_number_of_a_border_is_exact(dtype: str, text: str, value: float) ->
     again = ConvSpec.parse(str(spec))
     assert again == spec and again.border == spec.border == border_value(spec) == value
     assert type(spec.border) is type(value) and spec.in_dtype.type(value) == value
-    padded = _pad(np.ones((1, 1, 3), spec.in_dtype), spec, "nchw")
+    (padded,) = padding(spec)(np.ones((1, 1, 3), spec.in_dtype))
     assert padded.dtype == spec.in_dtype and padded[0, 0].tolist() == [value, 1, 1, 1, value]
     assert oracle(spec, padded[..., 1:4], np.eye(3)[None, :1].astype(spec.in_dtype))[0, 0].tolist() == [value, 1, 1]
 
@@ -204,7 +205,7 @@ def test_batch_of_zero_is_an_empty_output() -> None:
 
 def test_the_door_hands_on_padded_and_reversed_work() -> None:
     spec = ConvSpec.parse("1x1x9x9,1x1x3x3,p1:2,reflect,flip")
-    assert str(spec.received()) == "1x1x12x12,1x1x3x3"
+    assert str(plain(spec)) == "1x1x12x12,1x1x3x3"
 
 
 dims = st.integers(1, 12)
@@ -290,7 +291,7 @@ def test_whatever_is_legal_is_answered_from_its_numbers_alone() -> None:
             assert again == spec and hash(again) == hash(spec)
             for (count, first), size in zip(spec.unread, spec.size, strict=True):
                 assert len(first) == min(count, 6) and all(0 <= i < size for i in first) and count <= size
-            assert len(spec.unread_text()) < 500 and spec.received().output_shape[1:] == spec.output_shape[1:]
+            assert len(spec.unread_text()) < 500 and plain(spec).output_shape[1:] == spec.output_shape[1:]
             for name in dir(ConvSpec):
                 if not name.startswith("_") and isinstance(getattr(ConvSpec, name), property):
                     getattr(spec, name)

@@ -27,8 +27,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from algos.arrays import DeviceArray
 from algos.contract import Algorithm, Cost
-from algos.door import PAD_MODES, DeviceArray
 from algos.engine.threads import once
 from algos.host import vector_extension, version
 from algos.probe import probe
@@ -104,7 +104,6 @@ class DeviceTensor(DeviceArray):
         tensor = array.tensor
         if mode == "constant":
             return DeviceTensor(torch.nn.functional.pad(tensor, _flat(widths), value=constant_values))
-        assert mode in PAD_MODES.values()
         for axis, pair in enumerate(widths):
             if any(pair):
                 source = torch.from_numpy(np.pad(np.arange(tensor.shape[axis]), pair, mode))  # type: ignore[call-overload]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 from algos.grammar import meant
@@ -126,7 +127,8 @@ def specs_of(arguments: argparse.Namespace) -> tuple[list[ConvSpec], Any]:
             "nothing to do: name a suite (convbench suites), a spec or a CSV file, or use --sizes and "
             "--kernels"
         )
-    return list(dict.fromkeys(specs)), settings
+    named = tuple(name.partition(":")[0] for name in names_of(arguments.algorithms))
+    return list(dict.fromkeys(specs)), replace(settings, named=named)
 
 
 def shapes_of(values: str) -> list[tuple[int, ...]]:

@@ -28,7 +28,7 @@ def list_algorithms(arguments: argparse.Namespace) -> int:
         row = {name: getattr(algorithm, name) for name in ("name", "family", "device", "runtime", "accuracy")}
         row |= {"available": missing is None, "why": missing or ""}
         if spec:
-            reason = missing or refusal(algorithm, spec.received())
+            reason = missing or refusal(algorithm, spec)
             row |= {"supported": reason is None, "why": reason or ""}
         rows.append(row)
     if arguments.json:

@@ -1,0 +1,19 @@
+"""Arrays that live on a GPU, as the door and the lowerings know them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DeviceArray:
+    """Base of the wrappers through which another library's GPU arrays pass as CuPy's do.
+
+    They have ``shape``, ``dtype`` (NumPy's), ``nbytes``, ``flags.c_contiguous``, ``copy(order)`` and ``a[...]
+    = b``; their class has ``pad``, ``moveaxis`` and ``ascontiguousarray``, which are called as NumPy's
+    functions.
+    """
+
+
+def is_device_array(array: Any) -> bool:
+    """Whether a GPU holds it; asks nothing of CuPy where it isn't loaded."""
+    return isinstance(array, DeviceArray) or type(array).__module__.partition(".")[0] == "cupy"

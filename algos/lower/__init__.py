@@ -1,0 +1,1 @@
+"""Lowerings: how one forward file serves the whole operator."""

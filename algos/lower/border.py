@@ -1,0 +1,127 @@
+"""Borders that are not zeros, as a picture that has them: its copy with the border around it, then no padding
+at all.
+
+The gradient of a border folds back: what reached an element of it is added to the element that it repeats.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from algos.arrays import DeviceArray
+from algos.lower.parts import Lowered, Move, Part, count, inner
+from algos.spec import ConvSpec
+
+PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap",
+                             "symmetric": "symmetric"}  # fmt: skip
+
+
+def border(spec: ConvSpec) -> Lowered | None:
+    """Any padding mode but zeros, whatever its amounts: beyond one turn, and negative, which crops."""
+    if spec.padding_mode == "zeros":
+        return None
+    part = spec.with_(size=spec.padded_size, padding=0, padding_mode="zeros")
+    if spec.direction != "input_gradient":
+        elements = count(part.input_shape)
+        return Lowered(
+            (Part(part, operands=lambda: padding(spec), copied=elements, held=elements),), "border"
+        )
+    return Lowered((Part(part, place=lambda dx, result: fold(spec, result, dx)),), "border")
+
+
+def source(size: int, pair: tuple[int, int], mode: str) -> np.ndarray:
+    """Which of ``size`` elements stands at each place of the padded axis; -1 where none does."""
+    at = np.arange(-pair[0], size + pair[1])
+    if mode == "replicate":
+        return at.clip(0, size - 1)
+    if mode == "circular":
+        return at % size
+    if mode in ("reflect", "symmetric"):
+        edge = mode == "symmetric"  # whether the outermost element is repeated
+        at = at % max(2 * size - 2 + 2 * edge, 1)
+        return np.where(at < size, at, 2 * size - 2 + edge - at)
+    return np.where((at >= 0) & (at < size), at, -1)
+
+
+def padding(spec: ConvSpec) -> Move:
+    """x (N, C, *size) -> its copy with the border, (N, C, *padded_size), in the memory order of x."""
+    kept: list[Any] = []
+    sources = [source(n, pair, spec.padding_mode) for n, pair in zip(spec.size, spec.padding, strict=True)]
+    cores = [slice(before, before + n) for n, (before, _) in zip(spec.size, spec.padding, strict=True)]
+    around = [np.r_[: core.start, core.stop : len(at)] for core, at in zip(cores, sources, strict=True)]
+    constant = spec.padding_mode.startswith("constant:")
+
+    def move(x: Any, *rest: Any) -> tuple[Any, ...]:
+        if isinstance(x, DeviceArray):
+            return _by_its_library(spec, x), *rest
+        if min(map(min, spec.padding)) < 0:
+            return _gathered(spec, x, sources), *rest
+        if not kept:
+            kept.append(_empty_in_order_of(x, spec.padded_size))
+            if constant:
+                kept[0][...] = spec.border
+        padded = kept[0]
+        padded[inner(cores)] = x
+        for axis, (at, places) in enumerate(zip(sources, around, strict=True)):
+            if len(places) and not constant:  # corners come by themselves: the axes before have their border
+                other = [slice(None)] * axis, cores[axis + 1 :]
+                repeated = at[places] + cores[axis].start
+                padded[inner([*other[0], places, *other[1]])] = padded[
+                    inner([*other[0], repeated, *other[1]])
+                ]
+        return padded, *rest
+
+    return move
+
+
+def _empty_in_order_of(x: Any, size: tuple[int, ...]) -> Any:
+    """Room for a larger x whose axes lie in memory as those of x do."""
+    shape = (*x.shape[:2], *size)
+    if x.flags.c_contiguous:
+        return _like(x, shape)
+    return _moved(_like(x, (shape[0], *size, shape[1])), -1, 1)
+
+
+def _like(x: Any, shape: tuple[int, ...]) -> Any:
+    return np.empty_like(x, shape=shape, order="C")  # CuPy's for its arrays, by NumPy's protocol
+
+
+def _moved(a: Any, start: int, end: int) -> Any:
+    return np.moveaxis(a, start, end)
+
+
+def _gathered(spec: ConvSpec, x: Any, sources: list[np.ndarray]) -> Any:
+    """Element by element, for what is cropped as well."""
+    for axis, at in enumerate(sources, start=2):
+        x = x.take(np.maximum(at, 0), axis=axis)
+        x[(slice(None),) * axis + (np.flatnonzero(at < 0),)] = spec.border
+    return x
+
+
+def _by_its_library(spec: ConvSpec, x: Any) -> Any:
+    """The same of a wrapped array, which knows NumPy's ``pad``."""
+    widths = ((0, 0), (0, 0), *spec.padding)
+    if spec.padding_mode.startswith("constant:"):
+        return type(x).pad(x, widths, "constant", constant_values=spec.border)
+    return type(x).pad(x, widths, PAD_MODES[spec.padding_mode])
+
+
+def fold(spec: ConvSpec, padded: Any, dx: Any) -> None:
+    """The adjoint of ``padding``: dx (N, C, *size) from the gradient of the padded picture."""
+    for axis, (n, pair) in enumerate(zip(spec.size, spec.padding, strict=True), start=2):
+        at = source(n, pair, spec.padding_mode)
+        first, last = max(-pair[0], 0), n - max(-pair[1], 0)  # of the axis: what stands at its own place
+        all_before = (slice(None),) * axis
+        shape = *padded.shape[:axis], n, *padded.shape[axis + 1 :]
+        result = dx if axis == dx.ndim - 1 else np.empty_like(padded, shape=shape)
+        result[...] = 0
+        result[(*all_before, slice(first, last))] = padded[
+            (*all_before, slice(first + pair[0], last + pair[0]))
+        ]
+        for place in (*range(first + pair[0]), *range(last + pair[0], len(at))):
+            if at[place] >= 0 and not spec.padding_mode.startswith("constant:"):
+                into, take = (*all_before, int(at[place])), (*all_before, place)
+                result[into] += padded[take]
+        padded = result

@@ -1,0 +1,405 @@
+"""From the problem that a caller has to problems that an algorithm solves: the chain of lowerings between
+them.
+
+A chain is a sequence of names in canonical order; every problem that a lowering leaves goes through the ones
+that follow. The border, the flip and a crop are always lowered: algorithms are asked about canonical problems
+only. The rest is tried, fewest first, where an algorithm refuses the problem. An empty chain costs nothing,
+not even a call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from algos.contract import CALL_S, Algorithm, Cost, said
+from algos.engine.kept import compiled_now, compiling_s
+from algos.lower.axes import axes
+from algos.lower.border import border
+from algos.lower.direction import exchange, residues, shuffle, spaced
+from algos.lower.flip import flip
+from algos.lower.geometry import crop, dilation, groups, padding, stride
+from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, count
+from algos.spec import ConvSpec, SpecError
+
+Run = Callable[..., Any]
+# A leaf and its weights, None where they come with each call -> what runs
+Solve = Callable[[ConvSpec, Any], Run]
+
+STEPS: dict[str, Callable[[ConvSpec], Lowered | None]] = {
+    "border": border, "flip": flip, "residues": residues, "shuffle": shuffle, "spaced": spaced,
+    "exchange": exchange, "crop": crop, "groups": groups, "stride": stride, "dilation": dilation,
+    "padding": padding, "axes": axes,
+}  # fmt: skip
+ALWAYS = ("border", "flip", "crop")
+TURNS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "forward": ((),), "input_gradient": ((), ("residues",), ("shuffle",), ("spaced",)),
+    "weight_gradient": ((), ("exchange",)),
+}  # fmt: skip
+TRIED = ("groups", "stride", "dilation", "padding", "axes")
+OF_PEERS = ("border", "flip")  # more would measure our lowering, and not their library
+LOCAL = ("componentwise", "lowrank")  # classes of accuracy in which a NaN spoils only what reads it
+UNWISE = 3.0  # times the operations of the definition, beyond which a chain is no candidate
+CHAINS = 1 << 12
+
+
+@dataclass(frozen=True)
+class Node:
+    """A problem, and how it was lowered; a leaf where it was not."""
+
+    spec: ConvSpec
+    lowered: Lowered | None = None
+    children: tuple[Node, ...] = ()
+
+    @cached_property
+    def leaves(self) -> tuple[ConvSpec, ...]:
+        """In the order in which they run."""
+        return (
+            tuple(leaf for child in self.children for leaf in child.leaves) if self.lowered else (self.spec,)
+        )
+
+    @cached_property
+    def words(self) -> str:
+        if self.lowered is None:
+            return ""
+        below = next((child.words for child in self.children if child.words), "")
+        return ", ".join(filter(None, (self.lowered.words, below)))
+
+    def steps(self) -> Iterator[tuple[Lowered, Node]]:
+        """Every lowering in the tree."""
+        if self.lowered is not None:
+            yield self.lowered, self
+            for child in self.children:
+                yield from child.steps()
+
+
+def tidy(spec: ConvSpec) -> ConvSpec:
+    """The same problem with strides past the only output, and dilations of a single tap, as small as they may
+    be.
+
+    An empty batch is asked about as one image.
+    """
+    past_last = (n - extent + 1 for n, extent in zip(spec.padded_size, spec.kernel_extent, strict=True))
+    steps = tuple(map(min, spec.stride, past_last))
+    gaps = tuple(1 if k == 1 else d for k, d in zip(spec.kernel, spec.dilation, strict=True))
+    if spec.batch and steps == spec.stride and gaps == spec.dilation:
+        return spec
+    return spec.with_(batch=max(1, spec.batch), stride=steps, dilation=gaps)
+
+
+@lru_cache(CHAINS)
+def tree(spec: ConvSpec, names: tuple[str, ...]) -> Node:
+    """``spec`` through the lowerings of those names, each where it applies."""
+    spec = tidy(spec)
+    for k, name in enumerate(names):
+        if name in TRIED and spec.direction != "forward":
+            continue
+        if (lowered := STEPS[name](spec)) is not None:
+            return Node(spec, lowered, tuple(tree(part.spec, names[k + 1 :]) for part in lowered.parts))
+    return Node(spec)
+
+
+def used(node: Node, names: tuple[str, ...]) -> bool:
+    """Whether each of ``names`` that is not always there changed something."""
+    return all(
+        name in ALWAYS or tree(node.spec, tuple(n for n in names if n != name)) != node for name in names
+    )
+
+
+def plain(spec: ConvSpec) -> ConvSpec:
+    """The same problem without border and flip, which most of its time does not depend on."""
+    node = tree(spec, ("border", "flip"))
+    return node.leaves[0]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An algorithm, and how it comes to solve ``spec``.
+
+    Attributes
+    ----------
+    algorithm : Algorithm
+    spec : ConvSpec
+        The caller's.
+    names : tuple of str
+        Of the lowerings, in order.
+    """
+
+    algorithm: Algorithm
+    spec: ConvSpec
+    names: tuple[str, ...]
+    node: Node = field(repr=False, compare=False)
+
+    @property
+    def leaves(self) -> tuple[ConvSpec, ...]:
+        return self.node.leaves
+
+    @property
+    def direct(self) -> bool:
+        """Whether the algorithm gets the caller's arrays as they are, and may write its result."""
+        return not any(lowered.words for lowered, _ in self.node.steps())
+
+    @property
+    def words(self) -> str:
+        """What was lowered, for reports; empty where the algorithm solves the problem itself."""
+        return self.node.words
+
+    def prepare(self, weights: Any, threads: int) -> Run:
+        """All one-off work; what it returns takes a call's regular operands and ``out``."""
+        return compose(self.node, weights, lambda leaf, w: _leaf(self.algorithm, leaf, w, threads))
+
+    def workspace_bytes(self, threads: int = 1) -> int:
+        """What is held after prepare and the peak of a run, of all leaves and of what is moved between them.
+        """
+        total = sum(int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
+        for lowered, _ in self.node.steps():
+            kept = sum(part.held + _weight_copy(part) for part in lowered.parts)
+            passing = max((part.copied - part.held + _placed(part) for part in lowered.parts), default=0)
+            total += (kept + passing) * self.spec.in_dtype.itemsize
+        return total
+
+    def costs(self, threads: int = 1) -> list[Cost]:
+        """Of the leaves, and of what is moved between them."""
+        found = [self.algorithm.cost(leaf, threads) for leaf in self.leaves]
+        for lowered, node in self.node.steps():
+            if lowered.words:
+                moved = (
+                    sum(2 * part.copied + 2 * _placed(part) for part in lowered.parts)
+                    * node.spec.in_dtype.itemsize
+                )
+                found.append(Cost(0, moved, calls=4 * len(lowered.parts), parallel=False))
+        return found
+
+    def seconds(self, threads: int = 1) -> float:
+        """The model's time of a run; a leaf whose weights come with each call is prepared then."""
+        total = math.fsum(cost.seconds(threads) for cost in self.costs(threads))
+        for lowered, _ in self.node.steps():
+            for part in lowered.parts:
+                if part.weights_last:
+                    total += 4 * CALL_S + 20e-6
+        return total
+
+    def cost(self, threads: int = 1) -> Cost:
+        """Of all together, at the pace of the first leaf."""
+        found = self.costs(threads)
+        if len(found) == 1:
+            return found[0]
+        first = found[0]
+        return Cost(math.fsum(c.operations for c in found), math.fsum(c.bytes for c in found),
+                    sum(c.calls for c in found), first.flops_per_s, first.parallel,
+                    first.bytes_per_s)  # fmt: skip
+
+    def compiling_s(self) -> float:
+        """Seconds that the next plan compiles, or loads what was compiled."""
+        return math.fsum(compiling_s(self.algorithm, leaf) for leaf in dict.fromkeys(self.leaves))
+
+    def compiled_now(self) -> None:
+        """A plan was prepared."""
+        for leaf in dict.fromkeys(self.leaves):
+            compiled_now(self.algorithm, leaf)
+
+    @property
+    def unwise(self) -> str | None:
+        """Why it is no candidate although it would be right."""
+        if reason := self.algorithm.unwise(self.spec):
+            return reason
+        operations = sum(leaf.flops for leaf in self.leaves)
+        if self.words and operations > UNWISE * self.node.spec.flops:
+            return f"would take {operations / self.node.spec.flops:.3g} times the operations: {self.words}"
+        return None
+
+
+def _weight_copy(part: Part) -> int:
+    return count(part.spec.weight_shape) if part.spec.direction != "weight_gradient" else 0
+
+
+def _placed(part: Part) -> int:
+    return count(part.spec.result_shape) if part.place is not None else 0
+
+
+def _leaf(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int) -> Run:
+    if weights is not None or spec.direction == "weight_gradient":
+        return algorithm.prepare(spec, weights, threads)
+
+    def run(x: Any, w: Any, out: Any = None) -> Any:
+        prepared = algorithm.prepare(spec, w, threads)
+        return prepared(x) if out is None else prepared(x, out=out)
+
+    return run
+
+
+def compose(node: Node, weights: Any, solve: Solve) -> Run:
+    """What runs a tree, given what runs a leaf."""
+    lowered = node.lowered
+    if lowered is None:
+        return solve(node.spec, weights)
+    # They come with each call, as the last operand
+    late = weights is None and node.spec.direction == "forward"
+    runs: list[tuple[Move, Run, Any]] = [
+        (
+            _with_weights(part) if late else part.operands(),
+            compose(child, None if weights is None else part.weights(weights), solve),
+            part.place,
+        )
+        for part, child in zip(lowered.parts, node.children, strict=True)
+    ]
+    if len(runs) == 1 and runs[0][2] is None:
+        move, inside = runs[0][:2]
+
+        def straight(*arrays: Any, out: Any = None) -> Any:
+            moved = move(*arrays)
+            return inside(*moved) if out is None else inside(*moved, out=out)
+
+        return straight if lowered.words else inside
+    shape, dtype, cleared = node.spec.result_shape, _result_type(node.spec), lowered.cleared
+
+    def run(*arrays: Any, out: Any = None) -> Any:
+        y = np.empty_like(arrays[0], shape=shape, dtype=dtype, order="C") if out is None else out
+        if cleared:
+            y[...] = 0
+        for move, inside, place in runs:
+            place(y, inside(*move(*arrays)))
+        return y
+
+    return run
+
+
+def _with_weights(part: Part) -> Move:
+    move = part.operands()
+    return lambda x, w: (*move(x), part.weights(w))
+
+
+def _result_type(spec: ConvSpec) -> np.dtype:
+    return spec.out_dtype if spec.direction == "forward" else spec.in_dtype
+
+
+# ---- the search --------------------------------------------------------------------------------------------
+
+
+def chains(algorithm: Algorithm, spec: ConvSpec) -> list[Chain]:
+    """All ways that are worth comparing; empty where there is none."""
+    return _searched(algorithm, spec).chains
+
+
+def chain(algorithm: Algorithm, spec: ConvSpec, threads: int = 1) -> Chain:
+    """The way that the model finds fastest.
+
+    Raises
+    ------
+    SpecError
+        Where there is none.
+    """
+    found = _searched(algorithm, spec)
+    if not found.chains:
+        raise SpecError(f"{algorithm.name} does not support {spec}: {found.reason}")
+    if len(found.chains) == 1:
+        return found.chains[0]
+    if threads not in found.best:
+        found.best[threads] = min(found.chains, key=lambda one: one.seconds(threads))
+    return found.best[threads]
+
+
+def unsupported(algorithm: Algorithm, spec: ConvSpec) -> str | None:
+    """Why there is no way from ``spec`` to what the algorithm solves, as it says it, or None."""
+    found = _searched(algorithm, spec)
+    return None if found.chains else found.reason
+
+
+@dataclass
+class _Found:
+    """Of one algorithm, which is held so that nobody else gets its identity, and one spec."""
+
+    algorithm: Algorithm
+    chains: list[Chain]
+    reason: str
+    best: dict[int, Chain] = field(default_factory=dict)
+
+
+_known: dict[tuple[int, ConvSpec], _Found] = {}
+
+
+def _searched(algorithm: Algorithm, spec: ConvSpec) -> _Found:
+    """By identity: hashing an algorithm takes longer than asking it."""
+    key = id(algorithm), spec
+    if (found := _known.get(key)) is None:
+        if len(_known) >= CHAINS:
+            _known.clear()
+        names, reason = _search(algorithm, spec)
+        chains = [Chain(algorithm, spec, each, tree(spec, each)) for each in names]
+        found = _known[key] = _Found(algorithm, chains, reason)
+    return found
+
+
+def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]], str]:
+    if algorithm.family == "auto":
+        return [()], ""
+    peer, reason = algorithm.family == "peer", ""
+    found: list[tuple[str, ...]] = []
+    for turn in TURNS[spec.direction]:
+        if (found and turn != ("shuffle",)) or (peer and turn):
+            break
+        base = tree(spec, _ordered(OF_PEERS if peer else (*ALWAYS, *turn)))
+        if turn and (base.lowered is None or any(leaf.direction != "forward" for leaf in base.leaves)):
+            continue
+        if any(min(map(min, leaf.padding)) < 0 for leaf in base.leaves):
+            reason = reason or "a peer is not given a cropped picture"
+            continue
+        if algorithm.runtime == "torch" and algorithm.device == "cuda" and _places(base):
+            reason = "its tensors on the GPU cannot be put together here"
+            continue
+        if algorithm.accuracy in LOCAL and any(lowered.spreads for lowered, _ in base.steps()):
+            continue
+        refused = _refused(algorithm, base)
+        if refused is None:
+            found.append(_ordered(OF_PEERS if peer else (*ALWAYS, *turn)))
+            continue
+        reason = refused
+        if peer or any(leaf.direction != "forward" for leaf in base.leaves):
+            continue
+        traits = _traits(base)
+        for size in range(1, len(traits) + 1):
+            names = next((names for some in combinations(traits, size)
+                          if _fits(algorithm, spec, names := _ordered((*ALWAYS, *turn, *some)))),
+                         None)  # fmt: skip
+            if names:
+                found.append(names)
+                break
+    return found, reason
+
+
+def _fits(algorithm: Algorithm, spec: ConvSpec, names: tuple[str, ...]) -> bool:
+    node = tree(spec, names)
+    return len(node.leaves) <= MOST_LEAVES and _refused(algorithm, node) is None
+
+
+def _refused(algorithm: Algorithm, node: Node) -> str | None:
+    return next(
+        filter(None, (said(algorithm.unsupported, leaf) for leaf in dict.fromkeys(node.leaves))), None
+    )
+
+
+def _ordered(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in STEPS if name in names)
+
+
+def _places(node: Node) -> bool:
+    return any(part.place is not None for lowered, _ in node.steps() for part in lowered.parts)
+
+
+def _traits(node: Node) -> list[str]:
+    """Which of ``TRIED`` can change anything."""
+    leaves = node.leaves
+    has = {
+        "groups": any(leaf.groups > 1 for leaf in leaves),
+        "stride": any(max(leaf.stride) > 1 for leaf in leaves),
+        "dilation": any(max(leaf.dilation) > 1 for leaf in leaves),
+        "padding": any(any(map(any, leaf.padding)) for leaf in leaves),
+        "axes": any(leaf.ndim != 2 for leaf in leaves),
+    }
+    return [name for name in TRIED if has[name]]

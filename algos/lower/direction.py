@@ -1,0 +1,226 @@
+"""Gradients as forward passes.
+
+With b = padding before, s = stride and d = dilation, an element i of the input's gradient sums w[o, c, t] *
+grad[n, o, p] over all p * s + t * d = i + b. Elements whose (i + b) mod s agrees meet the same taps, every s
+/ gcd(s, d)-th, so that they are a convolution of grad with those taps, turned: ``residues`` makes one problem
+of each, ``shuffle`` one of all, in which each residue has its own output channels.
+
+The weights' gradient is a forward pass in which channels are images, images channels, and grad the weights,
+with stride and dilation exchanged (``exchange``).
+
+Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from math import gcd
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, contiguous, count, inner, turned
+from algos.spec import ConvSpec
+
+
+class Residue(NamedTuple):
+    """Of one axis: the elements first, first + s, ... of the gradient, which meet taps start, start + step,
+    ...
+    """
+
+    elements: slice
+    taps: slice
+    gap: int  # dilation of the forward problem
+    padding: tuple[int, int]
+
+
+def _residues(spec: ConvSpec, axis: int) -> list[Residue]:
+    """Those that meet any tap."""
+    n, k, s, d = (values[axis] for values in (spec.size, spec.kernel, spec.stride, spec.dilation))
+    before, outputs, common = spec.padding[axis][0], spec.output_size[axis], gcd(s, d)
+    found = []
+    for first in range(min(s, n)):
+        taps = [t for t in range(min(k, s // common)) if (first + before - t * d) % s == 0]
+        if not taps:
+            continue
+        start, step, gap = taps[0], s // common, d // common
+        some, length = len(range(start, k, step)), len(range(first, n, s))
+        # Element m reads grad at (first + before - start * d) / s + m - j * gap for its j-th tap.
+        lead = (some - 1) * gap - (first + before - start * d) // s
+        found.append(Residue(slice(first, None, s), slice(start, None, step), gap,
+                             (lead, length - outputs + (some - 1) * gap - lead)))
+    return found
+
+
+def _exchanged(w: Any, groups: int) -> Any:
+    """w (O, C / groups, *k) -> (C, O / groups, *k), turned in space."""
+    o, c, *k = w.shape
+    w = turned(w.reshape(groups, o // groups, c, *k).swapaxes(1, 2).reshape(groups * c, o // groups, *k))
+    return contiguous(w)
+
+
+def _forward(spec: ConvSpec, out_channels: int, kernel: tuple[int, ...], dilation: Any,
+             padding: Any) -> ConvSpec | None:
+    """The forward problem on grad; None where grad lies outside of all that it could reach."""
+    sizes = zip(spec.output_size, padding, strict=True)
+    if any(n + min(b, 0) + min(a, 0) < 1 for n, (b, a) in sizes):
+        return None
+    return spec.with_(direction="forward", in_channels=spec.out_channels, out_channels=out_channels,
+                      size=spec.output_size, kernel=kernel, stride=1, dilation=dilation, padding=padding,
+                      rank=None)
+
+
+def residues(spec: ConvSpec) -> Lowered | None:
+    """The input's gradient: one forward problem for each residue of the stride."""
+    if spec.direction != "input_gradient":
+        return None
+    parts, cells = [], [_residues(spec, axis) for axis in range(spec.ndim)]
+    if count(map(len, cells)) > MOST_LEAVES:
+        return None
+    for axes in product(*cells):
+        taps = inner(r.taps for r in axes)
+        kernel = tuple(len(range(*r.taps.indices(k))) for r, k in zip(axes, spec.kernel, strict=True))
+        part = _forward(spec, spec.in_channels, kernel, tuple(r.gap for r in axes),
+                        tuple(r.padding for r in axes))
+        if part is None:
+            continue
+        weights = _taps(taps, spec.groups)
+        if max(spec.stride) == 1:
+            rank = spec.rank and min(spec.rank, *kernel) if spec.ndim == 2 else None
+            return Lowered((Part(part.with_(rank=rank), weights),), "input gradient as a forward pass")
+        parts.append(Part(part, weights, place=_placed(axes)))
+    complete = len(parts) == count(min(s, n) for s, n in zip(spec.stride, spec.size, strict=True))
+    return Lowered(tuple(parts), f"input gradient as {_problems(len(parts))}", cleared=not complete)
+
+
+def _problems(number: int) -> str:
+    return "a forward problem" if number == 1 else f"{number} forward problems"
+
+
+def _taps(at: tuple[Any, ...], groups: int) -> Any:
+    return lambda w: _exchanged(w[at], groups)
+
+
+def _placed(axes: tuple[Residue, ...]) -> Any:
+    at = inner(r.elements for r in axes)
+
+    def place(dx: Any, result: Any) -> None:
+        dx[at] = result
+
+    return place
+
+
+def shuffle(spec: ConvSpec) -> Lowered | None:
+    """The input's gradient: one forward problem whose output channels hold every residue of the stride."""
+    if spec.direction != "input_gradient" or max(spec.stride) == 1:
+        return None
+    cells = [_residues(spec, axis) for axis in range(spec.ndim)]
+    if not all(cells):
+        return None
+    gaps = tuple(found[0].gap for found in cells)
+    # All residues of an axis read windows that begin and end together: their taps get zeros on either side.
+    lead = [max(r.padding[0] for r in found) for found in cells]
+    taps, lengths = [], []
+    for axis, found in enumerate(cells):
+        ends = []
+        for r in found:
+            some = len(range(*r.taps.indices(spec.kernel[axis])))
+            late = -(-(lead[axis] - r.padding[0]) // gaps[axis])  # zeros before the turned taps
+            if (lead[axis] - r.padding[0]) % gaps[axis]:
+                return None  # they do not lie on one grid
+            ends.append((r, late, some))
+        width = max(late + some for _, late, some in ends)
+        taps.append(ends)
+        lengths.append((width, -(-spec.size[axis] // spec.stride[axis])))
+    kernel = tuple(width for width, _ in lengths)
+    padding = tuple(
+        (first, rows - outputs + (width - 1) * gap - first)
+        for first, (width, rows), outputs, gap in zip(lead, lengths, spec.output_size, gaps, strict=True)
+    )
+    number = count(map(len, cells))
+    part = _forward(spec, spec.in_channels * number, kernel, gaps, padding)
+    if part is None:
+        return None
+    every = list(product(*taps))
+
+    def weights(w: Any) -> Any:
+        stacked = np.zeros_like(w, shape=(spec.in_channels, number, spec.out_channels // spec.groups,
+                                          *kernel), order="C")
+        for k, cell in enumerate(every):
+            own = _exchanged(w[inner(r.taps for r, _, _ in cell)], spec.groups)
+            at = tuple(slice(late, late + n) for (_, late, _), n in zip(cell, own.shape[2:], strict=True))
+            stacked[(slice(None), k, slice(None), *at)] = own  # type: ignore[index]
+        return stacked.reshape(part.weight_shape)
+
+    def place(dx: Any, result: Any) -> None:
+        split = result.reshape(spec.batch, spec.in_channels, number, *result.shape[2:])
+        for k, cell in enumerate(every):
+            target = dx[inner(r.elements for r, _, _ in cell)]
+            target[...] = split[(slice(None), slice(None), k, *map(slice, target.shape[2:]))]
+
+    complete = number == count(min(s, n) for s, n in zip(spec.stride, spec.size, strict=True))
+    spreads = any(n < width for found, width in zip(taps, kernel, strict=True) for _, _, n in found)
+    words = "input gradient as a forward problem, shuffled"
+    return Lowered((Part(part, weights, place=place),), words, cleared=not complete, spreads=spreads)
+
+
+def spaced(spec: ConvSpec) -> Lowered | None:
+    """The input's gradient: one forward problem on grad with zeros between its
+    elements, for strides of many residues.
+    """
+    if spec.direction != "input_gradient" or max(spec.stride) == 1:
+        return None
+    size = tuple((n - 1) * s + 1 for n, s in zip(spec.output_size, spec.stride, strict=True))
+    reach = [extent - 1 for extent in spec.kernel_extent]
+    padding = tuple(
+        (e - b, n - m + b) for e, (b, _), n, m in zip(reach, spec.padding, spec.size, size, strict=True)
+    )
+    if any(m + min(b, 0) + min(a, 0) < 1 for m, (b, a) in zip(size, padding, strict=True)):
+        return Lowered((), "input gradient of nothing", cleared=True)
+    part = spec.with_(direction="forward", in_channels=spec.out_channels, out_channels=spec.in_channels,
+                      size=size, stride=1, padding=padding, rank=None)
+    at = inner(slice(None, None, s) for s in spec.stride)
+
+    def operands() -> Move:
+        kept: list[Any] = []
+
+        def move(grad: Any) -> tuple[Any, ...]:
+            if not kept:
+                kept.append(np.zeros_like(grad, shape=part.input_shape, order="C"))
+            kept[0][at] = grad
+            return (kept[0],)
+
+        return move
+
+    elements = count(part.input_shape)
+    whole = Part(part, lambda w: _exchanged(w, spec.groups), operands, copied=elements, held=elements)
+    return Lowered((whole,), "input gradient as a forward problem, zeros between")
+
+
+def exchange(spec: ConvSpec) -> Lowered | None:
+    """The weights' gradient: images and channels exchanged, grad as the weights of every call."""
+    if spec.direction != "weight_gradient":
+        return None
+    g, c, o = spec.groups, spec.in_channels // spec.groups, spec.out_channels
+    # Positions that no tap reads are left out, so that there are just as many results as taps.
+    extents = ((n - 1) * s + 1 + (k - 1) * d for n, s, k, d in zip(
+        spec.output_size, spec.stride, spec.kernel, spec.dilation, strict=True))
+    padding = tuple((b, extent - n - b) for extent, n, (b, _) in zip(extents, spec.size, spec.padding,
+                                                                     strict=True))
+    words = "weight gradient as a forward pass with images and channels exchanged"
+    if any(n + min(b, 0) + min(a, 0) < 1 for n, (b, a) in zip(spec.size, padding, strict=True)):
+        return Lowered((), words, cleared=True)  # nothing of x is read
+    part = spec.with_(direction="forward", batch=c, in_channels=g * spec.batch, out_channels=o,
+                      kernel=spec.output_size, stride=spec.dilation, dilation=spec.stride, padding=padding,
+                      rank=None)  # fmt: skip
+
+    def move(x: Any, grad: Any) -> tuple[Any, ...]:
+        images = x.reshape(spec.batch, g, c, *spec.size).swapaxes(0, 2)  # [n][g][c] -> [c][g][n]
+        return contiguous(images).reshape(part.input_shape), contiguous(grad.swapaxes(0, 1))
+
+    def place(dw: Any, result: Any) -> None:
+        dw[...] = result.swapaxes(0, 1)
+
+    copied = count(spec.input_shape) + count(spec.output_shape)
+    whole = Part(part, operands=lambda: move, place=place, weights_last=True, copied=copied)
+    return Lowered((whole,), words)
