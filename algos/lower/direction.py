@@ -79,7 +79,7 @@ def residues(spec: ConvSpec) -> Lowered | None:
         return None
     for axes in product(*cells):
         taps = inner(r.taps for r in axes)
-        kernel = tuple(len(range(*r.taps.indices(k))) for r, k in zip(axes, spec.kernel, strict=True))
+        kernel = tuple(_taken(r.taps, k) for r, k in zip(axes, spec.kernel, strict=True))
         part = _forward(spec, spec.in_channels, kernel, tuple(r.gap for r in axes),
                         tuple(r.padding for r in axes))
         if part is None:
@@ -118,50 +118,49 @@ def shuffle(spec: ConvSpec) -> Lowered | None:
     if not all(cells):
         return None
     gaps = tuple(found[0].gap for found in cells)
-    # All residues of an axis read windows that begin and end together: their taps get zeros on either side.
+    # The residues of an axis begin to read elsewhere: each finds its results some rows further down.
     lead = [max(r.padding[0] for r in found) for found in cells]
-    taps, lengths = [], []
-    for axis, found in enumerate(cells):
-        ends = []
-        for r in found:
-            some = len(range(*r.taps.indices(spec.kernel[axis])))
-            late = -(-(lead[axis] - r.padding[0]) // gaps[axis])  # zeros before the turned taps
-            if (lead[axis] - r.padding[0]) % gaps[axis]:
-                return None  # they do not lie on one grid
-            ends.append((r, late, some))
-        width = max(late + some for _, late, some in ends)
-        taps.append(ends)
-        lengths.append((width, -(-spec.size[axis] // spec.stride[axis])))
-    kernel = tuple(width for width, _ in lengths)
-    padding = tuple(
-        (first, rows - outputs + (width - 1) * gap - first)
-        for first, (width, rows), outputs, gap in zip(lead, lengths, spec.output_size, gaps, strict=True)
-    )
-    number = count(map(len, cells))
-    part = _forward(spec, spec.in_channels * number, kernel, gaps, padding)
+    kernel = tuple(max(_taken(r.taps, k) for r in found) for found, k in zip(cells, spec.kernel, strict=True))
+    padding = []
+    for found, first, width, gap, n, outputs in zip(
+        cells, lead, kernel, gaps, spec.size, spec.output_size, strict=True
+    ):
+        rows = max(_taken(r.elements, n) + first - r.padding[0] for r in found)
+        padding.append((first, rows - outputs + (width - 1) * gap - first))
+    number, every = count(map(len, cells)), list(product(*cells))
+    part = _forward(spec, spec.in_channels * number, kernel, gaps, tuple(padding))
     if part is None:
         return None
-    every = list(product(*taps))
 
     def weights(w: Any) -> Any:
-        stacked = np.zeros_like(w, shape=(spec.in_channels, number, spec.out_channels // spec.groups,
-                                          *kernel), order="C")
+        shape = spec.in_channels, number, spec.out_channels // spec.groups, *kernel
+        stacked = np.zeros_like(w, shape=shape, order="C")
         for k, cell in enumerate(every):
-            own = _exchanged(w[inner(r.taps for r, _, _ in cell)], spec.groups)
-            at = tuple(slice(late, late + n) for (_, late, _), n in zip(cell, own.shape[2:], strict=True))
-            stacked[(slice(None), k, slice(None), *at)] = own  # type: ignore[index]
+            own = _exchanged(w[inner(r.taps for r in cell)], spec.groups)
+            at: Any = (slice(None), k, slice(None), *map(slice, own.shape[2:]))
+            stacked[at] = own
         return stacked.reshape(part.weight_shape)
 
     def place(dx: Any, result: Any) -> None:
         split = result.reshape(spec.batch, spec.in_channels, number, *result.shape[2:])
         for k, cell in enumerate(every):
-            target = dx[inner(r.elements for r, _, _ in cell)]
-            target[...] = split[(slice(None), slice(None), k, *map(slice, target.shape[2:]))]
+            target = dx[inner(r.elements for r in cell)]
+            starts = (first - r.padding[0] for first, r in zip(lead, cell, strict=True))
+            rows = (slice(at, at + n) for at, n in zip(starts, target.shape[2:], strict=True))
+            target[...] = split[(slice(None), slice(None), k, *rows)]
 
     complete = number == count(min(s, n) for s, n in zip(spec.stride, spec.size, strict=True))
-    spreads = any(n < width for found, width in zip(taps, kernel, strict=True) for _, _, n in found)
+    spreads = any(
+        _taken(r.taps, k) < width
+        for found, k, width in zip(cells, spec.kernel, kernel, strict=True) for r in found
+    )  # fmt: skip
     words = "input gradient as a forward problem, shuffled"
     return Lowered((Part(part, weights, place=place),), words, cleared=not complete, spreads=spreads)
+
+
+def _taken(at: slice, size: int) -> int:
+    """How many elements of an axis a slice takes."""
+    return len(range(*at.indices(size)))
 
 
 def spaced(spec: ConvSpec) -> Lowered | None:

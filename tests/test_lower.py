@@ -1,0 +1,228 @@
+"""Lowerings: what they leave, put together again, is what the definition says, exactly; and they cost what they say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import algos
+from algos.contract import Algorithm
+from algos.lower.chain import STEPS, TRIED, chain, chains, compose, tree, unsupported
+from algos.spec import ConvSpec, SpecError
+from bench.check import check
+from bench.data import operands
+from bench.oracle import oracle
+
+TURNS = ((), ("residues",), ("shuffle",), ("spaced",), ("exchange",))
+MODES = ("zeros", "zeros", "reflect", "replicate", "circular", "symmetric", "constant:3")
+
+
+def drawn(rng: random.Random) -> ConvSpec:
+    """Small, of every direction and mode, with crops, borders beyond one turn, and channels in groups."""
+    while True:
+        ndim, groups = rng.choice([1, 2, 2, 2, 3]), rng.choice([1, 1, 2, 3])
+
+        def some(low: int, high: int, ndim: int = ndim) -> tuple[int, ...]:
+            return tuple(rng.randint(low, high) for _ in range(ndim))
+
+        try:
+            return ConvSpec(
+                rng.randint(1, 3), groups * rng.randint(1, 3), some(1, 9), groups * rng.randint(1, 3), some(1, 4), some(1, 3),
+                tuple((rng.randint(-2, 4), rng.randint(-2, 4)) for _ in range(ndim)), some(1, 3), groups,
+                dtype="float64", padding_mode=rng.choice(MODES), flip=rng.random() < 0.3,
+                direction=rng.choice(["forward", "input_gradient", "weight_gradient"]),
+            )  # fmt: skip
+        except SpecError:
+            continue
+
+
+def by_definition(leaf: ConvSpec, weights: Any) -> Callable[..., np.ndarray]:
+    """Runs a leaf; insists on operands as an algorithm gets them."""
+    assert weights is None or (weights.flags.c_contiguous and weights.shape == leaf.weight_shape)
+
+    def run(*arrays: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        assert all(a.flags.c_contiguous for a in arrays)
+        if leaf.direction == "forward":
+            y = oracle(leaf, arrays[0], arrays[1] if weights is None else weights)
+        elif leaf.direction == "input_gradient":
+            y = oracle(leaf, None, weights, arrays[0])
+        else:
+            y = oracle(leaf, arrays[0], None, arrays[1])
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.exhaustive) for s in range(1, 8))])
+def test_put_together_again_they_are_the_definition(seed: int) -> None:
+    rng, seen = random.Random(seed), set()
+    for number in range(250):
+        spec = drawn(rng)
+        data = operands(spec, number, "integer")
+        exact = oracle(spec, data.x, data.w, data.grad)
+        for turn in TURNS:
+            some = rng.sample(TRIED, rng.randint(0, len(TRIED)))
+            names = tuple(name for name in STEPS if name in ("border", "flip", "crop", *turn, *some))
+            node = tree(spec, names)
+            run = compose(node, None if spec.direction == "weight_gradient" else data.w, by_definition)
+            first, again = run(*data.call).copy(), run(*data.call)
+            out = np.full(spec.result_shape, 7.0)
+            assert run(*data.call, out=out) is out
+            for y in (first, again, out):
+                np.testing.assert_array_equal(y, exact, err_msg=f"{spec} {names}: {node.words}")
+            seen.update(lowered.words.partition(" ")[0] for lowered, _ in node.steps())
+    assert len(seen) > 8  # each was met
+
+
+NATIVE = ("1x3x9x10,4x3x3x3,p1", "1x64x8x8,64x64x1x1", "1x1x64x64,1x1x5x5,p2")
+
+
+@pytest.mark.parametrize("text", NATIVE)
+def test_what_is_native_is_called_without_a_detour(text: str) -> None:
+    spec = ConvSpec.parse(text)
+    for algorithm in algos.algorithms(spec):
+        way = chain(algorithm, spec)
+        if algorithm.family != "auto" and way.leaves == (spec,):
+            assert way.words == "" and way.direct
+
+
+class Plain(Algorithm):
+    """Knows one image of valid 2-D correlation, stride 1, and nothing else."""
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        simple = (spec.direction, spec.ndim, spec.groups, spec.stride, spec.dilation, spec.padding)
+        return None if simple == ("forward", 2, 1, (1, 1), (1, 1), ((0, 0), (0, 0))) else "computes plain problems"
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        return spec.min_bytes * int(np.prod(spec.kernel))
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
+        def run(x: Any, out: Any = None) -> Any:
+            windows = np.lib.stride_tricks.sliding_window_view(x, spec.kernel, axis=(2, 3))
+            return np.einsum("nchwij,ocij->nohw", windows, weights, out=out)
+
+        return run
+
+
+OPERATOR = [
+    "2x3x9x10,4x3x3x3,p1", "2x4x9x10,6x2x3x3,p1", "2x3x9x10,4x3x3x3,s2,p1", "2x3x12x11,4x3x3x3,d2", "2x3x12x11,4x3x3x3,s2,p1,d2",
+    "2x3x9x10,4x3x3x3,p1,input_gradient", "2x3x9x10,4x3x3x3,s2,p1,input_gradient", "2x3x9x10,4x3x3x3,p1,weight_gradient",
+    "2x4x9x10,6x2x3x3,s2,p1,weight_gradient", "2x3x40,4x3x5,p2", "2x3x40,4x3x5,s2,p2,input_gradient",
+    "2x3x5x6x7,4x3x3x3x3,p1", "1x3x5x6x7,4x3x3x3x3,p1,input_gradient", "1x3x5x6x7,4x3x3x3x3,p1,s2x1x1,weight_gradient",
+    "2x3x9x10,4x3x3x3,p1,reflect", "2x3x9x10,4x3x3x3,p1,circular,input_gradient", "2x3x9x10,4x3x3x3,p-1:2,flip",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", OPERATOR)
+def test_one_plain_forward_algorithm_solves_the_whole_operator(text: str) -> None:
+    spec, plain = ConvSpec.parse(text), Plain("plain", "gemm")
+    verdict = check(spec, plain)
+    assert verdict.ok, f"{chain(plain, spec).words}: {verdict.reason}"
+
+
+def test_a_peer_is_given_no_more_than_border_and_flip() -> None:
+    class Peer(Plain):
+        pass
+
+    peer = Peer("somebody", "peer")
+    assert unsupported(peer, ConvSpec.parse("1x3x9x10,4x3x3x3,reflect")) is None
+    for text in ("1x3x9x10,4x3x3x3,p1", "1x3x9x10,4x3x3x3,s2", "1x3x9x10,4x3x3x3,input_gradient", "1x3x9x10,4x3x3x3,p-1"):
+        assert unsupported(peer, ConvSpec.parse(text)) is not None
+
+
+def test_what_multiplies_the_operations_is_no_candidate_but_runs_when_named() -> None:
+    spec, plain = ConvSpec.parse("1x3x40x40,4x3x3x3,s4"), Plain("plain", "gemm")
+    assert "times the operations" in (chain(plain, spec).unwise or "")
+    assert check(spec, plain).ok
+
+
+def test_both_ways_to_an_input_gradient_are_candidates() -> None:
+    spec = ConvSpec.parse("1x8x16x16,8x8x4x4,s2,p1,input_gradient")
+    assert len(chains(algos.get("im2col_gemm"), spec)) == 2
+
+
+def test_a_nan_reaches_no_further_by_the_shuffle() -> None:
+    """3 taps at stride 2 leave residues of 2 and of 1, to which zeros would be added."""
+    spec = ConvSpec.parse("1x8x16x16,8x8x3x3,s2,p1,input_gradient")
+    assert len(chains(algos.get("im2col_gemm"), spec)) == 1 and len(chains(algos.get("fft"), spec)) == 2
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(s, marks=pytest.mark.exhaustive) for s in range(2, 8))])
+def test_random_problems_are_solved_as_by_torch(seed: int) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = random.Random(seed)
+    made = np.random.default_rng(seed)
+    for _ in range(60):
+        have, want, told = _as_torch(torch, rng, made.standard_normal)
+        np.testing.assert_allclose(have, want.numpy(), rtol=0, atol=1e-10 * max(1.0, float(abs(want).max())), err_msg=told)
+
+
+def _as_torch(torch: Any, rng: random.Random, array: Any) -> tuple[Any, Any, str]:
+    """One problem of any kind, by us and by torch."""
+    functions, gradients, tensor = torch.nn.functional, torch.nn.grad, torch.from_numpy
+    while True:
+        ndim, groups = rng.choice([1, 2, 2, 3]), rng.choice([1, 1, 2, 3])
+        size, k, s, p, d = ([rng.randint(*ends) for _ in range(ndim)] for ends in ((3, 11), (1, 4), (1, 3), (0, 3), (1, 3)))
+        inner, outer = rng.randint(1, 4), rng.randint(1, 4)
+        if all(n + 2 * q >= (t - 1) * e + 1 for n, q, t, e in zip(size, p, k, d, strict=True)):
+            break
+    kind = rng.choice(["forward", "border", "input", "weight", "transposed"])
+    x, w = array((rng.randint(1, 3), groups * inner, *size)), array((groups * outer, inner, *k))
+    bias, options = array(groups * outer), (s, p, d, groups)
+    told = f"{kind}: x {x.shape}, w {w.shape}, stride {s}, padding {p}, dilation {d}, groups {groups}"
+    conv, name = getattr(functions, f"conv{ndim}d"), f"conv{ndim}d"
+    use = {"algorithm": "im2col_gemm"}
+    if kind == "forward":
+        return getattr(algos, name)(x, w, bias, *options, **use), conv(tensor(x), tensor(w), tensor(bias), *options), told
+    if kind == "border":
+        mode, p = rng.choice(["reflect", "replicate", "circular"]), [(t - 1) * e // 2 for t, e in zip(k, d, strict=True)]
+        p = [min(q, n - 1) for q, n in zip(p, size, strict=True)]
+        around = functions.pad(tensor(x), [q for q in reversed(p) for _ in range(2)], mode=mode)
+        if any(n < (t - 1) * e + 1 for n, t, e in zip(around.shape[2:], k, d, strict=True)):
+            return _as_torch(torch, rng, array)
+        have = getattr(algos, name)(x, w, None, s, p, d, groups, padding_mode=mode, **use)
+        return have, conv(around, tensor(w), None, s, 0, d, groups), f"{told} {mode}"
+    if kind == "transposed":
+        more = [rng.randint(0, max(a, b) - 1) for a, b in zip(s, d, strict=True)]
+        weights = array((groups * inner, outer, *k))
+        sizes = ((n - 1) * a - 2 * q + e * (t - 1) + m + 1 for n, a, q, e, t, m in zip(size, s, p, d, k, more, strict=True))
+        if min(sizes) < 1:
+            return _as_torch(torch, rng, array)
+        given = s, p, more, groups, d
+        want = getattr(functions, f"conv_transpose{ndim}d")(tensor(x), tensor(weights), tensor(bias), *given)
+        return getattr(algos, f"conv_transpose{ndim}d")(x, weights, bias, *given, **use), want, f"{told} output_padding {more}"
+    grad = array(conv(tensor(x), tensor(w), None, *options).shape)
+    if kind == "input":
+        given = (x.shape, w, grad)
+        want = getattr(gradients, f"{name}_input")(x.shape, tensor(w), tensor(grad), *options)
+    else:
+        given = (x, w.shape, grad)
+        want = getattr(gradients, f"{name}_weight")(tensor(x), w.shape, tensor(grad), *options)
+    return getattr(algos, f"{name}_{kind}")(*given, *options, **use), want, told
+
+
+def test_gradients_of_a_bias_are_sums() -> None:
+    grad = np.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_array_equal(algos.conv1d_bias(grad), grad.sum((0, 2)))
+    np.testing.assert_array_equal(algos.conv1d_bias(grad[0]), grad[0].sum(1))
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda a: algos.conv2d_input((1, 2, 5, 5), a(3, 2, 3, 3), a(1, 3, 4, 4)), "the result of that convolution has"),
+    (lambda a: algos.conv2d_weight(a(1, 2, 5, 5), (3, 1, 3, 3), a(1, 3, 3, 3)), "must agree"),
+    (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(2, 3, 3, 3)), "channels"),
+    (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(3, 2, 3, 3), padding=9), "less padding"),
+    (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(3, 2, 3, 3), padding="same"), "numbers"),
+    (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(3, 2, 3, 3), output_padding=-1), "0 or more"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_line(call: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        call(lambda *shape: np.ones(shape, np.float32))
+    assert "\n" not in str(error.value)
