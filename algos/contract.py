@@ -175,10 +175,13 @@ def said(question: Callable[..., object], *arguments: Any) -> str | None:
     return answer
 
 
-def forward_float(spec: ConvSpec, ndim: tuple[int, ...] = (2,)) -> str | None:
-    """The reason shared by algorithms that compute forward passes in float32 and float64."""
-    if spec.direction != "forward":
-        return f"computes forward passes, not {spec.direction}"
+def forward_float(
+    spec: ConvSpec, ndim: tuple[int, ...] = (2,), directions: tuple[str, ...] = ("forward",)
+) -> str | None:
+    """The reason shared by algorithms that compute forward passes, and other ``directions``, in float32 and float64."""
+    if spec.direction not in directions:
+        known = " and ".join("forward passes" if name == "forward" else name for name in directions)
+        return f"computes {known}, not {spec.direction}"
     if spec.dtype not in ("float32", "float64"):
         return f"computes float32 and float64, not {spec.dtype}"
     if spec.ndim not in ndim:

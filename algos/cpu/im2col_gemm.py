@@ -7,7 +7,8 @@ blocks of its own, with BLAS held to one thread; only the 1x1 product is left to
 A 1x1 kernel with stride 1 needs no copy. Workspace: the columns of a block for each thread,
 and one padded image.
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them, as far as BLAS does not skip zeros.
-Forward, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups (many small products: slow).
+The weights' gradient multiplies the same columns by the gradient of their outputs, and sums over blocks and images.
+Forward and weight gradient, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups (many small products: slow).
 
 Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
 Equivalent: ``w @ torch.nn.functional.unfold(x, kernel)``.
@@ -52,7 +53,7 @@ class Im2colGemm(Algorithm):
     block_bytes: int = 2 << 20
 
     def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2, 3))
+        return forward_float(spec, ndim=(1, 2, 3), directions=("forward", "weight_gradient"))
 
     def _step(self, spec: ConvSpec, threads: int) -> int:
         """First-axis outputs in a block; equal blocks, as many for every thread."""
@@ -70,13 +71,16 @@ class Im2colGemm(Algorithm):
         return spec.in_channels * math.prod(spec.kernel) * self._step(spec, threads) * math.prod(spec.output_size[1:])
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        sums = math.prod(spec.weight_shape) if spec.direction == "weight_gradient" else 0  # of one thread
         if is_pointwise(spec):
-            return 0
+            return sums * spec.in_dtype.itemsize
         threads = self._threads(spec, threads)
         padded = math.prod(padded_shape(spec)) if any(map(any, spec.padding)) else 0
-        return (threads * self._columns(spec, threads) + padded) * spec.in_dtype.itemsize
+        return (threads * (self._columns(spec, threads) + 2 * sums) + padded) * spec.in_dtype.itemsize
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def prepare(self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1) -> Callable[..., np.ndarray]:
+        if weights is None:
+            return self._weight_gradient(spec, threads)
         groups, outputs = spec.groups, spec.out_channels // spec.groups
         w = weights.reshape(groups, outputs, -1)
         if is_pointwise(spec):
@@ -115,6 +119,57 @@ class Im2colGemm(Algorithm):
 
                     share(blocks, len(parts), len(parts))
             return y
+
+        return run
+
+    def _weight_gradient(self, spec: ConvSpec, threads: int) -> Callable[..., np.ndarray]:
+        """The same blocks of columns, each multiplied by the gradient of its outputs and summed by its thread."""
+        groups, outputs = spec.groups, spec.out_channels // spec.groups
+        taps = math.prod(spec.weight_shape[1:])
+        if is_pointwise(spec):
+
+            def run_pointwise(x: np.ndarray, grad: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+                dw = np.empty(spec.weight_shape, spec.in_dtype) if out is None else out
+                total, product = dw.reshape(groups, outputs, taps), None
+                total[...] = 0
+                for image, given in zip(x, grad, strict=True):
+                    matrix = image.reshape(groups, taps, -1).swapaxes(1, 2)
+                    product = np.matmul(given.reshape(groups, outputs, -1), matrix, out=product)
+                    total += product
+                return dw
+
+            return run_pointwise
+
+        threads = self._threads(spec, threads)
+        padded = np.zeros(padded_shape(spec), spec.in_dtype) if any(map(any, spec.padding)) else None
+        columns = np.empty((threads, self._columns(spec, threads)), spec.in_dtype)
+        sums, products = np.empty((2, threads, groups, outputs, taps), spec.in_dtype)
+        step, rows, inner = self._step(spec, threads), spec.output_size[0], math.prod(spec.output_size[1:])
+        core = interior(spec)
+        parts = split(-(-rows // step), threads)
+
+        def run(x: np.ndarray, grad: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            dw = np.empty(spec.weight_shape, spec.in_dtype) if out is None else out
+            sums[...] = 0
+            with blas_limit(1) if len(parts) > 1 else contextlib.nullcontext():
+                for image, given in zip(x, grad.reshape(spec.batch, groups, outputs, rows * inner), strict=True):
+                    if padded is not None:
+                        padded[core] = image
+                        image = padded
+
+                    def blocks(part: int, _: int, image: np.ndarray = image, given: np.ndarray = given) -> None:
+                        for first in range(parts[part][0] * step, min(rows, parts[part][1] * step), step):
+                            last = min(rows, first + step)
+                            view = windows(image, spec, first, last)
+                            block = columns[part, : view.size].reshape(view.shape)
+                            np.copyto(block, view)
+                            matrix = block.reshape(groups, taps, -1).swapaxes(1, 2)
+                            np.matmul(given[:, :, first * inner : last * inner], matrix, out=products[part])
+                            np.add(sums[part], products[part], out=sums[part])
+
+                    share(blocks, len(parts), len(parts))
+            np.sum(sums[: len(parts)], 0, out=dw.reshape(groups, outputs, taps))
+            return dw
 
         return run
 
