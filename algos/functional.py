@@ -247,11 +247,11 @@ def batched(out: Any, shape: tuple[int, ...]) -> Any:
 def once(door: Door, w: Any, operands: tuple[Any, ...], out: Any) -> Any:
     """One call that prepares: operands of the types that were promoted are brought to the spec's."""
     spec = door.spec
-    grad = spec.direction != "forward"
-    types = (spec.in_dtype, spec.out_dtype)[grad and len(operands) == 1 :]
-    operands = tuple(a if a.dtype == dtype else a.astype(dtype) for a, dtype in zip(operands, types, strict=False))
+    dtype = spec.in_dtype  # that of all operands: sums of floats are of one type
+    if operands[0].dtype != dtype or operands[-1].dtype != dtype:
+        operands = tuple(a.astype(dtype) for a in operands)
     if w is not None:
-        w = w if w.dtype == spec.in_dtype else w.astype(spec.in_dtype)
+        w = w if w.dtype == dtype else w.astype(dtype)
         if isinstance(out, np.ndarray) and overlaps(out, w):
             raise ValueError("out overlaps w: pass an array of its own")
         w = regular("w", w, spec.weight_shape, spec.in_dtype, door.algorithm)

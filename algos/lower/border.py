@@ -6,6 +6,7 @@ The gradient of a border folds back: what reached an element of it is added to t
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,32 +49,40 @@ def source(size: int, pair: tuple[int, int], mode: str) -> np.ndarray:
 def padding(spec: ConvSpec) -> Move:
     """x (N, C, *size) -> its copy with the border, (N, C, *padded_size), in the memory order of x."""
     kept: list[Any] = []
-    sources = [source(n, pair, spec.padding_mode) for n, pair in zip(spec.size, spec.padding, strict=True)]
-    cores = [slice(before, before + n) for n, (before, _) in zip(spec.size, spec.padding, strict=True)]
-    around = [np.r_[: core.start, core.stop : len(at)] for core, at in zip(cores, sources, strict=True)]
-    constant = spec.padding_mode.startswith("constant:")
+    core, copies = _copies(spec)
+    constant, crops = spec.padding_mode.startswith("constant:"), min(map(min, spec.padding)) < 0
 
     def move(x: Any, *rest: Any) -> tuple[Any, ...]:
         if isinstance(x, DeviceArray):
             return _by_its_library(spec, x), *rest
-        if min(map(min, spec.padding)) < 0:
-            return _gathered(spec, x, sources), *rest
+        if crops:
+            return _gathered(spec, x), *rest
         if not kept:
             kept.append(_empty_in_order_of(x, spec.padded_size))
             if constant:
                 kept[0][...] = spec.border
         padded = kept[0]
-        padded[inner(cores)] = x
-        for axis, (at, places) in enumerate(zip(sources, around, strict=True)):
-            if len(places) and not constant:  # corners come by themselves: the axes before have their border
-                other = [slice(None)] * axis, cores[axis + 1 :]
-                repeated = at[places] + cores[axis].start
-                padded[inner([*other[0], places, *other[1]])] = padded[
-                    inner([*other[0], repeated, *other[1]])
-                ]
+        padded[core] = x
+        for places, repeated in copies:
+            padded[places] = padded[repeated]
         return padded, *rest
 
     return move
+
+
+@lru_cache(1 << 10)
+def _copies(spec: ConvSpec) -> tuple[tuple[Any, ...], list[tuple[tuple[Any, ...], tuple[Any, ...]]]]:
+    """Where x lies in its padded copy, and which places of the border repeat which, axis by axis."""
+    cores = [slice(before, before + n) for n, (before, _) in zip(spec.size, spec.padding, strict=True)]
+    copies = []
+    for axis, (n, pair, core) in enumerate(zip(spec.size, spec.padding, cores, strict=True)):
+        at = source(n, pair, spec.padding_mode)
+        places = np.r_[: max(core.start, 0), core.stop : len(at)]
+        if len(places) and not spec.padding_mode.startswith("constant:"):
+            # Corners come by themselves: the axes before have their border by then.
+            done, later = [slice(None)] * axis, cores[axis + 1 :]
+            copies.append((inner((*done, places, *later)), inner((*done, at[places] + pair[0], *later))))
+    return inner(cores), copies
 
 
 def _empty_in_order_of(x: Any, size: tuple[int, ...]) -> Any:
@@ -92,9 +101,10 @@ def _moved(a: Any, start: int, end: int) -> Any:
     return np.moveaxis(a, start, end)
 
 
-def _gathered(spec: ConvSpec, x: Any, sources: list[np.ndarray]) -> Any:
+def _gathered(spec: ConvSpec, x: Any) -> Any:
     """Element by element, for what is cropped as well."""
-    for axis, at in enumerate(sources, start=2):
+    for axis, (n, pair) in enumerate(zip(spec.size, spec.padding, strict=True), start=2):
+        at = source(n, pair, spec.padding_mode)
         x = x.take(np.maximum(at, 0), axis=axis)
         x[(slice(None),) * axis + (np.flatnonzero(at < 0),)] = spec.border
     return x

@@ -152,6 +152,8 @@ class Chain:
 
     def prepare(self, weights: Any, threads: int) -> Run:
         """All one-off work; what it returns takes a call's regular operands and ``out``."""
+        if self.node.lowered is None:  # calls that prepare each time are not kept waiting
+            return self.algorithm.prepare(self.node.spec, weights, threads)
         return compose(self.node, weights, lambda leaf, w: _leaf(self.algorithm, leaf, w, threads))
 
     def workspace_bytes(self, threads: int = 1) -> int:

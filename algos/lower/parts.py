@@ -73,7 +73,7 @@ class Lowered:
     spreads: bool = False
 
 
-def inner(slices: Iterable[slice]) -> tuple[Any, ...]:
+def inner(slices: Iterable[Any]) -> tuple[Any, ...]:
     """An index that takes all images, all channels and ``slices`` of space."""
     return (slice(None), slice(None), *slices)
 
