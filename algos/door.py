@@ -66,7 +66,7 @@ class Door:
             "weight_gradient": (("x", *x), ("grad", *y)),
         }[spec.direction]
         self._result = (spec.result_shape, spec.in_dtype if spec.direction != "forward" else spec.out_dtype)
-        self._plain = self.algorithm.device == "cpu"
+        self._plain, self._ordered = self.algorithm.device == "cpu", self.algorithm.layout == "nchw"
 
     def prepare(self, weights: Any) -> Run:
         """What the chain prepares for regular weights, or what serves an empty batch."""
@@ -94,7 +94,9 @@ class Door:
             raise ValueError(f"a {self.spec.direction} plan takes ({names}), not {len(operands)} arrays")
         arrays = [regular(name, a, shape, dtype, algorithm) for a, (name, shape, dtype) in zip(operands, expected, strict=True)]
         if self._plain and out is None:
-            return run(*arrays)
+            y = run(*arrays)
+            disordered = self._ordered and type(y) is np.ndarray and not y.flags.c_contiguous
+            return y.copy(order="C") if disordered else y
         host = algorithm.device == "cpu" or not is_device_array(operands[0])
         if out is not None:
             self._check_out(out, operands, host)
