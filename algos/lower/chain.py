@@ -346,7 +346,11 @@ def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]]
     for turn in TURNS[spec.direction]:
         if (found and turn != ("shuffle",)) or (peer and turn):
             break
-        base = tree(spec, _ordered(OF_PEERS if peer else (*ALWAYS, *turn)))
+        try:
+            base = tree(spec, _ordered(OF_PEERS if peer else (*ALWAYS, *turn)))
+        except SpecError as error:  # beyond any machine
+            reason = str(error)
+            continue
         if turn and (base.lowered is None or any(leaf.direction != "forward" for leaf in base.leaves)):
             continue
         if any(min(map(min, leaf.padding)) < 0 for leaf in base.leaves):
@@ -376,7 +380,10 @@ def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]]
 
 
 def _fits(algorithm: Algorithm, spec: ConvSpec, names: tuple[str, ...]) -> bool:
-    node = tree(spec, names)
+    try:
+        node = tree(spec, names)
+    except SpecError:  # beyond any machine
+        return False
     return len(node.leaves) <= MOST_LEAVES and _refused(algorithm, node) is None
 
 

@@ -22,6 +22,8 @@ import numpy as np
 from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, contiguous, count, inner, turned
 from algos.spec import ConvSpec
 
+MOST_SHUFFLED = 64  # residues that share one problem
+
 
 class Residue(NamedTuple):
     """Of one axis: the elements first, first + s, ... of the gradient, which meet taps start, start + step,
@@ -39,16 +41,18 @@ def _residues(spec: ConvSpec, axis: int) -> list[Residue]:
     n, k, s, d = (values[axis] for values in (spec.size, spec.kernel, spec.stride, spec.dilation))
     before, outputs, common = spec.padding[axis][0], spec.output_size[axis], gcd(s, d)
     found = []
-    for first in range(min(s, n)):
-        taps = [t for t in range(min(k, s // common)) if (first + before - t * d) % s == 0]
-        if not taps:
+    for start in range(min(k, s // common)):
+        first = (start * d - before) % s
+        if first >= n:
             continue
-        start, step, gap = taps[0], s // common, d // common
+        step, gap = s // common, d // common
         some, length = len(range(start, k, step)), len(range(first, n, s))
         # Element m reads grad at (first + before - start * d) / s + m - j * gap for its j-th tap.
         lead = (some - 1) * gap - (first + before - start * d) // s
-        found.append(Residue(slice(first, None, s), slice(start, None, step), gap,
-                             (lead, length - outputs + (some - 1) * gap - lead)))
+        padding = lead, length - outputs + (some - 1) * gap - lead
+        found.append(Residue(slice(first, None, s), slice(start, None, step), gap, padding))
+        if len(found) > MOST_SHUFFLED:  # more than anybody takes
+            break
     return found
 
 
@@ -115,7 +119,7 @@ def shuffle(spec: ConvSpec) -> Lowered | None:
     if spec.direction != "input_gradient" or max(spec.stride) == 1:
         return None
     cells = [_residues(spec, axis) for axis in range(spec.ndim)]
-    if not all(cells):
+    if not all(cells) or count(map(len, cells)) > MOST_SHUFFLED:
         return None
     gaps = tuple(found[0].gap for found in cells)
     # The residues of an axis begin to read elsewhere: each finds its results some rows further down.
