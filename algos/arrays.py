@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 
 class DeviceArray:
     """Base of the wrappers through which another library's GPU arrays pass as CuPy's do.
@@ -17,3 +19,14 @@ class DeviceArray:
 def is_device_array(array: Any) -> bool:
     """Whether a GPU holds it; asks nothing of CuPy where it isn't loaded."""
     return isinstance(array, DeviceArray) or type(array).__module__.partition(".")[0] == "cupy"
+
+
+def module_of(array: Any) -> Any:
+    """NumPy, or for a device's arrays what has the same functions: CuPy, or the wrapper's class."""
+    if isinstance(array, DeviceArray):
+        return type(array)
+    if is_device_array(array):
+        import cupy
+
+        return cupy
+    return np

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from algos.arrays import DeviceArray, is_device_array
+from algos.arrays import is_device_array, module_of
 from algos.contract import Algorithm
 from algos.engine.blas import blas_limit, blas_threads_set
 from algos.engine.threads import warm_up
@@ -72,8 +72,6 @@ class Door:
         """What the chain prepares for regular weights, or what serves an empty batch."""
         if not self.spec.batch:
             return _empty_batch(self.spec)
-        if weights is not None and self.algorithm.device == "cuda" and not is_device_array(weights):
-            weights = self.algorithm.to_device(weights)
         if self.algorithm.device != "cpu":
             return self.chain.prepare(weights, self.threads)
         warm_up(self.threads)
@@ -213,7 +211,7 @@ def regular(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype, algo
         if algorithm is not None and algorithm.device != "cuda":
             raise ValueError(f"{name} lives on the GPU and {algorithm.name} does not: pass a NumPy array")
         if algorithm is not None and algorithm.layout == "nhwc" and name != "w":
-            xp = _module_of(array)
+            xp = module_of(array)
             return xp.moveaxis(xp.ascontiguousarray(xp.moveaxis(array, 1, -1)), -1, 1)
         return array if array.flags.c_contiguous else array.copy(order="C")
     if algorithm is not None and algorithm.layout == "nhwc" and name != "w":
@@ -243,17 +241,6 @@ class _Interface:
 def _writable_view(array: np.ndarray) -> np.ndarray:
     """The same memory marked writable: compiled code and other libraries specialise on the flag; no operand is changed."""
     return np.asarray(_Interface(array))
-
-
-def _module_of(array: Any) -> Any:
-    """NumPy, or for device arrays what has the same functions under the same names: CuPy, or the wrapper's class."""
-    if isinstance(array, DeviceArray):
-        return type(array)
-    if is_device_array(array):
-        import cupy
-
-        return cupy
-    return np
 
 
 def _writable_by(algorithm: Algorithm, out: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.arrays import DeviceArray
+from algos.arrays import is_device_array, module_of
 from algos.lower.parts import Lowered, Move, Part, count, inner
 from algos.spec import ConvSpec
 
@@ -53,10 +53,10 @@ def padding(spec: ConvSpec) -> Move:
     constant, crops = spec.padding_mode.startswith("constant:"), min(map(min, spec.padding)) < 0
 
     def move(x: Any, *rest: Any) -> tuple[Any, ...]:
-        if isinstance(x, DeviceArray):
-            return _by_its_library(spec, x), *rest
         if crops:
             return _gathered(spec, x), *rest
+        if is_device_array(x):
+            return _by_its_library(spec, x), *rest
         if not kept:
             kept.append(_empty_in_order_of(x, spec.padded_size))
             if constant:
@@ -90,32 +90,34 @@ def _empty_in_order_of(x: Any, size: tuple[int, ...]) -> Any:
     shape = (*x.shape[:2], *size)
     if x.flags.c_contiguous:
         return _like(x, shape)
-    return _moved(_like(x, (shape[0], *size, shape[1])), -1, 1)
+    return np.moveaxis(_like(x, (shape[0], *size, shape[1])), -1, 1)
 
 
 def _like(x: Any, shape: tuple[int, ...]) -> Any:
     return np.empty_like(x, shape=shape, order="C")  # CuPy's for its arrays, by NumPy's protocol
 
 
-def _moved(a: Any, start: int, end: int) -> Any:
-    return np.moveaxis(a, start, end)
-
-
 def _gathered(spec: ConvSpec, x: Any) -> Any:
     """Element by element, for what is cropped as well."""
     for axis, (n, pair) in enumerate(zip(spec.size, spec.padding, strict=True), start=2):
         at = source(n, pair, spec.padding_mode)
-        x = x.take(np.maximum(at, 0), axis=axis)
-        x[(slice(None),) * axis + (np.flatnonzero(at < 0),)] = spec.border
+        indices = module_of(x).asarray(np.maximum(at, 0))
+        x = x.take(indices, axis=axis)
+        for place in np.flatnonzero(at < 0).tolist():
+            x[(slice(None),) * axis + (place,)] = spec.border
     return x
 
 
 def _by_its_library(spec: ConvSpec, x: Any) -> Any:
-    """The same of a wrapped array, which knows NumPy's ``pad``."""
-    widths = ((0, 0), (0, 0), *spec.padding)
-    if spec.padding_mode.startswith("constant:"):
-        return type(x).pad(x, widths, "constant", constant_values=spec.border)
-    return type(x).pad(x, widths, PAD_MODES[spec.padding_mode])
+    """The same of a device's array, by ``pad`` as NumPy has it: indices would have to live there too."""
+    xp = module_of(x)
+    widths, options = [(0, 0), (0, 0), *spec.padding], {"mode": PAD_MODES.get(spec.padding_mode, "constant")}
+    if options["mode"] == "constant":
+        options["constant_values"] = spec.border
+    if x.flags.c_contiguous:
+        return xp.pad(x, widths, **options)
+    padded = xp.pad(xp.moveaxis(x, 1, -1), [widths[0], *widths[2:], widths[1]], **options)
+    return xp.moveaxis(padded, -1, 1)
 
 
 def fold(spec: ConvSpec, padded: Any, dx: Any) -> None:

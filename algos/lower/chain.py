@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from algos.arrays import DeviceArray, is_device_array
 from algos.contract import CALL_S, Algorithm, Cost, said
 from algos.engine.kept import compiled_now, compiling_s
 from algos.lower.axes import axes
@@ -153,7 +154,9 @@ class Chain:
     def prepare(self, weights: Any, threads: int) -> Run:
         """All one-off work; what it returns takes a call's regular operands and ``out``."""
         if self.node.lowered is None:  # calls that prepare each time are not kept waiting
-            return self.algorithm.prepare(self.node.spec, weights, threads)
+            return self.algorithm.prepare(self.node.spec, _there(self.algorithm, weights), threads)
+        if isinstance(weights, DeviceArray):  # a wrapper cannot be taken apart
+            weights = self.algorithm.to_host(weights)
         return compose(self.node, weights, lambda leaf, w: _leaf(self.algorithm, leaf, w, threads))
 
     def workspace_bytes(self, threads: int = 1) -> int:
@@ -227,13 +230,19 @@ def _placed(part: Part) -> int:
 
 def _leaf(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int) -> Run:
     if weights is not None or spec.direction == "weight_gradient":
-        return algorithm.prepare(spec, weights, threads)
+        return algorithm.prepare(spec, _there(algorithm, weights), threads)
 
     def run(x: Any, w: Any, out: Any = None) -> Any:
         prepared = algorithm.prepare(spec, w, threads)
         return prepared(x) if out is None else prepared(x, out=out)
 
     return run
+
+
+def _there(algorithm: Algorithm, weights: Any) -> Any:
+    """Weights where the algorithm lives."""
+    apart = algorithm.device == "cuda" and weights is not None and not is_device_array(weights)
+    return algorithm.to_device(weights) if apart else weights
 
 
 def compose(node: Node, weights: Any, solve: Solve) -> Run:
