@@ -406,6 +406,8 @@ class ReadOnly(Good):
 
 
 class Columns(Good):
+    """Right, in another order of memory, which the door puts right."""
+
     def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
         return np.asfortranarray(right(x))
 
@@ -599,8 +601,8 @@ class Judge(Good):
 BATCHED = (ThirdImage, FourthImage, FourthEnd, ThirdWritten, MirrorImages, MostlyZero)  # a batch of two does not show them
 WRONG = (*BATCHED, Clipped, NanToZero, NegativeInfinity, EqualTaps, FlatImage, FaintTaps, RelativeTaps, Squares, Neighbours,
          Ceiling, SumOfImage, SumOfPlanes, SumOfWeights, NormOfImage, NormOfFilter, Energy, Single, ByAddress, BySample,
-         ByContent, Increment, Ring, OddLater, Fiftieth, LastPlan, Scratch, Beyond, ReadOnly, Columns, Masked, Promise, Part,
+         ByContent, Increment, Ring, OddLater, Fiftieth, LastPlan, Scratch, Beyond, ReadOnly, Masked, Promise, Part,
          Threads, Later, Busy, Workspace, Grows, Files, Processes, Seeds, Environment, Switches)
-RIGHT = (Good, Headroom, Nothing, OwnScratch, Asks)
+RIGHT = (Good, Headroom, Nothing, OwnScratch, Asks, Columns)
 DISHONEST = (Stack, Clock, Timer, Judge, Restores)  # a run in processes finds them, and nothing in their own process can
 ALGORITHMS = [kind(name=kind.__name__.lower()) for kind in (*RIGHT, *WRONG, *DISHONEST)]
