@@ -146,7 +146,7 @@ def _case(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings
 
 
 def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Settings, stamp: Stamp) -> Case:
-    status, reason, chosen, workspace = "ok", "", "", None
+    status, reason, chosen, workspace, via = "ok", "", "", None, ""
     actual = algorithm
     if reason := said(algorithm.unavailable) or "":
         status = "unavailable"
@@ -160,6 +160,7 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
         status = "unsupported"
     if status == "ok":
         way = chain(actual, spec, threads)
+        via = way.words
         workspace = index(way.workspace_bytes(threads))
         if not 0 <= workspace < 1 << 62:
             raise ValueError(f"workspace_bytes is {workspace}")
@@ -183,6 +184,7 @@ def _asked(spec: ConvSpec, algorithm: Algorithm, threads: int, settings: Setting
         accuracy=actual.accuracy,
         chosen=chosen,
         workspace_bytes=workspace,
+        via=via,
     )
     return Case(spec, actual, record)
 

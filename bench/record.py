@@ -19,7 +19,7 @@ STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow"
 # What makes two records the same case.
 KEY_FIELDS = ("spec", "algorithm", "tunables", "threads", "machine", "build", "cold", "origin")
 TEXTS = ("spec", "algorithm", "tunables", "machine", "build", "origin", "reason", "family", "device",
-         "runtime", "layout", "accuracy", "chosen")  # fmt: skip
+         "runtime", "layout", "accuracy", "chosen", "via")  # fmt: skip
 LONGEST_S, LARGEST, MOST_THREADS = 1e9, 1 << 62, 1 << 20
 
 
@@ -211,6 +211,8 @@ class Record:
         Largest absolute error, and largest share of the bound that was used; from the check.
     workspace_bytes : int or None
         As predicted.
+    via : str
+        How the problem became one that the algorithm solves; empty where it solves it itself.
     launches : tuple of Launch
 
     Raises
@@ -239,6 +241,7 @@ class Record:
     max_error: float | None = None
     error_ratio: float | None = None
     workspace_bytes: int | None = None
+    via: str = ""
     launches: tuple[Launch, ...] = ()
 
     def __post_init__(self) -> None:

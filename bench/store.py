@@ -26,7 +26,7 @@ from zlib import crc32
 
 from bench.record import KEY_FIELDS, Brief, Launch, Record
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x636F6E76  # "conv": tells a convbench store from any other SQLite file
 FILE_NAME = "convbench.sqlite"
 BUSY_S = 30.0
@@ -45,9 +45,12 @@ _TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_r
           "times_s": "BLOB"}  # fmt: skip
 _OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes", "steal",
              "load", "loop", "times_s")  # fmt: skip
-# By schema 2.
-_ADDED = {"turns": "'[]'", "together": "''", "disturbed": "'[]'", "steal": "NULL", "load": "NULL",
-          "loop": "NULL", "times_s": "NULL"}  # fmt: skip
+# Table -> what schema 2 added to launches, and schema 3 to records.
+_ADDED = {
+    "record": {"via": "''"},
+    "launch": {"turns": "'[]'", "together": "''", "disturbed": "'[]'", "steal": "NULL", "load": "NULL",
+               "loop": "NULL", "times_s": "NULL"},
+}  # fmt: skip
 
 
 GONE = ("was deleted, moved or replaced while it was written: run the same command again to measure into a "
@@ -156,23 +159,24 @@ class Store:
             raise StoreError(
                 f"{self.path} has schema {version}, this convbench knows {SCHEMA_VERSION}: update convbench"
             )
-        if create and _ADDED.keys() - self._held():
+        if create and self._missing():
             with self.transaction():
-                missing = {name: value for name, value in _ADDED.items() if name not in self._held()}
-                added = [
-                    f"ALTER TABLE launch ADD COLUMN {_columns([name])} DEFAULT {value}"
-                    for name, value in missing.items()
-                ]
-                self._define(added)
+                self._define(f"ALTER TABLE {table} ADD COLUMN {_columns([name])} DEFAULT {value}"
+                             for table, name, value in self._missing())  # fmt: skip
         if self.path.stat().st_size % self._pragma("page_size"):  # SQLite reads zeros for what is cut off
             raise self._damaged("its end is missing")
         (found,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # 30 ms for 12 MB
         if found != "ok":
             raise self._damaged(" ".join(found.split()))
 
-    def _held(self) -> set[str]:
-        """The columns of the table of launches, some of which an older schema lacks."""
-        return {name for _, name, *_ in self._db.execute("PRAGMA table_info(launch)")}
+    def _held(self, table: str) -> set[str]:
+        """The columns of a table, some of which an older schema lacks."""
+        return {name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")}
+
+    def _missing(self) -> list[tuple[str, str, str]]:
+        """Table, column and default of what an older schema lacks."""
+        return [(table, name, value) for table, added in _ADDED.items()
+                for name, value in added.items() if name not in self._held(table)]  # fmt: skip
 
     def _define(self, statements: Iterable[str]) -> None:
         for statement in statements:
@@ -374,17 +378,20 @@ class Store:
         make = _brief if brief else _launch
         same: dict[str, str] = {}  # one object for equal texts
         with self._explained(), self._moment():
-            held = self._held()
-            times = "times_s" if brief and "times_s" in held else "NULL"
-            columns = {n: f'"{n}"' if n in held or n not in _ADDED else _ADDED[n] for n in LAUNCH_FIELDS}
+            lacked = {(table, name): value for table, name, value in self._missing()}
+            of_record, of_launch = (
+                ", ".join(lacked.get((table, name), f'"{name}"') for name in names)
+                for table, names in (("record", RECORD_FIELDS), ("launch", LAUNCH_FIELDS))
+            )
+            times = "times_s" if brief and ("launch", "times_s") not in lacked else "NULL"
             rows = self._db.execute(
-                f'SELECT record_id, {times}, {", ".join(columns.values())} FROM launch{of_chosen} '
+                f"SELECT record_id, {times}, {of_launch} FROM launch{of_chosen} "
                 'ORDER BY record_id, "index"', values,
             )  # fmt: skip
             launches = groupby(rows, key=itemgetter(0))
             owner, own = next(launches, _NO_LAUNCHES)
             for identity, *row in self._db.execute(
-                f"SELECT id, {_RECORD_ROW} FROM record{chosen} ORDER BY id", values
+                f"SELECT id, {of_record} FROM record{chosen} ORDER BY id", values
             ):
                 while owner < identity:
                     owner, own = next(launches, _NO_LAUNCHES)

@@ -40,6 +40,11 @@ def three_digits(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def via(name: str, words: str) -> str:
+    """An algorithm's name with how the problem became one that it solves, where it does not solve it itself."""
+    return f"{name} via {words}" if words else name
+
+
 def parse_size(text: str) -> int:
     """Bytes from ``64MiB``, ``2 GB`` or ``4096``.
 

@@ -190,11 +190,8 @@ def wanted(
     """
     if names is None:
         held = {spec.partition("x")[2] for spec in specs}
-        names = [
-            name
-            for name, layers in networks()
-            if all(spec.partition("x")[2] in held for _, spec, _ in layers)
-        ]
-        names += ["versus"] * all(str(layer.spec) in specs for layer in suite().layers)
-    shown = {*names, *(name for name, *_ in NETWORKS if "versus" in names)}
-    return [network for network in networks() if network[0] in shown], "versus" in names
+        whole = [(name, layers) for name, layers in networks()
+                 if all(spec.partition("x")[2] in held for _, spec, _ in layers)]  # fmt: skip
+        return whole, all(str(layer.spec) in specs for layer in suite().layers)
+    against = "versus" in names
+    return networks({*names, *(name for name, *_ in NETWORKS if against)}), against

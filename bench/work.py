@@ -6,26 +6,40 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
+from algos.grammar import DIRECTIONS
 from algos.spec import ConvSpec
 from bench.cases import Settings
 from bench.csv_file import layer_spec
 
 PICTURE = "1x1x64x64,1x1x3x3,p1"
 WORKLOADS = Path(__file__).parent / "workloads"
+TRAINED, BATCHES = ("vgg16", "resnet50_v1_5", "timm_mobilenetv2_100", "unet_paper"), (1, 8)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A spec by its name in the suite, and how often it occurs there."""
+    """A spec by its name in the suite, and how often it occurs there.
+
+    Attributes
+    ----------
+    name : str
+    spec : ConvSpec
+    count : int
+    network : str
+        Whose layer it is, where the suite has those of several.
+    """
 
     name: str
     spec: ConvSpec
     count: int = 1
+    network: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,18 @@ class Suite:
     @property
     def macs(self) -> int:
         """Multiply-adds per image: of all layers at batch 1, each as often as it occurs."""
-        return sum(layer.spec.with_(batch=1).macs * layer.count for layer in self.layers)
+        return sum(
+            layer.spec.macs * layer.count for layers in self.networks.values() for layer in layers
+        )
+
+    @property
+    def networks(self) -> dict[str, list[Layer]]:
+        """Its layers at batch 1 by their network, which is the suite itself unless they name one."""
+        found: dict[str, dict[Layer, None]] = {}
+        for layer in self.layers:
+            one = replace(layer, spec=layer.spec.with_(batch=1))
+            found.setdefault(layer.network or self.name, {})[one] = None
+        return {name: list(layers) for name, layers in found.items()}
 
 
 def sweep(
@@ -91,16 +116,27 @@ def tables() -> dict[str, Suite]:
 
 
 def _table(path: Path) -> Suite:
-    """A table of layers, each row with its source; a name that ends in ``*n`` occurs n times."""
+    """A table of layers, each row with its source, and with its network where there are several; a name that
+    ends in ``*n`` occurs n times.
+
+    A transposed layer is the input's gradient of the convolution that its spec names.
+    """
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    count = sum(_occurrences(row["layer"])[1] for row in rows)
+    layers = [
+        Layer(name, ConvSpec.parse(row["spec"]) if "spec" in row else layer_spec(row), n,
+              row.get("network", ""))
+        for row in rows for name, n in [_occurrences(row["layer"])]
+    ]  # fmt: skip
+    count = sum(layer.count for layer in layers)
+    about = f"{count} convolution{'s' * (count != 1)}"
+    if transposed := sum(layer.count for layer in layers if layer.spec.direction == "input_gradient"):
+        about += f", {'all' if transposed == count else transposed} transposed"
+    if named := list(dict.fromkeys(layer.network for layer in layers if layer.network)):
+        about += f", of {', '.join(named)}"
+    about += f", batch {', '.join(dict.fromkeys(str(layer.spec.batch) for layer in layers))}"
     sources = dict.fromkeys(row["source"] for row in rows)
-    batches = ", ".join(dict.fromkeys(row["N"] for row in rows))
-    return Suite(
-        path.stem, f"{count} convolution{'s' * (count != 1)}, batch {batches}", "; ".join(sources),
-        lambda: [Layer(name, layer_spec(row), n) for row in rows for name, n in [_occurrences(row["layer"])]],
-    )
+    return Suite(path.stem, about, "; ".join(sources), lambda: list(layers))
 
 
 def _occurrences(layer: str) -> tuple[str, int]:
@@ -108,9 +144,41 @@ def _occurrences(layer: str) -> tuple[str, int]:
     return (match[1], int(match[2])) if match else (layer, 1)
 
 
-def networks() -> list[tuple[str, list[tuple[str, str, int]]]]:
-    """Those of ``tables`` as reports want them: name, and layer, spec and count of each row."""
+@cache
+def training() -> Suite:
+    """Forward and both gradients of the distinct layers of ``TRAINED``, direction by direction."""
+    return Suite(
+        "training",
+        f"forward and both gradients of every distinct layer of {', '.join(TRAINED)}, "
+        f"batch {', '.join(map(str, BATCHES))}",
+        "; ".join(dict.fromkeys(tables()[name].source for name in TRAINED)),
+        lambda: [
+            layer
+            for name, batch, direction in product(TRAINED, BATCHES, DIRECTIONS)
+            for layer in _trained(name, batch, direction)
+        ],
+    )
+
+
+def _trained(table: str, batch: int, direction: str) -> list[Layer]:
+    layers = tables()[table].layers
+    counts: Counter[ConvSpec] = Counter()
+    for layer in layers:
+        counts[layer.spec] += layer.count
+    names = {layer.spec: layer.name for layer in reversed(layers)}
+    network = table if direction == "forward" else f"{table} {direction.replace('_', ' ')}"
     return [
-        (name, [(layer.name, str(layer.spec), layer.count) for layer in suite.layers])
-        for name, suite in tables().items()
+        Layer(names[spec], spec.with_(batch=batch, direction=direction), count, network)
+        for spec, count in counts.items()
     ]
+
+
+def networks(of: Collection[str] | None = None) -> list[tuple[str, list[tuple[str, str, int]]]]:
+    """Those of ``tables`` and ``training``, or of the suites ``of`` these names, as reports want them: name,
+    and layer, spec and count of each row.
+    """
+    found: dict[str, list[tuple[str, str, int]]] = {}
+    for suite in (*tables().values(), training()):
+        for name, layers in suite.networks.items() if of is None or suite.name in of else ():
+            found.setdefault(name, [(layer.name, str(layer.spec), layer.count) for layer in layers])
+    return list(found.items())

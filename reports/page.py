@@ -221,6 +221,7 @@ def _context(
                 (tables.MARGIN, "margin"),
                 (tables.VS_PEER, "vs peer"),
                 (tables.AUTO, "auto"),
+                (tables.DIRECTION, "direction"),
             )
             if column in best.columns
         ],

@@ -117,12 +117,12 @@ def roofline_figures(scene: Scene) -> Iterator[Drawn]:
 
 
 def scaling_figures(scenes: Sequence[Scene]) -> Iterator[tuple[str, Drawn]]:
-    """Speed-up over the smallest number of threads, with its heading, per machine and
-    state of the caches that has several.
+    """Speed-up over the smallest number of threads, with its heading, per machine,
+    state of the caches and direction that has several.
     """
-    groups: dict[tuple[str, bool], list[Scene]] = {}
+    groups: dict[tuple[str, bool, str], list[Scene]] = {}
     for scene in scenes:
-        groups.setdefault((scene.machine, scene.cold), []).append(scene)
+        groups.setdefault((scene.machine, scene.cold, scene.direction), []).append(scene)
     for found in groups.values():
         ordered = sorted(found, key=lambda scene: scene.threads)
         table = gains({scene.threads: scene.own_rows for scene in ordered})
@@ -138,7 +138,7 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
     names = first.names(table)
     threads = ", ".join(str(scene.threads) for scene in scenes)
     about = machine_text(first.machine, {first.machine: first.about})
-    caption = f"{about}; threads {threads}; clock: {COLD if first.cold else WARM}"
+    caption = f"{f'{first.direction}; ' if first.direction else ''}{about}; threads {threads}; clock: {COLD if first.cold else WARM}"
     lead, look = first.looks(first.own_rows[first.own_rows["algorithm"].isin(names)])
     figure, area = canvas(caption, first.styles, 9.4, 3.5, lead, "dot", others=len(names) - len(lead))
     left, right = grid(figure, area, 1, 2, left=0.6, bottom=0.48, right=0.2, gap=(2.0, 0), head=0.24)

@@ -19,7 +19,7 @@ from reports.scene import Drawn, Scene, tick
 from reports.sheet import canvas, grid, head_line, label
 from reports.style import readable_on, short
 
-MOST_NETWORKS, MOST_BARS = 4, 10
+MOST_NETWORKS, MOST_BARS = 24, 10
 LONGEST = 4.0  # times the best; longer bars are cut
 
 

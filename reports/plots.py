@@ -1,6 +1,6 @@
 """Which pictures are made: one set for every (machine, threads, cold), PNG and SVG, with no global figure.
 
-Whole networks come first. Specs that vary in image and kernel size only form a sweep and get a winner map,
+Whole networks come first. Then comes a set for each direction, forward or either gradient: specs that vary in image and kernel size only form a sweep and get a winner map,
 times against either size and speed-up; everything else (the layers of a network) gets one row per spec. Then,
 where the records allow it: roofline, error against time, prepare against run, workspace, and, over several
 numbers of threads, the scaling.
@@ -53,17 +53,21 @@ def pictures(
 
 
 def _all(shown: list[Scene], networks: Networks, notes: list[str]) -> Iterator[tuple[str, Drawn]]:
+    directed: list[Scene] = []
     for scene in shown:
-        for drawn in _draw(scene, networks, notes):
+        for drawn in _safely(notes, network_figures, scene, networks):
             yield scene.section, drawn
-    yield from _safely(notes, scaling_figures, shown)
+        for part in scene.by_direction():
+            directed.append(part)
+            for drawn in _draw(part, notes):
+                yield part.section, drawn
+    yield from _safely(notes, scaling_figures, directed)
 
 
-def _draw(scene: Scene, networks: Networks, notes: list[str]) -> Iterator[Drawn]:
-    """The figures of a scene: per sweep times, map and speed-up; then whatever is
+def _draw(scene: Scene, notes: list[str]) -> Iterator[Drawn]:
+    """The figures of a scene of one direction: per sweep times, map and speed-up; then whatever is
     no sweep; then what spans all specs.
     """
-    yield from _safely(notes, network_figures, scene, networks)
     loose = scene.rows
     sweeps = scene.rows.drop_duplicates("spec").groupby("sweep", sort=False)
     largest_first = sorted(((str(sweep), specs) for sweep, specs in sweeps), key=lambda item: -len(item[1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -71,6 +71,8 @@ class Scene:
         Words for what the speed-ups are over.
     layers : dict
         Spec without its batch -> name of the layer.
+    direction : str
+        In words, where the scene is of one, and not of forward problems alone.
     """
 
     section: str
@@ -86,6 +88,24 @@ class Scene:
     speed: pd.DataFrame
     baseline: str
     layers: dict[str, str] = field(default_factory=dict)
+    direction: str = ""
+
+    def by_direction(self) -> list[Scene]:
+        """One for each direction, which its heading, file names and small print name; the scene itself where
+        all is forward.
+        """
+        found = dict.fromkeys(self.winners["direction"])
+        return [self] if set(found) <= {"forward"} else [self._only(direction) for direction in found]
+
+    def _only(self, direction: str) -> Scene:
+        words = direction.replace("_", " ") or "unknown direction"
+        rows, best, speed = (
+            table[table["direction"] == direction] for table in (self.rows, self.winners, self.speed)
+        )
+        return replace(
+            self, section=f"{self.section}, {words}", suffix=f"{self.suffix}-{words.replace(' ', '-')}",
+            caption=f"{words}; {self.caption}", rows=rows, winners=best, speed=speed, direction=words,
+        )  # fmt: skip
 
     @property
     def own_rows(self) -> pd.DataFrame:

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.text import seconds, size, three_digits
+from bench.text import seconds, size, three_digits, via
 from reports.findings.costs import break_even
 from reports.findings.excluded import excluded
-from reports.findings.frame import GROUP, PROBLEM, tuples
+from reports.findings.frame import GROUP, PROBLEM, direction_of, tuples
 from reports.findings.networks import without_batch
-from reports.findings.ranking import auto_results, models, winners
+from reports.findings.ranking import auto_results, models, ranked, winners
 from reports.style import clean, ratio_text, short
 from reports.words import SENSIBLE, stretches_text
 
@@ -153,9 +153,25 @@ def _group_cells(row: Any, names: list[str]) -> dict[str, Any]:
 Layers = Mapping[str, str]  # spec without its batch -> name of the layer
 
 
-def _spec_cells(spec: str, layers: Layers) -> dict[str, Any]:
-    """The spec, behind the name of its layer where one of the specs has one."""
-    return {**({"layer": layers.get(without_batch(spec), "-")} if layers else {}), "spec": spec}
+def _spec_cells(frame: pd.DataFrame, layers: Layers) -> Callable[[str], dict[str, Any]]:
+    """What makes the cells of a spec: the spec, behind the name of its layer where one of the specs has one,
+    and before its direction where one is not forward.
+    """
+    directed = bool((~frame["direction"].isin(("forward", ""))).any())
+
+    def cells(spec: str) -> dict[str, Any]:
+        name = {"layer": layers.get(without_batch(spec), "-")} if layers else {}
+        return {**name, "spec": spec, **({"direction": direction_of(spec)} if directed else {})}
+
+    return cells
+
+
+def _named(frame: pd.DataFrame) -> Callable[[Any, str], str]:
+    """What writes an algorithm's name behind a problem: with how that became one that it solves."""
+    rows = ranked(frame)
+    found = {(*(getattr(row, name) for name in PROBLEM), row.algorithm): row.via
+             for row in tuples(rows[rows["via"] != ""])}  # fmt: skip
+    return lambda row, name: via(name, found.get((*(getattr(row, n) for n in PROBLEM), name), ""))
 
 
 def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wide: bool = True) -> Table:
@@ -167,11 +183,12 @@ def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wi
     autos = {tuple(getattr(a, n) for n in PROBLEM): a for a in tuples(auto_results(frame))}
     peers = {(r.algorithm) for r in tuples(frame) if r.family == "peer"}
     mark = lambda name: f"{name} (peer)" if name in peers else name  # noqa: E731
+    spec_cells, named = _spec_cells(frame, layers), _named(frame)
     rows = []
     for row in tuples(found):
         auto = autos.get(tuple(getattr(row, n) for n in PROBLEM))
-        cells = {**_spec_cells(row.spec, layers), **_group_cells(row, varying)}
-        cells["fastest"] = mark(row.winner)
+        cells = {**spec_cells(row.spec), **_group_cells(row, varying)}
+        cells["fastest"] = named(row, row.winner) + (" (peer)" if row.peer else "")
         cells["time"] = _time(row.median_s)
         rivals = ", ".join(map(mark, row.tied[1:])) if row.tie else mark(row.runner_up) or "-"
         if wide:
@@ -200,6 +217,9 @@ VERDICTS = ("A winner is surely faster than everybody else; same: those named ne
             "a table names 2% may be wrong.")  # fmt: skip
 MARGIN = "margin: how many times as long the nearest other takes, and its 98% interval."
 VS_PEER = "vs peer: the time of the best peer, somebody else's library, over that of the best of ours."
+DIRECTION = ("direction: forward, the gradient of the input (which is also what a transposed convolution "
+             "computes), or that of the weights; via: how the problem became one that the algorithm solves, "
+             "which is within its time.")  # fmt: skip
 AUTO = ("auto, the automatic choice: its time over that of the best of ours, and what it chose where that is "
         "surely slower.")  # fmt: skip
 
@@ -218,7 +238,8 @@ def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -
             if more <= SENSIBLE
             else f"What is undecided would take over {SENSIBLE} launches: measure when the machine is calm."
         )
-    lines += [text for column, text in (("vs peer", VS_PEER), ("auto", AUTO)) if column in table.columns]
+    notes = (("vs peer", VS_PEER), ("auto", AUTO), ("direction", DIRECTION))
+    lines += [line for column, text in notes if column in table.columns for line in textwrap.wrap(text, LINE)]
     groups = models(frame)
     for (machine, threads, cold), value in groups.items():
         where = f"{machine}, " if len({key[0] for key in groups}) > 1 else ""
@@ -261,6 +282,7 @@ def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) ->
     tuned = (frame["tunables"] != "{}").any()
     fastest = {tuple(getattr(w, n) for n in PROBLEM): w.median_s for w in tuples(winners(frame))}
     places = {spec: at for at, spec in enumerate(dict.fromkeys(frame["spec"]))}
+    spec_cells = _spec_cells(frame, layers)
 
     def cells(row: Any) -> tuple[Cell, ...]:
         best = fastest.get(tuple(getattr(row, n) for n in PROBLEM), math.nan)
@@ -270,7 +292,8 @@ def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) ->
             "older build" if row.superseded else "",
             "first run far above the rest" if row.prepare_cheats else "",
         ]
-        found = {**_spec_cells(row.spec, layers), **_group_cells(row, varying), "algorithm": row.algorithm}
+        found = {**spec_cells(row.spec), **_group_cells(row, varying)}
+        found["algorithm"] = via(row.algorithm, row.via)
         if tuned:
             found["tunables"] = "" if row.tunables == "{}" else row.tunables
         found |= {
@@ -326,15 +349,15 @@ def auto_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Ta
     against its own choice called by name.
     """
     rows = []
-    varying = _group_columns(frame)
+    varying, spec_cells, named = _group_columns(frame), _spec_cells(frame, layers), _named(frame)
     for row in tuples(auto_results(frame)):
         rows.append(
             {
-                **_spec_cells(row.spec, layers),
+                **spec_cells(row.spec),
                 **_group_cells(row, varying),
-                "auto chose": row.chosen,
+                "auto chose": named(row, row.chosen),
                 "auto": _time(row.auto_s),
-                "best of ours": row.best or "-",
+                "best of ours": named(row, row.best) or "-",
                 "best time": _time(row.best_s),
                 "auto/best": _ratio(row.ratio),
                 "verdict": _auto_verdict(row),
@@ -354,16 +377,16 @@ def _auto_verdict(row: Any) -> str:
 
 def calls_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Table:
     """Who takes least for one call, prepare included, and from how many calls on somebody else does."""
-    varying = _group_columns(frame)
+    varying, spec_cells, named = _group_columns(frame), _spec_cells(frame, layers), _named(frame)
     rows = []
     for row in tuples(break_even(frame)):
         last, changes = row.stretches[-1], len(row.stretches) > 1
         rows.append(
             {
-                **_spec_cells(row.spec, layers),
+                **spec_cells(row.spec),
                 **_group_cells(row, varying),
-                "for one call": row.stretches[0].algorithm,
-                "for many calls": last.algorithm if changes else "the same",
+                "for one call": named(row, row.stretches[0].algorithm),
+                "for many calls": named(row, last.algorithm) if changes else "the same",
                 "from": Cell(f"{last.calls:,}" if changes else "-", last.calls),
                 "on the way": stretches_text(row.stretches[:-1]) if len(row.stretches) > 2 else "-",
             }

@@ -97,7 +97,7 @@ def pick(arguments: argparse.Namespace) -> int:
     ranked = [c for c in choice.candidates if not c.excluded]
     rows = [
         (
-            c.algorithm,
+            text.via(c.algorithm, c.via),
             text.seconds(c.expected_s),
             text.seconds(c.run_s),
             text.seconds((c.prepare_s or 0) + c.compile_s),

@@ -39,6 +39,7 @@ def _kind(row: Any) -> Kind:
     words += f" with stride {row['stride']}" if strided else ""
     words += f" in {row['dtype']}" if row["dtype"] not in ("float32", math.nan) else ""
     words += f" of rank {row['rank']:g}" if row["rank"] == row["rank"] else ""
+    words += f" ({row['direction'].replace('_', ' ')})" if row["direction"] not in ("forward", "") else ""
     return words, float(row["kernel_side"]), str(row["kernel"])
 
 

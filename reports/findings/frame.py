@@ -153,6 +153,7 @@ def _spec_columns(text: str) -> dict[str, Any]:
             **dict.fromkeys(_spec_columns(_NOTHING.spec), math.nan),
             "size": "",
             "kernel": "",
+            "direction": "",
             "sweep": "",
             "valid": False,
         }
@@ -189,6 +190,11 @@ def _spec_columns(text: str) -> dict[str, Any]:
         "output_bytes": math.prod(spec.result_shape) * spec.out_dtype.itemsize,
         "sweep": ", ".join(parts[1:] if spec.ndim == 2 else parts), "valid": True,
     }  # fmt: skip
+
+
+def direction_of(spec: str) -> str:
+    """In words; empty where the name is no spec."""
+    return str(_spec_columns(spec)["direction"]).replace("_", " ")
 
 
 def _padding_name(spec: ConvSpec) -> str:

@@ -91,7 +91,7 @@ def _model(frame: pd.DataFrame, row: Any) -> Model:
 def winners(frame: pd.DataFrame) -> pd.DataFrame:
     """The fastest algorithm on every (machine, threads, cold, spec), in the order of the records.
 
-    Columns beside the case and its spec: ``winner`` (the fastest measured), ``verdict`` ("winner" where every
+    Columns beside the case, its spec and ``direction``: ``winner`` (the fastest measured), ``verdict`` ("winner" where every
     rival is surely slower, "same" where those that are not are shown within 5% of it, "undecided", "alone"
     without rivals; a table's together keep the rate of false discoveries), ``tie`` (the second and third of
     them), ``tied`` (who is not surely slower, the winner first), ``peer``, ``median_s``, ``launch_count``,
@@ -100,7 +100,7 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
     (launches that would decide what is undecided), ``contenders``, ``best_own``, ``best_peer`` and
     ``own_over_peer`` (best peer's time over our best's).
     """
-    columns = [*PROBLEM, "size", "kernel", "side", "kernel_side", "sweep", "winner", "verdict", "tie", "tied",
+    columns = [*PROBLEM, "size", "kernel", "side", "kernel_side", "sweep", "direction", "winner", "verdict", "tie", "tied",
                "peer", "median_s", "launch_count", "gflops", "runner_up", "margin", "ratio", "low", "high",
                "needed", "contenders", "best_own", "best_peer", "own_over_peer"]  # fmt: skip
     cases = [rows for _, rows in groups(ranked(frame), PROBLEM)]
@@ -116,7 +116,7 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
             {
                 **{
                     name: getattr(first, name)
-                    for name in [*columns[:9], "median_s", "launch_count", "gflops"]
+                    for name in [*columns[:10], "median_s", "launch_count", "gflops"]
                 },
                 "winner": first.algorithm,
                 "verdict": verdict,
