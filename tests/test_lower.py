@@ -148,6 +148,17 @@ def test_both_ways_to_an_input_gradient_are_candidates() -> None:
     assert len(chains(algos.get("im2col_gemm"), spec)) == 2
 
 
+@pytest.mark.parametrize("text", ["2x6x4x4,5x6x4x4,input_gradient", "1x3x5,4x3x3,s3,input_gradient",
+                                  "1x6x5x9,4x3x3x3,d2x1,p0x-3,input_gradient", "1x8x2x2,8x8x4x4,s2,p1,input_gradient"])
+def test_the_input_gradient_of_a_single_output_takes_no_more_operations_than_it_has(text: str) -> None:
+    spec = ConvSpec.parse(text)
+    shuffled = tree(spec, ("shuffle", "crop"))
+    assert sum(leaf.flops for leaf in shuffled.leaves) <= spec.flops
+    data = operands(spec, 0, "integer")
+    y = compose(shuffled, data.w, by_definition)(*data.call)
+    np.testing.assert_array_equal(y, oracle(spec, data.x, data.w, data.grad))
+
+
 def test_a_nan_reaches_no_further_by_the_shuffle() -> None:
     """3 taps at stride 2 leave residues of 2 and of 1, to which zeros would be added."""
     spec = ConvSpec.parse("1x8x16x16,8x8x3x3,s2,p1,input_gradient")

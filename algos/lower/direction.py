@@ -116,7 +116,13 @@ def _placed(axes: tuple[Residue, ...]) -> Any:
 
 def shuffle(spec: ConvSpec) -> Lowered | None:
     """The input's gradient: one forward problem whose output channels hold every residue of the stride."""
-    if spec.direction != "input_gradient" or max(spec.stride) == 1:
+    if spec.direction != "input_gradient":
+        return None
+    # With a single output the stride is free: beyond all elements and taps it leaves one to each other
+    axes = zip(spec.stride, spec.output_size, spec.size, spec.padding, spec.kernel, spec.dilation, strict=True)
+    spec = spec.with_(stride=tuple(s if outputs > 1 else (n + abs(before) + k) * d + 1
+                                   for s, outputs, n, (before, _), k, d in axes))  # fmt: skip
+    if max(spec.stride) == 1:
         return None
     cells = [_residues(spec, axis) for axis in range(spec.ndim)]
     if not all(cells) or count(map(len, cells)) > MOST_SHUFFLED:
