@@ -153,11 +153,11 @@ def _group_cells(row: Any, names: list[str]) -> dict[str, Any]:
 Layers = Mapping[str, str]  # spec without its batch -> name of the layer
 
 
-def _spec_cells(frame: pd.DataFrame, layers: Layers) -> Callable[[str], dict[str, Any]]:
+def _spec_cells(frame: pd.DataFrame, layers: Layers, wide: bool = True) -> Callable[[str], dict[str, Any]]:
     """What makes the cells of a spec: the spec, behind the name of its layer where one of the specs has one,
-    and before its direction where one is not forward.
+    and, if ``wide``, before its direction where one is not forward.
     """
-    directed = bool((~frame["direction"].isin(("forward", ""))).any())
+    directed = wide and bool((~frame["direction"].isin(("forward", ""))).any())
 
     def cells(spec: str) -> dict[str, Any]:
         name = {"layer": layers.get(without_batch(spec), "-")} if layers else {}
@@ -171,24 +171,25 @@ def _named(frame: pd.DataFrame) -> Callable[[Any, str], str]:
     rows = ranked(frame)
     found = {(*(getattr(row, name) for name in PROBLEM), row.algorithm): row.via
              for row in tuples(rows[rows["via"] != ""])}  # fmt: skip
-    return lambda row, name: via(name, found.get((*(getattr(row, n) for n in PROBLEM), name), ""))
+    return lambda row, name: via(name, found.get((*(getattr(row, n) for n in PROBLEM), name.partition(" ")[0]), ""))
 
 
 def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wide: bool = True) -> Table:
     """Per spec: the fastest, its time, the verdict, who comes next or ties, the margin, our best over the
-    best peer's, auto's result; unless ``wide``, a verdict that there is no winner stands before who ties.
+    best peer's, auto's result; unless ``wide``, a verdict that there is no winner stands before who ties, and
+    neither a column for the direction, in which the spec ends, nor how it was lowered is there.
     """
     found = winners(frame)
     varying = _group_columns(frame)
     autos = {tuple(getattr(a, n) for n in PROBLEM): a for a in tuples(auto_results(frame))}
     peers = {(r.algorithm) for r in tuples(frame) if r.family == "peer"}
     mark = lambda name: f"{name} (peer)" if name in peers else name  # noqa: E731
-    spec_cells, named = _spec_cells(frame, layers), _named(frame)
+    spec_cells, named = _spec_cells(frame, layers, wide), _named(frame)
     rows = []
     for row in tuples(found):
         auto = autos.get(tuple(getattr(row, n) for n in PROBLEM))
         cells = {**spec_cells(row.spec), **_group_cells(row, varying)}
-        cells["fastest"] = named(row, row.winner) + (" (peer)" if row.peer else "")
+        cells["fastest"] = named(row, mark(row.winner)) if wide else mark(row.winner)
         cells["time"] = _time(row.median_s)
         rivals = ", ".join(map(mark, row.tied[1:])) if row.tie else mark(row.runner_up) or "-"
         if wide:
@@ -238,8 +239,7 @@ def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -
             if more <= SENSIBLE
             else f"What is undecided would take over {SENSIBLE} launches: measure when the machine is calm."
         )
-    notes = (("vs peer", VS_PEER), ("auto", AUTO), ("direction", DIRECTION))
-    lines += [line for column, text in notes if column in table.columns for line in textwrap.wrap(text, LINE)]
+    lines += [text for column, text in (("vs peer", VS_PEER), ("auto", AUTO)) if column in table.columns]
     groups = models(frame)
     for (machine, threads, cold), value in groups.items():
         where = f"{machine}, " if len({key[0] for key in groups}) > 1 else ""

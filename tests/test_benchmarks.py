@@ -25,6 +25,11 @@ SPECS = [
     "1x1x256x256,1x1x15x15,p7,rank1",
     "1x16x28x28,32x16x3x3,p1",
     "1x32x56x56,32x1x3x3,p1",
+    # training, transposed, video, audio
+    "1x16x14x14,32x16x3x3,p1,weight_gradient",
+    "1x32x32x32,64x32x3x3,s2,p1,input_gradient",
+    "1x16x4x14x14,32x16x3x3x3,p1",
+    "1x1x48000,1x1x127,p126:0,flip",
 ]
 CASES = [(text, a) for text in SPECS for a in algos.algorithms(text) if a.name != "auto"]
 RACE = Settings(launches=2, budget=Budget(turn_s=0.006, rounds=16), slow_s=0.1)
@@ -67,18 +72,18 @@ def test_speed(benchmark: Any, raced: Raced | None, text: str, algorithm: algos.
         assert record.status in ("ok", "too_slow"), record.reason
         error = record.max_error
     made = operands(spec, 0)
-    plan = prepared(spec, made.w, algorithm, threads)
-    x = algorithm.to_device(made.x)
-    plan(x)
+    plan = prepared(spec, made.w if spec.direction != "weight_gradient" else None, algorithm, threads)
+    call_with = [algorithm.to_device(array) for array in made.call]
+    plan(*call_with)
     benchmark.group = text
     benchmark.extra_info.update(
         flops=int(spec.flops), error=error and float(error), threads=int(threads), algorithm=algorithm.name, **finding
     )
 
     def call() -> Any:
-        result = plan(x)
+        result = plan(*call_with)
         algorithm.synchronize()
         return result
 
     quieten()  # the check's matrix products have left threads that spin
-    assert benchmark(call).shape == spec.output_shape
+    assert benchmark(call).shape == spec.result_shape
