@@ -59,8 +59,9 @@ def _all(shown: list[Scene], networks: Networks, notes: list[str]) -> Iterator[t
             yield scene.section, drawn
         for part in scene.by_direction():
             directed.append(part)
-            for drawn in _draw(part, notes):
-                yield part.section, drawn
+            of = f"{part.direction.capitalize()}. " if part.direction else ""
+            for name, title, reading, seen, figure in _draw(part, notes):
+                yield part.section, (name, title, of + reading, of + seen, figure)
     yield from _safely(notes, scaling_figures, directed)
 
 

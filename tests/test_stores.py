@@ -422,6 +422,22 @@ def test_a_store_of_the_first_schema_keeps_all_that_was_measured(tmp_path: Path,
     assert all(launch.turns == () and launch.together == "" for launch in old.launches)
 
 
+@pytest.mark.parametrize("create", [False, True])
+def test_a_store_of_the_second_schema_knows_of_no_lowering(tmp_path: Path, create: bool) -> None:
+    with Store(tmp_path) as store:
+        store.put(record("fft", via="input gradient as a forward pass"))
+        assert [r.via for r in store.records()] == ["input gradient as a forward pass"]
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as database, database:
+        database.execute("ALTER TABLE record DROP COLUMN via")
+        database.execute("PRAGMA user_version = 2")
+    with Store(tmp_path, create=create) as store:
+        if create:
+            store.put(record("separable", via="3-D as planes"))
+        old, *new = store.records()
+        assert old.via == "" and len(old.launches) == len(JITTER)
+        assert [r.via for r in new] == ["3-D as planes"] * create
+
+
 def test_a_store_knows_what_its_runs_were_asked_for(tmp_path: Path) -> None:
     with Store(tmp_path / "new") as store:
         assert store.asked() is None

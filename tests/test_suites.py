@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
+import algos
+from algos.lower.chain import chain, unsupported
 from algos.spec import ConvSpec
 from bench.csv_file import LAYER, MOST_SPECS, read_csv
 from bench.suites import resolve, suites
-from bench.work import WORKLOADS, sweep
+from bench.work import TRAINED, WORKLOADS, networks, sweep, tables
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,46 @@ def test_every_suite_parses_and_names_its_source() -> None:
         assert suite.source and suite.layers
         for layer in suite.layers:
             assert ConvSpec.parse(str(layer.spec)) == layer.spec
+
+
+@pytest.mark.parametrize("name", ["training", "transposed", "video", "audio"])
+def test_what_is_lowered_is_worth_it_for_several_of_our_algorithms(name: str) -> None:
+    own = [a for a in algos.algorithms() if a.family not in ("peer", "auto") and a.device == "cpu"]
+    for layer in suites()[name].layers:
+        ways = [chain(a, layer.spec) for a in own if unsupported(a, layer.spec) is None]
+        assert sum(way.unwise is None for way in ways) > 2, f"{layer.network} {layer.name}: {layer.spec}"
+
+
+def test_training_is_every_layer_in_every_direction_at_both_batches() -> None:
+    layers = suites()["training"].layers
+    found = {name: {(layer.spec.batch, layer.spec.direction, layer.spec.with_(batch=1, direction="forward"))
+                    for layer in layers if layer.network.startswith(name)} for name in TRAINED}  # fmt: skip
+    for name, specs in found.items():
+        known = {layer.spec.with_(batch=1) for layer in tables()[name].layers}
+        assert len(specs) == 6 * len(known) and {spec for *_, spec in specs} == known
+    forward = sum(tables()[name].macs for name in TRAINED)
+    assert suites()["training"].macs == 3 * forward, "an image takes each layer once, forth and twice back"
+
+
+def test_the_layers_of_a_suite_of_networks_belong_to_one_each() -> None:
+    found = dict(networks(["training", "transposed", "video", "audio"]))
+    assert {"vgg16", "vgg16 input gradient", "vgg16 weight gradient", "dcgan", "fcn8s", "c3d", "unet3d", "conv_tasnet"} <= set(found)
+    assert [layer for layer, *_ in found["c3d"]] == ["conv1a", "conv2a", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a"]
+    assert dict(networks())["vgg16"] == dict(networks(["vgg16"]))["vgg16"], "its forward passes are those of the table"
+
+
+def test_sizes_of_transposed_layers_follow_each_other() -> None:
+    """What one gives is what the next takes, where nothing lies between them but activations."""
+    layers = suites()["transposed"].layers
+    for name in ("dcgan", "dcgan_torch", "cyclegan", "vae", "world_models_vae"):
+        mine = [layer.spec for layer in layers if layer.network == name]
+        for one, following in zip(mine, mine[1:], strict=False):
+            assert (one.in_channels, one.size) == (following.out_channels, following.output_size), str(following)
+
+
+def test_arrays_of_video_stay_below_a_gigabyte() -> None:
+    for layer in suites()["video"].layers:
+        assert 4 * max(math.prod(shape) for shape in (layer.spec.input_shape, layer.spec.output_shape)) < 1 << 30
 
 
 def test_flat_rows_are_one_dimensional() -> None:
