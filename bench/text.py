@@ -41,7 +41,8 @@ def three_digits(value: float) -> str:
 
 
 def via(name: str, words: str) -> str:
-    """An algorithm's name with how the problem became one that it solves, where it does not solve it itself."""
+    """An algorithm's name, with how the problem became one that it solves where it does not solve it itself.
+    """
     return f"{name} via {words}" if words else name
 
 

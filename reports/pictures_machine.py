@@ -138,7 +138,8 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
     names = first.names(table)
     threads = ", ".join(str(scene.threads) for scene in scenes)
     about = machine_text(first.machine, {first.machine: first.about})
-    caption = f"{f'{first.direction}; ' if first.direction else ''}{about}; threads {threads}; clock: {COLD if first.cold else WARM}"
+    of = f"{first.direction}; " if first.direction else ""
+    caption = f"{of}{about}; threads {threads}; clock: {COLD if first.cold else WARM}"
     lead, look = first.looks(first.own_rows[first.own_rows["algorithm"].isin(names)])
     figure, area = canvas(caption, first.styles, 9.4, 3.5, lead, "dot", others=len(names) - len(lead))
     left, right = grid(figure, area, 1, 2, left=0.6, bottom=0.48, right=0.2, gap=(2.0, 0), head=0.24)

@@ -1,9 +1,9 @@
 """Which pictures are made: one set for every (machine, threads, cold), PNG and SVG, with no global figure.
 
-Whole networks come first. Then comes a set for each direction, forward or either gradient: specs that vary in image and kernel size only form a sweep and get a winner map,
-times against either size and speed-up; everything else (the layers of a network) gets one row per spec. Then,
-where the records allow it: roofline, error against time, prepare against run, workspace, and, over several
-numbers of threads, the scaling.
+Whole networks come first. Then comes a set for each direction, forward or either gradient: specs that vary in
+image and kernel size only form a sweep and get a winner map, times against either size and speed-up;
+everything else (the layers of a network) gets one row per spec. Then, where the records allow it: roofline,
+error against time, prepare against run, workspace. Over several numbers of threads, the scaling.
 """
 
 from __future__ import annotations

@@ -166,12 +166,12 @@ def _spec_cells(frame: pd.DataFrame, layers: Layers, wide: bool = True) -> Calla
     return cells
 
 
-def _named(frame: pd.DataFrame) -> Callable[[Any, str], str]:
-    """What writes an algorithm's name behind a problem: with how that became one that it solves."""
+def _words(frame: pd.DataFrame) -> Callable[[Any, str], str]:
+    """What says how a problem, that of a row, became one that the algorithm of a name solves."""
     rows = ranked(frame)
     found = {(*(getattr(row, name) for name in PROBLEM), row.algorithm): row.via
              for row in tuples(rows[rows["via"] != ""])}  # fmt: skip
-    return lambda row, name: via(name, found.get((*(getattr(row, n) for n in PROBLEM), name.partition(" ")[0]), ""))
+    return lambda row, name: found.get((*(getattr(row, n) for n in PROBLEM), name), "")
 
 
 def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wide: bool = True) -> Table:
@@ -184,12 +184,12 @@ def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wi
     autos = {tuple(getattr(a, n) for n in PROBLEM): a for a in tuples(auto_results(frame))}
     peers = {(r.algorithm) for r in tuples(frame) if r.family == "peer"}
     mark = lambda name: f"{name} (peer)" if name in peers else name  # noqa: E731
-    spec_cells, named = _spec_cells(frame, layers, wide), _named(frame)
+    spec_cells, words = _spec_cells(frame, layers, wide), _words(frame)
     rows = []
     for row in tuples(found):
         auto = autos.get(tuple(getattr(row, n) for n in PROBLEM))
         cells = {**spec_cells(row.spec), **_group_cells(row, varying)}
-        cells["fastest"] = named(row, mark(row.winner)) if wide else mark(row.winner)
+        cells["fastest"] = via(mark(row.winner), words(row, row.winner) if wide else "")
         cells["time"] = _time(row.median_s)
         rivals = ", ".join(map(mark, row.tied[1:])) if row.tie else mark(row.runner_up) or "-"
         if wide:
@@ -349,15 +349,15 @@ def auto_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Ta
     against its own choice called by name.
     """
     rows = []
-    varying, spec_cells, named = _group_columns(frame), _spec_cells(frame, layers), _named(frame)
+    varying, spec_cells, words = _group_columns(frame), _spec_cells(frame, layers), _words(frame)
     for row in tuples(auto_results(frame)):
         rows.append(
             {
                 **spec_cells(row.spec),
                 **_group_cells(row, varying),
-                "auto chose": named(row, row.chosen),
+                "auto chose": via(row.chosen, words(row, row.chosen)),
                 "auto": _time(row.auto_s),
-                "best of ours": named(row, row.best) or "-",
+                "best of ours": via(row.best, words(row, row.best)) or "-",
                 "best time": _time(row.best_s),
                 "auto/best": _ratio(row.ratio),
                 "verdict": _auto_verdict(row),
@@ -377,7 +377,7 @@ def _auto_verdict(row: Any) -> str:
 
 def calls_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Table:
     """Who takes least for one call, prepare included, and from how many calls on somebody else does."""
-    varying, spec_cells, named = _group_columns(frame), _spec_cells(frame, layers), _named(frame)
+    varying, spec_cells, words = _group_columns(frame), _spec_cells(frame, layers), _words(frame)
     rows = []
     for row in tuples(break_even(frame)):
         last, changes = row.stretches[-1], len(row.stretches) > 1
@@ -385,8 +385,8 @@ def calls_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> T
             {
                 **spec_cells(row.spec),
                 **_group_cells(row, varying),
-                "for one call": named(row, row.stretches[0].algorithm),
-                "for many calls": named(row, last.algorithm) if changes else "the same",
+                "for one call": via(row.stretches[0].algorithm, words(row, row.stretches[0].algorithm)),
+                "for many calls": via(last.algorithm, words(row, last.algorithm)) if changes else "the same",
                 "from": Cell(f"{last.calls:,}" if changes else "-", last.calls),
                 "on the way": stretches_text(row.stretches[:-1]) if len(row.stretches) > 2 else "-",
             }

@@ -240,3 +240,31 @@ def test_a_network_mostly_measured_says_what_is_missing_and_less_is_none():
     assert not networks_of(ranked(to_frame(timed({("a", "one"): 1.0, ("a", "three"): 1.0}))), [NETWORK])
     mixed = timed({("a", "one"): 1.0}, batch=2) + timed({("a", "two"): 2.0}, batch=4)
     assert not [n for n in networks_of(ranked(to_frame(mixed)), [NETWORK]) if n.missing == 0], "batches are not mixed"
+
+
+# ---- directions ---------------------------------------------------------------------------------------------------
+
+
+def test_each_direction_has_its_own_pictures_that_name_it(monkeypatch):
+    written = lambda figure: "|".join(text.get_text() for text in figure.findobj(Text)).encode()  # noqa: E731
+    monkeypatch.setattr("reports.plots.render", lambda figure: (b"png", written(figure)))
+    base = sweep()
+    both = [record(r.algorithm, r.launches[0].median_s, f"{r.spec},{direction}", threads=threads)
+            for r in base for direction in ("input_gradient", "weight_gradient") for threads in (1, 2)]  # fmt: skip
+    made, _ = pictures(to_frame([*base, *both]), {"m1": MACHINE})
+    ends = {"forward": "-t2-forward", "input gradient": "-t2-input-gradient", "weight gradient": "-t2-weight-gradient"}
+    for words, end in ends.items():
+        mine = [p for p in made if p.section.endswith(f", {words}") and "2 threads" in p.section and "1" not in p.name]
+        assert {"times", "winners", "speedup"} <= {p.name.removesuffix(end) for p in mine if p.name.endswith(end)}
+        for picture in mine:
+            assert picture.reading.startswith(f"{words.capitalize()}. ") and f"|{words}; Example CPU".encode() in picture.svg
+    assert {"scaling-input-gradient", "scaling-weight-gradient"} <= {p.name for p in made}
+    assert names_of(base) == {name.removesuffix("-forward") for name in names_of([*base, *both]) if name.endswith("-t2-forward")}
+
+
+def test_a_network_is_drawn_in_each_direction_it_was_asked_for():
+    network, layers = NETWORK
+    gradients = (f"{network} input gradient", [(name, f"{spec},input_gradient", count) for name, spec, count in layers])
+    some = [record("a", 1.0, spec) for _, spec, _ in [*layers, *gradients[1]]]
+    found = names_of(some, networks=[NETWORK, gradients])
+    assert {"network-net-b1-t2", "network-net-input-gradient-b1-t2"} <= found

@@ -267,3 +267,28 @@ def test_templates_travel_with_the_package():
 
     folder = Path(reports.__file__).parent / "templates"
     assert {"index.html.j2", "report.md.j2", "page.css", "page.js"} <= {path.name for path in folder.iterdir()}
+
+
+# ---- directions and lowerings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_tables_say_the_direction_and_how_a_problem_was_lowered(tmp_path):
+    gradient, words = f"{SPEC},input_gradient", "input gradient as 4 forward problems"
+    records = [record("im2col_gemm", 1e-3, gradient, via=words), record("torch_nchw", 2e-3, gradient, family="peer"),
+               record("fft", 1e-3), record("auto", 1e-3, gradient, family="auto", chosen="im2col_gemm", via=words)]  # fmt: skip
+    write_report(records, {"m1": MACHINE}, tmp_path)
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert page.text.count(f"im2col_gemm via {words}") == 5, "winners, calls, what auto chose, the best of ours, all records"
+    assert "torch_nchw" in page.text and "direction" in page.text and "forward" in page.text
+    assert "weight gradient" not in page.text and any("transposed convolution" in text for text in page.text)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "records.csv").read_text(encoding="utf-8"))))
+    assert [(row["direction"], row["via"]) for row in rows] == [("input_gradient", words), ("input_gradient", ""),
+                                                                ("forward", ""), ("input_gradient", words)]  # fmt: skip
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_where_all_is_forward_there_is_no_word_of_it(tmp_path):
+    write_report(sweep(), {"m1": MACHINE}, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "direction" not in text and " via " not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_sizes_of_transposed_layers_follow_each_other() -> None:
     layers = suites()["transposed"].layers
     for name in ("dcgan", "dcgan_torch", "cyclegan", "vae", "world_models_vae"):
         mine = [layer.spec for layer in layers if layer.network == name]
-        for one, following in zip(mine, mine[1:], strict=False):
+        for one, following in pairwise(mine):
             assert (one.in_channels, one.size) == (following.out_channels, following.output_size), str(following)
 
 

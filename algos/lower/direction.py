@@ -119,7 +119,8 @@ def shuffle(spec: ConvSpec) -> Lowered | None:
     if spec.direction != "input_gradient":
         return None
     # With a single output the stride is free: beyond all elements and taps it leaves one to each other
-    axes = zip(spec.stride, spec.output_size, spec.size, spec.padding, spec.kernel, spec.dilation, strict=True)
+    axes = zip(spec.stride, spec.output_size, spec.size, spec.padding, spec.kernel, spec.dilation,
+               strict=True)  # fmt: skip
     spec = spec.with_(stride=tuple(s if outputs > 1 else (n + abs(before) + k) * d + 1
                                    for s, outputs, n, (before, _), k, d in axes))  # fmt: skip
     if max(spec.stride) == 1:
