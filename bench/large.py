@@ -93,7 +93,8 @@ def _record(random: np.random.Generator, spec: ConvSpec, algorithm: Algorithm, i
         str(spec), algorithm.name, threads, identity, build_of(algorithm), "ok",
         tunables=tunables_text(algorithm), family=algorithm.family, device=algorithm.device,
         runtime=algorithm.runtime, layout=algorithm.layout, accuracy=algorithm.accuracy, max_error=1e-7,
-        error_ratio=0.1, launches=tuple(launches), workspace_bytes=way.workspace_bytes(threads), via=way.words,
+        error_ratio=0.1, launches=tuple(launches), workspace_bytes=way.workspace_bytes(threads),
+        via=way.words,
     )  # fmt: skip
 
 

@@ -93,12 +93,12 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns beside the case, its spec and ``direction``: ``winner`` (the fastest measured), ``verdict``
     ("winner" where every rival is surely slower, "same" where those that are not are shown within 5% of it,
-    "undecided", "alone" without rivals; a table's together keep the rate of false discoveries), ``tie``
-    (the second and third of them), ``tied`` (who is not surely slower, the winner first), ``peer``,
-    ``median_s``, ``launch_count``, ``gflops``, ``runner_up``, ``margin`` (its time over the winner's, NaN when alone), ``ratio``, ``low``,
-    ``high`` (the nearest rival's time over the winner's as it was judged, with its 98% interval), ``needed``
-    (launches that would decide what is undecided), ``contenders``, ``best_own``, ``best_peer`` and
-    ``own_over_peer`` (best peer's time over our best's).
+    "undecided", "alone" without rivals; a table's together keep the rate of false discoveries), ``tie`` (the
+    second and third of them), ``tied`` (who is not surely slower, the winner first), ``peer``, ``median_s``,
+    ``launch_count``, ``gflops``, ``runner_up``, ``margin`` (its time over the winner's, NaN when alone),
+    ``ratio``, ``low``, ``high`` (the nearest rival's time over the winner's as it was judged, with its 98%
+    interval), ``needed`` (launches that would decide what is undecided), ``contenders``, ``best_own``,
+    ``best_peer`` and ``own_over_peer`` (best peer's time over our best's).
     """
     columns = [*PROBLEM, "size", "kernel", "side", "kernel_side", "sweep", "direction", "winner", "verdict",
                "tie", "tied", "peer", "median_s", "launch_count", "gflops", "runner_up", "margin", "ratio",
