@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import product
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -53,6 +53,25 @@ class Cost:
         return max(arithmetic, self.bytes / pace) + self.calls * CALL_S
 
 
+class Support(NamedTuple):
+    """What an algorithm solves itself; all else is lowered to it where there is a way."""
+
+    ndim: tuple[int, ...] = (2,)
+    directions: tuple[str, ...] = ("forward",)
+    dtypes: tuple[str, ...] = ("float32", "float64")
+
+    def lacks(self, spec: ConvSpec) -> str | None:
+        """Why ``spec`` is beyond it, or None."""
+        if spec.direction not in self.directions:
+            known = " and ".join("forward passes" if name == "forward" else name for name in self.directions)
+            return f"computes {known}, not {spec.direction}"
+        if spec.dtype not in self.dtypes:
+            return f"computes {' and '.join(self.dtypes)}, not {spec.dtype}"
+        if spec.ndim not in self.ndim:
+            return f"computes {' and '.join(f'{n}-D' for n in self.ndim)}, not {spec.ndim}-D"
+        return None
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One way to solve specs. Fields beyond the six of the base are tunables.
@@ -79,6 +98,7 @@ class Algorithm:
     runtime: str = "numpy"
     layout: str = "nchw"
     accuracy: str = "componentwise"
+    support: ClassVar[Support | None] = None
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine (a real probe, never just an import), or None."""
@@ -94,7 +114,13 @@ class Algorithm:
         It is asked about canonical problems only: zeros around the picture, padding of 0 or more, weights that are not flipped,
         and at least one image. What it refuses is lowered to what it does not, where there is a way (``algos/lower``).
         """
-        raise NotImplementedError(f"{type(self).__name__} must say what it supports")
+        if self.support is None:
+            raise NotImplementedError(f"{type(self).__name__} must say what it supports")
+        return self.support.lacks(spec) or self.beyond(spec)
+
+    def beyond(self, spec: ConvSpec) -> str | None:
+        """Why it cannot solve ``spec`` although it lies within ``support``, or None."""
+        return None
 
     def unwise(self, spec: ConvSpec) -> str | None:
         """Why it should not be offered for the caller's ``spec`` although it could, or None: asked for by name it is run."""
@@ -173,17 +199,3 @@ def said(question: Callable[..., object], *arguments: Any) -> str | None:
     if answer is not None and not (isinstance(answer, str) and answer):
         raise TypeError(f"{getattr(question, '__name__', question)} returned {answer!r}, neither a reason in words nor None")
     return answer
-
-
-def forward_float(
-    spec: ConvSpec, ndim: tuple[int, ...] = (2,), directions: tuple[str, ...] = ("forward",)
-) -> str | None:
-    """The reason shared by algorithms that compute forward passes, and other ``directions``, in float32 and float64."""
-    if spec.direction not in directions:
-        known = " and ".join("forward passes" if name == "forward" else name for name in directions)
-        return f"computes {known}, not {spec.direction}"
-    if spec.dtype not in ("float32", "float64"):
-        return f"computes float32 and float64, not {spec.dtype}"
-    if spec.ndim not in ndim:
-        return f"computes {' and '.join(f'{n}-D' for n in ndim)}, not {spec.ndim}-D"
-    return None

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy import fft
 
-from algos.contract import Algorithm, forward_float
+from algos.contract import Algorithm, Support
 from algos.spec import ConvSpec
 
 
@@ -24,9 +24,7 @@ class Transformed(Algorithm):
     family: str = "fft"
     accuracy: str = "normwise"
     circular: bool = False
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, (1, 2, 3))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         return 64 * (spec.min_bytes + math.prod(spec.padded_size) * spec.in_channels * spec.batch * 8)
@@ -83,9 +81,7 @@ class Minimal(Algorithm):
     family: str = "winograd"
     accuracy: str = "winograd"
     m: int = 2
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, (1, 2, 3))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         t = math.prod(self.m + r - 1 for r in spec.kernel)

@@ -23,11 +23,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Any
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import axes
 from algos.engine.jit import compiled, linked
@@ -108,10 +108,9 @@ class Depthwise(Compiled):
     name: str = "depthwise"
     family: str = "direct"
     rows: int = 0
+    support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec, ndim=(1, 2)):
-            return reason
+    def beyond(self, spec: ConvSpec) -> str | None:
         if spec.in_channels != spec.groups:
             return f"computes depthwise layers, with one input channel a group, not {spec.in_channels // spec.groups}"
         if math.prod(spec.kernel) > MOST_TAPS:

@@ -21,11 +21,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import Axis, axes
 from algos.engine.jit import compiled, linked
@@ -263,9 +263,7 @@ class DirectChannels(Compiled):
     name: str = "direct_channels"
     family: str = "direct"
     patch_bytes: int = 0
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
         return cut(spec, threads, self.patch_bytes or caches()["L2"])

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.spec import ConvSpec
 
 LARGEST = 200_000  # multiply-adds: about 0.4 s
@@ -51,13 +52,15 @@ class DirectLoops(Algorithm):
 
     name: str = "direct_loops"
     family: str = "direct"
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec, ndim=(1, 2, 3)):
-            return reason
+    def beyond(self, spec: ConvSpec) -> str | None:
         if spec.macs > LARGEST:
             return f"plain Python loops are refused above {LARGEST} multiply-adds, this needs {spec.macs}"
         return None
+
+    def unwise(self, spec: ConvSpec) -> str | None:
+        return self.beyond(spec)  # nor in many small problems
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         return 0

@@ -19,11 +19,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import ClassVar, Any, NamedTuple
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import Blocks, Geometry, axes, locate, pack
 from algos.engine.jit import compiled, linked
@@ -213,9 +213,7 @@ class DirectPixels(Compiled):
     name: str = "direct_pixels"
     family: str = "direct"
     patch_bytes: int = 0
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
         return threads if spec.flops > SHARED_FLOPS else 1

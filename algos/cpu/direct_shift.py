@@ -18,11 +18,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import ClassVar, Any
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.engine.windows import reach, read_slice
 from algos.spec import ConvSpec
 
@@ -42,9 +42,7 @@ class DirectShift(Algorithm):
     name: str = "direct_shift"
     family: str = "direct"
     block_bytes: int = 1 << 20
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2, 3))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
     def _block(self, spec: ConvSpec) -> tuple[int, int]:
         """Groups and first-axis outputs computed at a time."""

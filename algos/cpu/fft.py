@@ -24,11 +24,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import ClassVar, Any
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.engine.blas import blas_limit
 from algos.engine.cyclic import fast_length, least_lengths
 from algos.engine.ranges import Scaling
@@ -75,9 +75,7 @@ class Fft(Algorithm):
     family: str = "fft"
     accuracy: str = "normwise"
     block_bytes: int = 32 << 20
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2, 3))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
     def _half(self, spec: ConvSpec) -> tuple[int, ...]:
         """Shape of one real channel's transform."""

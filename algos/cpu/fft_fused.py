@@ -30,11 +30,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import ClassVar, Any, NamedTuple
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.memory import aligned
@@ -140,9 +140,7 @@ class FftFused(Compiled):
     family: str = "fft"
     accuracy: str = "normwise"
     longest: int = LONGEST
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
     def _plan(self, spec: ConvSpec, threads: int) -> Plan:
         return plan_for(spec, threads, self.longest)

@@ -21,11 +21,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import ClassVar, Any
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.cpu.fft import REAL_FACTORS
 from algos.engine.blas import blas_limit
 from algos.engine.cyclic import fast_length
@@ -74,9 +74,7 @@ class FftTiles(Algorithm):
     family: str = "fft"
     accuracy: str = "normwise"
     block_bytes: int = 1 << 20
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
     def _tiles(self, spec: ConvSpec) -> tuple[int, ...]:
         _, kept = tile_size(spec)

@@ -20,10 +20,11 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.engine.blas import blas_limit
 from algos.engine.threads import share, split
 from algos.engine.windows import interior, padded_shape, windows
@@ -51,9 +52,7 @@ class Im2colGemm(Algorithm):
     name: str = "im2col_gemm"
     family: str = "gemm"
     block_bytes: int = 2 << 20
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2, 3), directions=("forward", "weight_gradient"))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), directions=("forward", "weight_gradient"))
 
     def _step(self, spec: ConvSpec, threads: int) -> int:
         """First-axis outputs in a block; equal blocks, as many for every thread."""

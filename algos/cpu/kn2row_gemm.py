@@ -21,10 +21,11 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.engine.windows import reach, read_slice
 from algos.spec import ConvSpec
 
@@ -42,10 +43,9 @@ class Kn2rowGemm(Algorithm):
     name: str = "kn2row_gemm"
     family: str = "gemm"
     block_bytes: int = 4 << 20
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec, ndim=(1, 2, 3)):
-            return reason
+    def beyond(self, spec: ConvSpec) -> str | None:
         return "computes every position: with a stride most products would be thrown away" if set(spec.stride) != {1} else None
 
     def _step(self, spec: ConvSpec) -> int:

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from algos.contract import Cost, forward_float
+from algos.contract import Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import FLAGS, Blocks, Geometry, accumulate, axes, crop, locate, pack, shared_by
 from algos.engine.jit import compiled, linked
@@ -67,9 +68,7 @@ class NumbaDirect(Compiled):
     name: str = "numba_direct"
     family: str = "direct"
     block_bytes: int = 0
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
         return shared_by(threads, spec.flops, spec)

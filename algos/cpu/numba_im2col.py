@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.engine.blas import blas_limit
 from algos.engine.jit import compile_for, compiled
 from algos.engine.threads import share, split
@@ -68,9 +69,7 @@ class NumbaIm2col(Algorithm):
     family: str = "gemm"
     runtime: str = "numba"
     block_bytes: int = 1 << 20
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec)
+    support: ClassVar[Support | None] = Support()
 
     def _rows(self, spec: ConvSpec, threads: int) -> int:
         """Output rows in a block: as many as fit, and equally many blocks for every thread."""

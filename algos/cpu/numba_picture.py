@@ -20,11 +20,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import ClassVar, Any, NamedTuple
 
 import numpy as np
 
-from algos.contract import Cost, forward_float
+from algos.contract import Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import FLAGS, axes, in_2d
 from algos.engine.jit import compiled, linked
@@ -164,10 +164,9 @@ class NumbaPicture(Compiled):
 
     name: str = "numba_picture"
     family: str = "direct"
+    support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec, ndim=(1, 2)):
-            return reason
+    def beyond(self, spec: ConvSpec) -> str | None:
         return "computes every output of an undilated kernel" if {*spec.stride, *spec.dilation} != {1} else None
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:

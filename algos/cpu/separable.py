@@ -25,11 +25,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import ClassVar, Any, NamedTuple
 
 import numpy as np
 
-from algos.contract import Cost, forward_float
+from algos.contract import Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import FLAGS, LANES, Blocks, Geometry, accumulate, axes, crop, locate, pack, shared_by
 from algos.engine.jit import compiled, linked
@@ -211,10 +211,9 @@ class Separable(Compiled):
     family: str = "separable"
     accuracy: str = "lowrank"
     block_bytes: int = 0
+    support: ClassVar[Support | None] = Support()
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec):
-            return reason
+    def beyond(self, spec: ConvSpec) -> str | None:
         return None if spec.rank is not None else "the spec promises no rank: add rank1 if each kernel is an outer product"
 
     def _blocks(self, spec: ConvSpec, threads: int) -> Blocks:

@@ -18,10 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.engine.windows import pairs_inside
 from algos.spec import ConvSpec
 
@@ -47,10 +48,9 @@ def _numbered(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
 class Toeplitz(Algorithm):
     name: str = "toeplitz"
     family: str = "toeplitz"
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec, ndim=(1, 2, 3)):
-            return reason
+    def beyond(self, spec: ConvSpec) -> str | None:
         entries = spec.macs // spec.batch
         return f"its matrix would have {entries} entries, more than {ENTRIES}" if entries > ENTRIES else None
 

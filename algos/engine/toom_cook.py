@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 
-from algos.contract import forward_float
+from algos.contract import Support
 from algos.engine.ranges import limit_bits, powers_of_two, thresholds
 from algos.spec import ConvSpec
 
@@ -74,9 +75,9 @@ class Tiled:
 
     m: int
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec):
-            return reason
+    support: ClassVar[Support | None] = Support()
+
+    def beyond(self, spec: ConvSpec) -> str | None:
         if set(spec.stride) != {1} or set(spec.dilation) != {1}:
             return "tiles save work for stride 1 and dilation 1 only"
         if self.m < 1:

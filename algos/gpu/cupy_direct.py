@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Any
 
-from algos.contract import Cost, forward_float
+from algos.contract import Cost, Support
 from algos.engine.blocks import axes
 from algos.gpu._cupy import SHARED_BYTES, CupyAlgorithm, Kernel, blocks_for, c_type, defined, device_cost
 from algos.spec import ConvSpec
@@ -164,9 +164,7 @@ class CupyDirect(CupyAlgorithm):
 
     name: str = "cupy_direct"
     family: str = "direct"
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         return 0

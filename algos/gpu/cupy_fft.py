@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from algos.contract import Cost, forward_float
+from algos.contract import Cost, Support
 from algos.engine.cyclic import fast_length, least_lengths
 from algos.engine.ranges import Scaling, thresholds
 from algos.gpu._cupy import CupyAlgorithm, broken, device_cost
@@ -73,8 +73,7 @@ class CupyFft(CupyAlgorithm):
     def unavailable(self) -> str | None:
         return super().unavailable() or broken("cublas")
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2, 3))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
     @property
     def fft(self) -> Any:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from algos.contract import Cost, forward_float
+from algos.contract import Cost, Support
 from algos.gpu._cupy import CupyAlgorithm, Kernel, blocks_for, c_type, defined, device_cost
 from algos.spec import ConvSpec
 
@@ -78,9 +78,7 @@ class CupyIm2colGemm(CupyAlgorithm):
     block_bytes: int = 256 << 20
 
     library: ClassVar[str] = "cublas"
-
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        return forward_float(spec, ndim=(1, 2, 3))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
     def _block(self, spec: ConvSpec) -> tuple[int, int]:
         """Images and pixels of a block: whole images, or equal parts of one."""

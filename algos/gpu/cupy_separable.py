@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Any
 
-from algos.contract import Cost, forward_float
+from algos.contract import Cost, Support
 from algos.engine.blocks import axes
 from algos.engine.outer import factor_bytes, factors
 from algos.gpu._cupy import SHARED_BYTES, CupyAlgorithm, Kernel, c_type, defined, device_cost
@@ -138,10 +138,9 @@ class CupySeparable(CupyAlgorithm):
     name: str = "cupy_separable"
     family: str = "separable"
     accuracy: str = "lowrank"
+    support: ClassVar[Support | None] = Support()
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec):
-            return reason
+    def beyond(self, spec: ConvSpec) -> str | None:
         return None if spec.rank is not None else "the spec promises no rank: add rank1 if each kernel is an outer product"
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:

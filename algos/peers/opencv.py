@@ -24,11 +24,11 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Any
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.engine.outer import factors
 from algos.engine.threads import once
 from algos.engine.windows import stuffed
@@ -88,15 +88,14 @@ class Filter(Algorithm):
 
     family: str = "peer"
     runtime: str = "opencv"
+    support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("cv2") is None:
             return "cv2 is not installed: pip install opencv-python-headless"
         return _broken()
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec, ndim=(1, 2)):
-            return reason
+    def beyond(self, spec: ConvSpec) -> str | None:
         if spec.in_channels != spec.groups:
             return f"filters single planes, it does not sum {spec.in_channels // spec.groups} channels"
         if set(spec.stride) != {1}:
@@ -202,8 +201,8 @@ class SepFilter2D(Filter):
     name: str = "opencv_sepfilter2d"
     accuracy: str = "lowrank"
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := super().unsupported(spec):
+    def beyond(self, spec: ConvSpec) -> str | None:
+        if reason := super().beyond(spec):
             return reason
         return None if spec.rank == 1 else "filters with one outer product: the spec does not promise rank1"
 

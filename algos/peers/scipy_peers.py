@@ -20,11 +20,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import ClassVar, Any
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, forward_float
+from algos.contract import Algorithm, Cost, Support
 from algos.cpu.fft import COMPLEX_FACTORS
 from algos.engine.cyclic import fast_length
 from algos.engine.windows import stuffed
@@ -79,11 +79,9 @@ class Peer(Algorithm):
     """What the four have in common."""
 
     family: str = "peer"
-    dimensions: tuple[int, ...] = (1, 2, 3)
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
-        if reason := forward_float(spec, ndim=self.dimensions):
-            return reason
+    def beyond(self, spec: ConvSpec) -> str | None:
         count = spec.batch * spec.out_channels * (spec.in_channels // spec.groups)
         if count > LARGEST_CALLS:
             return f"{count} pairs of channels, each filtered on its own: at most {LARGEST_CALLS}"
@@ -98,12 +96,12 @@ class Correlate2d(Peer):
     """``scipy.signal.correlate2d`` for every pair of channels."""
 
     name: str = "scipy_correlate2d"
-    dimensions: tuple[int, ...] = (2,)
+    support: ClassVar[Support | None] = Support()
 
-    def unsupported(self, spec: ConvSpec) -> str | None:
+    def beyond(self, spec: ConvSpec) -> str | None:
         if max(spec.dilation) > 1:
             return "knows no dilation, and zeros between the taps would spread a NaN"
-        return super().unsupported(spec)
+        return super().beyond(spec)
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         """A padded copy, a full result at stride 1 and the weights."""
