@@ -32,6 +32,7 @@ import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 import numpy as np
 from algos import ConvSpec, get
+from algos.lower.chain import plain
 spec = plain(ConvSpec.parse(sys.argv[2]))
 x, w = np.ones(spec.input_shape, spec.in_dtype), np.ones(spec.weight_shape, spec.in_dtype)
 start = time.process_time()

@@ -233,13 +233,13 @@ def test_workspace_is_as_predicted(name: str, threads: int, whole: bool) -> None
         if not spec.batch or algorithm.cost(spec).seconds() > 0.01:  # tracing slows plain Python down tenfold
             continue
         data = operands(spec, 0, "normal")
-        out = np.empty(spec.output_shape, spec.out_dtype)
-        algorithm.prepare(spec, data.w, threads)(data.x, out=out)  # imports and compiles
+        out = np.empty(spec.result_shape, spec.out_dtype)
+        algorithm.prepare(spec, data.w, threads)(*data.call, out=out)  # imports and compiles
         tracemalloc.start()
         try:
             plan = algorithm.prepare(spec, data.w, threads)
-            plan(data.x, out=out)
-            plan(data.x, out=out)
+            plan(*data.call, out=out)
+            plan(*data.call, out=out)
             seen = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
