@@ -283,7 +283,7 @@ def _distrust(algorithm: Algorithm, spec: ConvSpec, knowledge: Knowledge, thread
     """Why measurements speak against it."""
     from algos.registry import is_external
 
-    if wrong := knowledge.wrong.get(algorithm.name):
+    if wrong := knowledge.wrong(chain(algorithm, spec, threads)):
         return f"wrong on {wrong.spec}: {wrong.reason}"
     entry = knowledge.measured(algorithm, spec, threads)
     if entry is not None and entry.status not in ("ok", "unsupported", "unavailable", "too_large"):

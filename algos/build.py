@@ -44,6 +44,13 @@ def build_of(algorithm: Algorithm) -> str:
     return digest.hexdigest()[:12]
 
 
+@cache
+def lowering_code() -> str:
+    """Names the code that lowers problems: an edit of it makes stale what came about through it."""
+    files = sorted(map(str, (ROOT / "lower").glob("*.py")))
+    return hashlib.sha256(b"".join(map(_digest, files))).hexdigest()[:12]
+
+
 def _reached(files: set[str]) -> set[str]:
     """``files`` and all that they import of ``algos``, in any number of steps."""
     found: set[str] = set()

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
+from algos.build import lowering_code
 from algos.contract import Algorithm
-from algos.lower.chain import chain, plain, unsupported
+from algos.lower.chain import Chain, chain, plain, unsupported
 from algos.neighbours import Places, kind, parsed
 from algos.spec import ConvSpec
 from algos.wisdom import Known, Memory
@@ -82,8 +83,10 @@ class Knowledge:
         self._places: dict[int, dict[str, Places]] = {}
         self._corrections: dict[int, float] = {}
         self._ratios: dict[tuple[str, str, int], float] = {}
-        current = (entry for entry in self._memory.wrong() if self._is_current(entry))
-        self.wrong = {e.algorithm: e for e in current if e.tunables == tunables_text(found[e.algorithm])}
+        current = [entry for entry in self._memory.wrong() if self._is_current(entry)]
+        own = [entry for entry in current if entry.tunables == tunables_text(found[entry.algorithm])]
+        # What is wrong where nothing was lowered is wrong everywhere, else only with the same lowerings.
+        self._wrong = {(entry.algorithm, entry.chain): entry for entry in own}
 
     def left_out(self, spec: str) -> Knowledge:
         """The same, but for what is known of ``spec``."""
@@ -93,7 +96,13 @@ class Knowledge:
 
     def _is_current(self, entry: Known) -> bool:
         algorithm = self._found.get(entry.algorithm)
-        return algorithm is not None and entry.build == self._build(algorithm)
+        present = algorithm is not None and entry.build == self._build(algorithm)
+        return present and (not entry.chain or entry.chain.endswith(lowering_code()))
+
+    def wrong(self, way: Chain) -> Known | None:
+        """What was wrong of the algorithm itself, or of it behind these lowerings."""
+        name = way.algorithm.name
+        return self._wrong.get((name, "")) or self._wrong.get((name, way.identity))
 
     def _load(self, specs: Iterable[str]) -> None:
         """Have what is known of ``specs`` at hand."""

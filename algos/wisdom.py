@@ -20,7 +20,8 @@ from pathlib import Path
 from algos.host import data_base, forgetful
 from algos.neighbours import Place, place
 
-FILE_NAME = "wisdom-2.sqlite"  # the number is the schema's: another schema is another file
+FILE_NAME = "wisdom-3.sqlite"  # the number is the schema's: another schema is another file
+OLDER = "wisdom-2.sqlite"  # knew of no chains; read until there is a new one, which begins with what it holds
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Known:
         nobody judged.
     low, high : float
         The 98% interval of its time over that of the fastest; 0 where nobody judged.
+    chain : str
+        ``Chain.identity`` of the way to what the algorithm solves: empty where it solved the spec itself.
     """
 
     machine: str
@@ -55,13 +58,15 @@ class Known:
     verdict: str = ""
     low: float = 0.0
     high: float = 0.0
+    chain: str = ""
 
 
 _FIELDS = tuple(f.name for f in fields(Known))
 _KEY = _FIELDS[:6]
+_INSERT = f"INSERT OR REPLACE INTO known VALUES ({', '.join('?' * len(_FIELDS))})"
 _SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS known ({', '.join(_FIELDS[:5])}, threads INTEGER, status, reason, prepare_s "
-    f"REAL, run_s REAL, verdict, low REAL, high REAL, PRIMARY KEY ({', '.join(_KEY)}))",
+    f"REAL, run_s REAL, verdict, low REAL, high REAL, chain, PRIMARY KEY ({', '.join(_KEY)}))",
     "CREATE INDEX IF NOT EXISTS by_spec ON known (spec, machine, threads, status, build)",
     "CREATE INDEX IF NOT EXISTS wrongs ON known (machine) WHERE status = 'wrong'",
     "CREATE TABLE place (spec PRIMARY KEY, kind, features)",
@@ -81,9 +86,7 @@ def remember(entries: Iterable[Known]) -> None:
     try:
         path().parent.mkdir(parents=True, exist_ok=True)
         with closing(_connect()) as database, database:
-            database.executemany(
-                f"INSERT OR REPLACE INTO known VALUES ({', '.join('?' * len(_FIELDS))})", rows
-            )
+            database.executemany(_INSERT, rows)
             _place(database, dict.fromkeys(row[2] for row in rows))
     except sqlite3.Error as error:
         print(f"convbench: cannot remember measurements in {path()}: {error}", file=sys.stderr)
@@ -204,13 +207,19 @@ def _read(query: str, *values: str | int) -> list[tuple]:
     """The rows of an answer; none where nothing is known or can be read for now. A damaged file is set aside.
     """
     with suppress(OSError):
-        if not path().is_file():
-            return []
+        for file in (path(), path().with_name(OLDER)):
+            if file.is_file():
+                return _rows(file, query, *values)
+    return []
+
+
+def _rows(file: Path, query: str, *values: str | int) -> list[tuple]:
+    with suppress(OSError):
         # A read-only folder has no room for the index that readers share
         for how in ("mode=ro", "immutable=1"):
             if (
                 how == "immutable=1"
-                and (log := path().with_name(f"{FILE_NAME}-wal")).exists()
+                and (log := file.with_name(f"{file.name}-wal")).exists()
                 and log.stat().st_size
             ):
                 print(
@@ -220,14 +229,14 @@ def _read(query: str, *values: str | int) -> list[tuple]:
                 return []
             try:
                 with closing(
-                    sqlite3.connect(f"{path().resolve().as_uri()}?{how}", timeout=10.0, uri=True)
+                    sqlite3.connect(f"{file.resolve().as_uri()}?{how}", timeout=10.0, uri=True)
                 ) as database:
                     return database.execute(query, values).fetchall()
             except sqlite3.OperationalError as error:
                 if "locked" in str(error) or "no such table" in str(error):
                     return []
             except sqlite3.DatabaseError:
-                path().rename(path().with_suffix(".damaged"))
+                file.rename(file.with_suffix(".damaged"))
                 return []
     return []
 
@@ -238,8 +247,11 @@ def _connect() -> sqlite3.Connection:
     if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'by_kind'").fetchone():
         with database:
             database.execute("BEGIN IMMEDIATE")
+            is_new = not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'known'").fetchone()
             for statement in _SCHEMA:
                 database.execute(statement)
+            if is_new and (older := path().with_name(OLDER)).is_file():
+                database.executemany(_INSERT, [(*row, "") for row in _rows(older, "SELECT * FROM known")])
             _place(database, [spec for (spec,) in database.execute("SELECT DISTINCT spec FROM known")])
     return database
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from algos import wisdom
+from algos.lower.chain import chain
+from algos.neighbours import parsed
+from algos.registry import registry
 from bench import noise
 from bench.record import CALM, Record
 
@@ -20,7 +24,15 @@ def known(record: Record, verdict: str = "", low: float = 0.0, high: float = 0.0
     return wisdom.Known(
         record.machine, record.build, record.spec, record.algorithm, record.tunables, record.threads,
         record.status, record.reason, record.prepare_s or 0.0, record.median_s or 0.0, verdict, low, high,
+        _chain(record),
     )  # fmt: skip
+
+
+def _chain(record: Record) -> str:
+    """How the algorithm came to solve the spec; empty for one that is gone, or breaks its contract."""
+    with suppress(Exception, SystemExit):
+        return chain(registry()[record.algorithm], parsed(record.spec), record.threads).identity
+    return ""
 
 
 def disturbed(record: Record) -> bool:

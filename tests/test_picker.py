@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,17 @@ import numpy as np
 import pytest
 
 import algos
-from algos import functional, host, wisdom
+from algos import estimate, functional, host, wisdom
 from algos.auto import choose, pays_off
 from algos.build import build_of
 from algos.contract import Algorithm, Cost
 from algos.engine import kept
 from algos.estimate import Knowledge, tunables_text
+from algos.lower import direction
 from algos.spec import ConvSpec
+from bench.check import check
+from bench.lessons import known
+from tests.record_makers import record as made_record
 
 SPEC = ConvSpec.parse("1x1x128x128,1x1x5x5,p2")
 
@@ -145,6 +151,58 @@ def test_pick_remembers_and_leaves_out_with_reasons() -> None:
     assert "scipy_correlate2d" in [c.algorithm for c in algos.pick(text, threads=1, peers=True).candidates if not c.excluded]
     wisdom.remember([known_to_this_machine("direct_shift", "1x1x8x8,1x1x3x3", 0.0, "wrong")])
     assert algos.pick(text, threads=1).algorithm != "direct_shift"
+
+
+GRADIENT = "1x3x9x10,4x3x3x3,p1,input_gradient"
+
+
+def said_of(name: str, text: str) -> str:
+    """Why the picker leaves it out."""
+    return next(c.excluded for c in algos.pick(text, threads=1).candidates if c.algorithm == name)
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_a_wrong_lowering_disqualifies_nobodys_native_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It swaps what it should not; the check says so, the picker hears of it, and only who goes that way is left out."""
+    original = direction._exchanged
+    with monkeypatch.context() as patch:
+        patch.setattr(direction, "_exchanged", lambda w, groups: np.ascontiguousarray(original(w, groups)[..., ::-1]))
+        verdict = check(GRADIENT, algos.get("im2col_gemm"))
+        assert not verdict.ok
+        algorithm = algos.get("im2col_gemm")
+        record = made_record("im2col_gemm", spec=GRADIENT, status="wrong", reason=verdict.reason, threads=1,
+                             machine=host.fingerprint()["id"], build=build_of(algorithm), tunables=tunables_text(algorithm))  # fmt: skip
+        wisdom.remember([known(record)])
+    assert said_of("im2col_gemm", GRADIENT).startswith("wrong on")
+    assert said_of("im2col_gemm", GRADIENT.replace("9x10", "19x17")).startswith("wrong on")  # by the same way
+    for text in ("1x3x9x10,4x3x3x3,p1", "1x3x9x10,4x3x3x3,p1,reflect", "1x3x9x10,4x3x3x3,p1,weight_gradient"):
+        assert said_of("im2col_gemm", text) == ""
+    assert said_of("fft", GRADIENT) == ""  # nobody found that one wrong
+    # A mended lowering is another one, on this spec too.
+    monkeypatch.setattr(estimate, "lowering_code", lambda: "mended")
+    wisdom.recall_anew()
+    assert said_of("im2col_gemm", GRADIENT) == ""
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_what_is_wrong_natively_is_left_out_by_every_way() -> None:
+    wisdom.remember([known_to_this_machine("im2col_gemm", "1x3x9x10,4x3x3x3,p1", 0.0, "wrong")])
+    for text in ("1x3x9x10,4x3x3x3,p2", "1x3x9x10,4x3x3x3,p1,reflect", GRADIENT):
+        assert said_of("im2col_gemm", text).startswith("wrong on")
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_wisdom_of_before_there_were_chains_is_read_and_carried_over() -> None:
+    text, other = "1x1x96x96,1x1x3x3,p1", "1x1x200x200,1x1x9x9"
+    old = known_to_this_machine("direct_shift", text, 1e-9)
+    names = [f.name for f in fields(old) if f.name != "chain"]
+    with closing(sqlite3.connect(wisdom.path().with_name(wisdom.OLDER))) as database, database:
+        database.execute(f"CREATE TABLE known ({', '.join(names)})")
+        database.execute(f"INSERT INTO known VALUES ({', '.join('?' * len(names))})", [getattr(old, name) for name in names])
+    assert algos.pick(text, threads=1).source == "measured" and not wisdom.path().exists()
+    wisdom.remember([known_to_this_machine("direct_shift", other, 1e-9)])
+    assert wisdom.path().exists() and {entry.spec for entry in wisdom.recall(old.machine)} == {text, other}
+    assert algos.pick(text, threads=1).source == "measured"
 
 
 @pytest.mark.usefixtures("own_wisdom")

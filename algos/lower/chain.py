@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from algos.arrays import DeviceArray, is_device_array
+from algos.build import lowering_code
 from algos.contract import CALL_S, Algorithm, Cost, said
 from algos.engine.kept import compiled_now, compiling_s
 from algos.lower.axes import axes
@@ -52,11 +53,12 @@ CHAINS = 1 << 12
 
 @dataclass(frozen=True)
 class Node:
-    """A problem, and how it was lowered; a leaf where it was not."""
+    """A problem, and how it was lowered, by what name; a leaf where it was not."""
 
     spec: ConvSpec
     lowered: Lowered | None = None
     children: tuple[Node, ...] = ()
+    name: str = ""
 
     @cached_property
     def leaves(self) -> tuple[ConvSpec, ...]:
@@ -102,7 +104,8 @@ def tree(spec: ConvSpec, names: tuple[str, ...]) -> Node:
         if name in TRIED and spec.direction != "forward":
             continue
         if (lowered := STEPS[name](spec)) is not None:
-            return Node(spec, lowered, tuple(tree(part.spec, names[k + 1 :]) for part in lowered.parts))
+            children = tuple(tree(part.spec, names[k + 1 :]) for part in lowered.parts)
+            return Node(spec, lowered, children, name)
     return Node(spec)
 
 
@@ -150,6 +153,15 @@ class Chain:
     def words(self) -> str:
         """What was lowered, for reports; empty where the algorithm solves the problem itself."""
         return self.node.words
+
+    @cached_property
+    def identity(self) -> str:
+        """Which lowerings change something, and their code; empty where the algorithm solves ``spec`` itself.
+
+        What went wrong is remembered of both, not of the algorithm alone.
+        """
+        names = {node.name for _, node in self.node.steps()}
+        return " ".join((*_ordered(tuple(names)), lowering_code())) if names else ""
 
     def prepare(self, weights: Any, threads: int) -> Run:
         """All one-off work; what it returns takes a call's regular operands and ``out``."""
