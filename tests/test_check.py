@@ -190,6 +190,24 @@ def test_fault_is_found_in_gradients(fault: type[Right], text: str, direction: A
     refused(str(ConvSpec.parse(text).with_(direction=direction)), fault())
 
 
+GRADIENTS = [str(ConvSpec.parse(text).with_(direction=direction))
+             for text in (*FAULTY, "2x3x11x11,4x3x2x2,s3", "1x4x20,2x4x2,s4", "1x6x40,4x3x5,s2,p2", "2x4x12x11,6x2x3x3,p1,flip,symmetric")
+             for direction in ("input_gradient", "weight_gradient")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "text"), [
+    (fault, text) for fault in wrong.GRADIENTS for text in GRADIENTS if fault().shows(plain(ConvSpec.parse(text)))
+])
+def test_a_mistake_of_gradients_is_found(fault: type[Right], text: str) -> None:
+    for accuracy in ("componentwise", "normwise"):
+        refused(text, fault(accuracy=accuracy))
+
+
+def test_each_mistake_of_gradients_is_met() -> None:
+    for fault in wrong.GRADIENTS:
+        assert sum(fault().shows(plain(ConvSpec.parse(text))) for text in GRADIENTS) >= 2, fault.__name__
+
+
 @pytest.mark.parametrize("fault", [
     wrong.FlippedKernel, wrong.DroppedChannel, wrong.Zeros, wrong.ZeroedLastRow, wrong.ReusedBuffer, wrong.Remembered,
 ])

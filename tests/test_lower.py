@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import pytest
 
 import algos
 from algos.contract import Algorithm
-from algos.lower.chain import STEPS, TRIED, chain, chains, compose, tree, unsupported
+from algos.lower.chain import STEPS, TRIED, _known, chain, chains, compose, tree, unsupported
 from algos.spec import ConvSpec, SpecError
 from bench.check import check
 from bench.data import operands
 from bench.oracle import oracle
+from tests import wrong
 
 TURNS = ((), ("residues",), ("shuffle",), ("spaced",), ("exchange",))
 MODES = ("zeros", "zeros", "reflect", "replicate", "circular", "symmetric", "constant:3")
@@ -125,6 +126,36 @@ def test_one_plain_forward_algorithm_solves_the_whole_operator(text: str) -> Non
     spec, plain = ConvSpec.parse(text), Plain("plain", "gemm")
     verdict = check(spec, plain)
     assert verdict.ok, f"{chain(plain, spec).words}: {verdict.reason}"
+
+
+@pytest.fixture
+def lowered_anew() -> Iterator[Callable[[], None]]:
+    """Forgets how problems were lowered, now, when it is called, and afterwards."""
+
+    def forget() -> None:
+        tree.cache_clear()
+        _known.clear()
+
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.mark.parametrize("name", wrong.LOWERINGS)
+def test_a_wrong_lowering_is_refused(name: str, lowered_anew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every class of accuracy, of whoever goes that way."""
+    step, change, text = wrong.LOWERINGS[name]
+    for other in wrong.WITHOUT.get(step, ()):
+        monkeypatch.setitem(STEPS, other, lambda spec: None)
+    solvers = Plain("plain", "gemm"), wrong.Right(), algos.get("fft"), algos.get("winograd_f2")
+    met = [a for a in solvers if unsupported(a, spec := ConvSpec.parse(text)) is None and step in chain(a, spec).identity.split()]
+    assert met and all(check(text, solver).ok for solver in met)
+    right = STEPS[step]
+    lowered_anew()
+    monkeypatch.setitem(STEPS, step, lambda spec: (lowered := right(spec)) and change(lowered, spec))
+    for solver in met:
+        verdict = check(text, solver)
+        assert not verdict.ok and verdict.reason, solver.name
 
 
 def test_a_peer_is_given_no_more_than_border_and_flip() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from algos.contract import Algorithm
+from algos.lower.border import border
+from algos.lower.parts import Lowered, Part
 from algos.spec import ConvSpec
 
 
@@ -297,7 +299,247 @@ class Rescaled(Right):
         return super().result(spec, y * y.dtype.type(3), operands, out)
 
 
+# ---- wrong in gradients ------------------------------------------------------------------------------------------
+
+
+def _channels_by_group(spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+    """(O, C / groups, *k) -> (groups, O / groups, C / groups, *k)."""
+    return w.reshape(spec.groups, -1, *w.shape[1:])
+
+
+class Gradient(Right):
+    """A fault of one direction, on the finished result."""
+
+    direction = ""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.direction == self.direction
+
+    def changed(self, spec: ConvSpec, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        return y
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+        return super().result(spec, np.ascontiguousarray(self.changed(spec, y, out)), operands, out)
+
+
+class UnflippedInputGradient(Right):
+    """The forward kernel, as it is, slid over grad."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.direction == "input_gradient" and math.prod(spec.kernel) > 1
+
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        return np.flip(w, tuple(range(2, w.ndim)))
+
+
+class FlippedWeightGradient(Gradient):
+    direction = "weight_gradient"
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return super().shows(spec) and math.prod(spec.kernel) > 1
+
+    def changed(self, spec: ConvSpec, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        return np.flip(y, tuple(range(2, y.ndim)))
+
+
+class SwappedChannels(Gradient):
+    """O and C exchanged in name only: the shape is right, the memory was never transposed."""
+
+    direction = "weight_gradient"
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.direction != "forward" and min(spec.out_channels, spec.in_channels) // spec.groups > 1
+
+    def swapped(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        by_group = _channels_by_group(spec, w)
+        return np.ascontiguousarray(by_group.swapaxes(1, 2)).reshape(w.shape)
+
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        return self.swapped(spec, w)
+
+    def changed(self, spec: ConvSpec, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        return self.swapped(spec, y) if spec.direction == self.direction else y
+
+
+class MixedResidues(Gradient):
+    """With a stride, the elements of the first two residues of the last axis stand in each other's place."""
+
+    direction = "input_gradient"
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return super().shows(spec) and spec.stride[-1] > 1 and spec.size[-1] > 1
+
+    def changed(self, spec: ConvSpec, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        mixed, step = y.copy(), spec.stride[-1]
+        some = y[..., 1::step].shape[-1] * step
+        mixed[..., 0:some:step], mixed[..., 1::step] = y[..., 1::step], y[..., 0:some:step]
+        return mixed
+
+
+class StrideForDilation(Right):
+    """Each in the other's place, where the shapes allow it."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        steps = zip(spec.dilation, spec.stride, spec.output_size, spec.kernel, strict=True)
+        return spec.direction != "forward" and any(
+            d > s and min(n, k) > 1 for d, s, n, k in steps
+        ) and all(d >= s for d, s in zip(spec.dilation, spec.stride, strict=True))  # fmt: skip
+
+    def geometry(self, spec: ConvSpec) -> ConvSpec:
+        after = ((n - 1) * d + (k - 1) * s + 1 - m - b for n, d, k, s, m, (b, _) in zip(
+            spec.output_size, spec.dilation, spec.kernel, spec.stride, spec.size, spec.padding, strict=True))  # fmt: skip
+        padding = tuple((b, a) for (b, _), a in zip(spec.padding, after, strict=True))
+        return spec.with_(stride=spec.dilation, dilation=spec.stride, padding=padding)
+
+
+class GroupsInAnotherOrder(Gradient):
+    """Each group's weights get the gradient of its neighbour's."""
+
+    direction = "weight_gradient"
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return super().shows(spec) and spec.groups > 1
+
+    def changed(self, spec: ConvSpec, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        return np.roll(_channels_by_group(spec, y), 1, axis=0).reshape(y.shape)
+
+
+class MeanOfImages(Gradient):
+    """A loss is often a mean over the batch, its gradient in a layer never."""
+
+    direction = "weight_gradient"
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return super().shows(spec) and spec.batch > 1
+
+    def changed(self, spec: ConvSpec, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        return y / y.dtype.type(spec.batch)
+
+
+class UnclearedBetween(Gradient):
+    """What no output reads has no gradient, and keeps what stood in ``out``."""
+
+    direction = "input_gradient"
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return super().shows(spec) and spec.unread[-1][0] > 0
+
+    def changed(self, spec: ConvSpec, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        unread = list(spec.unread[-1][1])
+        if out is not None:
+            y[..., unread] = out[..., unread]
+        return y
+
+
+# ---- wrong lowerings: of a step, on a problem that goes through it ------------------------------------------------
+
+Change = Callable[[Lowered, ConvSpec], Lowered]
+
+
+def _parts(**fields: Callable[[Part], Any]) -> Change:
+    """Every part with other ones of these fields."""
+
+    def change(lowered: Lowered, spec: ConvSpec) -> Lowered:
+        return replace(lowered, parts=tuple(replace(part, **{k: new(part) for k, new in fields.items()}) for part in lowered.parts))
+
+    return change
+
+
+def _placed_elsewhere(lowered: Lowered, spec: ConvSpec) -> Lowered:
+    """Each part's result where its neighbour's belongs."""
+    places = [part.place for part in lowered.parts]
+    parts = zip(lowered.parts, (*places[1:], places[0]), strict=True)
+    return replace(lowered, parts=tuple(replace(part, place=place) for part, place in parts))
+
+
+def _cropped(lowered: Lowered, spec: ConvSpec) -> Lowered:
+    """The border's gradient is thrown away, where it must be added to what it repeats."""
+    inside = (slice(None), slice(None), *(slice(b, b + n) for n, (b, _) in zip(spec.size, spec.padding, strict=True)))
+
+    def place(dx: np.ndarray, result: np.ndarray) -> None:
+        dx[...] = result[inside]
+
+    return replace(lowered, parts=(replace(lowered.parts[0], place=place),))
+
+
+def _adding(place: Any) -> Any:
+    """Adds to what stands there."""
+
+    def add(y: np.ndarray, result: np.ndarray) -> None:
+        own = np.zeros_like(y)
+        place(own, result)
+        y += own
+
+    return add
+
+
+def _once(make: Any) -> Any:
+    """The first call's operands serve them all."""
+
+    def operands() -> Any:
+        move, kept = make(), []
+
+        def moved(*arrays: np.ndarray) -> Any:
+            kept.append(move(*arrays)) if not kept else None
+            return kept[0]
+
+        return moved
+
+    return operands
+
+
+def _mirrored(w: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.flip(w, tuple(range(2, w.ndim))))
+
+
+def _untransposed(w: np.ndarray) -> np.ndarray:
+    """(A, B, *k), where A and B were exchanged in the shape alone."""
+    return np.ascontiguousarray(w.swapaxes(0, 1)).reshape(w.shape)
+
+
+def _as_it_lies(y: np.ndarray, result: np.ndarray) -> None:
+    y[...] = result.reshape(y.shape)
+
+
+def _twice(place: Any) -> Any:
+    """As a bias that a lowering adds, and the door adds again."""
+
+    def both(y: np.ndarray, result: np.ndarray) -> None:
+        place(y, result)
+        y += result.reshape(-1)[0]
+
+    return both
+
+
+# name -> (step, its mistake, a problem that shows it); WITHOUT: the steps that would be taken in its stead
+LOWERINGS: dict[str, tuple[str, Change, str]] = {
+    "forgotten flip": ("residues", _parts(weights=lambda p: lambda w: _mirrored(p.weights(w))), "2x3x8x8,4x3x3x3,p1,input_gradient"),
+    "swapped channels": ("residues", _parts(weights=lambda p: lambda w: _untransposed(p.weights(w))), "2x3x8x8,4x3x3x3,p1,input_gradient"),
+    "residues mixed up": ("residues", _placed_elsewhere, "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "residues not cleared": ("residues", lambda lowered, spec: replace(lowered, cleared=False), "2x3x11x11,4x3x2x2,s3,input_gradient"),
+    "residues added": ("residues", _parts(place=lambda p: _adding(p.place)), "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "shuffled otherwise": ("shuffle", _parts(place=lambda p: lambda y, r: p.place(y, r[:, ::-1])), "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "taps forgotten": ("shuffle", _parts(weights=lambda p: lambda w: p.weights(w * (np.arange(w.shape[-1]) < w.shape[-1] - 1))),
+                       "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "the first grad kept": ("spaced", _parts(operands=lambda p: _once(p.operands)), "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "images for channels": ("exchange", _parts(place=lambda p: _as_it_lies), "2x3x8x8,4x3x3x3,p1,weight_gradient"),
+    "something added twice": ("exchange", _parts(place=lambda p: _twice(p.place)), "2x3x8x8,4x3x3x3,p1,weight_gradient"),
+    "border not folded back": ("border", _cropped, "2x3x8x8,4x3x3x3,p2,reflect,input_gradient"),
+    "borders of zeros": ("border", lambda lowered, spec: border(spec.with_(padding_mode="constant:0.5")) or lowered,
+                         "2x3x8x8,4x3x3x3,p2,circular,weight_gradient"),
+    "flip forgotten": ("flip", _parts(place=lambda p: _as_it_lies), "2x3x8x8,4x3x3x3,p1,weight_gradient,flip"),
+    "crop at the wrong end": ("crop", _parts(place=lambda p: lambda y, r: p.place(y[..., ::-1], r)), "2x3x8x8,4x3x3x3,p-1:1,input_gradient"),
+    "groups mixed": ("groups", _placed_elsewhere, "2x4x8x8,6x2x3x3,p1,input_gradient"),
+    "phases mixed": ("dilation", _placed_elsewhere, "2x3x8x8,4x3x3x3,p2,d2,input_gradient"),
+    "stride thinned from the second": ("stride", _parts(place=lambda p: lambda y, r: p.place(y, np.roll(r, -1, -1))),
+                                       "2x3x9x9,4x3x3x3,s2,p1"),
+    "planes out of order": ("axes", _parts(weights=lambda p: lambda w: p.weights(w[:, :, ::-1])), "2x3x5x6x7,4x3x3x3x3,p1,input_gradient"),
+}  # fmt: skip
+WITHOUT = {"residues": ("shuffle",), "shuffle": ("residues",), "spaced": ("residues", "shuffle")}
+
 ARITHMETIC = (FlippedKernel, ShiftedPadding, SwappedAxes, IgnoredStride, IgnoredDilation, MixedGroups, DroppedChannel, Zeros,
               RepeatedImage, HalfInside, SingleInside)
 WRITING = (ZeroedLastRow, NanCorner, UnwrittenCorner, IgnoredOut, AddsToOut, ChangedInput, ChangedWeights, TransposedResult,
            WrongType, ReusedBuffer, Remembered)
+GRADIENTS = (UnflippedInputGradient, FlippedWeightGradient, SwappedChannels, MixedResidues, StrideForDilation, MixedGroups,
+             GroupsInAnotherOrder, MeanOfImages, UnclearedBetween)
