@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 import algos
 from algos.contract import Algorithm
+from algos.lower.border import fold
 from algos.lower.chain import STEPS, TRIED, _known, chain, chains, compose, tree, unsupported
 from algos.spec import ConvSpec, SpecError
 from bench.check import check
@@ -268,3 +272,70 @@ def test_what_does_not_fit_is_refused_in_one_line(call: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says) as error:
         call(lambda *shape: np.ones(shape, np.float32))
     assert "\n" not in str(error.value)
+
+
+PLANS = ["2x4x9x10,6x2x3x3,s2,p1,input_gradient", "2x3x9x10,4x3x4x4,s2,p1,reflect,input_gradient,flip", "2x4x9x10,6x2x3x3,p1,weight_gradient",
+         "2x3x40,4x3x5,s2,p2:-1,circular,weight_gradient", "1x3x5x6x7,4x3x3x3x3,p1,symmetric,input_gradient"]  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["im2col_gemm", "fft", "direct_shift"])
+@pytest.mark.parametrize("text", PLANS)
+def test_plans_of_gradients_keep_their_results_apart(text: str, algorithm: str) -> None:
+    """From call to call, from thread to thread, pickled, and into any ``out``."""
+    spec = ConvSpec.parse(text).with_(dtype="float64")
+    many = [operands(spec, seed) for seed in range(4)]
+    w = None if spec.direction == "weight_gradient" else many[0].w
+    exact = [oracle(spec, d.x, w, d.grad) for d in many]
+    plan = algos.plan(spec, w, algorithm=algorithm)
+    results = [plan(*d.call) for d in many]
+    with ThreadPoolExecutor(4) as pool:
+        results += pool.map(lambda d: plan(*d.call), many)
+    results += [pickle.loads(pickle.dumps(plan))(*d.call) for d in many]
+    for d in many:
+        assert not any(np.shares_memory(results[0], a) for a in d.call)
+        wide = np.full([2 * n for n in spec.result_shape], 7.0)
+        every = tuple(slice(None, None, 2) for _ in wide.shape)
+        out = wide[every][..., ::-1]
+        assert plan(*d.call, out=out) is out
+        results.append(out.copy())
+        wide[every] = 7
+        assert (wide == 7).all()  # nothing was written between
+    for have, want in zip(results, 4 * exact, strict=True):
+        np.testing.assert_allclose(have, want, rtol=0, atol=1e-12 * float(abs(want).max()))
+    for operand in many[0].call:
+        if operand.size >= np.prod(spec.result_shape):
+            with pytest.raises(ValueError, match="overlaps"):
+                plan(*many[0].call, out=operand.reshape(-1)[: np.prod(spec.result_shape)].reshape(spec.result_shape))
+
+
+@pytest.mark.parametrize("algorithm", ["im2col_gemm", "fft", "direct_shift"])
+def test_an_empty_batch_has_an_empty_gradient_or_zeros(algorithm: str) -> None:
+    use = {"stride": 2, "padding": 1, "algorithm": algorithm}
+    x, w, g = np.ones((0, 3, 9, 9)), np.ones((4, 3, 3, 3)), np.ones((0, 4, 5, 5))
+    assert algos.conv2d_input(x.shape, w, g, **use).shape == x.shape
+    np.testing.assert_array_equal(algos.conv2d_weight(x, w.shape, g, **use), np.zeros(w.shape))
+    np.testing.assert_array_equal(algos.conv2d_weight(x, w.shape, g, out=np.full(w.shape, 7.0), **use), np.zeros(w.shape))
+    assert algos.conv_transpose2d(g, w, **use).shape == (0, 3, 9, 9)
+
+
+@pytest.mark.parametrize("text", [
+    "1x1x2000000,1x1x1000,s1000000,input_gradient", "1x1x9000x9000,1x1x3x3,s4500,input_gradient", "1x1x2000000,1x1x3,s7,d900000,weight_gradient",
+    "1x1x100000,1x1x3,p90000,circular,input_gradient", "1x1x100000,1x1x3,p250000,reflect,input_gradient",
+])  # fmt: skip
+def test_lowering_takes_steps_for_taps_and_not_for_elements(text: str) -> None:
+    spec = ConvSpec.parse(text)
+    steps = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal steps
+        steps += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        way = chain(algos.get("fft"), spec)
+        if spec.padding_mode != "zeros":
+            fold(spec, np.ones((1, 1, *spec.padded_size)), dx := np.empty(spec.input_shape))
+            assert dx.sum() == spec.padded_size[0]
+    finally:
+        sys.setprofile(None)
+    assert way.leaves and steps < 40 * max(1000, *spec.kernel)

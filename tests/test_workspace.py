@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from algos import Algorithm, ConvSpec, algorithms, get
-from algos.lower.chain import plain
+from algos.lower.chain import chain, plain, unsupported
 from bench.data import operands
 from tests.test_contract import SLACK
 
 TRACED = [a for a in algorithms() if a.device == "cpu" and a.runtime in ("numpy", "numba") and a.family != "auto"]
 SPECS = {"numpy": 12, "numba": 3}  # of each algorithm: most of the compiled ones compile anew for each kernel
 LARGEST = 1 << 20  # elements of an array
+DIRECTIONS = ("forward", "input_gradient", "input_gradient", "weight_gradient")
+MODES = ("zeros", "zeros", "reflect", "replicate", "circular", "symmetric", "constant:2")
 SLOWEST_S = 0.005  # tracing slows plain Python down tenfold
 
 
@@ -47,13 +49,14 @@ def drawn(rng: random.Random) -> ConvSpec:
 
 def seen(algorithm: Algorithm, spec: ConvSpec, threads: int) -> int:
     """Peak of prepare and of two runs, without operands and result."""
-    data, out = operands(spec), np.empty(spec.output_shape, spec.out_dtype)
-    algorithm.prepare(spec, data.w, threads)(data.x, out=out)  # imports and compiles
+    data, out = operands(spec), np.empty(spec.result_shape, spec.out_dtype)
+    w, way = None if spec.direction == "weight_gradient" else data.w, chain(algorithm, spec, threads)
+    way.prepare(w, threads)(*data.call, out=out)  # imports and compiles
     tracemalloc.start()
     try:
-        plan = algorithm.prepare(spec, data.w, threads)
-        plan(data.x, out=out)
-        plan(data.x, out=out)
+        plan = way.prepare(w, threads)
+        plan(*data.call, out=out)
+        plan(*data.call, out=out)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -72,6 +75,29 @@ def test_no_problem_takes_more_memory_than_predicted(name: str) -> None:
             predicted = algorithm.workspace_bytes(spec, threads)
             if (held := seen(algorithm, spec, threads)) > predicted + SLACK:
                 off.append(f"{spec} in {threads} threads: predicted {predicted}, seen {held}")
+    assert not off, "\n".join(off)
+
+
+def other(spec: ConvSpec, rng: random.Random) -> ConvSpec:
+    """Its gradients and borders, cropped ones among them."""
+    padding = tuple((b - rng.choice((0, 0, 2)), a) for b, a in spec.padding)
+    changes = {"direction": rng.choice(DIRECTIONS), "padding_mode": rng.choice(MODES), "flip": rng.random() < 0.2}
+    return spec.with_(**changes, **({"padding": padding} if rng.random() < 0.3 else {}))
+
+
+@pytest.mark.parametrize("name", [a.name for a in TRACED if a.unavailable() is None and a.name != "direct_loops"])  # Python's own
+def test_no_lowering_takes_more_memory_than_predicted(name: str) -> None:
+    algorithm, rng, off, left = get(name), random.Random(name), [], SPECS[get(name).runtime]
+    while left:
+        try:
+            spec, threads = other(drawn(rng), rng), rng.choice((1, 2, 3))
+        except ValueError:
+            continue
+        if unsupported(algorithm, spec) is None and (way := chain(algorithm, spec, threads)).seconds() < SLOWEST_S and way.words:
+            left -= 1
+            predicted = way.workspace_bytes(threads)
+            if (held := seen(algorithm, spec, threads)) > predicted + SLACK:
+                off.append(f"{spec} in {threads} threads: predicted {predicted}, seen {held}: {way.words}")
     assert not off, "\n".join(off)
 
 

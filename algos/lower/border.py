@@ -18,6 +18,8 @@ from algos.spec import ConvSpec
 PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap",
                              "symmetric": "symmetric"}  # fmt: skip
 
+Run = tuple[slice, slice, int]  # where it belongs, where it stands, and 1, -1 or 0
+
 
 def border(spec: ConvSpec) -> Lowered | None:
     """Any padding mode but zeros, whatever its amounts: beyond one turn, and negative, which crops."""
@@ -25,16 +27,38 @@ def border(spec: ConvSpec) -> Lowered | None:
         return None
     part = spec.with_(size=spec.padded_size, padding=0, padding_mode="zeros")
     if spec.direction != "input_gradient":
-        elements = count(part.input_shape)
-        return Lowered(
-            (Part(part, operands=lambda: padding(spec), copied=elements, held=elements),), "border"
-        )
-    return Lowered((Part(part, place=lambda dx, result: fold(spec, result, dx)),), "border")
+        whole = Part(part, operands=lambda: padding(spec), copied=(elements := count(part.input_shape)),
+                     held=elements, beside=_beside(spec))  # fmt: skip
+        return Lowered((whole,), "border")
+    between = 2 * max(_stages(spec, spec.size, spec.padded_size)[:-1], default=0)
+    return Lowered((Part(part, place=lambda dx, result: fold(spec, result, dx), beside=between),), "border")
+
+
+def _stages(spec: ConvSpec, done: tuple[int, ...], coming: tuple[int, ...]) -> list[int]:
+    """Elements of the picture after each axis, when axis by axis goes from one size to the other."""
+    images = spec.batch * spec.in_channels
+    return [images * count(done[: axis + 1]) * count(coming[axis + 1 :]) for axis in range(spec.ndim)]
+
+
+def _beside(spec: ConvSpec) -> int:
+    """What ``padding`` needs for a moment: an axis's border, or where it crops the picture between two axes.
+    """
+    stages = _stages(spec, spec.padded_size, spec.size)
+    axes = list(zip(stages, spec.padded_size, spec.padding, strict=True))
+    indices = -(-np.dtype(np.intp).itemsize // spec.in_dtype.itemsize)  # elements that one takes
+    if min(map(min, spec.padding)) < 0:
+        return max(stages) + 4 * indices * max(spec.padded_size)
+    return max(elements // whole * sum(pair) for elements, whole, pair in axes) + 4 * indices * sum(
+        sum(pair) for pair in spec.padding)  # fmt: skip
 
 
 def source(size: int, pair: tuple[int, int], mode: str) -> np.ndarray:
     """Which of ``size`` elements stands at each place of the padded axis; -1 where none does."""
-    at = np.arange(-pair[0], size + pair[1])
+    return _repeated(np.arange(-pair[0], size + pair[1]), size, mode)
+
+
+def _repeated(at: np.ndarray, size: int, mode: str) -> np.ndarray:
+    """The same of places that are counted from the first element."""
     if mode == "replicate":
         return at.clip(0, size - 1)
     if mode == "circular":
@@ -76,12 +100,12 @@ def _copies(spec: ConvSpec) -> tuple[tuple[Any, ...], list[tuple[tuple[Any, ...]
     cores = [slice(before, before + n) for n, (before, _) in zip(spec.size, spec.padding, strict=True)]
     copies = []
     for axis, (n, pair, core) in enumerate(zip(spec.size, spec.padding, cores, strict=True)):
-        at = source(n, pair, spec.padding_mode)
-        places = np.r_[: max(core.start, 0), core.stop : len(at)]
+        places = np.r_[: max(core.start, 0), core.stop : n + sum(pair)]
         if len(places) and not spec.padding_mode.startswith("constant:"):
             # Corners come by themselves: the axes before have their border by then.
+            repeated = _repeated(places - pair[0], n, spec.padding_mode) + pair[0]
             done, later = [slice(None)] * axis, cores[axis + 1 :]
-            copies.append((inner((*done, places, *later)), inner((*done, at[places] + pair[0], *later))))
+            copies.append((inner((*done, places, *later)), inner((*done, repeated, *later))))
     return inner(cores), copies
 
 
@@ -123,7 +147,6 @@ def _by_its_library(spec: ConvSpec, x: Any) -> Any:
 def fold(spec: ConvSpec, padded: Any, dx: Any) -> None:
     """The adjoint of ``padding``: dx (N, C, *size) from the gradient of the padded picture."""
     for axis, (n, pair) in enumerate(zip(spec.size, spec.padding, strict=True), start=2):
-        at = source(n, pair, spec.padding_mode)
         first, last = max(-pair[0], 0), n - max(-pair[1], 0)  # of the axis: what stands at its own place
         all_before = (slice(None),) * axis
         shape = *padded.shape[:axis], n, *padded.shape[axis + 1 :]
@@ -132,8 +155,31 @@ def fold(spec: ConvSpec, padded: Any, dx: Any) -> None:
         result[(*all_before, slice(first, last))] = padded[
             (*all_before, slice(first + pair[0], last + pair[0]))
         ]
-        for place in (*range(first + pair[0]), *range(last + pair[0], len(at))):
-            if at[place] >= 0 and not spec.padding_mode.startswith("constant:"):
-                into, take = (*all_before, int(at[place])), (*all_before, place)
-                result[into] += padded[take]
+        for begin, end in ((0, first + pair[0]), (last + pair[0], n + sum(pair))):
+            for target, taken, step in _runs(n, pair, spec.padding_mode, begin, end):
+                reached = padded[(*all_before, taken)]
+                result[(*all_before, target)] += reached if step else reached.sum(axis, keepdims=True)
         padded = result
+
+
+@lru_cache(256)
+def _runs(n: int, pair: tuple[int, int], mode: str, begin: int, end: int) -> tuple[Run, ...]:
+    """From ``begin`` to ``end`` of the padded axis, stretches in which what is repeated goes up, down, or
+    stays.
+    """
+    if mode.startswith("constant:") or begin >= end:
+        return ()
+    at = _repeated(np.arange(begin, end) - pair[0], n, mode)
+    steps = np.diff(at)
+    turns, found, k = np.flatnonzero(np.diff(steps)) + 1, [], 0
+    while k < len(at):
+        step, stop = 1, k + 1
+        if k < len(steps) and abs(steps[k]) <= 1:
+            step, later = int(steps[k]), int(np.searchsorted(turns, k, "right"))
+            stop = (int(turns[later]) if later < len(turns) else len(steps)) + 1
+        low, high = sorted((int(at[k]), int(at[stop - 1])))
+        stands = slice(begin + k, begin + stop) if step >= 0 else slice(
+            begin + stop - 1, begin + k - 1 if begin + k else None, -1)  # fmt: skip
+        found.append((slice(low, high + 1), stands, step))
+        k = stop
+    return tuple(found)

@@ -177,7 +177,8 @@ class Chain:
         total = sum(int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
         for lowered, _ in self.node.steps():
             kept = sum(part.held + _weight_copy(part) for part in lowered.parts)
-            passing = max((part.copied - part.held + _placed(part) for part in lowered.parts), default=0)
+            passing = max((part.copied - part.held + part.beside + _placed(part) for part in lowered.parts),
+                          default=0)  # fmt: skip
             total += (kept + passing) * self.spec.in_dtype.itemsize
         return total
 

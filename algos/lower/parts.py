@@ -41,6 +41,8 @@ class Part:
         Elements of its operands that a call copies.
     held : int
         Elements that stay in a buffer from call to call.
+    beside : int
+        Elements that are there for a moment while operands are made or results placed.
     """
 
     spec: ConvSpec
@@ -50,6 +52,7 @@ class Part:
     weights_last: bool = False
     copied: int = 0
     held: int = 0
+    beside: int = 0
 
 
 @dataclass(frozen=True)
