@@ -47,6 +47,7 @@ TURNS: dict[str, tuple[tuple[str, ...], ...]] = {
 TRIED = ("groups", "stride", "dilation", "padding", "axes")
 OF_PEERS = ("border", "flip")  # more would measure our lowering, and not their library
 LOCAL = ("componentwise", "lowrank")  # classes of accuracy in which a NaN spoils only what reads it
+SLOW_S, SLOWER = 0.01, 20.0  # what a way may take, and times as long as the definition at 1 GFLOP/s
 UNWISE = 3.0  # times the operations of the definition, beyond which a chain is no candidate
 CHAINS = 1 << 12
 
@@ -176,7 +177,7 @@ class Chain:
         """
         total = sum(int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
         for lowered, _ in self.node.steps():
-            kept = sum(part.held + _weight_copy(part) for part in lowered.parts)
+            kept = sum(part.held + part.made * count(part.spec.weight_shape) for part in lowered.parts)
             passing = max((part.copied - part.held + part.beside + _placed(part) for part in lowered.parts),
                           default=0)  # fmt: skip
             total += (kept + passing) * self.spec.in_dtype.itemsize
@@ -230,11 +231,9 @@ class Chain:
         operations = sum(leaf.flops for leaf in self.leaves)
         if self.words and operations > UNWISE * self.node.spec.flops:
             return f"would take {operations / self.node.spec.flops:.3g} times the operations: {self.words}"
+        if self.words and self.seconds() > SLOW_S + SLOWER * 1e-9 * self.node.spec.flops:
+            return f"would take about {self.seconds():.2g} s: {self.words}"
         return None
-
-
-def _weight_copy(part: Part) -> int:
-    return count(part.spec.weight_shape) if part.spec.direction != "weight_gradient" else 0
 
 
 def _placed(part: Part) -> int:

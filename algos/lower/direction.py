@@ -91,8 +91,10 @@ def residues(spec: ConvSpec) -> Lowered | None:
         weights = _taps(taps, spec.groups)
         if max(spec.stride) == 1:
             rank = spec.rank and min(spec.rank, *kernel) if spec.ndim == 2 else None
-            return Lowered((Part(part.with_(rank=rank), weights),), "input gradient as a forward pass")
-        parts.append(Part(part, weights, place=_placed(axes)))
+            return Lowered(
+                (Part(part.with_(rank=rank), weights, made=True),), "input gradient as a forward pass"
+            )
+        parts.append(Part(part, weights, place=_placed(axes), made=True))
     complete = len(parts) == count(min(s, n) for s, n in zip(spec.stride, spec.size, strict=True))
     return Lowered(tuple(parts), f"input gradient as {_problems(len(parts))}", cleared=not complete)
 
@@ -166,7 +168,9 @@ def shuffle(spec: ConvSpec) -> Lowered | None:
         for found, k, width in zip(cells, spec.kernel, kernel, strict=True) for r in found
     )  # fmt: skip
     words = "input gradient as a forward problem, shuffled"
-    return Lowered((Part(part, weights, place=place),), words, cleared=not complete, spreads=spreads)
+    return Lowered(
+        (Part(part, weights, place=place, made=True),), words, cleared=not complete, spreads=spreads
+    )
 
 
 def _taken(at: slice, size: int) -> int:
@@ -203,7 +207,8 @@ def spaced(spec: ConvSpec) -> Lowered | None:
         return move
 
     elements = count(part.input_shape)
-    whole = Part(part, lambda w: _exchanged(w, spec.groups), operands, copied=elements, held=elements)
+    whole = Part(part, lambda w: _exchanged(w, spec.groups), operands, copied=elements, held=elements,
+                 made=True)
     return Lowered((whole,), "input gradient as a forward problem, zeros between")
 
 
@@ -231,6 +236,10 @@ def exchange(spec: ConvSpec) -> Lowered | None:
     def place(dw: Any, result: Any) -> None:
         dw[...] = result.swapaxes(0, 1)
 
-    copied = count(spec.input_shape) + count(spec.output_shape)
+    copied = 0  # an axis of one changes places for nothing
+    if sum(n > 1 for n in (spec.batch, g, c)) > 1:
+        copied += count(spec.input_shape)
+    if min(spec.batch, o) > 1:
+        copied += count(spec.output_shape)
     whole = Part(part, operands=lambda: move, place=place, weights_last=True, copied=copied)
     return Lowered((whole,), words)

@@ -13,7 +13,7 @@ def flip(spec: ConvSpec) -> Lowered | None:
         return None
     part = spec.with_(flip=False)
     if spec.direction != "weight_gradient":
-        return Lowered((Part(part, weights=lambda w: turned(w).copy()),))
+        return Lowered((Part(part, weights=lambda w: turned(w).copy(), made=True),))
 
     def place(dw: object, result: object) -> None:
         dw[...] = turned(result)  # type: ignore[index]

@@ -43,6 +43,8 @@ class Part:
         Elements that stay in a buffer from call to call.
     beside : int
         Elements that are there for a moment while operands are made or results placed.
+    made : bool
+        Its weights are an array of their own, and no view of the problem's.
     """
 
     spec: ConvSpec
@@ -53,6 +55,7 @@ class Part:
     copied: int = 0
     held: int = 0
     beside: int = 0
+    made: bool = False
 
 
 @dataclass(frozen=True)
