@@ -6,7 +6,9 @@ instead of padding a copy. Cost: 2 * O * C/groups * taps operations for each out
 block (3 with channels). Blocks of ``block_bytes`` keep scratch and sums in the cache: 4096x4096 with 3x3 took 62 ms so, 136 ms
 in whole-picture passes. Workspace: one block of products, and of patches with channels, and a copy of the weights.
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
-Forward, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups; one thread, BLAS aside.
+The weights' gradient multiplies, tap by tap, the gradient by what that tap read.
+Forward and weight gradient, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups; one
+thread, BLAS aside.
 
 Source: Vasudevan, Anderson and Gregg, "Parallel multi channel convolution using general matrix multiplication",
 arXiv:1704.04428 (there the shifts come after the products). Equivalent: ``torch.nn.functional.conv2d``.
@@ -17,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import product as product_of
 from typing import ClassVar, Any
 
 import numpy as np
@@ -42,7 +44,7 @@ class DirectShift(Algorithm):
     name: str = "direct_shift"
     family: str = "direct"
     block_bytes: int = 1 << 20
-    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), directions=("forward", "weight_gradient"))
 
     def _block(self, spec: ConvSpec) -> tuple[int, int]:
         """Groups and first-axis outputs computed at a time."""
@@ -58,12 +60,25 @@ class DirectShift(Algorithm):
         inputs = spec.in_channels // spec.groups
         return pixels * (spec.out_channels // spec.groups), pixels * inputs if inputs > 1 else 0
 
+    def _gradient_step(self, spec: ConvSpec) -> int:
+        """First-axis outputs whose input and gradient, of all channels, are copied at a time."""
+        row = (spec.in_channels + spec.out_channels) * math.prod(spec.output_size[1:]) * spec.in_dtype.itemsize
+        return max(1, min(spec.output_size[0], self.block_bytes // row))
+
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        if spec.direction == "weight_gradient":
+            pixels = self._gradient_step(spec) * math.prod(spec.output_size[1:])
+            channels = spec.in_channels + spec.out_channels
+            products = 2 * math.prod(spec.weight_shape[:2])  # of a tap, and what is added to them
+            sums = math.prod(spec.weight_shape)
+            return (pixels * channels + products + sums) * spec.in_dtype.itemsize
         products, patches = self._scratch(spec)
         buffers = 2 * min(products, np.getbufsize())  # NumPy's own, for sums over views
         return (products + patches + buffers + math.prod(spec.weight_shape)) * spec.in_dtype.itemsize
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def prepare(self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1) -> Callable[..., np.ndarray]:
+        if weights is None:
+            return self._weight_gradient(spec)
         groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
         # (taps, groups, outputs, inputs), so that every tap's matrices are contiguous
         taps = np.moveaxis(weights.reshape(groups, outputs, inputs, -1), -1, 0).copy()
@@ -95,18 +110,60 @@ class DirectShift(Algorithm):
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
             grouped_x = x.reshape(spec.batch, groups, inputs, *spec.size)
             grouped_y = y.reshape(spec.batch, groups, outputs, *spec.output_size)
-            for n, g, row in product(
+            for n, g, row in product_of(
                 range(spec.batch), range(0, groups, group_step), range(0, spec.output_size[0], row_step)
             ):
                 part = slice(g, g + group_step)
                 grouped_y[n, part, :, row : row + row_step] = 0
-                for index, tap in enumerate(product(*map(range, spec.kernel))):
+                for index, tap in enumerate(product_of(*map(range, spec.kernel))):
                     add_tap(grouped_x[n, part], grouped_y[n, part], tap, taps[index, part], row, row + row_step)
             return y
 
         return run
 
+    def _weight_gradient(self, spec: ConvSpec) -> Callable[..., np.ndarray]:
+        """For each tap the product of the gradient and what that tap read, over blocks of rows."""
+        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        step, rest = self._gradient_step(spec), math.prod(spec.output_size[1:])
+        patch = np.empty(groups * inputs * step * rest, spec.in_dtype)
+        given = np.empty(groups * outputs * step * rest, spec.in_dtype)
+        sums = np.empty((math.prod(spec.kernel), groups, outputs, inputs), spec.in_dtype)
+        product = np.empty(sums.shape[1:], spec.in_dtype)
+        reaches = [[reach(spec, axis, tap) for tap in range(k)] for axis, k in enumerate(spec.kernel)]
+
+        def copied(view: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+            """view: (channels, *pixels) -> (g, channels / g, pixels), contiguous."""
+            block = scratch[: view.size].reshape(view.shape)
+            np.copyto(block, view)
+            return block.reshape(groups, len(view) // groups, -1)
+
+        def run(x: np.ndarray, grad: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            dw = np.empty(spec.weight_shape, spec.in_dtype) if out is None else out
+            sums[...] = 0
+            for n, row in product_of(range(spec.batch), range(0, spec.output_size[0], step)):
+                for index, tap in enumerate(product_of(*map(range, spec.kernel))):
+                    ranges = [reaches[axis][t] for axis, t in enumerate(tap)]
+                    ranges[0] = max(ranges[0][0], row), min(ranges[0][1], row + step)
+                    if any(first >= last for first, last in ranges):
+                        continue
+                    reads: Any = (n, slice(None), *(read_slice(spec, axis, t, *ranges[axis]) for axis, t in enumerate(tap)))
+                    writes: Any = (n, slice(None), *(slice(*r) for r in ranges))
+                    block, wanted = copied(x[reads], patch), copied(grad[writes], given)
+                    np.matmul(wanted, block.swapaxes(1, 2), out=product)
+                    np.add(sums[index], product, out=sums[index])
+            np.copyto(dw.reshape(groups, outputs, inputs, -1), np.moveaxis(sums, 0, -1))  # [tap][g][o][i]
+            return dw
+
+        return run
+
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        if spec.direction == "weight_gradient":
+            taps, pixels = math.prod(spec.kernel), spec.batch * math.prod(spec.output_size)
+            blocks = spec.batch * -(-spec.output_size[0] // self._gradient_step(spec))
+            speed = 5e10 * 4 / spec.in_dtype.itemsize
+            copied = taps * pixels * (spec.in_channels + spec.out_channels)
+            operations = spec.flops + copied * speed / ELEMENTS_PER_S
+            return Cost(operations, spec.min_bytes, calls=blocks * taps * 8, flops_per_s=speed, parallel=False)
         group_step, row_step = self._block(spec)
         blocks = spec.batch * -(-spec.groups // group_step) * -(-spec.output_size[0] // row_step)
         taps, pixels = math.prod(spec.kernel), spec.batch * math.prod(spec.output_size)
