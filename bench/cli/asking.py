@@ -19,6 +19,7 @@ def _list_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def list_algorithms(arguments: argparse.Namespace) -> int:
+    from algos.lower.chain import chain
     from algos.registry import refusal, registry
 
     spec = ConvSpec.parse(arguments.spec) if arguments.spec else None
@@ -29,18 +30,21 @@ def list_algorithms(arguments: argparse.Namespace) -> int:
         row |= {"available": missing is None, "why": missing or ""}
         if spec:
             reason = missing or refusal(algorithm, spec)
-            row |= {"supported": reason is None, "why": reason or ""}
+            via = "" if reason else chain(algorithm, spec).words
+            row |= {"supported": reason is None, "why": reason or "", "via": via}
         rows.append(row)
     if arguments.json:
         return print_json(rows)
-    words = [
-        "yes" if row.get("supported",
-                         row["available"]) else f"{'no' if row['available'] else 'unavailable'}: {row['why']}"
-        for row in rows
-    ]
+    words = [_yes_or_no(row) for row in rows]
     header = ("name", "family", "device", "runtime", "accuracy", "supported" if spec else "available")
     show(text.table(header, [(*list(row.values())[:5], word) for row, word in zip(rows, words, strict=True)]))
     return 0
+
+
+def _yes_or_no(row: dict[str, Any]) -> str:
+    if row.get("supported", row["available"]):
+        return f"yes, via {via}" if (via := row.get("via")) else "yes"
+    return f"{'no' if row['available'] else 'unavailable'}: {row['why']}"
 
 
 LIST = Command(
