@@ -169,6 +169,8 @@ def test_a_plan_s_threads_hold_whenever_it_is_called() -> None:
     seen: list[set[int]] = []
 
     class Looks(algos.contract.Algorithm):  # type: ignore[name-defined]
+        support = algos.Support()
+
         def prepare(self, spec: algos.ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
             def run(x: np.ndarray) -> np.ndarray:
                 seen.append(counts())
