@@ -89,7 +89,7 @@ class Door:
         expected, algorithm = self._expected, self.algorithm
         if len(operands) != len(expected):
             names = ", ".join(name for name, _, _ in expected)
-            raise ValueError(f"a {self.spec.direction} plan takes ({names}), not {len(operands)} arrays")
+            raise ValueError(f"a plan of {self.spec} takes ({names}), not {len(operands)} arrays")
         arrays = [regular(name, a, shape, dtype, algorithm) for a, (name, shape, dtype) in zip(operands, expected, strict=True)]
         if self._plain and out is None:
             y = run(*arrays)

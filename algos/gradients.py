@@ -288,6 +288,8 @@ def _gradient(direction: Any, ndim: int, x: tuple[int, ...], w: tuple[int, ...],
 
 
 def _shape(name: str, given: Any) -> tuple[int, ...]:
+    if getattr(given, "ndim", 1) != 1:
+        raise SpecError(f"{name} is an array of {given.ndim} axes: pass its shape")
     return checked_ints(name, tuple(given) if isinstance(given, Sequence) else given)
 
 
@@ -297,7 +299,12 @@ def _bias(ndim: int, grad: Any) -> Any:
         advice = f"a {ndim}-D convolution gives {ndim + 2}, (N, O, *size), or one less without N"
         raise ValueError(f"grad_output has {grad.ndim} axes: {advice}")
     axes = tuple(a for a in range(grad.ndim) if a != grad.ndim - ndim - 1)
-    return grad.sum(axes, dtype=grad.dtype)
+    if grad.dtype.kind == "f":
+        return grad.sum(axes, dtype=grad.dtype)
+    total = grad.sum(axes)  # of 64 bits
+    if (total.astype(grad.dtype) != total).any():
+        raise ValueError(f"sums go beyond {grad.dtype}: pass grad_output.astype(np.{total.dtype})")
+    return total.astype(grad.dtype)
 
 
 def _transpose(

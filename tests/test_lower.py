@@ -258,11 +258,15 @@ def test_gradients_of_a_bias_are_sums() -> None:
     grad = np.arange(24.0).reshape(2, 3, 4)
     np.testing.assert_array_equal(algos.conv1d_bias(grad), grad.sum((0, 2)))
     np.testing.assert_array_equal(algos.conv1d_bias(grad[0]), grad[0].sum(1))
+    assert algos.conv2d_bias(np.full((2, 1, 5, 5), 2, np.int8)).tolist() == [100]
+    with pytest.raises(ValueError, match="beyond int8"):
+        algos.conv2d_bias(np.full((4, 1, 20, 20), 1, np.int8))
 
 
 @pytest.mark.parametrize(("call", "says"), [
     (lambda a: algos.conv2d_input((1, 2, 5, 5), a(3, 2, 3, 3), a(1, 3, 4, 4)), "the result of that convolution has"),
     (lambda a: algos.conv2d_weight(a(1, 2, 5, 5), (3, 1, 3, 3), a(1, 3, 3, 3)), "must agree"),
+    (lambda a: algos.conv2d_input(a(1, 2, 5, 5), a(3, 2, 3, 3), a(1, 3, 3, 3)), "pass its shape"),
     (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(2, 3, 3, 3)), "channels"),
     (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(3, 2, 3, 3), padding=9), "less padding"),
     (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(3, 2, 3, 3), padding="same"), "numbers"),

@@ -244,6 +244,9 @@ def _leaf(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int) -> R
     if weights is not None or spec.direction == "weight_gradient":
         return algorithm.prepare(spec, _there(algorithm, weights), threads)
 
+    if algorithm.device == "cpu" and compiling_s(algorithm, spec):  # now, and not in the first call
+        algorithm.prepare(spec, np.zeros(spec.weight_shape, spec.in_dtype), threads)
+
     def run(x: Any, w: Any, out: Any = None) -> Any:
         prepared = algorithm.prepare(spec, w, threads)
         return prepared(x) if out is None else prepared(x, out=out)
