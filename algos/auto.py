@@ -222,7 +222,8 @@ def choose(
     if words := candidates[0].via:
         reason += f"; {words}"
     if caveat := getattr(best, "caveat", None):
-        reason += f"; {caveat(chain(best, spec, threads).leaves[0])}"
+        texts = dict.fromkeys(map(caveat, chain(best, spec, threads).leaves))
+        reason += "".join(f"; {text}" for text in texts)
     choice = Choice(
         names[id(best)], estimate.source, estimate.expected_s(calls), reason, candidates + tuple(excluded)
     )

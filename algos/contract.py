@@ -17,6 +17,12 @@ FAMILIES = ("direct", "gemm", "fft", "separable", "winograd", "toeplitz", "peer"
 ACCURACIES = ("componentwise", "normwise", "lowrank", "winograd")
 BYTES_PER_S, CACHED_BYTES_PER_S = 2e10, 6e10  # from memory, and from the last cache where everything fits it
 CALL_S = 1.5e-6  # one NumPy call on small arrays
+PREPARE_S, PREPARE_BYTES_PER_S = 30e-6, 2e9
+
+
+def modelled_prepare_s(workspace_bytes: int) -> float:
+    """What preparing takes, before anything was measured."""
+    return PREPARE_S + workspace_bytes / PREPARE_BYTES_PER_S
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from algos.build import lowering_code
-from algos.contract import Algorithm
+from algos.contract import Algorithm, modelled_prepare_s
 from algos.lower.chain import Chain, chain, plain, unsupported
 from algos.neighbours import Places, kind, parsed
 from algos.spec import ConvSpec
@@ -33,7 +33,6 @@ DOUBT: dict[Source, float] = {"measured": 1.0, "nearest": 1.4, "model": 2.0}
 NEIGHBOURS = 3
 AT_FIRST = 8  # near specs whose entries are read first
 SAMPLED = 64  # specs that tell the machine's speed against the model's
-PREPARE_S, PREPARE_BYTES_PER_S = 30e-6, 2e9
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ class Knowledge:
         modelled = max(way.seconds(threads), 1e-9)
         near = self._near(algorithm, spec, threads)
         if not near:
-            prepare_s = PREPARE_S + way.workspace_bytes(threads) / PREPARE_BYTES_PER_S
+            prepare_s = modelled_prepare_s(way.workspace_bytes(threads))
             return Estimate(
                 modelled * self._correction(threads), prepare_s, "model", "operations, bytes and calls"
             )

@@ -91,6 +91,25 @@ class Im2colGemm(Algorithm):
 
             return run_pointwise
 
+        walk, _ = self._blocks(spec, threads)
+
+        def multiply(part: int, result: np.ndarray, matrix: np.ndarray) -> None:
+            np.matmul(w, matrix, out=result)
+
+        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
+            walk(x, y, multiply)
+            return y
+
+        return run
+
+    def _blocks(self, spec: ConvSpec, threads: int) -> tuple[Callable[..., None], int]:
+        """What makes the columns of every block and hands them on, and the threads that it shares the blocks among.
+
+        ``walk(x, y, multiply)`` calls ``multiply(part, outputs, matrix)`` with the number of the thread, the block's part of
+        y or of its gradient, (g, o, pixels), and its columns, (g, i * taps, pixels).
+        """
+        groups, outputs = spec.groups, spec.out_channels // spec.groups
         threads = self._threads(spec, threads)
         padded = np.zeros(padded_shape(spec), spec.in_dtype) if any(map(any, spec.padding)) else None
         columns = np.empty((threads, self._columns(spec, threads)), spec.in_dtype)
@@ -98,11 +117,9 @@ class Im2colGemm(Algorithm):
         core = interior(spec)
         parts = split(-(-rows // step), threads)
 
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            products = y.reshape(spec.batch, groups, outputs, rows * inner)
+        def walk(x: np.ndarray, y: np.ndarray, multiply: Callable[[int, np.ndarray, np.ndarray], None]) -> None:
             with blas_limit(1) if len(parts) > 1 else contextlib.nullcontext():
-                for image, result in zip(x, products, strict=True):
+                for image, result in zip(x, y.reshape(spec.batch, groups, outputs, rows * inner), strict=True):
                     if padded is not None:
                         padded[core] = image
                         image = padded
@@ -113,13 +130,12 @@ class Im2colGemm(Algorithm):
                             view = windows(image, spec, first, last)
                             block = columns[part, : view.size].reshape(view.shape)
                             np.copyto(block, view)
-                            matrix = block.reshape(groups, w.shape[2], -1)
-                            np.matmul(w, matrix, out=result[:, :, first * inner : last * inner])
+                            pixels = slice(first * inner, last * inner)
+                            multiply(part, result[:, :, pixels], block.reshape(groups, -1, (last - first) * inner))
 
                     share(blocks, len(parts), len(parts))
-            return y
 
-        return run
+        return walk, len(parts)
 
     def _weight_gradient(self, spec: ConvSpec, threads: int) -> Callable[..., np.ndarray]:
         """The same blocks of columns, each multiplied by the gradient of its outputs and summed by its thread."""
@@ -139,35 +155,18 @@ class Im2colGemm(Algorithm):
 
             return run_pointwise
 
-        threads = self._threads(spec, threads)
-        padded = np.zeros(padded_shape(spec), spec.in_dtype) if any(map(any, spec.padding)) else None
-        columns = np.empty((threads, self._columns(spec, threads)), spec.in_dtype)
-        sums, products = np.empty((2, threads, groups, outputs, taps), spec.in_dtype)
-        step, rows, inner = self._step(spec, threads), spec.output_size[0], math.prod(spec.output_size[1:])
-        core = interior(spec)
-        parts = split(-(-rows // step), threads)
+        walk, parts = self._blocks(spec, threads)
+        sums, products = np.empty((2, parts, groups, outputs, taps), spec.in_dtype)
+
+        def multiply(part: int, given: np.ndarray, matrix: np.ndarray) -> None:
+            np.matmul(given, matrix.swapaxes(1, 2), out=products[part])
+            np.add(sums[part], products[part], out=sums[part])
 
         def run(x: np.ndarray, grad: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             dw = np.empty(spec.weight_shape, spec.in_dtype) if out is None else out
             sums[...] = 0
-            with blas_limit(1) if len(parts) > 1 else contextlib.nullcontext():
-                for image, given in zip(x, grad.reshape(spec.batch, groups, outputs, rows * inner), strict=True):
-                    if padded is not None:
-                        padded[core] = image
-                        image = padded
-
-                    def blocks(part: int, _: int, image: np.ndarray = image, given: np.ndarray = given) -> None:
-                        for first in range(parts[part][0] * step, min(rows, parts[part][1] * step), step):
-                            last = min(rows, first + step)
-                            view = windows(image, spec, first, last)
-                            block = columns[part, : view.size].reshape(view.shape)
-                            np.copyto(block, view)
-                            matrix = block.reshape(groups, taps, -1).swapaxes(1, 2)
-                            np.matmul(given[:, :, first * inner : last * inner], matrix, out=products[part])
-                            np.add(sums[part], products[part], out=sums[part])
-
-                    share(blocks, len(parts), len(parts))
-            np.sum(sums[: len(parts)], 0, out=dw.reshape(groups, outputs, taps))
+            walk(x, grad, multiply)
+            np.sum(sums, 0, out=dw.reshape(groups, outputs, taps))
             return dw
 
         return run

@@ -20,7 +20,7 @@ import numpy as np
 
 from algos.arrays import DeviceArray, is_device_array
 from algos.build import lowering_code
-from algos.contract import CALL_S, Algorithm, Cost, said
+from algos.contract import Algorithm, Cost, modelled_prepare_s, said
 from algos.engine.kept import compiled_now, compiling_s
 from algos.lower.axes import axes
 from algos.lower.border import border
@@ -110,13 +110,6 @@ def tree(spec: ConvSpec, names: tuple[str, ...]) -> Node:
     return Node(spec)
 
 
-def used(node: Node, names: tuple[str, ...]) -> bool:
-    """Whether each of ``names`` that is not always there changed something."""
-    return all(
-        name in ALWAYS or tree(node.spec, tuple(n for n in names if n != name)) != node for name in names
-    )
-
-
 def plain(spec: ConvSpec) -> ConvSpec:
     """The same problem without border and flip, which most of its time does not depend on."""
     node = tree(spec, ("border", "flip"))
@@ -144,11 +137,6 @@ class Chain:
     @property
     def leaves(self) -> tuple[ConvSpec, ...]:
         return self.node.leaves
-
-    @property
-    def direct(self) -> bool:
-        """Whether the algorithm gets the caller's arrays as they are, and may write its result."""
-        return not any(lowered.words for lowered, _ in self.node.steps())
 
     @property
     def words(self) -> str:
@@ -198,10 +186,9 @@ class Chain:
     def seconds(self, threads: int = 1) -> float:
         """The model's time of a run; a leaf whose weights come with each call is prepared then."""
         total = math.fsum(cost.seconds(threads) for cost in self.costs(threads))
-        for lowered, _ in self.node.steps():
-            for part in lowered.parts:
-                if part.weights_last:
-                    total += 4 * CALL_S + 20e-6
+        if any(part.weights_last for lowered, _ in self.node.steps() for part in lowered.parts):
+            held = (int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
+            total += math.fsum(map(modelled_prepare_s, held))
         return total
 
     def cost(self, threads: int = 1) -> Cost:
@@ -223,7 +210,7 @@ class Chain:
         for leaf in dict.fromkeys(self.leaves):
             compiled_now(self.algorithm, leaf)
 
-    @property
+    @cached_property
     def unwise(self) -> str | None:
         """Why it is no candidate although it would be right."""
         if reason := self.algorithm.unwise(self.spec):

@@ -107,11 +107,6 @@ def placed(at: tuple[Any, ...]) -> Callable[[Any, Any], None]:
     return place
 
 
-def space(spec: ConvSpec) -> tuple[int, ...]:
-    """The axes of space of its arrays."""
-    return tuple(range(2, spec.ndim + 2))
-
-
 def turned(array: Any) -> Any:
     """Reversed in space."""
     return array[inner([slice(None, None, -1)] * (array.ndim - 2))]
