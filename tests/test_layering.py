@@ -1,8 +1,10 @@
-"""Imports point one way, ``algos <- bench <- reports``, and never in a circle; those inside functions count."""
+"""Imports point one way, ``algos <- bench <- reports``, and never in a circle; those inside functions count. Every package
+of these layers is shipped."""
 
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -71,6 +73,12 @@ def test_findings_know_nothing_of_how_they_are_shown() -> None:
     inner = [name for name in known if name.startswith(FINDINGS)]
     found = {one for name in inner for one, _ in imports(name, known) if one.startswith("reports")}
     assert inner and found <= set(inner)
+
+
+def test_every_package_is_shipped() -> None:
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {file.relative_to(ROOT).parent for layer in LAYERS for file in (ROOT / layer).rglob("*.py")}
+    assert {".".join(folder.parts) for folder in folders} | {"reports.templates"} == set(shipped)
 
 
 @pytest.mark.parametrize(
