@@ -1,7 +1,8 @@
-"""pytest for the whole repository: ``--benchmark`` times the benchmarks alone; a plain run passes each once untimed.
+"""pytest for the whole repository: ``--benchmark`` times the benchmarks alone; a plain run passes each once
+untimed.
 
-``--exhaustive`` adds the tests that a plain run leaves out. The options stand in the root because pytest forbids
-abbreviations and reads a subfolder's options only from there.
+``--exhaustive`` adds the tests that a plain run leaves out. The options stand in the root because pytest
+forbids abbreviations and reads a subfolder's options only from there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from algos.engine.threads import usable_cores
 
 ROOT = Path(__file__).parent
 STORAGE = "file://./.benchmarks"  # the plugin's default, relative to wherever pytest was started
-NAMED = ("benchmark_only", "benchmark_enable", "benchmark_save", "benchmark_autosave", "benchmark_json", "benchmark_compare")
+NAMED = ("benchmark_only", "benchmark_enable", "benchmark_save", "benchmark_autosave", "benchmark_json",
+         "benchmark_compare")  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,8 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Run the benchmarks alone, timed, and save them under a UTC timestamp.",
     )
     parser.addoption(
-        "--exhaustive", action="store_true",
-        help="Run also what is marked exhaustive: whole grids where a plain run takes a covering, and slow tests.",
+        "--exhaustive",
+        action="store_true",
+        help="Run also what is marked exhaustive: whole grids where a plain run takes a covering, and slow "
+             "tests.",
     )
 
 
@@ -38,11 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.option
     if not _has_plugin(config):
         if option.benchmarks_alone:
-            raise pytest.UsageError("--benchmark needs pytest-benchmark: install it (pip install 'pytest-benchmark>=5'), "
-                                    "and leave out -p no:benchmark")  # fmt: skip
+            raise pytest.UsageError("--benchmark needs pytest-benchmark: install it (pip install "
+                                    "'pytest-benchmark>=5'), and leave out -p no:benchmark")  # fmt: skip
         return
     if option.benchmark_compare_fail and not option.benchmark_compare:
-        raise pytest.UsageError("--benchmark-compare-fail compares with an earlier run: give --benchmark-compare too")
+        raise pytest.UsageError(
+            "--benchmark-compare-fail compares with an earlier run: give --benchmark-compare too"
+        )
     if not option.benchmarks_alone:
         if not any(getattr(option, name) for name in NAMED):
             option.benchmark_disable = True
@@ -54,7 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--benchmark needs the machine to itself: leave out -n and --dist")
     option.benchmark_only = option.benchmark_enable = True
     if option.benchmark_storage == STORAGE:
-        option.benchmark_storage = f"file://{_writable(ROOT / '.benchmarks')}"  # a path: the plugin unquotes nothing
+        # A path: the plugin unquotes nothing
+        option.benchmark_storage = f"file://{_writable(ROOT / '.benchmarks')}"
     if not (option.benchmark_save or option.benchmark_autosave or option.benchmark_json):
         option.benchmark_save = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
 
@@ -70,7 +77,9 @@ def _writable(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise pytest.UsageError(f"cannot write {folder} ({error.strerror}): choose another with --benchmark-storage") from None
+        raise pytest.UsageError(
+            f"cannot write {folder} ({error.strerror}): choose another with --benchmark-storage"
+        ) from None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,31 +88,46 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not _has_plugin(config):
         for item in timed:
             item.add_marker(pytest.mark.skip(reason="pytest-benchmark is not installed, or was left out"))
-    elif config.option.benchmark_compare_fail and not config._benchmarksession.compared_mapping:  # type: ignore[attr-defined]
-        raise pytest.UsageError("--benchmark-compare finds no earlier run: measure one first, with pytest --benchmark")
+    elif (
+        config.option.benchmark_compare_fail
+        and not config._benchmarksession.compared_mapping  # type: ignore[attr-defined]
+    ):
+        raise pytest.UsageError(
+            "--benchmark-compare finds no earlier run: measure one first, with pytest --benchmark"
+        )
     kept = timed
     if not config.option.benchmarks_alone:
-        kept = [item for item in items if config.option.exhaustive or item.get_closest_marker("exhaustive") is None]
+        kept = [
+            item
+            for item in items
+            if config.option.exhaustive or item.get_closest_marker("exhaustive") is None
+        ]
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
 
 
 def pytest_collection_finish() -> None:
-    """Every look for cyclic garbage passes over what is there now, modules and tests, which takes a tenth of a second."""
+    """Every look for cyclic garbage passes over what is there now, modules and
+    tests, which takes a tenth of a second.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What ``-n auto`` means: the cores that may be used here, at most eight, since each worker may hold half a gigabyte."""
+    """What ``-n auto`` means: the cores that may be used here, at most eight, since
+    each worker may hold half a gigabyte.
+    """
     return min(usable_cores(), 8)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary() -> Iterator[None]:
-    """A regression is an answer: the plugin names the cases, and then raises an exception that pytest shows as a crash."""
+    """A regression is an answer: the plugin names the cases, and then raises an
+    exception that pytest shows as a crash.
+    """
     try:
         return (yield)
     except Exception as error:

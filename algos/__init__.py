@@ -1,4 +1,6 @@
-"""Convolution, many interchangeable ways: ``conv2d`` runs one, ``plan`` prepares one, ``pick`` names the fastest."""
+"""Convolution, many interchangeable ways: ``conv2d`` runs one, ``plan``
+prepares one, ``pick`` names the fastest.
+"""
 
 from algos.auto import Choice, pick
 from algos.contract import Algorithm, Cost, Support
@@ -23,7 +25,7 @@ from algos.spec import ConvSpec, SpecError
 __all__ = [
     "Algorithm", "Choice", "ConvSpec", "Cost", "Plan", "SpecError", "Support",
     "algorithms",
-    "conv1d", "conv1d_bias", "conv1d_input", "conv1d_weight", "conv2d", "conv2d_bias", "conv2d_input", "conv2d_weight",
-    "conv3d", "conv3d_bias", "conv3d_input", "conv3d_weight", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "get", "pick", "plan",
-]
+    "conv1d", "conv1d_bias", "conv1d_input", "conv1d_weight", "conv2d", "conv2d_bias", "conv2d_input",
+    "conv2d_weight", "conv3d", "conv3d_bias", "conv3d_input", "conv3d_weight", "conv_transpose1d",
+    "conv_transpose2d", "conv_transpose3d", "get", "pick", "plan",
+]  # fmt: skip

@@ -42,7 +42,8 @@ class Cost:
     parallel : bool
         Whether the operations are shared over the plan's threads.
     bytes_per_s : float or None
-        Pace of that traffic; None is the host's, cached where it is at most half as much as the last cache holds.
+        Pace of that traffic; None is the host's, cached where it is at most half as much as the last cache
+        holds.
     """
 
     operations: float
@@ -91,7 +92,8 @@ class Algorithm:
     device : str
         "cpu" or "cuda": where operands and results live.
     runtime : str
-        Whose thread pool it lives in: numpy, numba, torch, opencv or cupy. One worker process serves one runtime.
+        Whose thread pool it lives in: numpy, numba, torch, opencv or cupy. One worker process serves one
+        runtime.
     layout : str
         "nchw" or "nhwc": memory order of x and y; their shapes stay N, C, ... The conversion is not timed.
     accuracy : str
@@ -117,8 +119,9 @@ class Algorithm:
     def unsupported(self, spec: ConvSpec) -> str | None:
         """Why it cannot solve ``spec``, in words that stand in reports, or None.
 
-        It is asked about canonical problems only: zeros around the picture, padding of 0 or more, weights that are not flipped,
-        and at least one image. What it refuses is lowered to what it does not, where there is a way (``algos/lower``).
+        It is asked about canonical problems only: zeros around the picture, padding of 0 or more, weights
+        that are not flipped, and at least one image. What it refuses is lowered to what it does not, where
+        there is a way (``algos/lower``).
         """
         if self.support is None:
             raise NotImplementedError(f"{type(self).__name__} must say what it supports")
@@ -129,30 +132,36 @@ class Algorithm:
         return None
 
     def unwise(self, spec: ConvSpec) -> str | None:
-        """Why it should not be offered for the caller's ``spec`` although it could, or None: asked for by name it is run."""
+        """Why it should not be offered for the caller's ``spec`` although it could,
+        or None: asked for by name it is run.
+        """
         return None
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        """Peak bytes of prepare and of a run with what prepare holds, without x, w and y; nothing is allocated to tell."""
+        """Peak bytes of prepare and of a run with what prepare holds, without x, w
+        and y; nothing is allocated to tell.
+        """
         raise NotImplementedError(f"{type(self).__name__} must predict its workspace")
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
         """All one-off work for one spec and one set of weights; returns what runs.
 
         The result is any callable: ``plan(x) -> y`` forward, ``plan(grad) -> dx`` for input_gradient and
-        ``plan(x, grad) -> dw`` for weight_gradient (weights None), each with ``out=None``. It returns a fresh array
-        unless ``out`` is given and never changes an operand.
+        ``plan(x, grad) -> dw`` for weight_gradient (weights None), each with ``out=None``. It returns a fresh
+        array unless ``out`` is given and never changes an operand.
         """
         raise NotImplementedError(f"{type(self).__name__} must prepare a plan")
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
-        """The default counts the definition's operations and the bytes of workspace, written and read once."""
+        """The default counts the definition's operations and the bytes of workspace, written and read once.
+        """
         return Cost(spec.flops, spec.min_bytes + 2 * self.workspace_bytes(spec, threads))
 
     def compile_s(self, spec: ConvSpec) -> float:
         """Seconds of one core that compiling a plan for ``spec`` takes; 0 for what compiles nothing.
 
-        The picker counts them where calls are few, unless this machine keeps the code of ``specialised(spec)`` already.
+        The picker counts them where calls are few, unless this machine keeps the code of
+        ``specialised(spec)`` already.
         """
         return 1.5 if self.runtime == "numba" else 0.0
 
@@ -161,11 +170,15 @@ class Algorithm:
         return spec.dtype, spec.ndim
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
-        """Itself with other tunables that are worth a try on ``spec``; ``convbench run --tune`` measures them."""
+        """Itself with other tunables that are worth a try on ``spec``;
+        ``convbench run --tune`` measures them.
+        """
         return []
 
     def variants(self, cut: Callable[[Self], Any], **choices: Iterable[Any]) -> list[Self]:
-        """Itself with every combination of the tunables ``choices``; of those with an equal ``cut`` (of a spec) the first."""
+        """Itself with every combination of the tunables ``choices``; of those with an
+        equal ``cut`` (of a spec) the first.
+        """
         found: dict[Any, Self] = {cut(self): self}
         for values in product(*choices.values()):
             other = replace(self, **dict(zip(choices, values, strict=True)))
@@ -203,5 +216,8 @@ def said(question: Callable[..., object], *arguments: Any) -> str | None:
     """
     answer = question(*arguments)
     if answer is not None and not (isinstance(answer, str) and answer):
-        raise TypeError(f"{getattr(question, '__name__', question)} returned {answer!r}, neither a reason in words nor None")
+        raise TypeError(
+            f"{getattr(question, '__name__', question)} returned {answer!r}, neither a reason in words nor "
+            "None"
+        )
     return answer

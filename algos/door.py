@@ -1,7 +1,7 @@
 """The door: user arrays are made regular here, once, before any algorithm sees them.
 
-It checks shapes and types, and brings operands into native byte order, alignment and the algorithm's memory order. All else
-that happens to a problem on its way is a lowering.
+It checks shapes and types, and brings operands into native byte order, alignment and the algorithm's memory
+order. All else that happens to a problem on its way is a lowering.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ MOST_WORK: Any = 10_000  # of the exact search for shared elements; harder cases
 
 Run = Callable[..., Any]
 
-OWN_STATE = Context()  # what NumPy does about floating-point errors is a context variable, which the caller may have set
+# What NumPy does about floating-point errors is a context variable, which the caller may have set
+OWN_STATE = Context()
 OWN_STATE.run(np.seterr, all="ignore")
 
 
@@ -44,7 +45,8 @@ class Door:
     spec : ConvSpec
         The caller's.
     chain : Chain
-        The algorithm, and how it comes to solve ``spec``, or the same with a promise of rank that the weights keep.
+        The algorithm, and how it comes to solve ``spec``, or the same with a promise of rank that the weights
+        keep.
     threads : int
 
     Attributes
@@ -90,7 +92,10 @@ class Door:
         if len(operands) != len(expected):
             names = ", ".join(name for name, _, _ in expected)
             raise ValueError(f"a plan of {self.spec} takes ({names}), not {len(operands)} arrays")
-        arrays = [regular(name, a, shape, dtype, algorithm) for a, (name, shape, dtype) in zip(operands, expected, strict=True)]
+        arrays = [
+            regular(name, a, shape, dtype, algorithm)
+            for a, (name, shape, dtype) in zip(operands, expected, strict=True)
+        ]
         if self._plain and out is None:
             y = run(*arrays)
             disordered = self._ordered and type(y) is np.ndarray and not y.flags.c_contiguous
@@ -110,7 +115,9 @@ class Door:
     def _check_out(self, out: Any, operands: Sequence[Any], host: bool) -> None:
         shape, dtype = self._result
         if not (isinstance(out, np.ndarray) if host else is_device_array(out)):
-            raise ValueError(f"out is a {type(out).__name__}: it must be an array on the device of the operands")
+            raise ValueError(
+                f"out is a {type(out).__name__}: it must be an array on the device of the operands"
+            )
         if tuple(out.shape) != shape or out.dtype != dtype:
             raise ValueError(f"out is {out.dtype} {out.shape}: it must be {dtype} {shape}")
         if host:
@@ -142,7 +149,8 @@ NO_NUMBERS = {  # kinds of dtype that a conversion to floats would harm
     "M": "dates are no numbers, use ({0} - start) / np.timedelta64(1, 's')",
     "m": "times are no numbers, use {0} / np.timedelta64(1, 's')",
 }
-OTHER_ARRAYS = {"toarray": "{0}.toarray()", "__cuda_array_interface__": "a copy of it on the host, or a CuPy array",
+OTHER_ARRAYS = {"toarray": "{0}.toarray()",
+                "__cuda_array_interface__": "a copy of it on the host, or a CuPy array",
                 "__dlpack__": "np.from_dlpack({0})"}  # fmt: skip
 
 
@@ -164,7 +172,10 @@ def _converted(name: str, given: Any) -> np.ndarray:
     if any(issubclass(kind, np.ma.MaskedArray) for kind in held):
         raise ValueError(masked)
     if array.dtype.kind == "f" and held and all(issubclass(kind, int | np.integer) for kind in held):
-        raise ValueError(f"{name} holds whole numbers that no one integer type has: use smaller ones, or an array of floats")
+        raise ValueError(
+            f"{name} holds whole numbers that no one integer type has: use smaller ones, or an array of "
+            "floats"
+        )
     return array
 
 
@@ -173,7 +184,9 @@ def _kinds(given: Any) -> set[type]:
     if not isinstance(given, list | tuple):
         return {type(given)}
     kinds = set(map(type, given))
-    return set().union(*map(_kinds, given)) if any(issubclass(kind, list | tuple) for kind in kinds) else kinds
+    return (
+        set().union(*map(_kinds, given)) if any(issubclass(kind, list | tuple) for kind in kinds) else kinds
+    )
 
 
 def _tensor_advice(given: Any) -> str:
@@ -195,17 +208,27 @@ def _tensor_advice(given: Any) -> str:
     return f"is a tensor of {given.dtype}: convert it first, with {{0}}.float()"
 
 
-def regular(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype, algorithm: Algorithm | None) -> Any:
+def regular(
+    name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype, algorithm: Algorithm | None
+) -> Any:
     """Exact shape and type, native byte order, aligned, in the algorithm's memory order and on its device."""
     on_cpu = algorithm is None or (algorithm.device == "cpu" and algorithm.layout == "nchw")
-    if on_cpu and type(array) is np.ndarray and array.shape == shape and array.dtype == dtype and array.flags.carray:
+    if (
+        on_cpu
+        and type(array) is np.ndarray
+        and array.shape == shape
+        and array.dtype == dtype
+        and array.flags.carray
+    ):
         return array  # nothing to do: small work is not kept waiting
     array = as_array(name, array)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}: the spec needs {shape}")
     if array.dtype != dtype:
         if array.dtype.newbyteorder("=") != dtype:
-            raise ValueError(f"{name} is {array.dtype}: the spec needs {dtype}, use {name}.astype(np.{dtype.name})")
+            raise ValueError(
+                f"{name} is {array.dtype}: the spec needs {dtype}, use {name}.astype(np.{dtype.name})"
+            )
         array = array.astype(dtype)
     if is_device_array(array):
         if algorithm is not None and algorithm.device != "cuda":
@@ -239,7 +262,9 @@ class _Interface:
 
 
 def _writable_view(array: np.ndarray) -> np.ndarray:
-    """The same memory marked writable: compiled code and other libraries specialise on the flag; no operand is changed."""
+    """The same memory marked writable: compiled code and other libraries specialise
+    on the flag; no operand is changed.
+    """
     return np.asarray(_Interface(array))
 
 
@@ -267,7 +292,9 @@ def _empty_batch(spec: ConvSpec) -> Callable[..., Any]:
 
     def run(*operands: Any, out: Any = None) -> Any:
         if out is None:
-            return np.zeros(spec.result_shape, spec.out_dtype if spec.direction == "forward" else spec.in_dtype)
+            return np.zeros(
+                spec.result_shape, spec.out_dtype if spec.direction == "forward" else spec.in_dtype
+            )
         out[...] = 0
         return out
 

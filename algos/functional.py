@@ -1,4 +1,6 @@
-"""The convolution calls: ``conv1d``, ``conv2d``, ``conv3d`` in torch's argument order, and ``plan`` for many calls."""
+"""The convolution calls: ``conv1d``, ``conv2d``, ``conv3d`` in torch's argument
+order, and ``plan`` for many calls.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from algos.host import usable_cores
 from algos.lower.chain import chain
 from algos.spec import ConvSpec, Padding
 
-DETECTED_KERNELS = 4  # looking costs 0.1 ms for 31 x 31 taps: rank is looked for unasked in so few kernels only
+# Looking costs 0.1 ms for 31 x 31 taps: rank is looked for unasked in so few kernels only
+DETECTED_KERNELS = 4
 MEMO_SIZE = 4096
 PLAIN = frozenset((int, str, type(None)))  # of these, equal options are the same
 
@@ -30,10 +33,11 @@ Ints = int | Sequence[int]
 class Plan:
     """An algorithm prepared for one spec, one set of weights and a number of threads; a callable.
 
-    ``plan(x)`` forward, ``plan(grad)`` for input_gradient, ``plan(x, grad)`` for weight_gradient, each with ``out=None``.
-    NumPy arrays in, NumPy array out; device arrays in, device array out. It serves one call at a time, under a lock; a call
-    from within a call of the same thread, as from a signal handler, is a RuntimeError. Copies and pickles hold the spec, the
-    weights, the algorithm's name and the number of threads, and are prepared anew.
+    ``plan(x)`` forward, ``plan(grad)`` for input_gradient, ``plan(x, grad)`` for weight_gradient, each with
+    ``out=None``. NumPy arrays in, NumPy array out; device arrays in, device array out. It serves one call at
+    a time, under a lock; a call from within a call of the same thread, as from a signal handler, is a
+    RuntimeError. Copies and pickles hold the spec, the weights, the algorithm's name and the number of
+    threads, and are prepared anew.
 
     Attributes
     ----------
@@ -46,7 +50,11 @@ class Plan:
     """
 
     def __init__(self, door: Door, weights: Any) -> None:
-        self.spec, self.algorithm, self.threads = door.spec, registry.variant_name(door.algorithm), door.threads
+        self.spec, self.algorithm, self.threads = (
+            door.spec,
+            registry.variant_name(door.algorithm),
+            door.threads,
+        )
         self.workspace_bytes = door.chain.workspace_bytes(door.threads) if door.spec.batch else 0
         self._door, self._weights = door, weights
         self._lock, self._busy, self._apart = threading.RLock(), False, OWN_STATE.copy().run
@@ -57,7 +65,9 @@ class Plan:
     def __call__(self, *operands: Any, out: Any = None) -> Any:
         with self._lock:  # knows its thread, so that a call from within a call comes as far as the next line
             if self._busy:
-                raise RuntimeError(f"the plan of {self.spec} is in a call of this thread already: use another plan here")
+                raise RuntimeError(
+                    f"the plan of {self.spec} is in a call of this thread already: use another plan here"
+                )
             try:
                 self._busy = True
                 return self._apart(self._door.call, self._run, operands, out)
@@ -103,7 +113,8 @@ def plan(
     Raises
     ------
     ValueError
-        For operands that don't fit the spec, weights that break its rank, or an algorithm that cannot solve it.
+        For operands that don't fit the spec, weights that break its rank, or an algorithm that cannot solve
+        it.
     """
     return apart(_plan, spec, w, algorithm, threads)
 
@@ -123,8 +134,12 @@ def _plan(spec: ConvSpec | str, w: Any, algorithm: str, threads: int | None) -> 
     return prepared(spec, w, _resolve(ranked, algorithm, threads, w), threads, ranked)
 
 
-def prepared(spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked: ConvSpec | None = None) -> Plan:
-    """A plan of that very algorithm, registered or not; ``ranked`` is ``spec`` with the rank that w is known to keep."""
+def prepared(
+    spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked: ConvSpec | None = None
+) -> Plan:
+    """A plan of that very algorithm, registered or not; ``ranked`` is ``spec``
+    with the rank that w is known to keep.
+    """
     if w is not None:
         w = regular("w", w, spec.weight_shape, spec.in_dtype, None)
     return apart(Plan, Door(spec, chain(algorithm, ranked or spec, threads), threads), w)
@@ -141,17 +156,43 @@ def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any) -> Algorithm
     return chosen
 
 
-# ---- calls in the style of torch.nn.functional ------------------------------------------------------------------
+# ---- calls in the style of torch.nn.functional -------------------------------------------------------------
 
 
-def conv1d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
-           *, padding_mode: str = "zeros", algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+def conv1d(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    threads: int | None = None,
+    out: Any = None,
+) -> Any:
     """Cross-correlation of x (N, C, L) or (C, L) with w (O, C / groups, K); see ``conv2d``."""
-    return apart(_conv, 1, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
+    return apart(
+        _conv, 1, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out
+    )
 
 
-def conv2d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
-           *, padding_mode: str = "zeros", algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+def conv2d(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    threads: int | None = None,
+    out: Any = None,
+) -> Any:
     """Cross-correlation of x with w, in the argument order of ``torch.nn.functional.conv2d``.
 
     Parameters
@@ -166,7 +207,8 @@ def conv2d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding 
     padding_mode : str
         zeros, reflect, replicate, circular, symmetric or ``constant:V``.
     algorithm : str
-        A name from ``convbench list``, or "auto". The weights are prepared at every call: use ``plan`` to prepare once.
+        A name from ``convbench list``, or "auto". The weights are prepared at every call: use ``plan`` to
+        prepare once.
     threads : int, optional
         The usable cores when left out.
     out : array (N, O, OH, OW) or (O, OH, OW), optional
@@ -180,21 +222,51 @@ def conv2d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding 
     ValueError
         One line that says what to change.
     """
-    return apart(_conv, 2, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
+    return apart(
+        _conv, 2, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out
+    )
 
 
-def conv3d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
-           *, padding_mode: str = "zeros", algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
-    """Cross-correlation of x (N, C, D, H, W) or (C, D, H, W) with w (O, C / groups, KD, KH, KW); see ``conv2d``."""
-    return apart(_conv, 3, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out)
+def conv3d(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    threads: int | None = None,
+    out: Any = None,
+) -> Any:
+    """Cross-correlation of x (N, C, D, H, W) or (C, D, H, W) with w (O, C /
+    groups, KD, KH, KW); see ``conv2d``.
+    """
+    return apart(
+        _conv, 3, x, w, bias, stride, padding, dilation, groups, padding_mode, algorithm, threads, out
+    )
 
 
 # What a repeated call reuses: the spec and the choice, by everything that they depend on; never the weights.
 _memo: dict[tuple, Door] = {}
 
 
-def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str,
-          algorithm: str, threads: int | None, out: Any) -> Any:
+def _conv(
+    ndim: int,
+    x: Any,
+    w: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    mode: str,
+    algorithm: str,
+    threads: int | None,
+    out: Any,
+) -> Any:
     x, w = as_array("x", x), as_array("w", w)
     options = stride, padding, dilation, groups, mode
     arrays = ndim, x.shape, x.dtype, w.shape, w.dtype
@@ -214,9 +286,16 @@ def _conv(ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilat
 
 
 def door_of(
-    arrays: tuple, options: tuple, make: Callable[[], ConvSpec], algorithm: str, threads: int | None, operand: Any
+    arrays: tuple,
+    options: tuple,
+    make: Callable[[], ConvSpec],
+    algorithm: str,
+    threads: int | None,
+    operand: Any,
 ) -> Door:
-    """What calls with equal options share: the spec that ``make`` gives and the choice for calls that prepare each time."""
+    """What calls with equal options share: the spec that ``make`` gives and the
+    choice for calls that prepare each time.
+    """
     known: tuple | None
     try:
         cores = usable_cores() if threads is None else threads
@@ -227,7 +306,9 @@ def door_of(
         known = door = None
     if door is not None and door.calls_left:
         return door
-    door = _for_single_calls(make(), algorithm if door is None else door.faster, checked_threads(threads), operand)
+    door = _for_single_calls(
+        make(), algorithm if door is None else door.faster, checked_threads(threads), operand
+    )
     if len(_memo) >= MEMO_SIZE:
         _memo.clear()
     if known is not None:
@@ -264,7 +345,9 @@ def once(door: Door, w: Any, operands: tuple[Any, ...], out: Any) -> Any:
 
 
 def _for_single_calls(spec: ConvSpec, algorithm: str, threads: int, operand: Any) -> Door:
-    """For calls that prepare each time: fastest with the code that is compiled, until compiling other code has paid off."""
+    """For calls that prepare each time: fastest with the code that is compiled,
+    until compiling other code has paid off.
+    """
     if not isinstance(algorithm, str) or algorithm != "auto":
         return Door(spec, chain(_resolve(spec, algorithm, threads, operand), spec, threads), threads)
     device = "cuda" if is_device_array(operand) else "cpu"
@@ -275,22 +358,34 @@ def _for_single_calls(spec: ConvSpec, algorithm: str, threads: int, operand: Any
     return door
 
 
-def _spec_of(ndim: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str) -> ConvSpec:
+def _spec_of(
+    ndim: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str
+) -> ConvSpec:
     if w.ndim != ndim + 2:
-        raise ValueError(f"w has {w.ndim} axes: a {ndim}-D convolution needs {ndim + 2}, (O, C / groups, *kernel)")
+        raise ValueError(
+            f"w has {w.ndim} axes: a {ndim}-D convolution needs {ndim + 2}, (O, C / groups, *kernel)"
+        )
     if x.ndim not in (ndim + 1, ndim + 2):
-        raise ValueError(f"x has {x.ndim} axes: a {ndim}-D convolution needs {ndim + 2}, (N, C, *size), or one less without N")
+        raise ValueError(
+            f"x has {x.ndim} axes: a {ndim}-D convolution needs {ndim + 2}, (N, C, *size), or one less "
+            "without N"
+        )
     dtype = np.result_type(x.dtype, w.dtype)
     batch, (channels, *size) = (1 if x.ndim == ndim + 1 else x.shape[0]), x.shape[-ndim - 1 :]
     spec = ConvSpec(batch, channels, tuple(size), w.shape[0], w.shape[2:], stride, padding, dilation, groups,
                     dtype=dtype.name, padding_mode=mode)
     if w.shape[1] * spec.groups != channels:
-        raise ValueError(f"w takes {w.shape[1]} channels a group, x has {channels} in {spec.groups} groups: they must agree")
+        raise ValueError(
+            f"w takes {w.shape[1]} channels a group, x has {channels} in {spec.groups} groups: they must "
+            "agree"
+        )
     return spec
 
 
 def _exact(value: Any) -> Any:
-    """What stands for an option in a key: True, 1 and 1.0 are equal and are not the same option; lists have no hash."""
+    """What stands for an option in a key: True, 1 and 1.0 are equal and are not
+    the same option; lists have no hash.
+    """
     kind = type(value)
     if kind is int or kind is str or value is None:
         return value
@@ -303,26 +398,35 @@ def checked_bias(bias: Any, channels: int, dtype: np.dtype, ndim: int) -> Any:
     """One number for each channel of the result, as it is added to it."""
     bias = as_array("bias", bias)
     if bias.shape != (channels,):
-        raise ValueError(f"bias has shape {bias.shape}: it must be ({channels},), one number per output channel")
+        raise ValueError(
+            f"bias has shape {bias.shape}: it must be ({channels},), one number per output channel"
+        )
     if not np.can_cast(bias.dtype, dtype, "same_kind"):
         raise ValueError(f"bias is {bias.dtype}, the result {dtype}: convert bias first")
     held = bias.astype(dtype)
     if (held != bias if held.dtype.kind in "iu" else np.isinf(held) & ~np.isinf(bias)).any():
-        raise ValueError(f"bias goes beyond {dtype}, the type of the result: use smaller numbers or a wider type")
+        raise ValueError(
+            f"bias goes beyond {dtype}, the type of the result: use smaller numbers or a wider type"
+        )
     return held.reshape(-1, *(1,) * ndim)
 
 
-# ---- rank -------------------------------------------------------------------------------------------------------
+# ---- rank --------------------------------------------------------------------------------------------------
 
 
 def _ranked(spec: ConvSpec, w: Any) -> ConvSpec:
-    """``spec`` with the rank that ``w`` keeps: verified when promised, looked for, tap by tap, when there are few kernels."""
+    """``spec`` with the rank that ``w`` keeps: verified when promised, looked for, tap
+    by tap, when there are few kernels.
+    """
     if spec.ndim != 2 or is_device_array(w) or spec.in_dtype.kind != "f":
         return spec
     if spec.rank is not None:
         found = numerical_rank(w, spec.in_dtype)
         if found > spec.rank:
-            raise ValueError(f"the weights have rank {found}, the spec promises {spec.rank}: leave rank out or use rank{found}")
+            raise ValueError(
+                f"the weights have rank {found}, the spec promises {spec.rank}: leave rank out or use "
+                f"rank{found}"
+            )
         return spec
     full = min(spec.kernel)
     if spec.out_channels * (spec.in_channels // spec.groups) > DETECTED_KERNELS or full < 2:

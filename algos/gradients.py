@@ -354,9 +354,9 @@ def _transposed(ndim: int, x: Any, w: Any, options: tuple) -> ConvSpec:
         raise SpecError(f"the result would have size {times(size)}: use less padding")
     spec = ConvSpec(
         1 if x.ndim == ndim + 1 else x.shape[0], w.shape[1] * per_axis("groups", groups, 1)[0], size,
-        w.shape[0], w.shape[2:], steps, tuple((b, a - extra) for (b, a), extra in zip(pairs, more,
-                                                                                      strict=True)), gaps,
-        groups, dtype=np.result_type(x.dtype, w.dtype).name, direction="input_gradient",
+        w.shape[0], w.shape[2:], steps,
+        tuple((b, a - extra) for (b, a), extra in zip(pairs, more, strict=True)),
+        gaps, groups, dtype=np.result_type(x.dtype, w.dtype).name, direction="input_gradient",
     )  # fmt: skip
     if x.shape[-ndim - 1] != w.shape[0]:
         raise SpecError(f"x has {x.shape[-ndim - 1]} channels and w takes {w.shape[0]}: they must agree")

@@ -15,10 +15,13 @@ DIRECTIONS = ("forward", "input_gradient", "weight_gradient")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 FLOAT_TYPES = ("float16", "float32", "float64")
 INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-WORDS = (*DIRECTIONS, *PADDING_MODES, *FLOAT_TYPES, *INTEGER_TYPES, "flip", "psame", "psame_lower", "pfull", "constant:0")
+WORDS = (*DIRECTIONS, *PADDING_MODES, *FLOAT_TYPES, *INTEGER_TYPES, "flip", "psame", "psame_lower", "pfull",
+         "constant:0")  # fmt: skip
 
 SHOWN = 60  # characters of a caller's value in a message
-DIGITS = 18  # of the largest number, in text and in fields alike; sums and products of sizes are checked where they are made
+# Of the largest number, in text and in fields alike; sums and products of sizes are checked where they are
+# made
+DIGITS = 18
 _NUMBER = rf"[0-9]{{1,{DIGITS}}}"
 SHAPE = re.compile(rf"{_NUMBER}(x{_NUMBER})*")
 _FLOAT = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?")
@@ -58,13 +61,17 @@ def parse_option(text: str, ndim: int) -> tuple[str, Any]:
 
 
 def constant(text: str, dtype: np.dtype) -> Fraction:
-    """The number V of ``constant:V``: exact in a whole-number type, rounded once to a float type, to even when halfway.
+    """The number V of ``constant:V``: exact in a whole-number type, rounded once to a float type, to even
+    when halfway.
 
-    Rational arithmetic throughout: a whole number never passes through a float, and no state of the CPU's takes part.
+    Rational arithmetic throughout: a whole number never passes through a float, and no state of the CPU's
+    takes part.
     """
     named = f"constant:{text[:20]}"
     if len(text) > CHARACTERS or not _FLOAT.fullmatch(text):
-        raise SpecError(f"{named!r} is not constant:V with a finite number V of at most {CHARACTERS} characters")
+        raise SpecError(
+            f"{named!r} is not constant:V with a finite number V of at most {CHARACTERS} characters"
+        )
     value = Fraction(text)
     if dtype.kind in "iu":
         whole = np.iinfo(dtype)
@@ -120,7 +127,9 @@ def checked_dtype(given: Any) -> str:
         raise SpecError(f"unknown dtype {shown(given)}: use {', '.join(known)} or in>out such as int8>int32")
     a, b = np.dtype(source), np.dtype(target)
     if (a.kind == "f") != (b.kind == "f") or not np.can_cast(a, b, "safe"):
-        raise SpecError(f"dtype {text!r} would lose values: the second type must hold every value of the first")
+        raise SpecError(
+            f"dtype {text!r} would lose values: the second type must hold every value of the first"
+        )
     return source if a == b else text
 
 
@@ -165,7 +174,9 @@ def per_axis(name: str, value: Any, ndim: int) -> tuple[int, ...]:
 def broadcast(text: str, values: tuple, ndim: int) -> tuple:
     """One entry for every axis, from an option's text."""
     if len(values) not in (1, ndim):
-        raise SpecError(f"option {text!r} has {len(values)} entries for {ndim} axes: give one, or one per axis")
+        raise SpecError(
+            f"option {text!r} has {len(values)} entries for {ndim} axes: give one, or one per axis"
+        )
     return values * (ndim if len(values) == 1 else 1)
 
 
@@ -178,7 +189,9 @@ def padding_pairs(padding: Any, ndim: int) -> tuple[tuple[int, int], ...]:
     for entry in entries:
         pair = checked_ints("padding", entry) if is_several(entry) else (checked_int("padding", entry),) * 2
         if len(pair) != 2:
-            raise SpecError(f"padding entry {shown(entry)} is no pair: give two whole numbers, (before, after)")
+            raise SpecError(
+                f"padding entry {shown(entry)} is no pair: give two whole numbers, (before, after)"
+            )
         pairs.append((pair[0], pair[1]))
     return tuple(pairs)
 
@@ -194,7 +207,11 @@ def collapse(values: Sequence[Any]) -> str:
 
 
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Advice on a name that is not ``known``: ``did you mean quick?``, or ``otherwise`` where none is close."""
+    """Advice on a name that is not ``known``: ``did you mean quick?``, or ``otherwise`` where none is close.
+    """
     names = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), names) or [n for n in names if len(name) > 2 and name.lower() in n][:3]
+    close = (
+        difflib.get_close_matches(name.lower(), names)
+        or [n for n in names if len(name) > 2 and name.lower() in n][:3]
+    )
     return f"did you mean {' or '.join(names[n] for n in close)}?" if close else otherwise

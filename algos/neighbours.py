@@ -1,4 +1,6 @@
-"""Where a spec lies among others: which of the measured ones are near, told in doublings of what decides which method wins."""
+"""Where a spec lies among others: which of the measured ones are near, told in
+doublings of what decides which method wins.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ class Places:
         self._at = np.frombuffer(b"".join(packed)).reshape(len(specs), -1)
 
     def near(self, spec: ConvSpec) -> list[tuple[float, str]]:
-        """Distances and texts of the nearest ``MOST`` within ``FARTHEST``, the nearest first, ties as they stand here."""
+        """Distances and texts of the nearest ``MOST`` within ``FARTHEST``, the
+        nearest first, ties as they stand here.
+        """
         if not self.specs:
             return []
         away = self._at - features(spec)

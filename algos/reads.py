@@ -1,4 +1,5 @@
-"""Which indices of an axis a convolution reads, counted in closed form: the largest sizes are answered at once.
+"""Which indices of an axis a convolution reads, counted in closed form: the largest sizes are answered at
+once.
 
 Output o reads the padded index o * stride + t * dilation at tap t.
 """
@@ -14,7 +15,9 @@ LISTED = 6
 def unread(
     size: int, before: int, outputs: int, taps: int, stride: int, dilation: int
 ) -> tuple[int, tuple[int, ...]]:
-    """How many of ``size`` indices behind a padding of ``before`` no output reads, and the first ``LISTED`` of them."""
+    """How many of ``size`` indices behind a padding of ``before`` no output
+    reads, and the first ``LISTED`` of them.
+    """
     padding = _read_below(before, outputs, taps, stride, dilation)
 
     def unread_below(index: int) -> int:
@@ -28,8 +31,9 @@ def unread(
 def _read_below(limit: int, outputs: int, taps: int, stride: int, dilation: int) -> int:
     """How many padded indices below ``limit`` are read.
 
-    With stride and dilation divided by their common divisor, (o, t) and (o + dilation, t - stride) are the same index and
-    no others are, so that each index is a chain of pairs: it counts once when the links between them are taken off.
+    With stride and dilation divided by their common divisor, (o, t) and (o + dilation, t - stride) are the
+    same index and no others are, so that each index is a chain of pairs: it counts once when the links
+    between them are taken off.
     """
     common = gcd(stride, dilation)
     s, d = stride // common, dilation // common
@@ -42,7 +46,8 @@ def _pairs_below(limit: int, outputs: int, taps: int, stride: int, dilation: int
     if min(limit, outputs, taps) <= 0:
         return 0
     some = min(taps, -(-limit // dilation))  # taps at which any output does
-    every = min(some, max(0, -(-(limit - (outputs - 1) * stride) // dilation)))  # taps at which each output does
+    # Taps at which each output does
+    every = min(some, max(0, -(-(limit - (outputs - 1) * stride) // dilation)))
     last = limit - (some - 1) * dilation
     return outputs * every + _floor_sum(some - every, stride, dilation, last + stride - 1)
 

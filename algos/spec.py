@@ -1,7 +1,7 @@
 """ConvSpec: one convolution problem, without data; its text is its name everywhere.
 
-``1x64x56x56,128x64x3x3,p1`` reads: input N x C x H x W, weights O x I x KH x KW, then options in the fixed order
-stride, padding, dilation, rank, dtype, padding mode, direction, flip, each left out at its default.
+``1x64x56x56,128x64x3x3,p1`` reads: input N x C x H x W, weights O x I x KH x KW, then options in the fixed
+order stride, padding, dilation, rank, dtype, padding mode, direction, flip, each left out at its default.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class ConvSpec:
     size, kernel : tuple of 1, 2 or 3 ints
         Spatial sizes of the input and of the weights.
     stride, dilation : int or one int per axis
-    padding : int, one int per axis, (before, after) pairs, "same" (ONNX SAME_UPPER), "same_lower", "valid" or "full"
+    padding : int, one int per axis, (before, after) pairs, "same" (ONNX SAME_UPPER), "same_lower", "valid"
+        or "full"
         Negative numbers crop.
     groups : int
         Divides both channel counts; weights are (O, C / groups, *kernel).
@@ -124,7 +125,9 @@ class ConvSpec:
         padded, output = (images, self.in_channels, *self.padded_size), (images, *self.output_shape[1:])
         for shape in (padded, self.weight_shape, output):
             if math.prod(shape) * 8 > LARGEST_BYTES:
-                raise SpecError(f"an array of shape {times(shape)} is too large for any machine: use smaller sizes")
+                raise SpecError(
+                    f"an array of shape {times(shape)} is too large for any machine: use smaller sizes"
+                )
 
     def _validate_channels(self) -> None:
         for name in ("in_channels", "out_channels"):
@@ -138,7 +141,9 @@ class ConvSpec:
         if self.ndim != 2:
             raise SpecError(f"rank is for 2-D kernels, this spec is {self.ndim}-D: leave rank out")
         if not 1 <= self.rank <= min(self.kernel):
-            raise SpecError(f"rank {self.rank} is outside 1..{min(self.kernel)} for kernel {times(self.kernel)}")
+            raise SpecError(
+                f"rank {self.rank} is outside 1..{min(self.kernel)} for kernel {times(self.kernel)}"
+            )
 
     def _pairs(self, padding: Padding) -> tuple[tuple[int, int], ...]:
         if isinstance(padding, str):
@@ -161,17 +166,21 @@ class ConvSpec:
                 less, more = total // 2, total - total // 2
                 pairs.append((less, more) if name == "same" else (more, less))
             return tuple(pairs)
-        raise SpecError(f'unknown padding {shown(name)}: use "same", "same_lower", "valid", "full" or numbers')
+        raise SpecError(
+            f'unknown padding {shown(name)}: use "same", "same_lower", "valid", "full" or numbers'
+        )
 
     def _mode(self, mode: str) -> str:
         if isinstance(mode, str) and mode.startswith("constant:"):
             value = constant(mode.removeprefix("constant:"), self.in_dtype)
             return f"constant:{constant_text(value, self.in_dtype)}" if value else "zeros"
         if not isinstance(mode, str) or mode not in PADDING_MODES:
-            raise SpecError(f"unknown padding mode {shown(mode)}: use {', '.join(PADDING_MODES)} or constant:V")
+            raise SpecError(
+                f"unknown padding mode {shown(mode)}: use {', '.join(PADDING_MODES)} or constant:V"
+            )
         return mode
 
-    # ---- derived figures ---------------------------------------------------------------------------------------
+    # ---- derived figures -----------------------------------------------------------------------------------
 
     @property
     def ndim(self) -> int:
@@ -190,7 +199,9 @@ class ConvSpec:
 
     @cached_property
     def border(self) -> int | float:
-        """What lies around x where ``padding_mode`` is constant, exactly: a whole number for whole-number types."""
+        """What lies around x where ``padding_mode`` is constant, exactly: a
+        whole number for whole-number types.
+        """
         if not self.padding_mode.startswith("constant:"):
             return 0
         value = constant(self.padding_mode.removeprefix("constant:"), self.in_dtype)
@@ -264,8 +275,12 @@ class ConvSpec:
 
     @cached_property
     def unread(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Per axis, how many indices of the input no output reads, since the stride steps over them, and the first six."""
-        axes = zip(self.size, self.padding, self.output_size, self.kernel, self.stride, self.dilation, strict=True)
+        """Per axis, how many indices of the input no output reads, since the stride
+        steps over them, and the first six.
+        """
+        axes = zip(
+            self.size, self.padding, self.output_size, self.kernel, self.stride, self.dilation, strict=True
+        )
         return tuple(unread(n, before, *steps) for n, (before, _), *steps in axes)
 
     def unread_text(self) -> str:
@@ -277,7 +292,7 @@ class ConvSpec:
                 parts.append(f"{count} {name}{'s' if count > 1 else ''} ({listed})")
         return f"never read: {' and '.join(parts)}" if parts else ""
 
-    # ---- text --------------------------------------------------------------------------------------------------
+    # ---- text ----------------------------------------------------------------------------------------------
 
     @classmethod
     def parse(cls, text: str) -> ConvSpec:
@@ -295,14 +310,21 @@ class ConvSpec:
         shapes, options = text.split(",")[:2], text.split(",")[2:]
         for part in shapes:
             if not SHAPE.fullmatch(part):
-                raise SpecError(f"{part!r} is not a shape: write whole numbers joined by x, like 1x64x56x56,128x64x3x3,p1")
+                raise SpecError(
+                    f"{part!r} is not a shape: write whole numbers joined by x, like 1x64x56x56,128x64x3x3,p1"
+                )
         if len(shapes) < 2:
-            raise SpecError(f"{text!r} has no weights: write input,weights[,options] like 1x64x56x56,128x64x3x3,p1")
+            raise SpecError(
+                f"{text!r} has no weights: write input,weights[,options] like 1x64x56x56,128x64x3x3,p1"
+            )
         x, w = (tuple(int(n) for n in part.split("x")) for part in shapes)
         if len(x) == len(w) == 2:
             x, w = _picture(x, w)
         if len(x) != len(w) or not 3 <= len(x) <= 5:
-            raise SpecError(f"shapes of {len(x)} and {len(w)} numbers: write N x C x sizes and O x I x as many sizes, 1 to 3")
+            raise SpecError(
+                f"shapes of {len(x)} and {len(w)} numbers: write N x C x sizes and O x I x as many sizes, 1 "
+                "to 3"
+            )
         if w[1] < 1 or x[1] < 1 or x[1] % w[1]:
             advice = "; three numbers are a signal, N x C x length, a picture has four" if len(x) == 3 else ""
             raise SpecError(f"{x[1]} input channels are not divisible into groups of {w[1]}{advice}")
@@ -320,7 +342,9 @@ class ConvSpec:
         if isinstance(spec, cls):
             return spec
         if not isinstance(spec, str):
-            raise SpecError(f"{shown(spec)} is no spec: give a ConvSpec, or its text like 1x64x56x56,128x64x3x3,p1")
+            raise SpecError(
+                f"{shown(spec)} is no spec: give a ConvSpec, or its text like 1x64x56x56,128x64x3x3,p1"
+            )
         return cls.parse(spec)
 
     @cached_property
@@ -336,7 +360,11 @@ class ConvSpec:
             parts.append(f"rank{self.rank}")
         parts += [
             value
-            for name, value in (("dtype", self.dtype), ("padding_mode", self.padding_mode), ("direction", self.direction))
+            for name, value in (
+                ("dtype", self.dtype),
+                ("padding_mode", self.padding_mode),
+                ("direction", self.direction),
+            )
             if value != _DEFAULTS[name]
         ]
         return ",".join(parts + ["flip"] * self.flip)

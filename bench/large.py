@@ -84,8 +84,8 @@ def _record(random: np.random.Generator, spec: ConvSpec, algorithm: Algorithm, i
     time_s = way.seconds(threads) * math.exp(random.normal(0.0, 0.3)) + 1e-6
     launches = []
     for index in range(LAUNCHES):
-        factors = np.repeat(random.normal(1.0, 0.03, TURNS), SAMPLES) * random.normal(1.0, 0.01,
-                                                                                      TURNS * SAMPLES)
+        factors = np.repeat(random.normal(1.0, 0.03, TURNS), SAMPLES)
+        factors *= random.normal(1.0, 0.01, TURNS * SAMPLES)
         samples = tuple((time_s * random.normal(1.0, 0.02) * np.abs(factors)).tolist())
         started = f"2026-11-{1 + index:02}T10:00:00+00:00"
         launches.append(Launch(index, started, samples, 3, 1e-2, 1e-4, 1.5 * time_s, **_turns(spec, index)))

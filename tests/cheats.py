@@ -1,4 +1,5 @@
-"""Algorithms that are right where a check would look first, and wrong or dishonest elsewhere; for a folder in CONVBENCH_PATH.
+"""Algorithms that are right where a check would look first, and wrong or dishonest elsewhere; for a folder in
+CONVBENCH_PATH.
 
 Each makes one mistake that a real author makes, or plays one trick. ``good`` beside them is right.
 """
@@ -27,7 +28,12 @@ class Good(Algorithm):
     family: str = "gemm"
 
     def unsupported(self, spec: ConvSpec) -> str | None:
-        plain = spec.direction == "forward" and spec.dtype in ("float32", "float64") and spec.ndim == 2 and spec.groups == 1
+        plain = (
+            spec.direction == "forward"
+            and spec.dtype in ("float32", "float64")
+            and spec.ndim == 2
+            and spec.groups == 1
+        )
         return None if plain and {*spec.stride, *spec.dilation} == {1} else "plain ones only"
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
@@ -40,8 +46,11 @@ class Good(Algorithm):
 
         def right(x: np.ndarray) -> np.ndarray:
             x = np.pad(self.operand(x), ((0, 0), (0, 0), *spec.padding))
-            windows = np.lib.stride_tricks.sliding_window_view(x, spec.kernel, (2, 3))  # (n, c, oh, ow, kh, kw)
-            columns = np.ascontiguousarray(windows.transpose(0, 1, 4, 5, 2, 3)).reshape(len(x), k.shape[1], -1)
+            # (n, c, oh, ow, kh, kw)
+            windows = np.lib.stride_tricks.sliding_window_view(x, spec.kernel, (2, 3))
+            columns = np.ascontiguousarray(windows.transpose(0, 1, 4, 5, 2, 3)).reshape(
+                len(x), k.shape[1], -1
+            )
             return (k @ columns).reshape(spec.output_shape)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -68,7 +77,7 @@ class Good(Algorithm):
         """After ``out`` was written."""
 
 
-# ---- wrong for some data ----------------------------------------------------------------------------------------
+# ---- wrong for some data -----------------------------------------------------------------------------------
 
 
 class ThirdImage(Good):
@@ -257,7 +266,7 @@ class Single(Good):
         return x.astype(np.float32).astype(x.dtype) if len(x) > 1 else x
 
 
-# ---- wrong from call to call ------------------------------------------------------------------------------------
+# ---- wrong from call to call -------------------------------------------------------------------------------
 
 
 class ByAddress(Good):
@@ -349,7 +358,9 @@ class OwnScratch(Good):
 
 
 class Increment(Good):
-    """Never wrong, and never timed: where a single element of the input is another, only what it reaches is computed."""
+    """Never wrong, and never timed: where a single element of the input is
+    another, only what it reaches is computed.
+    """
 
     def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
         if "x" in state and np.isfinite(state["y"]).all() and len(at := np.argwhere(x != state["x"])) < 2:
@@ -377,7 +388,7 @@ class Stack(Good):
         return state["last"].copy()
 
 
-# ---- wrong in what is handed back -------------------------------------------------------------------------------
+# ---- wrong in what is handed back --------------------------------------------------------------------------
 
 
 class Beyond(Good):
@@ -553,7 +564,7 @@ class Workspace(Good):
         return np.ones(1 << 20, x.dtype)[0] * x
 
 
-# ---- wrong in what surrounds it ---------------------------------------------------------------------------------
+# ---- wrong in what surrounds it ----------------------------------------------------------------------------
 
 
 class Clock(Good):
@@ -564,7 +575,8 @@ class Clock(Good):
 
         if not hasattr(bench.timing, "honest"):
             honest = bench.timing.honest = time.perf_counter  # type: ignore[attr-defined]
-            time.perf_counter = bench.timing.perf_counter = lambda: honest() / 10  # type: ignore[attr-defined]
+            bench.timing.perf_counter = lambda: honest() / 10  # type: ignore[attr-defined]
+            time.perf_counter = bench.timing.perf_counter  # type: ignore[attr-defined]
         return w
 
 
@@ -592,17 +604,61 @@ class Judge(Good):
         import bench.judged
 
         bench.check._judge = lambda *a, **k: {}  # type: ignore[assignment]
-        bench.check._judge_spoilt = bench.check._on_graded_sizes = lambda *a, **k: None  # type: ignore[assignment]
-        bench.court.Sitting._regular = bench.court.Sitting._untouched = lambda *a: None  # type: ignore[assignment, method-assign]
+        bench.check._judge_spoilt = lambda *a, **k: None  # type: ignore[assignment]
+        bench.check._on_graded_sizes = lambda *a, **k: None  # type: ignore[assignment]
+        sitting = bench.court.Sitting
+        sitting._regular = sitting._untouched = lambda *a: None  # type: ignore[assignment, method-assign]
         np.array_equal = lambda *a, **k: True  # type: ignore[assignment]
         return w * w.dtype.type(1.01)
 
 
-BATCHED = (ThirdImage, FourthImage, FourthEnd, ThirdWritten, MirrorImages, MostlyZero)  # a batch of two does not show them
-WRONG = (*BATCHED, Clipped, NanToZero, NegativeInfinity, EqualTaps, FlatImage, FaintTaps, RelativeTaps, Squares, Neighbours,
-         Ceiling, SumOfImage, SumOfPlanes, SumOfWeights, NormOfImage, NormOfFilter, Energy, Single, ByAddress, BySample,
-         ByContent, Increment, Ring, OddLater, Fiftieth, LastPlan, Scratch, Beyond, ReadOnly, Masked, Promise, Part,
-         Threads, Later, Busy, Workspace, Grows, Files, Processes, Seeds, Environment, Switches)
+# A batch of two does not show them
+BATCHED = (ThirdImage, FourthImage, FourthEnd, ThirdWritten, MirrorImages, MostlyZero)
+WRONG = (
+    *BATCHED,
+    Clipped,
+    NanToZero,
+    NegativeInfinity,
+    EqualTaps,
+    FlatImage,
+    FaintTaps,
+    RelativeTaps,
+    Squares,
+    Neighbours,
+    Ceiling,
+    SumOfImage,
+    SumOfPlanes,
+    SumOfWeights,
+    NormOfImage,
+    NormOfFilter,
+    Energy,
+    Single,
+    ByAddress,
+    BySample,
+    ByContent,
+    Increment,
+    Ring,
+    OddLater,
+    Fiftieth,
+    LastPlan,
+    Scratch,
+    Beyond,
+    ReadOnly,
+    Masked,
+    Promise,
+    Part,
+    Threads,
+    Later,
+    Busy,
+    Workspace,
+    Grows,
+    Files,
+    Processes,
+    Seeds,
+    Environment,
+    Switches,
+)
 RIGHT = (Good, Headroom, Nothing, OwnScratch, Asks, Columns)
-DISHONEST = (Stack, Clock, Timer, Judge, Restores)  # a run in processes finds them, and nothing in their own process can
+# A run in processes finds them, and nothing in their own process can
+DISHONEST = (Stack, Clock, Timer, Judge, Restores)
 ALGORITHMS = [kind(name=kind.__name__.lower()) for kind in (*RIGHT, *WRONG, *DISHONEST)]

@@ -13,7 +13,8 @@ import pytest
 
 from algos.host import cache_base
 
-# Before a test calls a process hung. Nothing is fast enough only because it takes less: the machine may be busy.
+# Before a test calls a process hung. Nothing is fast enough only because it takes less: the machine may be
+# busy.
 HUNG_S = 300.0
 Convbench = Callable[..., subprocess.CompletedProcess[str]]
 Mount = Callable[..., Path]
@@ -34,9 +35,9 @@ def convbench(tmp_path: Path, environment: dict[str, str]) -> Convbench:
 
     def run(*arguments: str, timeout: float = HUNG_S, **extra: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "bench", *arguments], cwd=folder, env={**environment, **extra}, timeout=timeout,
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-        )
+            [sys.executable, "-m", "bench", *arguments], cwd=folder, env={**environment, **extra},
+            timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
         done.stderr = whatever_the_load(done.stderr)
         return done
 
@@ -51,13 +52,19 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are laid out and not painted, which is most of what a report costs: for tests of what stands beside them."""
+    """Pictures are laid out and not painted, which is most of what a report costs:
+    for tests of what stands beside them.
+    """
     monkeypatch.setattr("reports.plots.render", lambda figure: (b"png", b"<svg/>"))
 
 
 def whatever_the_load(stderr: str) -> str:
     """Without the warning that the machine is busy, which comes and goes with what else runs."""
-    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("convbench: the machine is busy, "))
+    return "".join(
+        line
+        for line in stderr.splitlines(keepends=True)
+        if not line.startswith("convbench: the machine is busy, ")
+    )
 
 
 def cache_without_probes(folder: Path) -> Path:

@@ -1,4 +1,6 @@
-"""Which cases of a grid a plain run takes: so many that every two traits that meet anywhere in it still meet in a test."""
+"""Which cases of a grid a plain run takes: so many that every two traits that meet
+anywhere in it still meet in a test.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Trait = tuple[str, Hashable]  # what, which
 
 
 def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
-    """Positions of cases that together hold everything that any of them holds: each time the one that adds most."""
+    """Positions of cases that together hold everything that any of them holds: each time the one that adds
+    most.
+    """
     number: dict[Hashable, int] = defaultdict(count().__next__)
     masks = [sum(1 << number[one] for one in set(case)) for case in cases]
     missing, chosen = (1 << len(number)) - 1, set()
@@ -38,9 +42,14 @@ def pairs(traits: Iterable[Trait]) -> list[tuple[Trait, Trait]]:
 
 
 def covered(cases: Sequence[tuple[Any, ...]], traits: Sequence[Iterable[Trait]]) -> list[Any]:
-    """The cases as parameters of a test. Those without which all pairs of traits still meet run with ``--exhaustive`` only."""
+    """The cases as parameters of a test. Those without which all pairs of traits still
+    meet run with ``--exhaustive`` only.
+    """
     chosen = covering([pairs(each) for each in traits])
-    return [case if i in chosen else pytest.param(*case, marks=pytest.mark.exhaustive) for i, case in enumerate(cases)]
+    return [
+        case if i in chosen else pytest.param(*case, marks=pytest.mark.exhaustive)
+        for i, case in enumerate(cases)
+    ]
 
 
 def traits(spec: ConvSpec) -> set[Trait]:
@@ -60,7 +69,14 @@ def traits(spec: ConvSpec) -> set[Trait]:
         ("stride", _per_axis(spec.stride, 1)),
         ("dilation", _per_axis(spec.dilation, 1)),
         ("padding", "beyond" if beyond else "uneven" if before != after else _per_axis(before, 0)),
-        ("channels", (_few(spec.in_channels // spec.groups), _few(spec.out_channels // spec.groups), min(spec.groups, 2))),
+        (
+            "channels",
+            (
+                _few(spec.in_channels // spec.groups),
+                _few(spec.out_channels // spec.groups),
+                min(spec.groups, 2),
+            ),
+        ),
         ("row", _length(spec.output_size[-1])),
         ("column", _length(spec.output_size[0])),
     }

@@ -1,7 +1,8 @@
-"""The CuPy algorithms without CuPy: NumPy for the arrays, a C++ compiler for the kernels, their threads run as fibers.
+"""The CuPy algorithms without CuPy: NumPy for the arrays, a C++ compiler for the kernels, their threads run
+as fibers.
 
-A block's threads take turns at every ``__syncthreads()``; blocks run one after the other. Every array lies between margins
-of NaN, so that a read outside it spoils the result and a write outside it is noticed.
+A block's threads take turns at every ``__syncthreads()``; blocks run one after the other. Every array lies
+between margins of NaN, so that a read outside it spoils the result and a write outside it is noticed.
 """
 
 from __future__ import annotations
@@ -105,8 +106,12 @@ def library(kernel: Kernel) -> tuple[ctypes.CDLL, int]:
     (parameters,) = re.findall(rf"__global__ void {kernel.name}\(([^)]*)\)", kernel.code)
     names = [" ".join(parameter.split()) for parameter in parameters.split(",")]
     arrays = sum("*" in name for name in names)
-    assert all("*" in name for name in names[:arrays]) and all(name.startswith("Index ") for name in names[arrays:])
-    passed = [f"(T*)pointers[{i}]" for i in range(arrays)] + [f"numbers[{i}]" for i in range(len(names) - arrays)]
+    assert all("*" in name for name in names[:arrays]) and all(
+        name.startswith("Index ") for name in names[arrays:]
+    )
+    passed = [f"(T*)pointers[{i}]" for i in range(arrays)] + [
+        f"numbers[{i}]" for i in range(len(names) - arrays)
+    ]
     driver = DRIVER.replace("KERNEL", kernel.name).replace("ARGUMENTS", ", ".join(passed))
     stem = folder() / hashlib.sha256(kernel.code.encode()).hexdigest()[:16]
     stem.with_suffix(".cpp").write_text(SHIM + kernel.code.replace('extern "C" ', "") + driver)
@@ -130,7 +135,9 @@ def emulated(kernel: Kernel) -> Callable[..., None]:
 
     def call(blocks: int, *arguments: Any) -> None:
         arrays, numbers = arguments[:count], arguments[count:]
-        assert all(isinstance(a, np.ndarray) and a.flags.c_contiguous and a.dtype == TYPES[kind] for a in arrays)
+        assert all(
+            isinstance(a, np.ndarray) and a.flags.c_contiguous and a.dtype == TYPES[kind] for a in arrays
+        )
         assert all(isinstance(n, int) for n in numbers)
         guarded = []
         for array in arrays:
@@ -140,11 +147,16 @@ def emulated(kernel: Kernel) -> Callable[..., None]:
         pointers = (ctypes.c_void_p * count)(*(space[MARGIN:].ctypes.data for space in guarded))
         with RUNNING:
             apart = code.run(
-                min(blocks, MOST_BLOCKS), *kernel.block, pointers, (ctypes.c_longlong * len(numbers))(*numbers)
+                min(blocks, MOST_BLOCKS),
+                *kernel.block,
+                pointers,
+                (ctypes.c_longlong * len(numbers))(*numbers),
             )
         assert not apart, f"{kernel.name}: some threads meet at a barrier that others never reach"
         for array, space in zip(arrays, guarded, strict=True):
-            assert np.isnan(space[:MARGIN]).all() and np.isnan(space[-MARGIN:]).all(), f"{kernel.name} writes outside"
+            assert np.isnan(space[:MARGIN]).all() and np.isnan(space[-MARGIN:]).all(), (
+                f"{kernel.name} writes outside"
+            )
             array[...] = space[MARGIN:-MARGIN].reshape(array.shape)
 
     return call

@@ -1,4 +1,6 @@
-"""Legal specs at the ends of what a text can say: huge strides, dilations, borders, kernels, channel counts and sizes."""
+"""Legal specs at the ends of what a text can say: huge strides, dilations,
+borders, kernels, channel counts and sizes.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,21 @@ LARGEST = 1 << 45  # of one number; sizes multiply, and an array ends at 2**62 b
 
 
 def number(rng: random.Random, largest: int) -> int:
-    """From 1 to ``largest``, every order of magnitude as likely; powers of two and their neighbours are favoured."""
+    """From 1 to ``largest``, every order of magnitude as likely; powers of two and their neighbours are
+    favoured.
+    """
     value = 2 ** rng.uniform(0, largest.bit_length() - 1)
     if rng.random() < 0.3:
         value = 2 ** round(rng.uniform(0, largest.bit_length() - 1)) + rng.choice((-1, 0, 1))
     return max(1, min(largest, int(value)))
 
 
-def extreme_specs(seed: int, count: int, largest: int = LARGEST, elements: int | None = None) -> Iterator[ConvSpec]:
-    """``count`` legal forward specs; with ``elements``, no operand or result has more, and no output sums over more."""
+def extreme_specs(
+    seed: int, count: int, largest: int = LARGEST, elements: int | None = None
+) -> Iterator[ConvSpec]:
+    """``count`` legal forward specs; with ``elements``, no operand or result has
+    more, and no output sums over more.
+    """
     rng = random.Random(seed)
     while count:
         ndim = rng.choice((1, 2, 2, 2, 3))
@@ -37,8 +45,9 @@ def extreme_specs(seed: int, count: int, largest: int = LARGEST, elements: int |
         groups, each, filters = (number(rng, rng.choice((1, 1, 16, 5000))) for _ in range(3))
         rank = rng.choice((None, 1, 2)) if ndim == 2 and min(kernel) > 1 else None
         try:
-            spec = ConvSpec(number(rng, rng.choice((1, 4, 1000))), groups * each, size, groups * filters, kernel, stride,
-                            tuple(padding), dilation, groups, rank, rng.choice(("float32", "float64")))  # fmt: skip
+            spec = ConvSpec(number(rng, rng.choice((1, 4, 1000))), groups * each, size, groups * filters,
+                            kernel, stride, tuple(padding), dilation, groups, rank,
+                            rng.choice(("float32", "float64")))  # fmt: skip
         except SpecError:
             continue
         if elements is None or (max(_elements(spec)) <= elements and spec.macs <= 100 * elements):

@@ -1,4 +1,5 @@
-"""Algorithms that fail in every way that a worker must survive; copied into a folder named in CONVBENCH_PATH."""
+"""Algorithms that fail in every way that a worker must survive; copied into a folder named in CONVBENCH_PATH.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import numpy as np
 from algos.contract import Algorithm
 from algos.spec import ConvSpec
 
-CHILD = f"import time; time.sleep(600)  # a child of {os.environ['CONVBENCH_DATA']}"  # a test finds its own by that
+# A test finds its own by that
+CHILD = f"import time; time.sleep(600)  # a child of {os.environ['CONVBENCH_DATA']}"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,11 @@ class Good(Algorithm):
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         plain = ConvSpec(spec.batch, 1, spec.size, 1, spec.kernel, dtype=spec.dtype)
-        return None if spec.with_(rank=None) == plain and spec.ndim == 2 else "computes plain single-channel pictures only"
+        return (
+            None
+            if spec.with_(rank=None) == plain and spec.ndim == 2
+            else "computes plain single-channel pictures only"
+        )
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         return 2 * spec.min_bytes
@@ -93,7 +99,8 @@ class Daemon(Good):
     def misbehave(self) -> None:
         child = [sys.executable, "-c", CHILD]
         subprocess.run(
-            [sys.executable, "-c", f"import subprocess; subprocess.Popen({child}, start_new_session=True)"], check=True
+            [sys.executable, "-c", f"import subprocess; subprocess.Popen({child}, start_new_session=True)"],
+            check=True,
         )
         os.abort()
 
@@ -205,6 +212,6 @@ class Leaves(Good):
 
 
 ALGORITHMS = [
-    Good(), Wrong(), Segfault(), Abort(), Hang(), Daemon(), Exits(), Greedy(), Raises(), Prints(), TooLarge(), Slow(),
-    Forgets(), Forks(), Breaks(), NoReason(), Leaves(),
+    Good(), Wrong(), Segfault(), Abort(), Hang(), Daemon(), Exits(), Greedy(), Raises(), Prints(), TooLarge(),
+    Slow(), Forgets(), Forks(), Breaks(), NoReason(), Leaves(),
 ]  # fmt: skip

@@ -9,7 +9,9 @@ MACHINE = {"id": "m1", "cpu": "Example CPU", "cores": 2, "simd": "AVX2", "caches
 RATES = {"1": 50e9, "2": 100e9}
 PEAKS = {
     "flops_per_s": {"float32": RATES, "float64": {"1": 25e9, "2": 50e9}},
-    "bytes_per_s": {level: {"1": rate, "2": 1.5 * rate} for level, rate in (("L1d", 2e11), ("L2", 1e11), ("memory", 1e10))},
+    "bytes_per_s": {
+        level: {"1": rate, "2": 1.5 * rate} for level, rate in (("L1d", 2e11), ("L2", 1e11), ("memory", 1e10))
+    },
 }
 JITTER = (1.0, 1.01, 0.99)  # launches of one case
 HOSTILE = (
@@ -34,7 +36,14 @@ def record(algorithm="fft", time_s=1e-3, spec=SPEC, jitter=JITTER, status="ok", 
                together=f"{spec}|{i}")
         for i, factor in enumerate(jitter)
     )  # fmt: skip
-    values = {"threads": 2, "machine": "m1", "build": "b1", "family": "fft", "error_ratio": 0.1, "workspace_bytes": 4096}
+    values = {
+        "threads": 2,
+        "machine": "m1",
+        "build": "b1",
+        "family": "fft",
+        "error_ratio": 0.1,
+        "workspace_bytes": 4096,
+    }
     values |= {"launches": launches} if status == "ok" else {"reason": "it differs", "error_ratio": None}
     return Record(spec=spec, algorithm=algorithm, status=status, **(values | changes))
 
@@ -42,7 +51,12 @@ def record(algorithm="fft", time_s=1e-3, spec=SPEC, jitter=JITTER, status="ok", 
 def sweep(names=("fft", "numba_direct", "im2col_gemm"), sizes=(64, 256), kernels=(3, 7), **changes):
     """A small grid in which every algorithm wins somewhere."""
     return [
-        record(name, 1e-9 * s * s * k * (1 + (i + s // 64 + k) % len(names)), f"1x1x{s}x{s},1x1x{k}x{k},p{k // 2}", **changes)
+        record(
+            name,
+            1e-9 * s * s * k * (1 + (i + s // 64 + k) % len(names)),
+            f"1x1x{s}x{s},1x1x{k}x{k},p{k // 2}",
+            **changes,
+        )
         for s in sizes
         for k in kernels
         for i, name in enumerate(names)

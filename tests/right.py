@@ -1,4 +1,6 @@
-"""Correct algorithms of the FFT and Winograd classes, as short as they can be: nothing that judges may refuse them."""
+"""Correct algorithms of the FFT and Winograd classes, as short as they can be:
+nothing that judges may refuse them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ class Transformed(Algorithm):
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
         axes = tuple(range(3, 3 + spec.ndim))
-        full = [p + (0 if self.circular else e - 1) for p, e in zip(spec.padded_size, spec.kernel_extent, strict=True)]
+        full = [
+            p + (0 if self.circular else e - 1)
+            for p, e in zip(spec.padded_size, spec.kernel_extent, strict=True)
+        ]
         n = [fft.next_fast_len(m, real=True) for m in full]
         groups, outer = spec.groups, spec.out_channels // spec.groups
         w = np.zeros((*weights.shape[:2], *spec.kernel_extent), weights.dtype)
@@ -42,7 +47,15 @@ class Transformed(Algorithm):
             x = np.pad(x, ((0, 0), (0, 0), *spec.padding)).reshape(spec.batch, groups, -1, *spec.padded_size)
             spectrum = np.einsum("ngi...,goi...->ngo...", fft.rfftn(x, n, axes), kernel)
             whole = fft.irfftn(spectrum, n, axes).reshape(spec.batch, spec.out_channels, *n)
-            y = whole[(..., *(slice(0, (m - 1) * s + 1, s) for m, s in zip(spec.output_size, spec.stride, strict=True)))]
+            y = whole[
+                (
+                    ...,
+                    *(
+                        slice(0, (m - 1) * s + 1, s)
+                        for m, s in zip(spec.output_size, spec.stride, strict=True)
+                    ),
+                )
+            ]
             if out is None:
                 return np.ascontiguousarray(y)
             out[...] = y
@@ -60,7 +73,10 @@ def toom_cook(m: int, r: int, points: tuple[Fraction, ...]) -> tuple[Any, Any, A
         product = [Fraction(1)]
         for b in points:
             if b != a:
-                product = [low - b * high for low, high in zip([Fraction(0), *product], [*product, Fraction(0)], strict=True)]
+                product = [
+                    low - b * high
+                    for low, high in zip([Fraction(0), *product], [*product, Fraction(0)], strict=True)
+                ]
         data.append((*product, *[Fraction(0)] * (t - len(product))))
         if a is None:
             back[m - 1][k] = kernel[k][r - 1] = Fraction(1)
@@ -99,14 +115,22 @@ class Minimal(Algorithm):
 
         def applied(which: int, a: np.ndarray) -> np.ndarray:
             for axis in range(spec.ndim):
-                a = np.moveaxis(np.tensordot(matrices[axis][which], a, (1, a.ndim - spec.ndim + axis)), 0, axis - spec.ndim)
+                a = np.moveaxis(
+                    np.tensordot(matrices[axis][which], a, (1, a.ndim - spec.ndim + axis)),
+                    0,
+                    axis - spec.ndim,
+                )
             return a
 
         kernel = applied(1, weights).reshape(g, spec.out_channels // g, -1, *t)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-            extra = [max(k * c + e - k - p, 0) for k, c, e, p in zip(m, tiles, t, spec.padded_size, strict=True)]
-            x = np.pad(x, ((0, 0), (0, 0), *((b, a + e) for (b, a), e in zip(spec.padding, extra, strict=True))))
+            extra = [
+                max(k * c + e - k - p, 0) for k, c, e, p in zip(m, tiles, t, spec.padded_size, strict=True)
+            ]
+            x = np.pad(
+                x, ((0, 0), (0, 0), *((b, a + e) for (b, a), e in zip(spec.padding, extra, strict=True)))
+            )
             pieces = np.lib.stride_tricks.sliding_window_view(x, t, tuple(range(2, x.ndim)))
             steps = [slice(0, k * c, k) for k, c in zip(m, tiles, strict=True)]
             pieces = pieces[(..., *steps, *[slice(None)] * spec.ndim)]
@@ -114,7 +138,9 @@ class Minimal(Algorithm):
             y = applied(0, np.einsum("ngip...,goi...->ngop...", pieces, kernel))
             y = y.reshape(n, spec.out_channels, *tiles, *m)
             order = [0, 1] + [axis for k in range(spec.ndim) for axis in (2 + k, 2 + spec.ndim + k)]
-            y = y.transpose(order).reshape(n, spec.out_channels, *(k * c for k, c in zip(m, tiles, strict=True)))
+            y = y.transpose(order).reshape(
+                n, spec.out_channels, *(k * c for k, c in zip(m, tiles, strict=True))
+            )
             y = np.ascontiguousarray(y[(..., *(slice(0, size) for size in spec.output_size))])
             if out is None:
                 return y

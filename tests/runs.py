@@ -1,4 +1,6 @@
-"""What the tests of whole runs share: algorithms from a folder of their own, measured into a store of their own."""
+"""What the tests of whole runs share: algorithms from a folder of their own,
+measured into a store of their own.
+"""
 
 from __future__ import annotations
 

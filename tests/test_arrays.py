@@ -1,4 +1,6 @@
-"""What another library calls an array is computed with, or refused in one line that says what to pass instead."""
+"""What another library calls an array is computed with, or refused in one line that says what to pass
+instead.
+"""
 
 from __future__ import annotations
 
@@ -83,8 +85,13 @@ REFUSED = {
 def test_what_holds_no_numbers_is_refused_with_advice(kind: str) -> None:
     given, says = REFUSED[kind]
     plan = algos.plan("6x6,3x3", W, "direct_shift")
-    for call, name in ((lambda: algos.conv2d(given, W), "x"), (lambda: algos.conv2d(X, given), "w"), (lambda: plan(given), "x"),
-                       (lambda: algos.conv2d(X, W, given), "bias"), (lambda: algos.plan("6x6,3x3", given), "w")):
+    for call, name in (
+        (lambda: algos.conv2d(given, W), "x"),
+        (lambda: algos.conv2d(X, given), "w"),
+        (lambda: plan(given), "x"),
+        (lambda: algos.conv2d(X, W, given), "bias"),
+        (lambda: algos.plan("6x6,3x3", given), "w"),
+    ):
         if given is None and name != "x":
             continue
         with pytest.raises(ValueError) as caught:
@@ -97,14 +104,20 @@ def test_torchs_tensors_are_read_or_refused_with_torchs_own_remedy() -> None:
     torch = pytest.importorskip("torch")
     x = torch.arange(36, dtype=torch.float32).reshape(1, 1, 6, 6)
     right = algos.conv2d(X, W, algorithm="direct_shift")
-    for readable in (x, x.double(), x.half(), x.to(torch.int16), x.contiguous(memory_format=torch.channels_last)):
+    for readable in (
+        x,
+        x.double(),
+        x.half(),
+        x.to(torch.int16),
+        x.contiguous(memory_format=torch.channels_last),
+    ):
         assert np.array_equal(algos.conv2d(readable, W, algorithm="direct_shift"), right)
     gradients = x.clone().requires_grad_()
     refused = {
         "x.detach()": gradients, "convert it first, with x.float()": x.bfloat16(),
         "x.real and x.imag": x.to(torch.complex64).conj(),
-        "on 'meta'": x.to("meta"), "x.to_dense()": x[0, 0].to_sparse(), "x.resolve_neg()": x.to(torch.complex64).conj().imag,
-        "np.asarray(x, np.float32)": x > 3,
+        "on 'meta'": x.to("meta"), "x.to_dense()": x[0, 0].to_sparse(),
+        "x.resolve_neg()": x.to(torch.complex64).conj().imag, "np.asarray(x, np.float32)": x > 3,
     }  # fmt: skip
     for says, given in refused.items():
         with pytest.raises(ValueError) as caught:
@@ -116,8 +129,14 @@ def test_torchs_tensors_are_read_or_refused_with_torchs_own_remedy() -> None:
 
 def test_a_remedy_that_is_named_works() -> None:
     right = algos.conv2d(X, W, algorithm="direct_shift")
-    for given in (np.from_dlpack(Lent()), np.asarray(X.astype(np.longdouble), np.float64), np.array(X.astype(str), np.float64),
-                  np.array(X.astype(object), np.float64), memoryview(X), X.tolist()):
+    for given in (
+        np.from_dlpack(Lent()),
+        np.asarray(X.astype(np.longdouble), np.float64),
+        np.array(X.astype(str), np.float64),
+        np.array(X.astype(object), np.float64),
+        memoryview(X),
+        X.tolist(),
+    ):
         assert np.array_equal(algos.conv2d(given, W, algorithm="direct_shift"), right)
     z = X + 1j * X[..., ::-1]
     both = algos.conv2d(z.real, W) + 1j * algos.conv2d(z.imag, W)

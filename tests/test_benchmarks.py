@@ -1,4 +1,6 @@
-"""The benchmarks of ``pytest --benchmark``: one group per spec, one test per algorithm. Plain pytest runs each once."""
+"""The benchmarks of ``pytest --benchmark``: one group per spec, one test per
+algorithm. Plain pytest runs each once.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ Raced = dict[tuple[str, str], tuple[Record, dict[str, Any]]]
 def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Raced | None:
     """Where benchmarks are timed: what a run of the suite's own says of each case.
 
-    A benchmark times one algorithm after the other, so that its figures alone cannot tell a lead from the machine's moods.
+    A benchmark times one algorithm after the other, so that its figures alone cannot tell a lead from the
+    machine's moods.
     """
     if request.config.option.benchmark_disable:
         return None
@@ -54,14 +57,18 @@ def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         found[first.spec, first.algorithm] = first, {"verdict": decision.verdict}
         for record, ratio, verdict in decision.rivals:
             ends = {name: round(getattr(ratio, name), 4) for name in ("ratio", "low", "high")}
-            found[record.spec, record.algorithm] = record, {"verdict": verdict, **ends, "against": first.algorithm}
+            found[record.spec, record.algorithm] = record, {"verdict": verdict, **ends,
+                                                            "against": first.algorithm}
     return found | {(r.spec, r.algorithm): (r, {}) for r in records if not r.launches}
 
 
 @pytest.mark.benchmark(max_time=0.1)
-@pytest.mark.parametrize(("text", "algorithm"), [pytest.param(text, a, id=f"{text}-{a.name}") for text, a in CASES])
+@pytest.mark.parametrize(("text", "algorithm"), [pytest.param(text, a, id=f"{text}-{a.name}") for text,
+                                                 a in CASES])
 def test_speed(benchmark: Any, raced: Raced | None, text: str, algorithm: algos.Algorithm) -> None:
-    """Right first, then timed: prepared and warmed, so that neither compilation nor preparation is in the clock."""
+    """Right first, then timed: prepared and warmed, so that neither compilation nor preparation is in the
+    clock.
+    """
     spec, threads = algos.ConvSpec.parse(text), usable_cores()
     if raced is None:
         verdict = check(spec, algorithm, threads)
@@ -77,8 +84,9 @@ def test_speed(benchmark: Any, raced: Raced | None, text: str, algorithm: algos.
     plan(*call_with)
     benchmark.group = text
     benchmark.extra_info.update(
-        flops=int(spec.flops), error=error and float(error), threads=int(threads), algorithm=algorithm.name, **finding
-    )
+        flops=int(spec.flops), error=error and float(error), threads=int(threads), algorithm=algorithm.name,
+        **finding
+    )  # fmt: skip
 
     def call() -> Any:
         result = plan(*call_with)

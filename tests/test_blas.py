@@ -1,4 +1,6 @@
-"""BLAS held to a plan's threads: per call, from any thread, given back, and never in the way of the user's own limits."""
+"""BLAS held to a plan's threads: per call, from any thread, given back, and never
+in the way of the user's own limits.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +173,9 @@ def test_a_plan_s_threads_hold_whenever_it_is_called() -> None:
     class Looks(algos.contract.Algorithm):  # type: ignore[name-defined]
         support = algos.Support()
 
-        def prepare(self, spec: algos.ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+        def prepare(
+            self, spec: algos.ConvSpec, weights: np.ndarray, threads: int = 1
+        ) -> Callable[..., np.ndarray]:
             def run(x: np.ndarray) -> np.ndarray:
                 seen.append(counts())
                 return np.zeros(spec.output_shape, np.float32)
@@ -273,5 +277,7 @@ print(checked_threads(None), real(), by_number)
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a second core")
 def test_omp_num_threads_is_a_default_that_threads_by_number_overrule(environment: dict[str, str]) -> None:
     one = {**environment, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", STARTED], env=one, capture_output=True, text=True, timeout=HUNG_S)
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED], env=one, capture_output=True, text=True, timeout=HUNG_S
+    )
     assert done.stdout.split("\n")[0] == "1 [1] [2]", done.stderr

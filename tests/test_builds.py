@@ -58,7 +58,8 @@ class Lazy(Algorithm):
 ALGORITHMS = [Lazy()]
 """
 NOBODYS = (
-    *(f"algos/{name}.py" for name in ("contract", "spec", "grammar", "auto", "functional", "registry", "estimate", "wisdom")),
+    *(f"algos/{name}.py" for name in ("contract", "spec", "grammar", "auto", "functional", "registry",
+                                      "estimate", "wisdom")),
     "algos/build.py", "algos/__init__.py", "docs/speed.md",
 )  # fmt: skip
 
@@ -70,10 +71,14 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     for name in ("algos", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "outside.py").write_text(OUTSIDE)
-    files = [*NOBODYS, "outside.py", *(str(p.relative_to(folder)) for p in sorted(folder.glob("algos/*/*.py")))]
+    files = [
+        *NOBODYS,
+        "outside.py",
+        *(str(p.relative_to(folder)) for p in sorted(folder.glob("algos/*/*.py"))),
+    ]
     environment = {**os.environ, "CONVBENCH_PATH": str(folder / "outside.py")}
-    done = subprocess.run([sys.executable, "-c", EDIT, *files], cwd=folder, env=environment, capture_output=True, text=True,
-                          timeout=HUNG_S)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", EDIT, *files], cwd=folder, env=environment,
+                          capture_output=True, text=True, timeout=HUNG_S)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {name: set(names) for name, names in json.loads(done.stdout).items()}
 
@@ -86,15 +91,24 @@ def test_an_edit_of_an_algorithm_s_file_is_its_own(changed: dict[str, set[str]])
             assert algorithm.name in changed[str(file)], file
 
 
-def test_an_edit_reaches_whoever_imports_the_file_in_any_number_of_steps(changed: dict[str, set[str]]) -> None:
-    assert changed["algos/engine/toom_cook.py"] == {*changed["algos/cpu/winograd.py"], *changed["algos/gpu/cupy_winograd.py"]}
+def test_an_edit_reaches_whoever_imports_the_file_in_any_number_of_steps(
+    changed: dict[str, set[str]],
+) -> None:
+    assert changed["algos/engine/toom_cook.py"] == {
+        *changed["algos/cpu/winograd.py"],
+        *changed["algos/gpu/cupy_winograd.py"],
+    }
     assert changed["algos/gpu/_cupy.py"] == {a.name for a in algorithms() if a.runtime == "cupy"}
-    assert {"fft", "fft_tiles"} <= changed["algos/cpu/fft.py"] and "fft_fused" not in changed["algos/cpu/fft.py"]
+    assert {"fft", "fft_tiles"} <= changed["algos/cpu/fft.py"] and "fft_fused" not in changed[
+        "algos/cpu/fft.py"
+    ]
     assert {"fft_fused", "winograd_f2", "direct_channels"} <= changed["algos/engine/jit.py"]
     assert not changed["algos/engine/jit.py"] & {"direct_shift", "kn2row_gemm", "im2col_gemm", "toeplitz"}
 
 
-def test_an_edit_of_what_all_are_written_against_or_of_a_text_is_nobody_s(changed: dict[str, set[str]]) -> None:
+def test_an_edit_of_what_all_are_written_against_or_of_a_text_is_nobody_s(
+    changed: dict[str, set[str]],
+) -> None:
     assert not set().union(*(changed[name] for name in NOBODYS)) - {"auto"}
 
 
@@ -104,10 +118,18 @@ def test_what_a_file_from_outside_imports_counts_wherever_it_does_so(changed: di
     assert reached == {"outside.py", "algos/engine/outer.py", "algos/engine/windows.py"}
 
 
-@pytest.mark.parametrize("file", sorted(map(str, (ROOT / "algos").rglob("*.py"))), ids=lambda file: os.path.relpath(file, ROOT))
+@pytest.mark.parametrize(
+    "file", sorted(map(str, (ROOT / "algos").rglob("*.py"))), ids=lambda file: os.path.relpath(file, ROOT)
+)
 def test_the_imports_found_are_those_of_the_parsed_file(file: str) -> None:
     tree = ast.parse(Path(file).read_text())
-    for node in [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]:
+    for node in [
+        n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+    ]:
         node.body = [ast.Pass()]
-    names = {name for node in ast.walk(tree) if isinstance(node, ast.stmt) for name in build.named(file, node)}
-    assert {path for _, path in build.imports(file)} == {path for name in names for path in build.files_of(name)}
+    names = {
+        name for node in ast.walk(tree) if isinstance(node, ast.stmt) for name in build.named(file, node)
+    }
+    assert {path for _, path in build.imports(file)} == {
+        path for name in names for path in build.files_of(name)
+    }

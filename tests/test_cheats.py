@@ -1,4 +1,6 @@
-"""What looks right at first sight is judged in another process than its own: each kind of mistake and trick is refused."""
+"""What looks right at first sight is judged in another process than its own: each
+kind of mistake and trick is refused.
+"""
 
 from __future__ import annotations
 
@@ -61,11 +63,13 @@ def cheats_path(tmp_path: Path) -> str:
 def test_what_an_algorithm_patches_in_its_process_changes_no_verdict_and_no_time(
     convbench: Convbench, cheats_path: str, tmp_path: Path
 ) -> None:
-    """The clock, the judge and the timer on the stack are known to algorithms that stand in one file with a right one."""
+    """The clock, the judge and the timer on the stack are known to algorithms that
+    stand in one file with a right one.
+    """
     (Path(cheats_path) / "frozen.py").write_text(FROZEN)
     names = ("good", "judge", "clock", "timer", "stack", "restores")
-    done = convbench("run", SPEC, "--algorithms", ",".join((*names, "im2col_gemm")), "--launches", "2", "--json",
-                     "--out", str(tmp_path / "out"), CONVBENCH_PATH=cheats_path)
+    done = convbench("run", SPEC, "--algorithms", ",".join((*names, "im2col_gemm")), "--launches", "2",
+                     "--json", "--out", str(tmp_path / "out"), CONVBENCH_PATH=cheats_path)  # fmt: skip
     assert done.returncode == 1, done.stderr
     with Store(tmp_path / "out", create=False) as store:
         records = {record.algorithm: record for record in store.records()}
@@ -73,7 +77,9 @@ def test_what_an_algorithm_patches_in_its_process_changes_no_verdict_and_no_time
     assert records["im2col_gemm"].status == "ok" and len(records["good"].launches) == 2
     assert all("replaced" in records[name].reason for name in ("clock", "timer"))
     choice = convbench("pick", SPEC, "--json", CONVBENCH_PATH=cheats_path)
-    excluded = {c["algorithm"]: c["excluded"] for c in json.loads(choice.stdout)["candidates"] if c["excluded"]}
+    excluded = {
+        c["algorithm"]: c["excluded"] for c in json.loads(choice.stdout)["candidates"] if c["excluded"]
+    }
     assert {"judge", "clock", "timer", "stack"} <= set(excluded)
 
 
@@ -109,11 +115,18 @@ ALGORITHMS = [Persuaded(name="persuaded", family="gemm")]
 
 def test_what_a_file_replaces_in_the_controller_is_put_back(convbench: Convbench, tmp_path: Path) -> None:
     (tmp_path / "persuaded.py").write_text(PERSUADED)
-    done = convbench("check", SPEC, "--algorithms", "persuaded,im2col_gemm", "--json", CONVBENCH_PATH=str(tmp_path))
-    assert {row["algorithm"]: row["status"] for row in json.loads(done.stdout)} == {"persuaded": "wrong", "im2col_gemm": "ok"}
+    done = convbench(
+        "check", SPEC, "--algorithms", "persuaded,im2col_gemm", "--json", CONVBENCH_PATH=str(tmp_path)
+    )
+    assert {row["algorithm"]: row["status"] for row in json.loads(done.stdout)} == {
+        "persuaded": "wrong",
+        "im2col_gemm": "ok",
+    }
 
 
-def test_what_is_replaced_while_cases_are_judged_is_named_and_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_replaced_while_cases_are_judged_is_named_and_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     honest = bench.timing.take
     with seal.closed("bench.runner"):
         assert not seal.broken()
@@ -129,8 +142,11 @@ def test_what_is_replaced_while_cases_are_judged_is_named_and_nothing_is_kept(mo
 
 @pytest.mark.exhaustive
 def test_every_cheat_is_refused_from_outside(convbench: Convbench, cheats_path: str) -> None:
-    names = [name for name in NAMES if name not in ("single", "stack", "clock")]  # float64 only, and only while timed
-    done = convbench("check", SPEC, "--algorithms", ",".join(names), "--json", timeout=HUNG_S, CONVBENCH_PATH=cheats_path)
+    # float64 only, and only while timed
+    names = [name for name in NAMES if name not in ("single", "stack", "clock")]
+    done = convbench(
+        "check", SPEC, "--algorithms", ",".join(names), "--json", timeout=HUNG_S, CONVBENCH_PATH=cheats_path
+    )
     statuses = {row["algorithm"]: row["status"] for row in json.loads(done.stdout)}
     assert done.returncode == 1 and statuses == {name: "ok" if name in RIGHT else "wrong" for name in names}
 

@@ -1,4 +1,6 @@
-"""The harness judged by algorithms known to be wrong: each fault must be found, and nothing correct may be refused."""
+"""The harness judged by algorithms known to be wrong: each fault must be found,
+and nothing correct may be refused.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ GRID = [
     "0x3x9x9,4x3x3x3",
 ]
 
-MIXED = ["float16", "float16>float32", "float32>float64", "int8", "uint8", "int8>int32", "int16>int64", "int64", "uint64"]
+MIXED = ["float16", "float16>float32", "float32>float64", "int8", "uint8", "int8>int32", "int16>int64",
+         "int64", "uint64"]  # fmt: skip
 
 
 def refused(spec: str, algorithm: Algorithm) -> Verdict:
@@ -64,23 +67,29 @@ def refused(spec: str, algorithm: Algorithm) -> Verdict:
     return verdict
 
 
-# ---- the right one passes ---------------------------------------------------------------------------------------
+# ---- the right one passes ----------------------------------------------------------------------------------
 
 
-RIGHT = list(itertools.product(GRID, ["float32", "float64"], ["forward", "input_gradient", "weight_gradient"]))
+RIGHT = list(
+    itertools.product(GRID, ["float32", "float64"], ["forward", "input_gradient", "weight_gradient"])
+)
 
 
 class OneElement(Right):
     """One element far from all edges, in one channel of one image."""
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(
+        self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None
+    ) -> np.ndarray:
         y[(0, -1, *(n // 3 for n in y.shape[2:]))] += 1
         return super().result(spec, y, operands, out)
 
 
-@pytest.mark.parametrize("text", ["1x3x60x50,4x3x3x3,p1:2x0:1,s2x1,d1x2", "1x4x90,2x2x5,p2,flip", "1x2x9x8x30,3x2x3x2x3,p1",
-                                  "1x1x50x60,1x1x5x4,p3,reflect"])  # fmt: skip
-def test_between_the_chosen_elements_of_large_problems_nothing_is_off(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["1x3x60x50,4x3x3x3,p1:2x0:1,s2x1,d1x2", "1x4x90,2x2x5,p2,flip",
+                                  "1x2x9x8x30,3x2x3x2x3,p1", "1x1x50x60,1x1x5x4,p3,reflect"])  # fmt: skip
+def test_between_the_chosen_elements_of_large_problems_nothing_is_off(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trials, "FULL_MACS", 0)
     monkeypatch.setattr(trials, "POINTS", 64)
     trials.seeded.cache_clear()
@@ -92,7 +101,9 @@ def test_between_the_chosen_elements_of_large_problems_nothing_is_off(text: str,
     assert not verdict.ok and verdict.compared < 200
 
 
-@pytest.mark.parametrize(("text", "dtype", "direction"), covered(RIGHT, [set(enumerate(case)) for case in RIGHT]))
+@pytest.mark.parametrize(
+    ("text", "dtype", "direction"), covered(RIGHT, [set(enumerate(case)) for case in RIGHT])
+)
 def test_right_passes(text: str, dtype: str, direction: Any) -> None:
     spec = ConvSpec.parse(text).with_(dtype=dtype, direction=direction)
     verdict = check(spec, Right())
@@ -108,7 +119,9 @@ def test_right_passes(text: str, dtype: str, direction: Any) -> None:
 
 @pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
 @pytest.mark.parametrize("dtype", MIXED)
-@pytest.mark.parametrize("text", ["2x6x9x8,4x3x3x3,s2,p1", "1x70x9x9,3x70x3x3,p1,symmetric", "1x2x9x9,3x2x4x4,p2,rank1,flip"])
+@pytest.mark.parametrize(
+    "text", ["2x6x9x8,4x3x3x3,s2,p1", "1x70x9x9,3x70x3x3,p1,symmetric", "1x2x9x9,3x2x4x4,p2,rank1,flip"]
+)
 def test_right_passes_in_every_type(text: str, dtype: str, direction: Any) -> None:
     verdict = check(ConvSpec.parse(text).with_(dtype=dtype, direction=direction), Right())
     assert verdict.ok, verdict.reason
@@ -121,21 +134,24 @@ def test_seeds_change_the_data_not_the_verdict(seed: int) -> None:
 
 
 def test_constant_data_raise_no_false_alarm() -> None:
-    """Every product has the same sign and rounding errors pile up: rules like sqrt(K) * u fail here, g_K holds."""
+    """Every product has the same sign and rounding errors pile up: rules like sqrt(K) * u fail here, g_K
+    holds.
+    """
     spec = ConvSpec.parse("1x512x6x6,2x512x3x3")
     data = operands(spec)
     assert data.x is not None and data.w is not None
     data.x[...], data.w[...] = 0.1, 0.3
     trial = Trial(spec, data)
     total = np.zeros((1, 2, 4, 4), np.float32)
-    for product in np.full(512 * 9, np.float32(0.1) * np.float32(0.3)):  # the worst order: one after the other
+    # The worst order: one after the other
+    for product in np.full(512 * 9, np.float32(0.1) * np.float32(0.3)):
         total += product
     error = np.abs(total - trial.exact)
     assert (error <= tolerance(trial, Right())).all()
     assert (error > 2 * math.sqrt(trial.terms) * trial.unit * np.abs(trial.exact)).all()
 
 
-# ---- the wrong ones are refused ---------------------------------------------------------------------------------
+# ---- the wrong ones are refused ----------------------------------------------------------------------------
 
 FAULTY = [
     "2x3x9x8,4x3x3x3,p1",
@@ -191,13 +207,20 @@ def test_fault_is_found_in_gradients(fault: type[Right], text: str, direction: A
 
 
 GRADIENTS = [str(ConvSpec.parse(text).with_(direction=direction))
-             for text in (*FAULTY, "2x3x11x11,4x3x2x2,s3", "1x4x20,2x4x2,s4", "1x6x40,4x3x5,s2,p2", "2x4x12x11,6x2x3x3,p1,flip,symmetric")
+             for text in (*FAULTY, "2x3x11x11,4x3x2x2,s3", "1x4x20,2x4x2,s4", "1x6x40,4x3x5,s2,p2",
+                          "2x4x12x11,6x2x3x3,p1,flip,symmetric")
              for direction in ("input_gradient", "weight_gradient")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fault", "text"), [
-    (fault, text) for fault in wrong.GRADIENTS for text in GRADIENTS if fault().shows(plain(ConvSpec.parse(text)))
-])
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (fault, text)
+        for fault in wrong.GRADIENTS
+        for text in GRADIENTS
+        if fault().shows(plain(ConvSpec.parse(text)))
+    ],
+)
 def test_a_mistake_of_gradients_is_found(fault: type[Right], text: str) -> None:
     for accuracy in ("componentwise", "normwise"):
         refused(text, fault(accuracy=accuracy))
@@ -208,9 +231,17 @@ def test_each_mistake_of_gradients_is_met() -> None:
         assert sum(fault().shows(plain(ConvSpec.parse(text))) for text in GRADIENTS) >= 2, fault.__name__
 
 
-@pytest.mark.parametrize("fault", [
-    wrong.FlippedKernel, wrong.DroppedChannel, wrong.Zeros, wrong.ZeroedLastRow, wrong.ReusedBuffer, wrong.Remembered,
-])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        wrong.FlippedKernel,
+        wrong.DroppedChannel,
+        wrong.Zeros,
+        wrong.ZeroedLastRow,
+        wrong.ReusedBuffer,
+        wrong.Remembered,
+    ],
+)
 def test_fault_is_found_in_whole_types(fault: type[Right]) -> None:
     refused("2x3x9x8,4x3x3x3,p1,int8>int32", fault())
     refused("2x3x9x8,4x3x3x3,p1,uint8", fault())
@@ -230,11 +261,19 @@ def test_a_rounding_too_many_is_found_on_whole_numbers(text: str) -> None:
     assert verdict.reason.startswith("on whole numbers") and verdict.error_ratio < 1
 
 
-@pytest.mark.parametrize("fault, words", [
-    (wrong.ReusedBuffer, "buffer is reused"), (wrong.ChangedInput, "changed its first operand"),
-    (wrong.ChangedWeights, "changed its weights"), (wrong.NanCorner, "not finite"), (wrong.UnwrittenCorner, "written into out"),
-    (wrong.IgnoredOut, "another array"), (wrong.TransposedResult, "has shape"), (wrong.WrongType, "is float64"),
-])
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        (wrong.ReusedBuffer, "buffer is reused"),
+        (wrong.ChangedInput, "changed its first operand"),
+        (wrong.ChangedWeights, "changed its weights"),
+        (wrong.NanCorner, "not finite"),
+        (wrong.UnwrittenCorner, "written into out"),
+        (wrong.IgnoredOut, "another array"),
+        (wrong.TransposedResult, "has shape"),
+        (wrong.WrongType, "is float64"),
+    ],
+)
 def test_reason_names_the_fault(fault: type[Right], words: str) -> None:
     assert words in refused("1x3x9x9,4x3x3x3,p1", fault()).reason
 
@@ -253,7 +292,7 @@ def test_exceptions_of_an_algorithm_propagate() -> None:
         check("1x3x9x9,4x3x3x3", Raises())
 
 
-# ---- large problems are judged at chosen elements ---------------------------------------------------------------
+# ---- large problems are judged at chosen elements ----------------------------------------------------------
 
 
 def test_chosen_elements_judge_like_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,8 +302,16 @@ def test_chosen_elements_judge_like_all(monkeypatch: pytest.MonkeyPatch) -> None
         for text in ("2x6x40x40,4x3x3x3,s2,p1,reflect", "2x6x40x40,4x6x3x3,p1,float64,input_gradient",
                      "2x6x40x40,20x6x3x3,p1,weight_gradient", "2x6x40x40,20x6x5x5,p1,rank2"):
             verdict = check(text, Right())
-            assert verdict.ok and verdict.compared <= trials.POINTS + 16 + trials.FEW_POINTS // 2, verdict.reason
-            for fault in (wrong.ShiftedPadding, wrong.ZeroedLastRow, wrong.NanCorner, wrong.ReusedBuffer, wrong.Zeros):
+            assert verdict.ok and verdict.compared <= trials.POINTS + 16 + trials.FEW_POINTS // 2, (
+                verdict.reason
+            )
+            for fault in (
+                wrong.ShiftedPadding,
+                wrong.ZeroedLastRow,
+                wrong.NanCorner,
+                wrong.ReusedBuffer,
+                wrong.Zeros,
+            ):
                 refused(text, fault())
                 refused(text, fault(accuracy="normwise"))
             assert check(text, Right(accuracy="normwise")).ok
@@ -277,7 +324,7 @@ def test_sums_too_long_for_a_bound_are_refused_not_guessed() -> None:
     assert not verdict.ok and "cannot be judged" in verdict.reason
 
 
-# ---- correct algorithms of the other classes --------------------------------------------------------------------
+# ---- correct algorithms of the other classes ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -296,17 +343,28 @@ def test_fft_is_not_componentwise() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("m", [2, 4, 6])
-@pytest.mark.parametrize("text", [
-    "2x3x9x8,4x3x3x3,p1", "2x6x17x13,6x2x3x3,p1:0x2:1", "1x16x12x12,8x16x3x3,p1,reflect,flip", "1x3x30,4x3x3,p1",
-    "1x2x6x7x8,3x2x3x3x3,p1", "2x8x9x9,8x1x3x3,p1", "1x256x14x14,8x256x3x3,p1", "1x2x9x9,3x2x3x3,p2,constant:-5",
-    "1x2x12x12,3x2x3x1,p1x0",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2x3x9x8,4x3x3x3,p1",
+        "2x6x17x13,6x2x3x3,p1:0x2:1",
+        "1x16x12x12,8x16x3x3,p1,reflect,flip",
+        "1x3x30,4x3x3,p1",
+        "1x2x6x7x8,3x2x3x3x3,p1",
+        "2x8x9x9,8x1x3x3,p1",
+        "1x256x14x14,8x256x3x3,p1",
+        "1x2x9x9,3x2x3x3,p2,constant:-5",
+        "1x2x12x12,3x2x3x1,p1x0",
+    ],
+)
 def test_winograd_passes(text: str, m: int, dtype: str) -> None:
     spec = ConvSpec.parse(text).with_(dtype=dtype)
     verdict = check(spec, Minimal(m=m))
     assert verdict.ok and verdict.error_ratio < 0.9, verdict
     exact = m == 2 and set(spec.kernel) == {3}
-    assert verdict.gate.startswith("whole numbers exact" if exact else "whole numbers exact after rounding"), verdict.gate
+    assert verdict.gate.startswith(
+        "whole numbers exact" if exact else "whole numbers exact after rounding"
+    ), verdict.gate
     assert ("rounding" in verdict.gate) is not exact
 
 
@@ -317,8 +375,12 @@ def test_winograd_at_chosen_elements() -> None:
     points = np.array(list(np.ndindex(*spec.result_shape)))[::7]
     chosen = Trial(spec, whole.data, points)
     matrices = winograd_matrices(algorithm, spec)
-    np.testing.assert_allclose(amplified(chosen, matrices), whole_at(amplified(whole, matrices), points), rtol=1e-12)
-    np.testing.assert_allclose(tolerance(chosen, algorithm), whole_at(tolerance(whole, algorithm), points), rtol=1e-12)
+    np.testing.assert_allclose(
+        amplified(chosen, matrices), whole_at(amplified(whole, matrices), points), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        tolerance(chosen, algorithm), whole_at(tolerance(whole, algorithm), points), rtol=1e-12
+    )
 
 
 def whole_at(a: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -329,7 +391,9 @@ def test_amplification_is_never_below_the_magnitude() -> None:
     spec = ConvSpec.parse("1x3x9x8,4x3x3x3,p1")
     trial = Trial(spec, operands(spec))
     for m in (2, 4):
-        assert (amplified(trial, winograd_matrices(Minimal(m=m), spec)) >= trial.magnitude * (1 - 1e-12)).all()
+        assert (
+            amplified(trial, winograd_matrices(Minimal(m=m), spec)) >= trial.magnitude * (1 - 1e-12)
+        ).all()
 
 
 def test_wrong_transforms_are_refused() -> None:
@@ -346,8 +410,18 @@ def test_wrong_transforms_are_refused() -> None:
         winograd_matrices(Minimal(), ConvSpec.parse("1x3x9x9,4x3x3x3,s2"))
 
 
-@pytest.mark.parametrize("fault", [wrong.FlippedKernel, wrong.DroppedChannel, wrong.ShiftedPadding, wrong.ZeroedLastRow,
-                                   wrong.SwappedAxes, wrong.Zeros, wrong.HalfInside])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        wrong.FlippedKernel,
+        wrong.DroppedChannel,
+        wrong.ShiftedPadding,
+        wrong.ZeroedLastRow,
+        wrong.SwappedAxes,
+        wrong.Zeros,
+        wrong.HalfInside,
+    ],
+)
 @pytest.mark.parametrize("m", [2, 4, 6])
 def test_fault_is_found_behind_the_winograd_bound(fault: type[Right], m: int) -> None:
     class Claims(fault):  # type: ignore[misc, valid-type]

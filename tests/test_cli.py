@@ -1,4 +1,6 @@
-"""The command line: what it prints, where, with which exit code, and that nothing a user types gives a traceback."""
+"""The command line: what it prints, where, with which exit code, and that
+nothing a user types gives a traceback.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,10 @@ BAD = [
 
 @pytest.mark.parametrize("arguments", BAD, ids=lambda a: " ".join(a)[:40] or "nothing")
 def test_bad_usage_is_one_line_and_exit_2(
-    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    arguments: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     says: str = "",
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -91,7 +96,11 @@ def test_bad_usage_is_one_line_and_exit_2(
     ],
 )
 def test_what_is_misspelt_is_answered_by_what_was_meant(
-    typed: str, meant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    typed: str,
+    meant: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     test_bad_usage_is_one_line_and_exit_2(tuple(typed.split()), capsys, monkeypatch, tmp_path, meant)
 
@@ -117,8 +126,14 @@ def test_nothing_checked_measured_compared_or_merged_is_no_success(
     Path("none.json").write_text('{"benchmarks": [], "machine_info": {}}')
     for command, why in (
         (("check", odd, "--algorithms", "winograd_f2,fft"), "nothing was checked: 2 unsupported: "),
-        (("run", odd, "--algorithms", "winograd_f2", "--out", "new"), "nothing was measured: 1 unsupported: "),
-        (("run", "9x9,3x3", "--algorithms", "fft", "--budget", "0", "--out", "later"), "the budget ended the run first"),
+        (
+            ("run", odd, "--algorithms", "winograd_f2", "--out", "new"),
+            "nothing was measured: 1 unsupported: ",
+        ),
+        (
+            ("run", "9x9,3x3", "--algorithms", "fft", "--budget", "0", "--out", "later"),
+            "the budget ended the run first",
+        ),
         (("compare", one, two), "nothing was compared: the stores share no algorithm (one and two)"),
         (("compare", one, other), "nothing was compared: the stores share no machine (m1 and m2)"),
         (("compare", one, refused), "the new store holds no times"),
@@ -137,7 +152,8 @@ def test_nothing_checked_measured_compared_or_merged_is_no_success(
     assert "1 ok, 0 failed, 1 not checked" in capsys.readouterr().out
 
 
-NAMES = (b"\xd1\x80\xd0\xb5\xd0\xb7\xd1\x83\xd0\xbb\xd1\x8c\xd1\x82", b"byt\xffes", b"a\x1b[31m\nb")  # Cyrillic, none, control
+# Cyrillic, none, control
+NAMES = (b"\xd1\x80\xd0\xb5\xd0\xb7\xd1\x83\xd0\xbb\xd1\x8c\xd1\x82", b"byt\xffes", b"a\x1b[31m\nb")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -162,8 +178,19 @@ def test_a_folder_is_named_in_whatever_characters_the_terminal_has(
         assert (tmp_path / name / "report" / "index.html").exists()
 
 
-def test_a_run_into_a_folder_in_another_script_on_a_terminal_of_ascii(convbench: Convbench, tmp_path: Path) -> None:
-    one = ("run", "9x9,3x3", "--algorithms", "direct_shift", "--launches", "1", "--out", os.fsdecode(NAMES[0]))
+def test_a_run_into_a_folder_in_another_script_on_a_terminal_of_ascii(
+    convbench: Convbench, tmp_path: Path
+) -> None:
+    one = (
+        "run",
+        "9x9,3x3",
+        "--algorithms",
+        "direct_shift",
+        "--launches",
+        "1",
+        "--out",
+        os.fsdecode(NAMES[0]),
+    )
     done = convbench(*one, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and done.stderr == "" and "report: \\u0440" in done.stdout
     assert (tmp_path / "work" / one[-1] / "report" / "index.html").exists()
@@ -194,9 +221,14 @@ def test_run_report_pick_from_a_file(convbench: Convbench, tmp_path: Path) -> No
     table = tmp_path / "mine.csv"
     table.write_text("name,spec\na,\"1x1x48x48,1x1x3x3,p1\"\nb,\"1x2x24x24,4x2x3x3,s3\"\n")
     names = "direct_shift,im2col_gemm,auto"
-    done = convbench("run", str(table), "--algorithms", names, "--launches", "1", "--out", str(tmp_path / "out"))
+    done = convbench(
+        "run", str(table), "--algorithms", names, "--launches", "1", "--out", str(tmp_path / "out")
+    )
     assert done.returncode == 0, done.stderr
-    assert "1x1x48x48,1x1x3x3,p1" in done.stdout and str(tmp_path / "out" / "report" / "index.html") in done.stdout
+    assert (
+        "1x1x48x48,1x1x3x3,p1" in done.stdout
+        and str(tmp_path / "out" / "report" / "index.html") in done.stdout
+    )
     assert done.stderr == ""  # no progress bar where nobody watches
     again = convbench("report", "--out", str(tmp_path / "out"), "--baseline", "direct_shift")
     assert again.returncode == 0 and again.stdout.strip().endswith("index.html")
@@ -241,17 +273,31 @@ def test_a_store_that_cannot_be_used_is_one_clear_line(
             database.execute("CREATE TABLE diary (day)")
     assert main(one) == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.count("\n") == 1 and str(path) in shown.err and "unexpected" not in shown.err
+    assert (
+        shown.out == ""
+        and shown.err.count("\n") == 1
+        and str(path) in shown.err
+        and "unexpected" not in shown.err
+    )
 
 
-@pytest.mark.parametrize("closed", [
-    "1>&-", "0<&- 1>&- 2>&-", *(pytest.param(c, marks=pytest.mark.exhaustive) for c in ("0<&-", "2>&-", "0<&- 2>&-"))
-])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        "1>&-",
+        "0<&- 1>&- 2>&-",
+        *(pytest.param(c, marks=pytest.mark.exhaustive) for c in ("0<&-", "2>&-", "0<&- 2>&-")),
+    ],
+)
 def test_closed_standard_streams(closed: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Nothing else is written to what takes their numbers."""
-    command = f"{sys.executable} -m bench run 9x9,3x3 --algorithms direct_shift --launches 1 --out out {closed}"
+    command = (
+        f"{sys.executable} -m bench run 9x9,3x3 --algorithms direct_shift --launches 1 --out out {closed}"
+    )
     environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HUNG_S)
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HUNG_S
+    )
     assert done.returncode == 0 and whatever_the_load(done.stderr) == ""
     assert ("report:" in done.stdout) == ("1>" not in closed)
     with closing(sqlite3.connect(tmp_path / "out" / "convbench.sqlite")) as database:
@@ -262,16 +308,16 @@ def test_closed_standard_streams(closed: str, environment: dict[str, str], tmp_p
 def test_bad_usage_with_closed_streams(environment: dict[str, str], tmp_path: Path) -> None:
     environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
     for command in ("check 9x9", "nosuchcommand"):
-        done = subprocess.run(f"{sys.executable} -m bench {command} 2>&-", shell=True, cwd=tmp_path, env=environment,
-                              capture_output=True, text=True, timeout=HUNG_S)  # fmt: skip
+        done = subprocess.run(f"{sys.executable} -m bench {command} 2>&-", shell=True, cwd=tmp_path,
+                              env=environment, capture_output=True, text=True, timeout=HUNG_S)  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 
 def test_a_reader_that_has_seen_enough(environment: dict[str, str], tmp_path: Path) -> None:
     environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = f"{sys.executable} -m bench list | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, timeout=HUNG_S, capture_output=True,
-                          text=True)  # fmt: skip
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, timeout=HUNG_S,
+                          capture_output=True, text=True)  # fmt: skip
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
@@ -309,8 +355,22 @@ def test_hostile_texts_stay_texts(convbench: Convbench, tmp_path: Path) -> None:
     environment = {"CONVBENCH_PATH": str(tmp_path / "plugins"), "PYTHONPATH": str(Path(__file__).parents[1])}
     out = tmp_path / "<b>out & 100% #1?'\""
     names = "hostile,hostile_too,hostile_three"
-    measured = ("run", "9x9,3x3", "--algorithms", f"{names},direct_shift", "--launches", "1", "--out", str(out))
-    for command in (("list", "9x9,3x3"), ("check", "9x9,3x3", "--algorithms", names), ("pick", "9x9,3x3"), measured):
+    measured = (
+        "run",
+        "9x9,3x3",
+        "--algorithms",
+        f"{names},direct_shift",
+        "--launches",
+        "1",
+        "--out",
+        str(out),
+    )
+    for command in (
+        ("list", "9x9,3x3"),
+        ("check", "9x9,3x3", "--algorithms", names),
+        ("pick", "9x9,3x3"),
+        measured,
+    ):
         done = convbench(*command, **environment)
         assert done.returncode == (1 if command[0] == "check" else 0), done.stderr
         assert done.stderr == "" and all(line.isprintable() for line in done.stdout.splitlines())

@@ -1,4 +1,6 @@
-"""compare judges by launches and the noise it measured; merge keeps machines apart; imports are shown and never used."""
+"""compare judges by launches and the noise it measured; merge keeps machines
+apart; imports are shown and never used.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,15 @@ def records(
     for i, spec in enumerate(SPECS):
         base = 1e-3 * (1 + i) * drift * (factor if i < 5 else 1.0) * source.lognormvariate(0, noise / 2)
         launches = tuple(
-            Launch(k, "t", tuple(base * source.lognormvariate(0, noise) * s for s in (0.99, 1.0, 1.01)), 1, 0.1, 0.1, base)
+            Launch(
+                k,
+                "t",
+                tuple(base * source.lognormvariate(0, noise) * s for s in (0.99, 1.0, 1.01)),
+                1,
+                0.1,
+                0.1,
+                base,
+            )
             for k in range(count)
         )
         made.append(Record(spec, "a", 2, "m", build if i < 5 else "same", "ok", launches=launches))
@@ -42,7 +52,9 @@ def verdicts(old: list[Record], new: list[Record]) -> list[str]:
 @pytest.mark.parametrize("seed", range(5))
 def test_identical_code_is_never_called_faster_or_slower(seed: int) -> None:
     for noise in (0.01, 0.05, 0.2):
-        assert {"faster", "slower"}.isdisjoint(verdicts(records(seed, noise=noise), records(seed + 100, noise=noise)))
+        assert {"faster", "slower"}.isdisjoint(
+            verdicts(records(seed, noise=noise), records(seed + 100, noise=noise))
+        )
 
 
 def test_a_real_change_is_seen_and_the_rest_is_the_same() -> None:
@@ -87,7 +99,9 @@ def test_compare_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_changed_tunables_are_paired_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The default of a tunable has changed: the same algorithm. Variants that both stores hold are paired with themselves."""
+    """The default of a tunable has changed: the same algorithm. Variants that both
+    stores hold are paired with themselves.
+    """
     old = [replace(r, tunables='{"block": 1}') for r in records(1)]
     new = [replace(r, tunables='{"block": 2}') for r in records(2, factor=1.5, build="new")]
     assert verdicts(old, new)[:5] == ["slower"] * 5
@@ -100,11 +114,16 @@ def test_changed_tunables_are_paired_by_name(tmp_path: Path, capsys: pytest.Capt
     assert "5 slower" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", [{"machine": "elsewhere"}, {"threads": 1}, {"cold": True}, {"algorithm": "b"}])
+@pytest.mark.parametrize(
+    "change", [{"machine": "elsewhere"}, {"threads": 1}, {"cold": True}, {"algorithm": "b"}]
+)
 def test_nothing_in_common_is_said_and_no_success(
     change: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old, new = fill(tmp_path / "old", records(1)), fill(tmp_path / "new", [replace(r, **change) for r in records(2)])
+    old, new = (
+        fill(tmp_path / "old", records(1)),
+        fill(tmp_path / "new", [replace(r, **change) for r in records(2)]),
+    )
     assert main(("compare", old, new)) == 2
     shown = capsys.readouterr()
     assert "nothing was compared: the stores share no" in shown.err and str(*change.values()) in shown.err
@@ -129,11 +148,18 @@ def test_import_is_tagged_shown_and_never_used(convbench: Convbench, tmp_path: P
              "extra_info": {"algorithm": "direct_shift", "threads": 2},
              "stats": {"data": [1e-9, 2e-9, 3e-9], "median": 2e-9, "iterations": 7}}
     foreign = {**entry, "group": None, "param": "other", "extra_info": {}}
-    file.write_text(json.dumps({"machine_info": {"cpu": {"brand_raw": "<b>cpu</b>"}}, "benchmarks": [entry, foreign]}))
+    file.write_text(
+        json.dumps({"machine_info": {"cpu": {"brand_raw": "<b>cpu</b>"}}, "benchmarks": [entry, foreign]})
+    )
     _, found, left_out = from_pytest_benchmark(file)
     assert (found[0].origin, found[0].algorithm, left_out) == ("pytest-benchmark", "direct_shift", 1)
     out = str(tmp_path / "out")
-    assert convbench("run", "20x20,3x3", "--algorithms", "direct_shift", "--launches", "1", "--out", out).returncode == 0
+    assert (
+        convbench(
+            "run", "20x20,3x3", "--algorithms", "direct_shift", "--launches", "1", "--out", out
+        ).returncode
+        == 0
+    )
     done = convbench("import", str(file), "--out", out)
     assert done.returncode == 0 and "1 record" in done.stdout
     assert "pytest-benchmark" in (tmp_path / "out" / "report" / "records.csv").read_text()
@@ -145,7 +171,8 @@ def pytest_benchmark(entry: str = "", stats: str = "") -> str:
     """The text of a file with one benchmark, in which ``entry`` and ``stats`` replace what stands there."""
     return (
         '{"machine_info": {"cpu": {}}, "benchmarks": [{"group": "1x1x20x20,1x1x3x3", "name": "n", '
-        f'"extra_info": {{"threads": 1}}, "stats": {{"data": [1e-6], "median": 1e-6, "iterations": 1{stats}}}{entry}}}]}}'
+        f'"extra_info": {{"threads": 1}}, "stats": '
+        f'{{"data": [1e-6], "median": 1e-6, "iterations": 1{stats}}}{entry}}}]}}'
     )
 
 
@@ -183,17 +210,26 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_what_is_no_such_file_is_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_such_file_is_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "bad.json"
     file.write_text(BAD_FILES[kind])
     assert main(("import", str(file), "--out", str(tmp_path / "out"))) == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.count("\n") == 1 and str(file) in shown.err and "unexpected" not in shown.err
+    assert (
+        shown.out == ""
+        and shown.err.count("\n") == 1
+        and str(file) in shown.err
+        and "unexpected" not in shown.err
+    )
     assert len(shown.err) < 500 and not (tmp_path / "out").exists()
 
 
 def test_odd_but_harmless_files_are_imported(tmp_path: Path) -> None:
-    odd = pytest_benchmark(', "name": "\\ud800\\u001b[31m", "param": 3, "extra_info": null, "datetime": ["x"]')
+    odd = pytest_benchmark(
+        ', "name": "\\ud800\\u001b[31m", "param": 3, "extra_info": null, "datetime": ["x"]'
+    )
     odd = odd.replace('{"cpu": {}}', '{"cpu": {"count": [[1]], "brand_raw": {"a": 1}}, "machine": 7}')
     (tmp_path / "odd.json").write_text(odd)
     machine, (found,), _ = from_pytest_benchmark(tmp_path / "odd.json")

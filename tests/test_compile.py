@@ -38,7 +38,8 @@ x, w = np.ones(spec.input_shape, spec.in_dtype), np.ones(spec.weight_shape, spec
 start = time.process_time()
 get(sys.argv[1]).prepare(spec, w, 1)(x)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"s": time.process_time() - start, "bytes": peak * (1 if sys.platform == "darwin" else 1024)}))
+unit = 1 if sys.platform == "darwin" else 1024
+print(json.dumps({"s": time.process_time() - start, "bytes": peak * unit}))
 """
 
 
@@ -57,8 +58,8 @@ def solved(algorithm: Algorithm, specs: Iterable[ConvSpec]) -> list[ConvSpec]:
 def first_call(algorithm: Algorithm, spec: ConvSpec, cache: Path) -> dict[str, float]:
     """Seconds and peak bytes of a process that compiles for ``spec`` with an empty cache."""
     done = subprocess.run(
-        [sys.executable, "-c", FIRST_CALL, algorithm.name, str(spec)], env={**os.environ, "CONVBENCH_CACHE": str(cache)},
-        capture_output=True, text=True, timeout=HUNG_S,
+        [sys.executable, "-c", FIRST_CALL, algorithm.name, str(spec)],
+        env={**os.environ, "CONVBENCH_CACHE": str(cache)}, capture_output=True, text=True, timeout=HUNG_S,
     )  # fmt: skip
     assert done.returncode == 0, f"{algorithm.name} {spec}: {done.stderr[-300:]}"
     return json.loads(done.stdout)
@@ -77,8 +78,12 @@ def longest_in(kind: Any) -> int:
 
 
 @pytest.mark.parametrize("algorithm", COMPILED, ids=lambda a: a.name)
-def test_code_is_not_specialised_on_the_numbers_of_a_spec(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for by hundreds of extreme specs, the kinds of code are few, and no type is as long as a stride is wide."""
+def test_code_is_not_specialised_on_the_numbers_of_a_spec(
+    algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for by hundreds of extreme specs, the kinds of code are few, and no
+    type is as long as a stride is wide.
+    """
     asked: set[tuple] = set()
 
     def note(dispatcher: Any, *arguments: Any) -> None:
@@ -95,7 +100,9 @@ def test_code_is_not_specialised_on_the_numbers_of_a_spec(algorithm: Algorithm, 
 
 def test_a_first_call_is_bounded(tmp_path: Path) -> None:
     depthwise = next(a for a in COMPILED if a.name == "depthwise")
-    beyond = [over(depthwise, spec, tmp_path / str(i)) for i, spec in enumerate(small_extremes(seed=6, count=0)[:2])]
+    beyond = [
+        over(depthwise, spec, tmp_path / str(i)) for i, spec in enumerate(small_extremes(seed=6, count=0)[:2])
+    ]
     assert not any(beyond), beyond
 
 

@@ -1,4 +1,6 @@
-"""What every algorithm owes: one generic test over a wide grid of problems, for ours, the peers' and any newcomer's alike."""
+"""What every algorithm owes: one generic test over a wide grid of problems, for ours,
+the peers' and any newcomer's alike.
+"""
 
 from __future__ import annotations
 
@@ -103,11 +105,11 @@ GRID = [
 
 # Problems of the grid that each of ours solves at least, so that nothing becomes silently unsupported.
 SOLVED = {
-    "direct_loops": 40, "direct_shift": 49, "im2col_gemm": 49, "fft": 49, "fft_fused": 46, "separable": 4, "numba_direct": 46,
-    "depthwise": 35, "direct_channels": 46, "direct_pixels": 46,
+    "direct_loops": 40, "direct_shift": 49, "im2col_gemm": 49, "fft": 49, "fft_fused": 46, "separable": 4,
+    "numba_direct": 46, "depthwise": 35, "direct_channels": 46, "direct_pixels": 46,
     "scipy_correlate2d": 38, "scipy_fftconvolve": 49, "scipy_oaconvolve": 49, "scipy_ndimage_correlate": 49,
-    "opencv_filter2d": 22, "opencv_sepfilter2d": 2, "torch_nchw": 52, "torch_channels_last": 49, "torch_prepacked": 40,
-    "torch_cuda_nchw": 50, "torch_cuda_channels_last": 47,
+    "opencv_filter2d": 22, "opencv_sepfilter2d": 2, "torch_nchw": 52, "torch_channels_last": 49,
+    "torch_prepacked": 40, "torch_cuda_nchw": 50, "torch_cuda_channels_last": 47,
 }  # fmt: skip
 SLACK = 64 << 10  # Python objects of a plan and of a call
 NAMES = [a.name for a in algorithms() if a.device == "cpu" and a.unavailable() is None and a.family != "auto"]
@@ -130,10 +132,18 @@ def some(algorithm: Algorithm, specs: Iterable[ConvSpec], whole: bool) -> list[C
     return solved if whole else [solved[i] for i in sorted(covering([traits(spec) for spec in solved]))]
 
 
-CASES = [  # one problem after the other: its operands and the definition's answer are made once for all of its algorithms
-    (name, text, threads) for text, spec in PROBLEMS.items() for name in NAMES if solves(get(name), spec) for threads in (1, 2)
+# One problem after the other: its operands and the definition's answer are made once for all of its
+# algorithms
+CASES = [
+    (name, text, threads)
+    for text, spec in PROBLEMS.items()
+    for name in NAMES
+    if solves(get(name), spec)
+    for threads in (1, 2)
 ]
-TRAITS = [traits(PROBLEMS[text]) | {("algorithm", name), ("threads", threads)} for name, text, threads in CASES]
+TRAITS = [
+    traits(PROBLEMS[text]) | {("algorithm", name), ("threads", threads)} for name, text, threads in CASES
+]
 
 
 @pytest.mark.parametrize(("name", "text", "threads"), covered(CASES, TRAITS))
@@ -146,10 +156,17 @@ def test_right(name: str, text: str, threads: int) -> None:
 def test_says_why_not(name: str) -> None:
     for spec in specs():
         reason = get(name).unsupported(plain(spec))
-        assert reason is None or (isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason)
+        assert reason is None or (
+            isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason
+        )
 
 
-SHARED = ["2x32x30x30,32x32x3x3,p1", "1x1x300x400,1x1x9x9,p4,rank1", "2x16x200x100,16x1x3x3,p1,s2", "1x600x40x40,50x600x1x1"]
+SHARED = [
+    "2x32x30x30,32x32x3x3,p1",
+    "1x1x300x400,1x1x9x9,p4,rank1",
+    "2x16x200x100,16x1x3x3,p1,s2",
+    "1x600x40x40,50x600x1x1",
+]
 
 
 @pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
@@ -173,7 +190,12 @@ def test_support_does_not_shrink(name: str) -> None:
 def test_declares_itself(algorithm: Algorithm) -> None:
     assert algorithm.name.isidentifier() and algorithm.family in FAMILIES and algorithm.accuracy in ACCURACIES
     assert algorithm.runtime in ("numpy", "numba", "torch", "opencv", "cupy")
-    assert (algorithm.device, algorithm.layout) in [("cpu", "nchw"), ("cpu", "nhwc"), ("cuda", "nchw"), ("cuda", "nhwc")]
+    assert (algorithm.device, algorithm.layout) in [
+        ("cpu", "nchw"),
+        ("cpu", "nhwc"),
+        ("cuda", "nchw"),
+        ("cuda", "nhwc"),
+    ]
     assert hash(algorithm) is not None and algorithm.tunables() is not None
     reason = algorithm.unavailable()
     assert reason is None or reason
@@ -195,7 +217,8 @@ def test_predictions_are_plain_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_fresh_and_operands_unchanged(name: str) -> None:
-    """A second call must not touch what the first returned, nor any operand; ``out`` is written and returned."""
+    """A second call must not touch what the first returned, nor any operand; ``out`` is written and returned.
+    """
     algorithm = get(name)
     spec = next(s for s in specs() if s.batch == 2 and solves(algorithm, s))
     data = operands(spec, 0, "normal")
@@ -215,12 +238,14 @@ def test_results_are_fresh_and_operands_unchanged(name: str) -> None:
 
 
 LARGER = [
-    "1x1x256x300,1x1x7x7,p3", "2x32x30x30,32x32x3x3,p1", "2x16x60x50,16x1x3x3,p1,s2", "1x1x200x200,1x1x9x9,rank1",
-    "1x64x14x14,256x64x3x3,p1", "1x512x7x7,512x512x3x3,p1", "1x1x20000,1x1x64", "1x640x1x1,500x640x1x1",
+    "1x1x256x300,1x1x7x7,p3", "2x32x30x30,32x32x3x3,p1", "2x16x60x50,16x1x3x3,p1,s2",
+    "1x1x200x200,1x1x9x9,rank1", "1x64x14x14,256x64x3x3,p1", "1x512x7x7,512x512x3x3,p1", "1x1x20000,1x1x64",
+    "1x640x1x1,500x640x1x1",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["covering", "grid"])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.exhaustive)],
+                         ids=["covering", "grid"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", [name for name in NAMES if get(name).runtime not in ("torch", "opencv")])
 def test_workspace_is_as_predicted(name: str, threads: int, whole: bool) -> None:
@@ -269,23 +294,31 @@ def right_apart(cases: list[tuple[str, str]], **environment: str) -> None:
     assert cases and done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["covering", "grid"])
+@pytest.mark.parametrize(
+    "whole", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["covering", "grid"]
+)
 @pytest.mark.parametrize("module", sorted({type(get(name)).__module__ for name in COMPILED}))
 def test_compiled_code_stays_inside_its_arrays(module: str, whole: bool) -> None:
-    """Out-of-bounds reads return garbage silently, so the Numba algorithms run once with every index checked."""
+    """Out-of-bounds reads return garbage silently, so the Numba algorithms run once with every index checked.
+    """
     small = [s for s in specs() if s.dtype == "float32" and s.direction == "forward" and s.macs < 1e6]
     names = [name for name in COMPILED if type(get(name)).__module__ == module]
     cases = [(name, spec) for name in names for spec in some(get(name), small, True)]
-    if not whole:  # every trait for the file, and for each algorithm every kind of end that its blocks may have
+    # Every trait for the file, and for each algorithm every kind of end that its blocks may have
+    if not whole:
         ends = ("row", "column")
-        found = [{(name if what in ends else "", what, which) for what, which in traits(spec)} for name, spec in cases]
+        found = [
+            {(name if what in ends else "", what, which) for what, which in traits(spec)}
+            for name, spec in cases
+        ]
         cases = [cases[i] for i in sorted(covering(found))]
     right_apart([(name, str(spec)) for name, spec in cases], NUMBA_BOUNDSCHECK="1")
 
 
 @pytest.mark.parametrize("width", [width for width in ("plain", "avx512") if width != simd()])
 def test_right_with_vectors_of_another_width(width: str) -> None:
-    """What this machine lacks is split by the compiler: slow, but the same code as on a machine that has it."""
+    """What this machine lacks is split by the compiler: slow, but the same code as on a machine that has it.
+    """
     texts = ["1x17x13x15,19x17x3x3,p1", "1x1x40x75,1x1x5x5,p2,rank1", "1x5x9x8,5x1x3x3,s2,p1"]
     cases = [(name, text) for text in texts for name in COMPILED if solves(get(name), ConvSpec.parse(text))]
     chosen = covering([{("algorithm", name), (type(get(name)).__module__, text)} for name, text in cases])
@@ -293,6 +326,7 @@ def test_right_with_vectors_of_another_width(width: str) -> None:
 
 
 def test_an_unknown_width_is_refused() -> None:
-    done = subprocess.run([sys.executable, "-c", "import algos.engine.simd"], env={**os.environ, "CONVBENCH_SIMD": "mmx"},
-                          capture_output=True, text=True, timeout=HUNG_S)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", "import algos.engine.simd"],
+                          env={**os.environ, "CONVBENCH_SIMD": "mmx"}, capture_output=True, text=True,
+                          timeout=HUNG_S)  # fmt: skip
     assert done.returncode == 1 and "use avx512, avx2, plain" in done.stderr.splitlines()[-1]

@@ -1,4 +1,6 @@
-"""What a plain run leaves out: every two traits that meet in a grid still meet in a test, and --exhaustive runs all of it."""
+"""What a plain run leaves out: every two traits that meet in a grid still meet in a
+test, and --exhaustive runs all of it.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,12 @@ def test_every_algorithm_meets_every_kind_of_problem_that_it_solves() -> None:
 
 
 def test_exhaustive_runs_what_a_plain_run_leaves_out() -> None:
-    command = [sys.executable, "-m", "pytest", "--co", "-q", "-p", "no:cacheprovider", "tests/test_faults.py", "-k", "kill_9"]
+    command = [sys.executable, "-m", "pytest", "--co", "-q", "-p", "no:cacheprovider", "tests/test_faults.py",
+               "-k", "kill_9"]  # fmt: skip
     plain, every = (
-        subprocess.run([*command, *more], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [*command, *more], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+        ).stdout
         for more in ([], ["--exhaustive"])
     )
     assert "no_process[4-" in plain and "no_process[20-" not in plain

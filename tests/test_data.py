@@ -73,7 +73,11 @@ def test_whole_numbers_use_the_range_where_it_is_exact() -> None:
     assert (data.x.min(), data.x.max(), data.w.min(), data.w.max()) == (-8, 8, -4, 4)
     narrow = operands(ConvSpec.parse("1x64x20x20,64x64x3x3"), 0, "integer", (2, 1), 0.25)
     assert narrow.x is not None and narrow.w is not None
-    assert narrow.x.max() == 2 and narrow.w.max() == 1 and 0.1 < np.count_nonzero(narrow.w) / narrow.w.size < 0.25
+    assert (
+        narrow.x.max() == 2
+        and narrow.w.max() == 1
+        and 0.1 < np.count_nonzero(narrow.w) / narrow.w.size < 0.25
+    )
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -96,7 +100,9 @@ def test_symmetry_is_seen() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_weights_keep_the_promise_of_rank(rank: int, dtype: str, kind: str) -> None:
-    """The rounding of the weights, and that of the decomposition in float64, may look like more rank; nothing else."""
+    """The rounding of the weights, and that of the decomposition in float64,
+    may look like more rank; nothing else.
+    """
     unit = np.finfo(dtype).eps / 2 + 8 * 2.0**-53
     for seed in range(5):
         w = operands(ConvSpec.parse(f"1x3x9x9,8x3x5x4,rank{rank}").with_(dtype=dtype), seed, kind).w

@@ -27,17 +27,26 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[str]:
     """Lines of console blocks that run convbench or write a file for it, in their order."""
     lines = [line for block in blocks(page, "console") for line in block.splitlines()]
-    return [line.removeprefix("$ ") for line in lines if line.startswith(("$ convbench ", "$ CONVBENCH_PATH=", "$ printf "))]
+    return [
+        line.removeprefix("$ ")
+        for line in lines
+        if line.startswith(("$ convbench ", "$ CONVBENCH_PATH=", "$ printf "))
+    ]
 
 
 def shortened(command: str) -> str:
     """The same with fewer measurements: three algorithms where all would run, one launch of each."""
     if "convbench run" in command:
         command = command.replace("64,96 --kernels 3,5", "24,32 --kernels 3")
-        return command + ("" if "--algorithms" in command else " --algorithms direct_shift,im2col_gemm,auto") + " --launches 1"
+        return (
+            command
+            + ("" if "--algorithms" in command else " --algorithms direct_shift,im2col_gemm,auto")
+            + " --launches 1"
+        )
     if "convbench duel" in command:
         return command + " --launches 2"  # one does not know its noise
-    return command.replace("1x1x40x40,1x1x5x5,p2 --measure", "1x1x9x9x9,1x1x3x3x3 --measure")  # few compete in 3-D
+    # Few compete in 3-D
+    return command.replace("1x1x40x40,1x1x5x5,p2 --measure", "1x1x9x9x9,1x1x3x3x3 --measure")
 
 
 CASES = [(page, whole) for page in PAGES if commands(page) for whole in (False, True)]
@@ -48,7 +57,9 @@ CASES = [(page, whole) for page in PAGES if commands(page) for whole in (False, 
                  id=f"{case[0].name}-{'as it stands' if case[1] else 'shortened'}")
     for case in CASES
 ])  # fmt: skip
-def test_documented_commands_run(page: Path, whole: bool, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_documented_commands_run(
+    page: Path, whole: bool, tmp_path: Path, environment: dict[str, str]
+) -> None:
     """In one folder, in the order of the page, after the files that the page shows were written."""
     scripts = tmp_path / "bin"
     scripts.mkdir()
@@ -65,8 +76,8 @@ def test_documented_commands_run(page: Path, whole: bool, tmp_path: Path, enviro
             file.write_text(source)
     for command in commands(page):
         command = command if whole else shortened(command)
-        done = subprocess.run(command, shell=True, cwd=work, env={**environment, **path}, capture_output=True, text=True,
-                              timeout=HUNG_S, check=False)  # fmt: skip
+        done = subprocess.run(command, shell=True, cwd=work, env={**environment, **path}, capture_output=True,
+                              text=True, timeout=HUNG_S, check=False)  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert (done.stdout or " > " in command) and "Traceback" not in done.stderr
 
@@ -76,7 +87,9 @@ def test_documented_commands_are_well_formed(page: Path) -> None:
     """Those of shell blocks take minutes: their arguments, targets and algorithms must exist."""
     for command in (command for command in commands(page) if command.startswith("convbench ")):
         parser(COMMANDS.values()).parse_args(shlex.split(command)[1:])
-    for line in (line for kind in ("sh", "yaml") for block in blocks(page, kind) for line in block.splitlines()):
+    for line in (
+        line for kind in ("sh", "yaml") for block in blocks(page, kind) for line in block.splitlines()
+    ):
         if "convbench " not in line:
             continue
         words = shlex.split(line, comments=True)

@@ -1,4 +1,6 @@
-"""The door: every kind of array and option a user may bring ends in the right answer or in one line that says what to do."""
+"""The door: every kind of array and option a user may bring ends in the right answer
+or in one line that says what to do.
+"""
 
 from __future__ import annotations
 
@@ -129,9 +131,10 @@ def test_an_out_that_does_not_fit_is_refused(out: Any) -> None:
 
 
 OUT_OF_ALL = [
-    10**30, -(10**30), 10**5000, 2.0, np.float32(2), np.float64("nan"), "2", "", b"2", None, True, np.True_, {}, {1}, slice(2),
-    [], [[1]], [[[1, 1]]] * 2, [[1, 1, 1]] * 2, [1] * 1000, (2.0, 2.0), (True, 1), (None, None), ("1", "1"), np.array("a"),
-    np.array([2.0, 2]), np.array([[[1]]]), np.array([[1, 1], None], object), np.ma.masked, object(),
+    10**30, -(10**30), 10**5000, 2.0, np.float32(2), np.float64("nan"), "2", "", b"2", None, True, np.True_,
+    {}, {1}, slice(2), [], [[1]], [[[1, 1]]] * 2, [[1, 1, 1]] * 2, [1] * 1000, (2.0, 2.0), (True, 1),
+    (None, None), ("1", "1"), np.array("a"), np.array([2.0, 2]), np.array([[[1]]]),
+    np.array([[1, 1], None], object), np.ma.masked, object(),
 ]  # fmt: skip
 
 
@@ -142,7 +145,9 @@ def nested(depth: int) -> list:
     return value
 
 
-@pytest.mark.parametrize("option", ["stride", "padding", "dilation", "groups", "padding_mode", "algorithm", "threads"])
+@pytest.mark.parametrize(
+    "option", ["stride", "padding", "dilation", "groups", "padding_mode", "algorithm", "threads"]
+)
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_no_value_of_an_option_breaks_the_door(option: str, ndim: int) -> None:
     x, w = np.ones((1, 2, *(9,) * ndim), np.float32), np.ones((2, 2, *(3,) * ndim), np.float32)
@@ -158,8 +163,15 @@ def test_no_value_of_an_option_breaks_the_door(option: str, ndim: int) -> None:
 
 def test_an_option_is_refused_whatever_was_called_before() -> None:
     x, w = np.ones((1, 1, 9, 9), np.float32), np.ones((1, 1, 3, 3), np.float32)
-    for right, wrong in (((2, 2), (2.0, 2.0)), ([1, 1], [True, True]), (1, np.True_), (((1, 1), (1, 1)), ((1, 1), (1, 1.0)))):
-        for options in ({"padding": right}, {"stride": right}) if right != ((1, 1), (1, 1)) else ({"padding": right},):
+    for right, wrong in (
+        ((2, 2), (2.0, 2.0)),
+        ([1, 1], [True, True]),
+        (1, np.True_),
+        (((1, 1), (1, 1)), ((1, 1), (1, 1.0))),
+    ):
+        for options in (
+            ({"padding": right}, {"stride": right}) if right != ((1, 1), (1, 1)) else ({"padding": right},)
+        ):
             algos.conv2d(x, w, **options)
             with pytest.raises(ValueError, match="whole number"):
                 algos.conv2d(x, w, **dict.fromkeys(options, wrong))
@@ -181,8 +193,9 @@ def test_a_name_that_is_none_is_refused_in_one_line(name: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"calls": 0}, {"calls": 10**400}, {"calls": 1.0}, {"max_workspace_bytes": -1}, {"max_workspace_bytes": True},
-     {"device": "gpu"}, {"device": []}, {"accuracy": np.array([1, 2])}, {"threads": 10**30}, {"threads": [1]}],
+    [{"calls": 0}, {"calls": 10**400}, {"calls": 1.0}, {"max_workspace_bytes": -1},
+     {"max_workspace_bytes": True}, {"device": "gpu"}, {"device": []}, {"accuracy": np.array([1, 2])},
+     {"threads": 10**30}, {"threads": [1]}],
 )  # fmt: skip
 def test_pick_refuses_what_it_cannot_use(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))) as caught:
@@ -199,19 +212,29 @@ def test_an_out_that_overlaps_an_operand_is_refused() -> None:
 def test_an_out_that_overlaps_the_weights_is_refused() -> None:
     memory = np.ones(444, np.float32)
     with pytest.raises(ValueError, match="overlaps w"):
-        algos.conv2d(np.ones((2, 3, 9, 8), np.float32), memory[:108].reshape(4, 3, 3, 3), out=memory[:336].reshape(2, 4, 7, 6))
+        algos.conv2d(
+            np.ones((2, 3, 9, 8), np.float32),
+            memory[:108].reshape(4, 3, 3, 3),
+            out=memory[:336].reshape(2, 4, 7, 6),
+        )
 
 
 @pytest.mark.parametrize("algorithm", ["direct_shift", "numba_direct", "im2col_gemm", "fft", "auto"])
 def test_out_is_filled_and_returned(algorithm: str) -> None:
-    for out in (np.full(Y.shape, np.nan, np.float32), np.full((*Y.shape[:-1], 26), np.nan, np.float32)[..., ::2]):
+    for out in (
+        np.full(Y.shape, np.nan, np.float32),
+        np.full((*Y.shape[:-1], 26), np.nan, np.float32)[..., ::2],
+    ):
         assert algos.conv2d(X, W, padding=1, groups=2, algorithm=algorithm, out=out) is out
         assert np.allclose(out, Y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("algorithm", ["direct_shift", "fft"])
 def test_out_without_a_batch_axis_is_the_callers(algorithm: str) -> None:
-    for out in (np.full(Y.shape[1:], np.nan, np.float32), np.full((*Y.shape[1:-1], 26), np.nan, np.float32)[..., ::2]):
+    for out in (
+        np.full(Y.shape[1:], np.nan, np.float32),
+        np.full((*Y.shape[1:-1], 26), np.nan, np.float32)[..., ::2],
+    ):
         assert algos.conv2d(X[0], W, np.ones(6), padding=1, groups=2, algorithm=algorithm, out=out) is out
         assert np.allclose(out, Y[0] + 1, rtol=1e-4, atol=1e-4)
     for shape in (Y.shape, (1, *Y.shape[1:]), Y.shape[2:]):
@@ -250,7 +273,9 @@ def test_one_and_three_dimensions() -> None:
     y = algos.conv1d(signal_1d[None], taps[None, None])
     assert np.allclose(y[0], np.correlate(signal_1d, taps, "valid"))
     volume, cube = rng.standard_normal((8, 9, 7)), rng.standard_normal((3, 2, 3))
-    assert np.allclose(algos.conv3d(volume[None], cube[None, None])[0], signal.correlate(volume, cube, "valid"))
+    assert np.allclose(
+        algos.conv3d(volume[None], cube[None, None])[0], signal.correlate(volume, cube, "valid")
+    )
 
 
 def test_flip_is_true_convolution() -> None:
@@ -266,7 +291,8 @@ def test_the_centres_of_other_libraries_can_be_asked_for(kernel: tuple[int, int]
 
     def of(options: str, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         shapes = (",".join("x".join(map(str, (1, 1, *a.shape))) for a in (x, w)), options)
-        return algos.plan(",".join(shapes) + ",float64", w[None, None], "direct_shift")(x[None, None])[0, 0]  # type: ignore[no-any-return]
+        plan = algos.plan(",".join(shapes) + ",float64", w[None, None], "direct_shift")
+        return plan(x[None, None])[0, 0]  # type: ignore[no-any-return]
 
     assert np.allclose(of("psame_lower,flip", x, w), signal.convolve2d(x, w, "same"))
     assert np.allclose(of("psame", x, w), signal.correlate2d(x, w, "same"))
@@ -342,7 +368,9 @@ def test_one_plan_called_from_four_threads_stays_right() -> None:
         wrong = []
 
         def work(i: int, plan: Any = plan, inputs: Any = inputs, wrong: Any = wrong) -> None:
-            wrong.extend(1 for _ in range(10) if not np.allclose(plan(inputs[i]), Y * (i + 1), rtol=1e-3, atol=1e-3))
+            wrong.extend(
+                1 for _ in range(10) if not np.allclose(plan(inputs[i]), Y * (i + 1), rtol=1e-3, atol=1e-3)
+            )
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
         for thread in threads:
@@ -376,7 +404,15 @@ def test_nan_stays_local_where_the_error_is_componentwise() -> None:
             assert np.isnan(y).sum() == 9, algorithm.name
 
 
-MULTIPLIES = ("im2col_gemm", "numba_direct", "numba_im2col", "scipy_correlate2d", "fft", "fft_tiles", "winograd_f4")
+MULTIPLIES = (
+    "im2col_gemm",
+    "numba_direct",
+    "numba_im2col",
+    "scipy_correlate2d",
+    "fft",
+    "fft_tiles",
+    "winograd_f4",
+)
 SKIPS = ("direct_loops", "direct_shift", "kn2row_gemm", "toeplitz")
 
 

@@ -207,7 +207,9 @@ def test_a_commit_of_somebodys_plugins(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("burn", "launches"), [
     (3, 2), pytest.param(0.5, 5, marks=pytest.mark.exhaustive),
 ])  # fmt: skip
-def test_a_planted_slowdown_is_found(burn: float, launches: int, convbench: Convbench, tmp_path: Path) -> None:
+def test_a_planted_slowdown_is_found(
+    burn: float, launches: int, convbench: Convbench, tmp_path: Path
+) -> None:
     old = plugin(tmp_path / "old")
     new = plugin(tmp_path / "new", burn=burn, block=2, more=', replace(Windows(), name="fresh")')
     done = convbench("duel", old, new, SPEC, "--threads", "1", "--launches", str(launches), "--json")

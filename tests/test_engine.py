@@ -1,4 +1,6 @@
-"""What fast algorithms share: threads, compiled code, views of windows, blocks; and that preparing does all one-off work."""
+"""What fast algorithms share: threads, compiled code, views of windows, blocks; and
+that preparing does all one-off work.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,8 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_plans_work_in_a_forked_child(environment: dict[str, str]) -> None:
-    names = ["im2col_gemm", "numba_direct", "fft", "fft_tiles", "numba_im2col", "direct_channels", "winograd_f2"]
+    names = ["im2col_gemm", "numba_direct", "fft", "fft_tiles", "numba_im2col", "direct_channels",
+             "winograd_f2"]  # fmt: skip
     command = [sys.executable, "-W", "ignore", "-c", AFTER_A_FORK, *names]
     done = subprocess.run(command, env=environment, timeout=HUNG_S, check=False)
     assert done.returncode == 0
@@ -161,7 +164,11 @@ def test_blocks_cover_every_output_once(spec: ConvSpec, threads: int, block_byte
     count = np.zeros((spec.batch, spec.out_channels, row.outputs, col.outputs), int)
     for item in range(blocks.items):
         n, group, o0, o1, row0, rows, col0, cols = locate.py_func(item, geometry, count)
-        assert o0 // (spec.out_channels // spec.groups) == (o1 - 1) // (spec.out_channels // spec.groups) == group
+        assert (
+            o0 // (spec.out_channels // spec.groups)
+            == (o1 - 1) // (spec.out_channels // spec.groups)
+            == group
+        )
         assert 0 < rows <= blocks.rows and 0 < cols <= blocks.cols
         count[n, o0:o1, row0 : row0 + rows, col0 : col0 + cols] += 1
     assert (count == 1).all()
@@ -171,16 +178,22 @@ def test_blocks_cover_every_output_once(spec: ConvSpec, threads: int, block_byte
 
 @pytest.mark.parametrize("threads", [1, 2, 16])
 def test_tall_kernels_do_not_fall_apart_into_single_rows(threads: int) -> None:
-    """Rows filtered for all blocks together: less than twice what sharing allows, whatever the taps and the cache."""
+    """Rows filtered for all blocks together: less than twice what sharing
+    allows, whatever the taps and the cache.
+    """
     for size, taps in itertools.product((64, 512, 2048), (3, 65, 129, 257, 513, 1025)):
         spec = ConvSpec.parse(f"{size}x{size},{taps}x{taps},p{taps // 2},rank1")
         blocks = Blocks.of(spec, threads, 1 << 18, (taps + 3) / taps)
         bands = -(-size // blocks.rows)
-        assert bands * (blocks.rows + taps - 1) <= 2.5 * max(size + taps - 1, size + (threads - 1) * (taps - 1)), spec
+        assert bands * (blocks.rows + taps - 1) <= 2.5 * max(
+            size + taps - 1, size + (threads - 1) * (taps - 1)
+        ), spec
 
 
 def test_cyclic_lengths_hold_the_longer_border(spec: ConvSpec) -> None:
-    for length, size, (before, after), padded in zip(cyclic_size(spec), spec.size, spec.padding, spec.padded_size, strict=True):
+    for length, size, (before, after), padded in zip(
+        cyclic_size(spec), spec.size, spec.padding, spec.padded_size, strict=True
+    ):
         assert length >= size + before
         assert length <= 2 * (padded + after) + 8
 
@@ -199,7 +212,9 @@ def test_runs_compile_nothing(name: str, text: str) -> None:
     data = operands(spec)
     plan = algorithm.prepare(spec, data.w, 2)
     module = sys.modules[type(algorithm).__module__]
-    compiled = [f for f in vars(module).values() if hasattr(f, "signatures") and f.__module__ == module.__name__]
+    compiled = [
+        f for f in vars(module).values() if hasattr(f, "signatures") and f.__module__ == module.__name__
+    ]
     assert compiled
     before = [len(f.signatures) for f in compiled]
     plan(data.x)
@@ -223,11 +238,18 @@ for assembly in direct_all.inspect_asm().values():
 """
 
 
-@pytest.mark.skipif(simd() != "avx512", reason="with fewer registers a block is smaller, and was always free of the stack")
+@pytest.mark.skipif(
+    simd() != "avx512", reason="with fewer registers a block is smaller, and was always free of the stack"
+)
 def test_the_hottest_loop_of_direct_channels_touches_no_stack(tmp_path: Path) -> None:
-    """Where it does, half of all processes run at half of its speed: those whose stack puts vectors across two lines."""
-    environment = {**os.environ, "CONVBENCH_CACHE": str(tmp_path)}  # what comes from the cache has no assembly
-    done = subprocess.run([sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, timeout=300)
+    """Where it does, half of all processes run at half of its speed: those whose
+    stack puts vectors across two lines.
+    """
+    # What comes from the cache has no assembly
+    environment = {**os.environ, "CONVBENCH_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["96 0", "48 0"]
 
@@ -278,12 +300,16 @@ def test_compiled_code_survives_a_damaged_cache(environment: dict[str, str], tmp
 
 
 def test_code_of_another_signature_is_not_taken(environment: dict[str, str], tmp_path: Path) -> None:
-    """As two processes leave it that compile one function for two types at once: the index names one file for both."""
+    """As two processes leave it that compile one function for two types at
+    once: the index names one file for both.
+    """
     name, _ = run(environment, tmp_path)
     double = CACHED.replace("np.float32", "np.float64").replace("p1", "p1,float64")
     environment = {**environment, "CONVBENCH_CACHE": str(tmp_path)}
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", double], env=environment, capture_output=True, text=True, timeout=HUNG_S)
+        done = subprocess.run(
+            [sys.executable, "-c", double], env=environment, capture_output=True, text=True, timeout=HUNG_S
+        )
         assert done.returncode == 0, done.stderr
         for first in Path(name).rglob("*.1.nbc"):
             if (second := first.with_name(first.name.replace(".1.nbc", ".2.nbc"))).exists():
@@ -297,15 +323,17 @@ def test_compiled_code_on_a_full_disk(environment: dict[str, str], tmp_path: Pat
         run(environment, folder)
 
 
-def test_nothing_compiled_is_offered_when_compiling_is_turned_off(environment: dict[str, str], tmp_path: Path) -> None:
+def test_nothing_compiled_is_offered_when_compiling_is_turned_off(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     code = """
 import json, algos
 from bench import peaks
 reasons = {a.name: a.unavailable() for a in algos.algorithms() if a.runtime == "numba"}
 print(json.dumps([reasons, algos.pick("64x64,5x5,rank1").algorithm, peaks._measured_apart()]))
 """
-    done = subprocess.run([sys.executable, "-c", code], env={**environment, "NUMBA_DISABLE_JIT": "1"}, capture_output=True,
-                          text=True, timeout=HUNG_S)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env={**environment, "NUMBA_DISABLE_JIT": "1"},
+                          capture_output=True, text=True, timeout=HUNG_S)  # fmt: skip
     assert done.returncode == 0, done.stderr
     reasons, picked, peaks = json.loads(done.stdout)
     assert reasons and all(reason.startswith("NUMBA_DISABLE_JIT is set") for reason in reasons.values())
@@ -354,7 +382,9 @@ def transformed(data, length, lanes, stages, factors):  # type: ignore[no-untype
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("length", [4, 8, 16, 40, 48, 72, 128, 720])
 def test_transforms_are_fourier_transforms_in_some_order(length: int, dtype: str) -> None:
-    """The order is read off the transform of an impulse at 1; every other signal must then come out in that order."""
+    """The order is read off the transform of an impulse at 1; every other
+    signal must then come out in that order.
+    """
     side, transform = lanes(np.dtype(dtype)), Transform(length, dtype)
     rng = np.random.default_rng(0)
     signals = rng.standard_normal((length, side)) + 1j * rng.standard_normal((length, side))
@@ -373,4 +403,6 @@ def test_transforms_are_fourier_transforms_in_some_order(length: int, dtype: str
 @pytest.mark.parametrize("longest", [1, 7, 100, 5000])
 def test_fast_lengths_reach_the_longest(longest: int) -> None:
     lengths = fast_lengths(8, longest)
-    assert lengths[-1] >= longest and all(n % 8 == 0 and np.prod(Transform(n, "float32").radices) == n for n in lengths)
+    assert lengths[-1] >= longest and all(
+        n % 8 == 0 and np.prod(Transform(n, "float32").radices) == n for n in lengths
+    )

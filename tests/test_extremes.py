@@ -1,4 +1,6 @@
-"""Any legal spec is answered at once: what algorithms say of a problem never grows with the problem's numbers."""
+"""Any legal spec is answered at once: what algorithms say of a problem never grows with the problem's
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from algos.lower.chain import plain
 from tests.extremes import extreme_specs
 
 SLOWEST_S, MOST_BYTES = 0.02, 1 << 20  # of the process's own time, and of Python's memory
-SEEN = ["1x1x100000000,1x1x1,s1000", "8x156x219047491,3198x2x74291036,p61491804466"]  # took seconds and gigabytes
+# Took seconds and gigabytes
+SEEN = ["1x1x100000000,1x1x1,s1000", "8x156x219047491,3198x2x74291036,p61491804466"]
 
 
 def questions(algorithm: Algorithm, spec: ConvSpec) -> Iterable[tuple[str, Callable[[], Any]]]:
@@ -35,7 +38,9 @@ OURS = [a for a in algorithms() if a.family != "auto"]
 
 
 def slow(specs: Iterable[ConvSpec]) -> list[str]:
-    """Every question that took too long, of specs that nothing remembers; a neighbour's load may strike once, not twice."""
+    """Every question that took too long, of specs that nothing remembers; a
+    neighbour's load may strike once, not twice.
+    """
     found = []
     gc.collect()
     gc.disable()
@@ -107,6 +112,8 @@ def test_phases_are_counted_without_looking_at_each() -> None:
 
 
 def test_what_changes_nothing_is_not_asked_about() -> None:
-    """A stride past the only output, and the dilation of one tap: no algorithm meets numbers that no array has."""
+    """A stride past the only output, and the dilation of one tap: no algorithm meets numbers that no array
+    has.
+    """
     spec = ConvSpec.parse("1x1x8x9,1x1x3x1,s999999999999999999,d2x999999999999999999")
     assert str(plain(spec)) == "1x1x8x9,1x1x3x1,s4x9,d2x1" and plain(spec).output_shape == spec.output_shape

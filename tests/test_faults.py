@@ -49,7 +49,11 @@ def measure(folder: Path, *names: str, settings: Settings = SETTINGS) -> Outcome
 def children_of(folder: Path) -> list[psutil.Process]:
     """What the faulty algorithms of the test with that folder have left behind."""
     mark = f"a child of {folder}{os.sep}"
-    return [process for process in psutil.process_iter(["cmdline"]) if mark in " ".join(process.info["cmdline"] or [])]
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if mark in " ".join(process.info["cmdline"] or [])
+    ]
 
 
 def workers_of(controller: int) -> list[psutil.Process]:
@@ -84,7 +88,8 @@ def test_every_failure_costs_its_own_case_only(tmp_path: Path) -> None:
     patient = measure(tmp_path / "out", *(name for name in EXPECTED if name != "hang"))
     impatient = measure(tmp_path / "out", "hang", settings=Settings(**{**SETTINGS.__dict__, "answer_s": 3}))
     records = [*patient.records, *impatient.records]
-    assert {r.algorithm: r.status for r in records} == {name: status for name, (status, _) in EXPECTED.items()}
+    assert {r.algorithm: r.status for r in records} == {name: status for name,
+                                                        (status, _) in EXPECTED.items()}
     for record in records:
         assert EXPECTED[record.algorithm][1] in record.reason
         assert "\x1b" not in record.reason and "\n" not in record.reason
@@ -92,14 +97,16 @@ def test_every_failure_costs_its_own_case_only(tmp_path: Path) -> None:
     assert not children_of(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["3000000x3000000,3x3,p1", "1x1x9000000000000,1x1x63,p0:62", "1x1x50000x50000x3000,1x1x3x3x3"])
+@pytest.mark.parametrize("text", ["3000000x3000000,3x3,p1", "1x1x9000000000000,1x1x63,p0:62",
+                                  "1x1x50000x50000x3000,1x1x3x3x3"])
 def test_what_no_memory_holds_is_refused_before_anything_is_allocated(text: str) -> None:
     """Sizes beyond 2**31 and 2**32 elements, where indices of 32 bits would come out small."""
     spec = ConvSpec.parse(text)
     found = [a for a in registry().values() if a.device == "cpu"]
     for case in cases_of([spec], found, [1, 2], SETTINGS):
         record = case.record
-        assert record.status in ("too_large", "unsupported", "unavailable"), (record.algorithm, record.status, record.reason)
+        told = (record.algorithm, record.status, record.reason)
+        assert record.status in ("too_large", "unsupported", "unavailable"), told
         if record.status == "too_large":
             assert record.workspace_bytes + spec.min_bytes > 1 << 43
 
@@ -141,9 +148,11 @@ def test_what_cannot_run_now_costs_no_samples(tmp_path: Path, monkeypatch: pytes
     with Store(tmp_path) as store:
         assert store.records() == first.records
         unjudged = ConvSpec.parse("1x1x3000x3000,1x1x3000x3000")
-        outcome = Runner(SETTINGS, store).run(cases_of([unjudged], [registry()["im2col_gemm"]], [1], SETTINGS))
+        outcome = Runner(SETTINGS, store).run(cases_of([unjudged], [registry()["im2col_gemm"]], [1],
+                                                       SETTINGS))
     assert outcome.records[0].status == "unsupported" and "cannot be judged" in outcome.records[0].reason
-    assert "im2col_gemm" not in {c.algorithm for c in algos.pick("64x64,3x3", threads=1).candidates if c.excluded}
+    assert "im2col_gemm" not in {c.algorithm for c in algos.pick("64x64,3x3",
+                                                                 threads=1).candidates if c.excluded}
 
 
 @pytest.mark.usefixtures("with_faulty")
@@ -161,10 +170,10 @@ def test_a_wrong_algorithm_is_never_timed_and_never_picked(tmp_path: Path) -> No
 
 def start(environment: dict[str, str], folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "bench", "run", "--sizes", "16,24,32", "--kernels", "3,5", "--launches", "3", "--out",
-         str(folder), "--algorithms", "good,prints", "--spec", "32x32,3x3", *more],
+        [sys.executable, "-m", "bench", "run", "--sizes", "16,24,32", "--kernels", "3,5", "--launches", "3",
+         "--out", str(folder), "--algorithms", "good,prints", "--spec", "32x32,3x3", *more],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )
+    )  # fmt: skip
 
 
 def acknowledged(folder: Path) -> list[tuple]:
@@ -192,7 +201,9 @@ def wait_for_none(found: Callable[[], list[psutil.Process]]) -> None:
 def test_kill_9_loses_nothing_and_leaves_no_process(
     kills: int, launches: int, environment: dict[str, str], faulty_path: str, tmp_path: Path
 ) -> None:
-    """At random moments of its start, of measuring and of storing; each run goes on where the one before was killed."""
+    """At random moments of its start, of measuring and of storing; each run goes
+    on where the one before was killed.
+    """
     environment = {**environment, "CONVBENCH_PATH": faulty_path}
     folder, moments = tmp_path / "killed", random.Random(20)
     more = ("--sizes", "16,24", "--kernels", "3", "--launches", str(launches))
@@ -239,8 +250,11 @@ def test_children_in_sessions_of_their_own_die_with_the_controller(
     wait_for_none(lambda: workers_of(process.pid))
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(environment: dict[str, str], faulty_path: str, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so their own
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
+    environment: dict[str, str], faulty_path: str, tmp_path: Path
+) -> None:
+    # A shell's background jobs ignore it, and so their own
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = start({**environment, "CONVBENCH_PATH": faulty_path}, tmp_path / "out", "--launches", "50")
     finally:
@@ -255,7 +269,9 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(environment: dict[str, str],
     wait_for_none(lambda: workers_of(process.pid))
 
 
-def test_two_runs_on_one_store_keep_everything(environment: dict[str, str], faulty_path: str, tmp_path: Path) -> None:
+def test_two_runs_on_one_store_keep_everything(
+    environment: dict[str, str], faulty_path: str, tmp_path: Path
+) -> None:
     environment = {**environment, "CONVBENCH_PATH": faulty_path}
     less = ("--sizes", "16,24", "--kernels", "3", "--launches", "2")
     both = [start(environment, tmp_path / "out", *less) for _ in range(2)]
@@ -268,7 +284,8 @@ def test_two_runs_on_one_store_keep_everything(environment: dict[str, str], faul
 @pytest.mark.parametrize(
     ("sources", "says"),
     [
-        ({"torch": "import ctypes; ctypes.string_at(0)", "cv2": "raise RuntimeError('no <b>display</b>\\x1b[31m')"},
+        ({"torch": "import ctypes; ctypes.string_at(0)",
+          "cv2": "raise RuntimeError('no <b>display</b>\\x1b[31m')"},
          {"torch_nchw": "ended with status -11", "opencv_filter2d": "no <b>display</b>"}),
         ({"cupy": "import os; os.abort()", "torch": "print('banner')"},
          {"cupy_direct": "ended with status -6", "torch_nchw": "AttributeError"}),
@@ -282,11 +299,17 @@ def test_libraries_that_break_on_import_cost_their_own_algorithms_only(
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
     environment = {"PYTHONPATH": path, "CONVBENCH_CACHE": str(cache_without_probes(tmp_path / "cache"))}
     listed = convbench("list", **environment)
-    assert listed.returncode == 0 and listed.stderr == "" and all(line.isprintable() for line in listed.stdout.splitlines())
+    assert (
+        listed.returncode == 0
+        and listed.stderr == ""
+        and all(line.isprintable() for line in listed.stdout.splitlines())
+    )
     rows = {row["name"]: row for row in json.loads(convbench("list", "--json", **environment).stdout)}
     for name, reason in says.items():
         assert reason in rows[name]["why"] and not rows[name]["available"]
-    checked = convbench("check", "9x9,3x3", "--algorithms", ",".join(("direct_shift", *says)), "--json", **environment)
+    checked = convbench(
+        "check", "9x9,3x3", "--algorithms", ",".join(("direct_shift", *says)), "--json", **environment
+    )
     assert checked.returncode == 0, checked.stderr
     statuses = {row["algorithm"]: row["status"] for row in json.loads(checked.stdout)}
     assert statuses == {"direct_shift": "ok", **dict.fromkeys(says, "unavailable")}
@@ -295,7 +318,8 @@ def test_libraries_that_break_on_import_cost_their_own_algorithms_only(
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not say which threads run")
 def test_a_turn_ends_when_the_threads_of_its_process_are_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "QUIET_LIMIT_S", 60.0)
-    thread = threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 1_000_000))  # holds no lock of Python's
+    # Holds no lock of Python's
+    thread = threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 1_000_000))
     thread.start()
     worker.quieten()
     spent = time.process_time()

@@ -1,4 +1,6 @@
-"""The worked examples and definitions of the lecture slides, against the definition, SciPy, an algorithm and ConvSpec."""
+"""The worked examples and definitions of the lecture slides, against the
+definition, SciPy, an algorithm and ConvSpec.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def shown(values: np.ndarray, how: str | None) -> np.ndarray:
 
 
 def numeric(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, str | None]:
-    """x (1, 1, H, W), w (O, 1, KH, KW), expected (1, O, OH, OW), what sums are divided by, how they are printed."""
+    """x (1, 1, H, W), w (O, 1, KH, KW), expected (1, O, OH, OW), what sums are divided by, how they are
+    printed.
+    """
     e = EXAMPLES[name]
     x, w = np.array(e["input"], np.float64)[None, None], np.array(e["kernels"], np.float64)[:, None]
     return x, w, np.array(e["expected"])[None], e.get("divide_by", 1), e.get("shown_as")
@@ -67,10 +71,17 @@ def test_pooling_of_the_maps(name: str) -> None:
     maps = features() if "input_from" in e else np.array(e["input"], np.float64)[None]
     size, step = e["window"], e["stride"]
     count = -(-(maps.shape[1] - size) // step) + 1
-    pooled = [[[m[i * step : i * step + size, j * step : j * step + size].max() for j in range(count)] for i in range(count)]
-              for m in maps]
+    pooled = [
+        [
+            [m[i * step : i * step + size, j * step : j * step + size].max() for j in range(count)]
+            for i in range(count)
+        ]
+        for m in maps
+    ]
     expected = np.array(e["expected"])
-    np.testing.assert_allclose(shown(np.array(pooled), e.get("shown_as")), expected if expected.ndim == 3 else expected[None])
+    np.testing.assert_allclose(
+        shown(np.array(pooled), e.get("shown_as")), expected if expected.ndim == 3 else expected[None]
+    )
 
 
 def test_letters() -> None:
@@ -81,7 +92,10 @@ def test_letters() -> None:
         for letter in row:
             value.setdefault(letter, float(rng.integers(-9, 10)))
     # The letters of picture and kernel are apart: a to l, and w to z.
-    x, w = (np.array([[value[k] for k in row] for row in e[part]])[None, None] for part in ("input_letters", "kernel_letters"))
+    x, w = (
+        np.array([[value[k] for k in row] for row in e[part]])[None, None]
+        for part in ("input_letters", "kernel_letters")
+    )
     expected = [[sum(math.prod(value[k] for k in term) for term in entry.split("+")) for entry in row]
                 for row in e["expected_letters"]]
     assert np.array_equal(oracle(of(x, w), x, w)[0, 0], expected)
@@ -98,16 +112,19 @@ def test_toeplitz_matrix() -> None:
     np.testing.assert_allclose(oracle(spec, x[None, None], w[None, None])[0, 0], matrix @ x)
     np.testing.assert_allclose(np.convolve(x, w, "valid"), matrix @ x)
     np.testing.assert_allclose(conv1d(x[None], w[None, None, ::-1], algorithm="direct_loops")[0], matrix @ x)
-    # The transpose of the matrix is the gradient with respect to x; the windows of x give the one with respect to w.
+    # The transpose of the matrix is the gradient with respect to x; the windows of x give the one with
+    # respect to w.
     g = rng.standard_normal(len(matrix))
     dx = oracle(spec.with_(direction="input_gradient"), None, w[None, None], g[None, None])
     np.testing.assert_allclose(dx[0, 0], matrix.T @ g)
 
 
-# ---- arithmetic of shapes ---------------------------------------------------------------------------------------
+# ---- arithmetic of shapes ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("entry", GOLDEN["shape_arithmetic"], ids=lambda e: f"{e['input']} {e['filters']} s{e['stride']}")
+@pytest.mark.parametrize(
+    "entry", GOLDEN["shape_arithmetic"], ids=lambda e: f"{e['input']} {e['filters']} s{e['stride']}"
+)
 def test_shapes_and_counts(entry: dict[str, Any]) -> None:
     shape = [int(n) for n in entry["input"].replace("H", "9").replace("W", "11").split("x")]
     filters = re.fullmatch(r"(\d+) of (\d+)x(\d+)", entry["filters"])
@@ -155,7 +172,9 @@ def test_edge_detection_counts() -> None:
     assert math.prod(spec.size) * math.prod(spec.output_size) == counts["dense_matrix_entries"]
 
 
-@pytest.mark.parametrize("width, kernel, padding, stride", [(7, 3, 0, 1), (7, 3, 1, 1), (32, 5, 2, 1), (227, 11, 0, 4)])
+@pytest.mark.parametrize(
+    "width, kernel, padding, stride", [(7, 3, 0, 1), (7, 3, 1, 1), (32, 5, 2, 1), (227, 11, 0, 4)]
+)
 def test_output_size_formula(width: int, kernel: int, padding: int, stride: int) -> None:
     spec = ConvSpec(1, 1, (width,), 1, (kernel,), stride, padding)
     assert spec.output_size == ((width - kernel + 2 * padding) // stride + 1,)
@@ -163,7 +182,9 @@ def test_output_size_formula(width: int, kernel: int, padding: int, stride: int)
 
 def test_padding_names() -> None:
     n, k = 12, 5
-    sizes = {name: ConvSpec(1, 1, (n,), 1, (k,), padding=name).output_size[0] for name in ("valid", "same", "full")}
+    sizes = {
+        name: ConvSpec(1, 1, (n,), 1, (k,), padding=name).output_size[0] for name in ("valid", "same", "full")
+    }
     assert sizes == {"valid": n - k + 1, "same": n, "full": n + k - 1}
 
 
@@ -178,7 +199,7 @@ def test_receptive_field() -> None:
     assert np.count_nonzero(g) == 1 + layers * (k - 1)
 
 
-# ---- definitions ------------------------------------------------------------------------------------------------
+# ---- definitions -------------------------------------------------------------------------------------------
 
 
 def test_gradients_are_convolutions() -> None:

@@ -1,4 +1,6 @@
-"""The CuPy algorithms judged without a GPU: their array code on NumPy, their kernels emulated, the contract the same."""
+"""The CuPy algorithms judged without a GPU: their array code on NumPy, their
+kernels emulated, the contract the same.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def test_right(name: str, spec: ConvSpec) -> None:
 def test_says_why_not(name: str) -> None:
     for spec in SPECS:
         reason = get(name).unsupported(plain(spec))
-        assert reason is None or (isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason)
+        assert reason is None or (
+            isinstance(reason, str) and reason.strip() == reason != "" and "\n" not in reason
+        )
 
 
 @pytest.mark.parametrize("name", sorted(SOLVED))
@@ -108,7 +112,9 @@ def test_predictions_are_plain_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_workspace_is_as_predicted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """seen <= predicted <= 2 x seen, with kernels that do nothing; cuFFT's work areas are predicted and don't exist here."""
+    """seen <= predicted <= 2 x seen, with kernels that do nothing; cuFFT's work areas
+    are predicted and don't exist here.
+    """
     algorithm, off = twin(name), []
     monkeypatch.setattr(type(algorithm), "compiled", lambda self, kernel: lambda blocks, *arguments: None)
     allowed = 4 if name == "cupy_fft" else 2
@@ -149,15 +155,21 @@ def test_results_are_fresh_and_kept(name: str) -> None:
     np.testing.assert_array_equal(out, kept)
 
 
-@pytest.mark.parametrize("text", ["3x3x20x21,4x3x3x3,p1", "3x1x30x31,1x1x3x3,p1,rank1,float64", "3x20x9x8,24x20x3x3,p1"])
+@pytest.mark.parametrize(
+    "text", ["3x3x20x21,4x3x3x3,p1", "3x1x30x31,1x1x3x3,p1,rank1,float64", "3x20x9x8,24x20x3x3,p1"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_image_depends_on_its_neighbours(name: str, text: str) -> None:
-    """In blocks as large as the batch and smaller; nor do weights near an end of the type's range lose anything."""
+    """In blocks as large as the batch and smaller; nor do weights near an end of the type's range lose
+    anything.
+    """
     spec = ConvSpec.parse(text)
     if get(name).unsupported(spec):
         return
     found = operands(spec, 3)
-    for algorithm in (twin(name), twin(name, block_bytes=8192)) if hasattr(get(name), "block_bytes") else (twin(name),):
+    for algorithm in (
+        (twin(name), twin(name, block_bytes=8192)) if hasattr(get(name), "block_bytes") else (twin(name),)
+    ):
         for size in (1.0, 2.0**-130, 2.0**100):
             x, w = found.x * found.x.dtype.type(size**-0.5), found.w * found.w.dtype.type(size)
             x[0] *= 1e8 if size == 1 else 1
@@ -165,4 +177,6 @@ def test_no_image_depends_on_its_neighbours(name: str, text: str) -> None:
             with np.errstate(all="ignore"):
                 y = prepared(spec, w, algorithm, 1)(x)
             for n in range(2):
-                assert alone(spec, x[n], w, name, y[n]) <= 1, f"image {n} beside a spoilt one, weights of about {size}"
+                assert alone(spec, x[n], w, name, y[n]) <= 1, (
+                    f"image {n} beside a spoilt one, weights of about {size}"
+                )

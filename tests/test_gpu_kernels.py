@@ -1,4 +1,6 @@
-"""CUDA kernels without a GPU: NVRTC compiles every kernel of every module in algos/gpu, and what emulates them is tried."""
+"""CUDA kernels without a GPU: NVRTC compiles every kernel of every module in
+algos/gpu, and what emulates them is tried.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def specs() -> list[ConvSpec]:
 def test_every_module_here_is_covered() -> None:
     assert {a.name for a in algorithms() if type(a).__module__.startswith("algos.gpu.")} == set(NAMES)
     for name in NAMES:
-        assert any(get(name).unsupported(spec) is None for spec in specs()), f"no spec here is solved by {name}"
+        assert any(get(name).unsupported(spec) is None for spec in specs()), (
+            f"no spec here is solved by {name}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,9 @@ def nvrtc() -> Any:
 def test_nvrtc_compiles_to_ptx(nvrtc: Any, name: str) -> None:
     algorithm = get(name)
     assert isinstance(algorithm, CupyAlgorithm)
-    for kernel in dict.fromkeys(k for s in specs() if algorithm.unsupported(s) is None for k in algorithm.kernels(s)):
+    for kernel in dict.fromkeys(
+        k for s in specs() if algorithm.unsupported(s) is None for k in algorithm.kernels(s)
+    ):
         program = nvrtc.createProgram(kernel.code, f"{kernel.name}.cu", (), ())
         try:
             nvrtc.compileProgram(program, (ARCHITECTURE, "-std=c++17", *kernel.options))
@@ -72,26 +78,37 @@ def test_nvrtc_compiles_to_ptx(nvrtc: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sums_stay_in_registers(nvrtc: Any, name: str) -> None:
-    """One index that the compiler does not know puts a thread's arrays into memory, and the inner loop with them."""
+    """One index that the compiler does not know puts a thread's arrays into
+    memory, and the inner loop with them.
+    """
     algorithm = get(name)
     assert isinstance(algorithm, CupyAlgorithm)
     for spec in (s for s in specs()[:7] if algorithm.unsupported(s) is None):
         for kernel in algorithm.kernels(spec):
-            new = f"// {uuid.uuid4()}\n{kernel.code}"  # what it has compiled before it hands out without a word
+            # What it has compiled before it hands out without a word
+            new = f"// {uuid.uuid4()}\n{kernel.code}"
             program = nvrtc.createProgram(new, f"{kernel.name}.cu", (), ())
             try:
                 nvrtc.compileProgram(program, (MACHINE, "-std=c++17", "--ptxas-options=-v", *kernel.options))
                 log = nvrtc.getProgramLog(program)
             finally:
                 nvrtc.destroyProgram(program)
-            found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
-            assert found == [("0", "0", "0")], f"{kernel.name} for {spec}: stack frame, spills {found} in {log!r}"
+            found = re.findall(
+                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log
+            )
+            assert found == [("0", "0", "0")], (
+                f"{kernel.name} for {spec}: stack frame, spills {found} in {log!r}"
+            )
             (registers,) = re.findall(r"Used (\d+) registers", log)
-            assert int(registers) * kernel.block[0] * kernel.block[1] <= 1 << 16, f"{kernel.name} for {spec} cannot be called"
+            assert int(registers) * kernel.block[0] * kernel.block[1] <= 1 << 16, (
+                f"{kernel.name} for {spec} cannot be called"
+            )
 
 
 def test_large_arrays_have_more_blocks_than_a_grid() -> None:
-    """Kernels loop over blocks beyond the grid, as they do here with three blocks; the number itself stays exact."""
+    """Kernels loop over blocks beyond the grid, as they do here with three
+    blocks; the number itself stays exact.
+    """
     spec = ConvSpec.parse("65536x64x4096x4096,64x64x3x3,p1,rank1")
     for blocks in (cupy_direct.kernel_call(spec).blocks, cupy_separable.kernel_call(spec).blocks):
         assert type(blocks) is int and blocks > _cupy.LARGEST_GRID
@@ -100,7 +117,9 @@ def test_large_arrays_have_more_blocks_than_a_grid() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_absence_is_explained(name: str) -> None:
     reason = get(name).unavailable()
-    assert reason is None or ("\n" not in reason and ("cupy" in reason.lower() or "cuda" in reason.lower())), reason
+    assert reason is None or (
+        "\n" not in reason and ("cupy" in reason.lower() or "cuda" in reason.lower())
+    ), reason
 
 
 def test_a_missing_device_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +147,7 @@ def test_products_in_tf32_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cupy_direct" not in refused
 
 
-# ---- the emulation itself -----------------------------------------------------------------------------------------
+# ---- the emulation itself ----------------------------------------------------------------------------------
 
 HEAD = "#define T float\ntypedef long long Index;\n"
 
@@ -156,7 +175,9 @@ extern "C" __global__ void turned(const T* a, T* b, Index n) {
     ("b[threadIdx.x] = a[(Index)threadIdx.x - 1];", "nan"),
 ])  # fmt: skip
 def test_emulation_notices(body: str, found: str) -> None:
-    kernel = Kernel("bad", f'{HEAD}extern "C" __global__ void bad(const T* a, T* b, Index n) {{ {body} }}', (16, 1))
+    kernel = Kernel(
+        "bad", f'{HEAD}extern "C" __global__ void bad(const T* a, T* b, Index n) {{ {body} }}', (16, 1)
+    )
     a, b = np.zeros(16, np.float32), np.zeros(16, np.float32)
     if found == "nan":
         emulated(kernel)(1, a, b, 9)

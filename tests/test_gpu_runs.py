@@ -1,4 +1,6 @@
-"""What a run owes to a GPU: an error costs its worker and not the sweep; where there is none, one line says why."""
+"""What a run owes to a GPU: an error costs its worker and not the sweep; where there is none, one line says
+why.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from tests.runs import algorithms_from, measured
 SPECS = [ConvSpec.parse(text) for text in ("1x1x32x32,1x1x3x3", "1x1x24x24,1x1x5x5")]
 SETTINGS = Settings(launches=2, answer_s=20, slow_s=0.5, budget=Budget(case_s=0.02, rounds=4))
 
-# Algorithms that live on a device which is a flag: once it is lost, every call fails, as after an illegal address.
+# Algorithms that live on a device which is a flag: once it is lost, every call fails, as after an illegal
+# address.
 PRETENDED = '''
 import traceback
 from dataclasses import dataclass
@@ -141,7 +144,9 @@ def test_an_error_on_the_device_costs_its_worker_and_no_neighbour(tmp_path: Path
     assert len(outcome.records) == len(expected) * len(SPECS)
     for record in outcome.records:
         status, reason = expected[record.algorithm]
-        assert record.status == status and reason in record.reason, f"{record.algorithm} {record.spec}: {record.reason}"
+        assert record.status == status and reason in record.reason, (
+            f"{record.algorithm} {record.spec}: {record.reason}"
+        )
         assert len(record.launches) == (2 if status == "ok" else 0)
         for launch in record.launches:
             assert launch.h2d_s is not None and launch.d2h_s is not None
@@ -167,12 +172,17 @@ def test_the_suite_is_small_and_shows_every_kind() -> None:
     specs, settings = resolve(["gpu"])
     assert len(specs) == len(suites()["gpu"].layers) <= 50
     assert {spec.batch for spec in specs} == {1, 32} and {spec.rank for spec in specs} == {None, 1}
-    assert any(spec.groups == spec.in_channels > 1 for spec in specs) and max(spec.size[0] for spec in specs) == 4096
+    assert (
+        any(spec.groups == spec.in_channels > 1 for spec in specs)
+        and max(spec.size[0] for spec in specs) == 4096
+    )
     assert max(spec.min_bytes for spec in specs) < 1 << 30
     assert settings.launches == 3
 
 
-@pytest.mark.skipif(any(a.device == "cuda" and a.unavailable() is None for a in algorithms()), reason="a GPU answers here")
+@pytest.mark.skipif(
+    any(a.device == "cuda" and a.unavailable() is None for a in algorithms()), reason="a GPU answers here"
+)
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_without_a_gpu_one_line_says_why(convbench, command: str) -> None:
     done = convbench(command, "gpu", timeout=HUNG_S)

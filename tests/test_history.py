@@ -16,11 +16,14 @@ from reports.history import history_pictures, history_table
 from tests.record_makers import MACHINE, record
 
 SPEC = "1x1x64x64,1x1x3x3,p1"
-DAYS = (("2026-11-20", "b1"), ("2026-11-21", "b1"), ("2026-11-23", "b2"), ("2026-11-24", "b3"), ("2026-11-24", "b4"))
+DAYS = (("2026-11-20", "b1"), ("2026-11-21", "b1"), ("2026-11-23", "b2"), ("2026-11-24", "b3"),
+        ("2026-11-24", "b4"))
 
 
 def followed(changes: dict[str, dict[int, float]], noise: float = 0.015, seed: int = 0) -> list[Record]:
-    """Twelve algorithms over five points; ``changes`` are factors from a point on. A build's launches are one record."""
+    """Twelve algorithms over five points; ``changes`` are factors from a point
+    on. A build's launches are one record.
+    """
     rng = random.Random(seed)
     found = []
     for at, name in enumerate([*changes, *(f"steady{i}" for i in range(12 - len(changes)))]):
@@ -37,7 +40,8 @@ def followed(changes: dict[str, dict[int, float]], noise: float = 0.015, seed: i
                         1, 0.1, 1e-4, 1e-3, turns=(2,) * 8, together=f"{point}|{index}",
                     )
                 )  # fmt: skip
-        found += [record(name, spec=SPEC, build=build, family="direct", launches=tuple(own)) for build, own in launches.items()]
+        found += [record(name, spec=SPEC, build=build, family="direct", launches=tuple(own)) for build,
+                  own in launches.items()]
     return found
 
 
@@ -55,7 +59,11 @@ def test_planted_changes_are_found_where_they_are() -> None:
     assert changed(found) == {("better", 2, "faster"), ("worse", 4, "slower")}
     points = next(points for case, points in found.items() if case.algorithm == "better")
     assert [(p.day, p.build, p.launches) for p in points] == [(day, build, 3) for day, build in DAYS]
-    assert points[0].verdict == "" and points[2].ratio is not None and points[2].ratio.low < 0.7 < points[2].ratio.high
+    assert (
+        points[0].verdict == ""
+        and points[2].ratio is not None
+        and points[2].ratio.low < 0.7 < points[2].ratio.high
+    )
     assert all(p.low_s < p.median_s < p.high_s for p in points)
 
 
@@ -69,7 +77,8 @@ def test_days_on_which_everything_moves_teach_what_days_do() -> None:
     assert changed(histories(followed(drift))) == set()
 
 
-def test_the_command_prints_draws_and_answers_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_draws_and_answers_in_json(tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
     with Store(tmp_path) as store:
         store.put_machine(MACHINE)
         for one in followed({"better": {2: 0.7}}):
@@ -78,7 +87,8 @@ def test_the_command_prints_draws_and_answers_in_json(tmp_path: Path, capsys: py
     shown = capsys.readouterr().out
     assert "1 faster and 0 slower" in shown and shown.strip().endswith("history.png")
     assert (tmp_path / "report" / "history.svg").stat().st_size > 1000
-    asked = ["history", SPEC, "--algorithms", "better,steady1", "--json", "--picture", str(tmp_path / "pictures")]
+    asked = ["history", SPEC, "--algorithms", "better,steady1", "--json", "--picture",
+             str(tmp_path / "pictures")]  # fmt: skip
     assert main([*asked, "--out", str(tmp_path)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert [case["algorithm"] for case in answer["cases"]] == ["better", "steady1"]
@@ -88,7 +98,11 @@ def test_the_command_prints_draws_and_answers_in_json(tmp_path: Path, capsys: py
 
 
 def test_panels_are_paged_and_text_is_harmless() -> None:
-    records = [record(name, 1e-3, spec=f"1x1x{n}x8,1x1x3x3") for n in range(8, 22) for name in ("<b>$x$</b>", "_a")]
-    pictures = list(history_pictures(histories(records), {"<b>$x$</b>": "fft", "_a": "peer"}, {"m1": MACHINE}))
+    records = [
+        record(name, 1e-3, spec=f"1x1x{n}x8,1x1x3x3") for n in range(8, 22) for name in ("<b>$x$</b>", "_a")
+    ]
+    pictures = list(
+        history_pictures(histories(records), {"<b>$x$</b>": "fft", "_a": "peer"}, {"m1": MACHINE})
+    )
     assert [picture.name for picture in pictures] == ["history-page1", "history-page2", "history-page3"]
     assert "<b>" not in history_table(histories(records)).markdown()

@@ -1,4 +1,6 @@
-"""What a container, a system without /proc or a user without a home leaves to us: limits counted, defaults elsewhere."""
+"""What a container, a system without /proc or a user without a home leaves to us:
+limits counted, defaults elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from tests.conftest import HUNG_S
 CORES, MEMORY = 64, 1 << 40
 MOUNTS = {
     "v2": "31 23 0:28 {shown} /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw",
-    "cpu": "32 31 0:29 {shown} /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:5 - cgroup cgroup rw,cpu,cpuacct",
+    "cpu": "32 31 0:29 {shown} /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:5 - cgroup cgroup "
+    "rw,cpu,cpuacct",
     "memory": "35 31 0:32 {shown} /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory",
     "hybrid": "41 31 0:38 {shown} /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw",
 }
@@ -75,17 +78,20 @@ GROUP = "sys/fs/cgroup/"
         (["0::/"], "/", V2, {"cpu.max": "0 0"}, CORES),
         (["0::/"], "/", V2, {"cpu.max": ""}, CORES),
         (["0::/"], "/", V2, {"cpu.max": "many"}, CORES),
-        (["0::/a/b"], "/", V2, {"cpu.max": "max 100000", "a/cpu.max": "300000 100000", "a/b/cpu.max": "400000 100000"}, 3),
+        (["0::/a/b"], "/", V2, {"cpu.max": "max 100000", "a/cpu.max": "300000 100000",
+                                "a/b/cpu.max": "400000 100000"}, 3),
         (["0::/a/b"], "/", V2, {"a/b/cpu.max": "200000 100000"}, 2),
         (["0::/a/b"], "/a/b", V2, {"cpu.max": "200000 100000"}, 2),  # a container that sees its host's path
         (["0::/../other"], "/", V2, {"cpu.max": "200000 100000"}, 2),  # of a namespace that it has left
         (["0::/gone"], "/", V2, {"cpu.max": "200000 100000"}, 2),
-        (["3:cpu,cpuacct:/"], "/", V1, {"cpu,cpuacct/cpu.cfs_quota_us": 200000, "cpu,cpuacct/cpu.cfs_period_us": 100000}, 2),
-        (["3:cpu,cpuacct:/"], "/", V1, {"cpu,cpuacct/cpu.cfs_quota_us": -1, "cpu,cpuacct/cpu.cfs_period_us": 100000}, CORES),
+        (["3:cpu,cpuacct:/"], "/", V1, {"cpu,cpuacct/cpu.cfs_quota_us": 200000,
+                                        "cpu,cpuacct/cpu.cfs_period_us": 100000}, 2),
+        (["3:cpu,cpuacct:/"], "/", V1, {"cpu,cpuacct/cpu.cfs_quota_us": -1,
+                                        "cpu,cpuacct/cpu.cfs_period_us": 100000}, CORES),
         (["3:cpu,cpuacct:/a/b", "0::/a"], "/", HYBRID, {"cpu,cpuacct/a/cpu.cfs_quota_us": 50000,
                                                          "cpu,cpuacct/a/cpu.cfs_period_us": 50000}, 1),
-        (["3:cpu,cpuacct:/docker/1", "0::/docker/1"], "/docker/1", HYBRID, {"cpu,cpuacct/cpu.cfs_quota_us": 200000,
-                                                                             "cpu,cpuacct/cpu.cfs_period_us": 100000}, 2),
+        (["3:cpu,cpuacct:/docker/1", "0::/docker/1"], "/docker/1", HYBRID,
+         {"cpu,cpuacct/cpu.cfs_quota_us": 200000, "cpu,cpuacct/cpu.cfs_period_us": 100000}, 2),
         (["3:cpu,cpuacct:/", "0::/a"], "/", HYBRID, {"unified/a/cpu.max": "100000 100000"}, 1),
     ],
 )  # fmt: skip
@@ -102,7 +108,8 @@ def test_the_quota_of_any_control_group_bounds_the_cores(
     ("own", "mounts", "files", "free"),
     [
         (["0::/"], V2, {"memory.max": 1000, "memory.current": 300}, 700),
-        (["0::/"], V2, {"memory.max": 1000, "memory.current": 900, "memory.stat": "anon 100\ninactive_file 600"}, 700),
+        (["0::/"], V2, {"memory.max": 1000, "memory.current": 900,
+                        "memory.stat": "anon 100\ninactive_file 600"}, 700),
         (["0::/"], V2, {"memory.max": "max", "memory.high": 500, "memory.current": 200}, 300),
         (["0::/"], V2, {"memory.max": 100, "memory.current": 300}, 0),
         (["0::/"], V2, {"memory.max": "max", "memory.current": 300}, MEMORY),
@@ -112,7 +119,8 @@ def test_the_quota_of_any_control_group_bounds_the_cores(
                                "memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 200"}, 500),
         (["4:memory:/a"], V1, {"memory/memory.limit_in_bytes": 1000, "memory/memory.usage_in_bytes": 700,
                                "memory/a/memory.limit_in_bytes": 9223372036854771712}, 300),
-        (["4:memory:/", "0::/"], HYBRID, {"memory/memory.limit_in_bytes": 900, "memory/memory.usage_in_bytes": 0}, 900),
+        (["4:memory:/", "0::/"], HYBRID, {"memory/memory.limit_in_bytes": 900,
+                                          "memory/memory.usage_in_bytes": 0}, 900),
     ],
 )  # fmt: skip
 def test_the_memory_of_any_control_group_bounds_what_is_free(
@@ -134,7 +142,9 @@ def test_without_proc_a_container_s_own_group_still_counts(system: System) -> No
     assert host.usable_cores() == 2 and host.available_memory() == 900
 
 
-def test_a_limit_that_changes_is_seen_while_the_process_runs(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_changes_is_seen_while_the_process_runs(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system.groups("0::/", mounts=V2)
     system.write(GROUP + "cpu.max", "max 100000")
     assert host.usable_cores() == CORES
@@ -158,7 +168,8 @@ def test_what_does_not_fit_the_container_is_not_picked(system: System) -> None:
 
 
 @pytest.mark.parametrize("name", threads.VARIABLES)
-@pytest.mark.parametrize(("text", "count"), [("3", 3), (" 3 ", 3), ("3,2,1", 3), ("999", CORES), ("0", CORES), ("-1", CORES),
+@pytest.mark.parametrize(("text", "count"), [("3", 3), (" 3 ", 3), ("3,2,1", 3), ("999", CORES), ("0", CORES),
+                                             ("-1", CORES),
                                             ("", CORES), ("two", CORES), ("²", CORES)])  # fmt: skip
 def test_the_usual_variables_are_defaults(
     name: str, text: str, count: int, system: System, monkeypatch: pytest.MonkeyPatch
@@ -169,7 +180,7 @@ def test_the_usual_variables_are_defaults(
     assert host.usable_cores() == CORES  # which is a fact and names the machine
 
 
-# ---- real control groups ------------------------------------------------------------------------------------------
+# ---- real control groups -----------------------------------------------------------------------------------
 
 ASK = """
 import sys, time
@@ -224,19 +235,23 @@ def test_a_real_control_group_bounds_a_process(grouped: dict[str, Path]) -> None
     assert child.returncode == 0
 
 
-# ---- facts out of bounds ------------------------------------------------------------------------------------------
+# ---- facts out of bounds -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", ["0K", "-1", "", "K", "-32K", "99999999M", "many", "1"])
 def test_a_cache_of_a_size_that_cannot_be_has_the_default(size: str, system: System) -> None:
-    for index, (level, kind) in enumerate([("1", "Data"), ("1", "Instruction"), ("2", "Unified"), ("3", "Unified")]):
+    for index, (level, kind) in enumerate(
+        [("1", "Data"), ("1", "Instruction"), ("2", "Unified"), ("3", "Unified")]
+    ):
         for name, text in (("level", level), ("type", kind), ("size", size)):
             system.write(f"sys/devices/system/cpu/cpu0/cache/index{index}/{name}", text)
     assert host.caches.__wrapped__() == {name: default for name, (default, _, _) in host.CACHES.items()}
 
 
 def test_caches_are_read_where_they_are_told(system: System) -> None:
-    for index, (level, kind, size) in enumerate([("1", "Data", "48K"), ("2", "Unified", "2M"), ("3", "Unified", "1G")]):
+    for index, (level, kind, size) in enumerate(
+        [("1", "Data", "48K"), ("2", "Unified", "2M"), ("3", "Unified", "1G")]
+    ):
         for name, text in (("level", level), ("type", kind), ("size", size)):
             system.write(f"sys/devices/system/cpu/cpu0/cache/index{index}/{name}", text)
     assert host.caches.__wrapped__() == {"L1d": 48 << 10, "L2": 2 << 20, "L3": 1 << 30}
@@ -248,10 +263,12 @@ def test_an_empty_driver_file_is_no_driver(tmp_path: Path, monkeypatch: pytest.M
     assert host.gpu_driver.__wrapped__() == ""
 
 
-# ---- folders ------------------------------------------------------------------------------------------------------
+# ---- folders -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", ["~/.cache/convbench", RuntimeError("no home"), KeyError("uid not found: 2000")])
+@pytest.mark.parametrize(
+    "answer", ["~/.cache/convbench", RuntimeError("no home"), KeyError("uid not found: 2000")]
+)
 def test_without_a_home_there_is_no_folder_and_none_is_made(
     answer: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,8 +308,8 @@ def homeless(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     folder.chmod(0o777)
     if not shutil.which("unshare"):
         pytest.skip("user namespaces need Linux")
-    command = ["unshare", "-U", "--map-user=2000", "--map-group=2000", "env", "-i", "PATH=/usr/bin:/bin", "NUMBA_DISABLE_JIT=1",
-               sys.executable, "-c", code]  # fmt: skip
+    command = ["unshare", "-U", "--map-user=2000", "--map-group=2000", "env", "-i", "PATH=/usr/bin:/bin",
+               "NUMBA_DISABLE_JIT=1", sys.executable, "-c", code]  # fmt: skip
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HUNG_S, check=False)
     if "unshare" in done.stderr:
         pytest.skip(f"no user namespace here: {done.stderr.strip()}")
@@ -300,7 +317,10 @@ def homeless(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_matplotlib_finds_a_folder_without_a_home(tmp_path: Path) -> None:
-    done = homeless("import reports, matplotlib as m, os; print(os.path.isdir(m.get_cachedir()), m.get_cachedir())", tmp_path)
+    done = homeless(
+        "import reports, matplotlib as m, os; print(os.path.isdir(m.get_cachedir()), m.get_cachedir())",
+        tmp_path,
+    )
     assert done.stderr == "" and done.stdout.startswith("True")
     assert not Path(done.stdout.split()[1]).exists()  # gone when the process ends
 
@@ -312,7 +332,9 @@ def test_a_user_without_a_home_computes_and_is_told_once_that_nothing_is_kept(tm
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files without a folder need Linux")
-def test_the_judge_shares_memory_where_no_folder_may_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_judge_shares_memory_where_no_folder_may_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(arena, "MEMORY_FOLDER", str(tmp_path / "missing"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with files.scratch() as said:  # of workers
@@ -327,7 +349,7 @@ def test_the_judge_shares_memory_where_no_folder_may_be_written(monkeypatch: pyt
     assert (theirs.view(slot) == 7).all()
 
 
-# ---- once ---------------------------------------------------------------------------------------------------------
+# ---- once --------------------------------------------------------------------------------------------------
 
 
 def test_threads_that_ask_at_the_same_time_have_it_done_once() -> None:

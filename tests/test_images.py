@@ -28,12 +28,16 @@ BATCHES = [
 @lru_cache(64)
 def judged(spec: ConvSpec, x: bytes, w: bytes) -> Trial:
     """What the definition says, once for all algorithms and numbers of threads."""
-    arrays = (np.frombuffer(a, spec.in_dtype).reshape(shape) for a, shape in ((x, spec.input_shape), (w, spec.weight_shape)))
+    arrays = (
+        np.frombuffer(a, spec.in_dtype).reshape(shape)
+        for a, shape in ((x, spec.input_shape), (w, spec.weight_shape))
+    )
     return Trial(spec, Operands(*arrays, None))
 
 
 def alone(spec: ConvSpec, x: np.ndarray, w: np.ndarray, name: str, y: np.ndarray) -> float:
-    """The largest share of the tolerance that one image's result ``y`` uses, judged without its neighbours."""
+    """The largest share of the tolerance that one image's result ``y`` uses, judged without its neighbours.
+    """
     one = judged(spec.with_(batch=1), x.tobytes(), w.tobytes())
     with np.errstate(all="ignore"):
         return float((np.abs(y[None] - one.exact) / tolerance(one, get(name))).max())
@@ -42,7 +46,9 @@ def alone(spec: ConvSpec, x: np.ndarray, w: np.ndarray, name: str, y: np.ndarray
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", BATCHES)
 def test_no_image_depends_on_its_neighbours(name: str, text: str) -> None:
-    """One 1e8 times as large, one with a NaN and an infinity: the third is as exact as by itself, wherever it stands."""
+    """One 1e8 times as large, one with a NaN and an infinity: the third is as
+    exact as by itself, wherever it stands.
+    """
     spec = ConvSpec.parse(text)
     if get(name).unsupported(spec):
         return
@@ -57,16 +63,35 @@ def test_no_image_depends_on_its_neighbours(name: str, text: str) -> None:
             with np.errstate(all="ignore"):
                 y = run(x)
             for n in (quiet, quiet - 1):
-                assert alone(spec, x[n], found.w, name, y[n]) <= 1, f"image {n} beside a spoilt one, {threads} threads"
+                assert alone(spec, x[n], found.w, name, y[n]) <= 1, (
+                    f"image {n} beside a spoilt one, {threads} threads"
+                )
             again = run(found.x)  # nothing of it stays behind
             for n in range(3):
-                assert alone(spec, found.x[n], found.w, name, again[n]) <= 1, f"image {n} after a spoilt batch"
+                assert alone(spec, found.x[n], found.w, name, again[n]) <= 1, (
+                    f"image {n} after a spoilt batch"
+                )
 
 
 # x and w of about these sizes, whose results are ordinary numbers of the type.
 SIZES = {
-    "float32": [(2e38, 1e-3), (1e38, 1e-30), (1e-38, 1e3), (1e-44, 1e10), (1e-42, 1e38), (1e30, 1e-42), (2.0**70, 2.0**-40)],
-    "float64": [(1e308, 1e-3), (1e-308, 1e3), (1e-320, 1e20), (1e-315, 1e300), (1e300, 1e-315), (2.0**560, 2.0**-40)],
+    "float32": [
+        (2e38, 1e-3),
+        (1e38, 1e-30),
+        (1e-38, 1e3),
+        (1e-44, 1e10),
+        (1e-42, 1e38),
+        (1e30, 1e-42),
+        (2.0**70, 2.0**-40),
+    ],
+    "float64": [
+        (1e308, 1e-3),
+        (1e-308, 1e3),
+        (1e-320, 1e20),
+        (1e-315, 1e300),
+        (1e300, 1e-315),
+        (2.0**560, 2.0**-40),
+    ],
 }
 OURS = [name for name in NAMES if get(name).family != "peer"]
 
@@ -108,8 +133,12 @@ def test_an_image_keeps_its_precision_whatever_the_scale_of_its_neighbours(name:
 @pytest.mark.parametrize("threads", (1, 2))
 @pytest.mark.parametrize("shape", ("2x5x17x19,7x5x3x3,p1", "2x256x14x14,256x256x3x3,p1"))
 @pytest.mark.parametrize("name", ("winograd_f2", "winograd_f4", "winograd_f6"))
-def test_a_nan_or_zeros_in_a_faint_image_change_nothing_beyond_their_tiles(name: str, shape: str, threads: int) -> None:
-    """Results tell that an operand is large or faint: those of zeros and of a NaN tell neither. Blocks apart and shared."""
+def test_a_nan_or_zeros_in_a_faint_image_change_nothing_beyond_their_tiles(
+    name: str, shape: str, threads: int
+) -> None:
+    """Results tell that an operand is large or faint: those of zeros and of a NaN
+    tell neither. Blocks apart and shared.
+    """
     spec = ConvSpec.parse(shape)
     found = operands(spec, 3)
     assert found.x is not None and found.w is not None
@@ -126,7 +155,9 @@ def test_a_nan_or_zeros_in_a_faint_image_change_nothing_beyond_their_tiles(name:
 
 
 def test_componentwise_keeps_a_faint_tap() -> None:
-    """A tap of 1e-8 beside 1, over a pixel of 1e10 beside zeros: transforms lose it, and are left out when asked."""
+    """A tap of 1e-8 beside 1, over a pixel of 1e10 beside zeros: transforms
+    lose it, and are left out when asked.
+    """
     w, x = np.zeros((1, 1, 15, 15), "f4"), np.zeros((1, 1, 256, 256), "f4")
     w[0, 0, 7, 7], w[0, 0, 0, 0], x[0, 0, 100, 100] = 1, 1e-8, 1e10
     choice = pick("256x256,15x15,p7", accuracy="componentwise")

@@ -47,7 +47,9 @@ def test_a_brief_launch_tells_the_same_times(store: Path) -> None:
     whole, brief = read(store), read(store, brief=True)
     assert len(whole) == 300 and [r.key for r in whole] == [r.key for r in brief]
     for one, other in zip(whole, brief, strict=True):
-        assert all(isinstance(launch, Brief) and len(launch.samples_s) == large.TURNS for launch in other.launches)
+        assert all(
+            isinstance(launch, Brief) and len(launch.samples_s) == large.TURNS for launch in other.launches
+        )
         assert [x.turn_times for x in one.launches] == [x.turn_times for x in other.launches]
         assert one.median_s == other.median_s
         assert [x.sample_count for x in one.launches] == [x.sample_count for x in other.launches]
@@ -90,7 +92,9 @@ def rows_of(script: str) -> list[Any]:
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_a_large_table_lies_in_scripts_and_every_row_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_table_lies_in_scripts_and_every_row_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(page, "SHOWN", SHOWN)
     monkeypatch.setattr(page, "SCRIPT_BYTES", 5_000)
     made = [record("fft", 1e-3 * (i + 1), f"1x1x{i + 8}x9,1x1x3x3", jitter=(1.0,)) for i in range(ROWS)]
@@ -154,8 +158,8 @@ def test_wisdom_answers_piece_by_piece_what_it_answers_as_a_whole() -> None:
 @pytest.mark.usefixtures("own_wisdom")
 def test_wisdom_of_before_it_was_indexed_is_read() -> None:
     algorithm, text = algos.get("fft"), "1x1x96x96,1x1x3x3,p1"
-    entry = wisdom.Known(host.fingerprint()["id"], build_of(algorithm), text, "fft", tunables_text(algorithm), 1, "ok",
-                         run_s=1e-9)  # fmt: skip
+    entry = wisdom.Known(host.fingerprint()["id"], build_of(algorithm), text, "fft", tunables_text(algorithm),
+                         1, "ok", run_s=1e-9)  # fmt: skip
     wisdom.remember([entry])
     database = sqlite3.connect(wisdom.path())
     for statement in ("DROP TABLE place", "DROP INDEX by_spec", "DROP INDEX wrongs"):
@@ -163,7 +167,9 @@ def test_wisdom_of_before_it_was_indexed_is_read() -> None:
     database.close()
     wisdom.recall_anew()
     near = "1x1x98x96,1x1x3x3,p1"
-    assert algos.pick(text, threads=1).source == "measured" and algos.pick(near, threads=1).source == "nearest"
+    assert (
+        algos.pick(text, threads=1).source == "measured" and algos.pick(near, threads=1).source == "nearest"
+    )
     wisdom.remember([replace(entry, spec="1x1x200x200,1x1x9x9")])
     assert algos.pick(near, threads=1).source == "nearest"
 

@@ -1,5 +1,6 @@
-"""Imports point one way, ``algos <- bench <- reports``, and never in a circle; those inside functions count. Every package
-of these layers is shipped."""
+"""Imports point one way, ``algos <- bench <- reports``, and never in a circle; those inside functions count.
+Every package of these layers is shipped.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ COMMANDS = "bench.cli"  # whose functions may import what is above them
 def modules(root: Path) -> dict[str, Path]:
     """Name -> file."""
     files = (path for layer in LAYERS for path in sorted((root / layer).rglob("*.py")))
-    return {".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    return {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in files
+    }
 
 
 def imports(name: str, known: dict[str, Path]) -> Iterator[tuple[str, bool]]:
@@ -91,7 +95,9 @@ def test_every_package_is_shipped() -> None:
         ("bench/cli/a.py", "def f():\n    from reports.c import thing", ([], [])),
     ],
 )
-def test_what_is_wrong_is_found(name: str, text: str, found: tuple[list[str], list[str]], tmp_path: Path) -> None:
+def test_what_is_wrong_is_found(
+    name: str, text: str, found: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
     files = {"bench/b.py": "from bench import a", "bench/a.py": "", "reports/c.py": "", name: text}
     for file, content in files.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

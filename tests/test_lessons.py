@@ -12,10 +12,16 @@ SPECS = [f"1x1x{64 + i}x64,1x1x3x3,p1" for i in range(6)]
 
 def test_intervals_and_verdicts_are_those_of_the_table() -> None:
     times = (("a", 1e-3), ("b", 1.004e-3), ("c", 2e-3))
-    found = {(k.spec, k.algorithm): k for k in taught([[record(n, t, spec) for n, t in times] for spec in SPECS])}
+    found = {
+        (k.spec, k.algorithm): k for k in taught([[record(n, t, spec) for n, t in times] for spec in SPECS])
+    }
     assert len(found) == 3 * len(SPECS)
     for spec in SPECS:
-        assert (found[spec, "a"].verdict, found[spec, "b"].verdict, found[spec, "c"].verdict) == ("fastest", "same", "slower")
+        assert (found[spec, "a"].verdict, found[spec, "b"].verdict, found[spec, "c"].verdict) == (
+            "fastest",
+            "same",
+            "slower",
+        )
         assert found[spec, "c"].low < 2 < found[spec, "c"].high and found[spec, "a"].low == 1
 
 

@@ -1,4 +1,6 @@
-"""Filters of hundreds of taps and more: no cliff where a faster way ends, and the model picks what was measured as fastest."""
+"""Filters of hundreds of taps and more: no cliff where a faster way ends, and the model
+picks what was measured as fastest.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,16 @@ def square(size: int, taps: int, dtype: str) -> ConvSpec:
 
 @pytest.mark.parametrize(
     "text",
-    ["1x1x9x140,1x1x3x65,p1x32,rank1", "1x2x9x140,2x2x2x131,p1x65,rank2,float64", "2x1x7x203,1x1x3x200,p0x7:199,rank1"],
+    [
+        "1x1x9x140,1x1x3x65,p1x32,rank1",
+        "1x2x9x140,2x2x2x131,p1x65,rank2,float64",
+        "2x1x7x203,1x1x3x200,p0x7:199,rank1",
+    ],
 )
 def test_rows_of_taps_in_pieces_are_right(text: str) -> None:
-    """NaN and infinity too: where the last piece overlaps the one before, its zeros reach no further than the window."""
+    """NaN and infinity too: where the last piece overlaps the one before, its
+    zeros reach no further than the window.
+    """
     verdict = check(text, get("separable"), threads=2)
     assert verdict.ok, verdict
 
@@ -48,10 +56,15 @@ def test_predicted_time_of_separable_passes_grows_with_the_taps(size: int, dtype
         assert all(after < 1.1 * before for before, after in pairwise(each))
 
 
-def test_compiled_code_of_separable_passes_does_not_grow_with_the_taps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of taps ask for no more kinds of code than ``SLID`` taps do, nor for more taps in one of them."""
+def test_compiled_code_of_separable_passes_does_not_grow_with_the_taps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hundreds of taps ask for no more kinds of code than ``SLID`` taps do, nor for more taps in one of them.
+    """
     asked: set[tuple] = set()
-    monkeypatch.setattr(_compiled, "compile_for", lambda _, *arguments: asked.add(tuple(map(_kind, arguments))))
+    monkeypatch.setattr(
+        _compiled, "compile_for", lambda _, *arguments: asked.add(tuple(map(_kind, arguments)))
+    )
     for taps in range(SLID + 1, 10 * SLID):
         spec = ConvSpec.parse(f"1x1x9x1000,1x1x3x{taps},rank1")
         get("separable").prepare(spec, np.ones(spec.weight_shape, np.float32), 1)
@@ -65,7 +78,8 @@ def test_long_signals_are_left_to_what_was_measured_as_fastest(monkeypatch: pyte
     for module in list(sys.modules.values()):
         if getattr(module, "caches", None) is host.caches:
             monkeypatch.setattr(module, "caches", lambda: MEASURED["caches"])
-    monkeypatch.setattr(fft_fused, "plan_for", fft_fused.plan_for.__wrapped__)  # which remembers plans for other caches
+    # Which remembers plans for other caches
+    monkeypatch.setattr(fft_fused, "plan_for", fft_fused.plan_for.__wrapped__)
     ours = [a for a in algorithms() if a.device == "cpu" and a.family not in ("auto", "peer")]
     off = []
     for key, times in MEASURED[simd()].items():

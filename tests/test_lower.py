@@ -1,4 +1,6 @@
-"""Lowerings: what they leave, put together again, is what the definition says, exactly; and they cost what they say."""
+"""Lowerings: what they leave, put together again, is what the definition says,
+exactly; and they cost what they say.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,9 @@ def drawn(rng: random.Random) -> ConvSpec:
 
         try:
             return ConvSpec(
-                rng.randint(1, 3), groups * rng.randint(1, 3), some(1, 9), groups * rng.randint(1, 3), some(1, 4), some(1, 3),
-                tuple((rng.randint(-2, 4), rng.randint(-2, 4)) for _ in range(ndim)), some(1, 3), groups,
-                dtype="float64", padding_mode=rng.choice(MODES), flip=rng.random() < 0.3,
+                rng.randint(1, 3), groups * rng.randint(1, 3), some(1, 9), groups * rng.randint(1, 3),
+                some(1, 4), some(1, 3), tuple((rng.randint(-2, 4), rng.randint(-2, 4)) for _ in range(ndim)),
+                some(1, 3), groups, dtype="float64", padding_mode=rng.choice(MODES), flip=rng.random() < 0.3,
                 direction=rng.choice(["forward", "input_gradient", "weight_gradient"]),
             )  # fmt: skip
         except SpecError:
@@ -103,7 +105,11 @@ class Plain(Algorithm):
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         simple = (spec.direction, spec.ndim, spec.groups, spec.stride, spec.dilation, spec.padding)
-        return None if simple == ("forward", 2, 1, (1, 1), (1, 1), ((0, 0), (0, 0))) else "computes plain problems"
+        return (
+            None
+            if simple == ("forward", 2, 1, (1, 1), (1, 1), ((0, 0), (0, 0)))
+            else "computes plain problems"
+        )
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         return spec.min_bytes * int(np.prod(spec.kernel))
@@ -117,11 +123,13 @@ class Plain(Algorithm):
 
 
 OPERATOR = [
-    "2x3x9x10,4x3x3x3,p1", "2x4x9x10,6x2x3x3,p1", "2x3x9x10,4x3x3x3,s2,p1", "2x3x12x11,4x3x3x3,d2", "2x3x12x11,4x3x3x3,s2,p1,d2",
-    "2x3x9x10,4x3x3x3,p1,input_gradient", "2x3x9x10,4x3x3x3,s2,p1,input_gradient", "2x3x9x10,4x3x3x3,p1,weight_gradient",
+    "2x3x9x10,4x3x3x3,p1", "2x4x9x10,6x2x3x3,p1", "2x3x9x10,4x3x3x3,s2,p1", "2x3x12x11,4x3x3x3,d2",
+    "2x3x12x11,4x3x3x3,s2,p1,d2", "2x3x9x10,4x3x3x3,p1,input_gradient",
+    "2x3x9x10,4x3x3x3,s2,p1,input_gradient", "2x3x9x10,4x3x3x3,p1,weight_gradient",
     "2x4x9x10,6x2x3x3,s2,p1,weight_gradient", "2x3x40,4x3x5,p2", "2x3x40,4x3x5,s2,p2,input_gradient",
-    "2x3x5x6x7,4x3x3x3x3,p1", "1x3x5x6x7,4x3x3x3x3,p1,input_gradient", "1x3x5x6x7,4x3x3x3x3,p1,s2x1x1,weight_gradient",
-    "2x3x9x10,4x3x3x3,p1,reflect", "2x3x9x10,4x3x3x3,p1,circular,input_gradient", "2x3x9x10,4x3x3x3,p-1:2,flip",
+    "2x3x5x6x7,4x3x3x3x3,p1", "1x3x5x6x7,4x3x3x3x3,p1,input_gradient",
+    "1x3x5x6x7,4x3x3x3x3,p1,s2x1x1,weight_gradient", "2x3x9x10,4x3x3x3,p1,reflect",
+    "2x3x9x10,4x3x3x3,p1,circular,input_gradient", "2x3x9x10,4x3x3x3,p-1:2,flip",
 ]  # fmt: skip
 
 
@@ -152,7 +160,11 @@ def test_a_wrong_lowering_is_refused(name: str, lowered_anew: Any, monkeypatch: 
     for other in wrong.WITHOUT.get(step, ()):
         monkeypatch.setitem(STEPS, other, lambda spec: None)
     solvers = Plain("plain", "gemm"), wrong.Right(), algos.get("fft"), algos.get("winograd_f2")
-    met = [a for a in solvers if unsupported(a, spec := ConvSpec.parse(text)) is None and step in chain(a, spec).identity.split()]
+    met = [
+        a
+        for a in solvers
+        if unsupported(a, spec := ConvSpec.parse(text)) is None and step in chain(a, spec).identity.split()
+    ]
     assert met and all(check(text, solver).ok for solver in met)
     right = STEPS[step]
     lowered_anew()
@@ -168,7 +180,12 @@ def test_a_peer_is_given_no_more_than_border_and_flip() -> None:
 
     peer = Peer("somebody", "peer")
     assert unsupported(peer, ConvSpec.parse("1x3x9x10,4x3x3x3,reflect")) is None
-    for text in ("1x3x9x10,4x3x3x3,p1", "1x3x9x10,4x3x3x3,s2", "1x3x9x10,4x3x3x3,input_gradient", "1x3x9x10,4x3x3x3,p-1"):
+    for text in (
+        "1x3x9x10,4x3x3x3,p1",
+        "1x3x9x10,4x3x3x3,s2",
+        "1x3x9x10,4x3x3x3,input_gradient",
+        "1x3x9x10,4x3x3x3,p-1",
+    ):
         assert unsupported(peer, ConvSpec.parse(text)) is not None
 
 
@@ -183,8 +200,15 @@ def test_both_ways_to_an_input_gradient_are_candidates() -> None:
     assert len(chains(algos.get("im2col_gemm"), spec)) == 2
 
 
-@pytest.mark.parametrize("text", ["2x6x4x4,5x6x4x4,input_gradient", "1x3x5,4x3x3,s3,input_gradient",
-                                  "1x6x5x9,4x3x3x3,d2x1,p0x-3,input_gradient", "1x8x2x2,8x8x4x4,s2,p1,input_gradient"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2x6x4x4,5x6x4x4,input_gradient",
+        "1x3x5,4x3x3,s3,input_gradient",
+        "1x6x5x9,4x3x3x3,d2x1,p0x-3,input_gradient",
+        "1x8x2x2,8x8x4x4,s2,p1,input_gradient",
+    ],
+)
 def test_the_input_gradient_of_a_single_output_takes_no_more_operations_than_it_has(text: str) -> None:
     spec = ConvSpec.parse(text)
     shuffled = tree(spec, ("shuffle", "crop"))
@@ -207,7 +231,9 @@ def test_random_problems_are_solved_as_by_torch(seed: int) -> None:
     made = np.random.default_rng(seed)
     for _ in range(60):
         have, want, told = _as_torch(torch, rng, made.standard_normal)
-        np.testing.assert_allclose(have, want.numpy(), rtol=0, atol=1e-10 * max(1.0, float(abs(want).max())), err_msg=told)
+        np.testing.assert_allclose(
+            have, want.numpy(), rtol=0, atol=1e-10 * max(1.0, float(abs(want).max())), err_msg=told
+        )
 
 
 def _as_torch(torch: Any, rng: random.Random, array: Any) -> tuple[Any, Any, str]:
@@ -215,7 +241,9 @@ def _as_torch(torch: Any, rng: random.Random, array: Any) -> tuple[Any, Any, str
     functions, gradients, tensor = torch.nn.functional, torch.nn.grad, torch.from_numpy
     while True:
         ndim, groups = rng.choice([1, 2, 2, 3]), rng.choice([1, 1, 2, 3])
-        size, k, s, p, d = ([rng.randint(*ends) for _ in range(ndim)] for ends in ((3, 11), (1, 4), (1, 3), (0, 3), (1, 3)))
+        size, k, s, p, d = (
+            [rng.randint(*ends) for _ in range(ndim)] for ends in ((3, 11), (1, 4), (1, 3), (0, 3), (1, 3))
+        )
         inner, outer = rng.randint(1, 4), rng.randint(1, 4)
         if all(n + 2 * q >= (t - 1) * e + 1 for n, q, t, e in zip(size, p, k, d, strict=True)):
             break
@@ -226,9 +254,16 @@ def _as_torch(torch: Any, rng: random.Random, array: Any) -> tuple[Any, Any, str
     conv, name = getattr(functions, f"conv{ndim}d"), f"conv{ndim}d"
     use = {"algorithm": "im2col_gemm"}
     if kind == "forward":
-        return getattr(algos, name)(x, w, bias, *options, **use), conv(tensor(x), tensor(w), tensor(bias), *options), told
+        return (
+            getattr(algos, name)(x, w, bias, *options, **use),
+            conv(tensor(x), tensor(w), tensor(bias), *options),
+            told,
+        )
     if kind == "border":
-        mode, p = rng.choice(["reflect", "replicate", "circular"]), [(t - 1) * e // 2 for t, e in zip(k, d, strict=True)]
+        mode, p = (
+            rng.choice(["reflect", "replicate", "circular"]),
+            [(t - 1) * e // 2 for t, e in zip(k, d, strict=True)],
+        )
         p = [min(q, n - 1) for q, n in zip(p, size, strict=True)]
         around = functions.pad(tensor(x), [q for q in reversed(p) for _ in range(2)], mode=mode)
         if any(n < (t - 1) * e + 1 for n, t, e in zip(around.shape[2:], k, d, strict=True)):
@@ -238,12 +273,19 @@ def _as_torch(torch: Any, rng: random.Random, array: Any) -> tuple[Any, Any, str
     if kind == "transposed":
         more = [rng.randint(0, max(a, b) - 1) for a, b in zip(s, d, strict=True)]
         weights = array((groups * inner, outer, *k))
-        sizes = ((n - 1) * a - 2 * q + e * (t - 1) + m + 1 for n, a, q, e, t, m in zip(size, s, p, d, k, more, strict=True))
+        sizes = (
+            (n - 1) * a - 2 * q + e * (t - 1) + m + 1
+            for n, a, q, e, t, m in zip(size, s, p, d, k, more, strict=True)
+        )
         if min(sizes) < 1:
             return _as_torch(torch, rng, array)
         given = s, p, more, groups, d
         want = getattr(functions, f"conv_transpose{ndim}d")(tensor(x), tensor(weights), tensor(bias), *given)
-        return getattr(algos, f"conv_transpose{ndim}d")(x, weights, bias, *given, **use), want, f"{told} output_padding {more}"
+        return (
+            getattr(algos, f"conv_transpose{ndim}d")(x, weights, bias, *given, **use),
+            want,
+            f"{told} output_padding {more}",
+        )
     grad = array(conv(tensor(x), tensor(w), None, *options).shape)
     if kind == "input":
         given = (x.shape, w, grad)
@@ -264,7 +306,8 @@ def test_gradients_of_a_bias_are_sums() -> None:
 
 
 @pytest.mark.parametrize(("call", "says"), [
-    (lambda a: algos.conv2d_input((1, 2, 5, 5), a(3, 2, 3, 3), a(1, 3, 4, 4)), "the result of that convolution has"),
+    (lambda a: algos.conv2d_input((1, 2, 5, 5), a(3, 2, 3, 3), a(1, 3, 4, 4)),
+     "the result of that convolution has"),
     (lambda a: algos.conv2d_weight(a(1, 2, 5, 5), (3, 1, 3, 3), a(1, 3, 3, 3)), "must agree"),
     (lambda a: algos.conv2d_input(a(1, 2, 5, 5), a(3, 2, 3, 3), a(1, 3, 3, 3)), "pass its shape"),
     (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(2, 3, 3, 3)), "channels"),
@@ -278,8 +321,9 @@ def test_what_does_not_fit_is_refused_in_one_line(call: Any, says: str) -> None:
     assert "\n" not in str(error.value)
 
 
-PLANS = ["2x4x9x10,6x2x3x3,s2,p1,input_gradient", "2x3x9x10,4x3x4x4,s2,p1,reflect,input_gradient,flip", "2x4x9x10,6x2x3x3,p1,weight_gradient",
-         "2x3x40,4x3x5,s2,p2:-1,circular,weight_gradient", "1x3x5x6x7,4x3x3x3x3,p1,symmetric,input_gradient"]  # fmt: skip
+PLANS = ["2x4x9x10,6x2x3x3,s2,p1,input_gradient", "2x3x9x10,4x3x4x4,s2,p1,reflect,input_gradient,flip",
+         "2x4x9x10,6x2x3x3,p1,weight_gradient", "2x3x40,4x3x5,s2,p2:-1,circular,weight_gradient",
+         "1x3x5x6x7,4x3x3x3x3,p1,symmetric,input_gradient"]  # fmt: skip
 
 
 @pytest.mark.parametrize("algorithm", ["im2col_gemm", "fft", "direct_shift"])
@@ -309,7 +353,10 @@ def test_plans_of_gradients_keep_their_results_apart(text: str, algorithm: str) 
     for operand in many[0].call:
         if operand.size >= np.prod(spec.result_shape):
             with pytest.raises(ValueError, match="overlaps"):
-                plan(*many[0].call, out=operand.reshape(-1)[: np.prod(spec.result_shape)].reshape(spec.result_shape))
+                plan(
+                    *many[0].call,
+                    out=operand.reshape(-1)[: np.prod(spec.result_shape)].reshape(spec.result_shape),
+                )
 
 
 @pytest.mark.parametrize("algorithm", ["im2col_gemm", "fft", "direct_shift"])
@@ -318,13 +365,16 @@ def test_an_empty_batch_has_an_empty_gradient_or_zeros(algorithm: str) -> None:
     x, w, g = np.ones((0, 3, 9, 9)), np.ones((4, 3, 3, 3)), np.ones((0, 4, 5, 5))
     assert algos.conv2d_input(x.shape, w, g, **use).shape == x.shape
     np.testing.assert_array_equal(algos.conv2d_weight(x, w.shape, g, **use), np.zeros(w.shape))
-    np.testing.assert_array_equal(algos.conv2d_weight(x, w.shape, g, out=np.full(w.shape, 7.0), **use), np.zeros(w.shape))
+    np.testing.assert_array_equal(
+        algos.conv2d_weight(x, w.shape, g, out=np.full(w.shape, 7.0), **use), np.zeros(w.shape)
+    )
     assert algos.conv_transpose2d(g, w, **use).shape == (0, 3, 9, 9)
 
 
 @pytest.mark.parametrize("text", [
-    "1x1x2000000,1x1x1000,s1000000,input_gradient", "1x1x9000x9000,1x1x3x3,s4500,input_gradient", "1x1x2000000,1x1x3,s7,d900000,weight_gradient",
-    "1x1x100000,1x1x3,p90000,circular,input_gradient", "1x1x100000,1x1x3,p250000,reflect,input_gradient",
+    "1x1x2000000,1x1x1000,s1000000,input_gradient", "1x1x9000x9000,1x1x3x3,s4500,input_gradient",
+    "1x1x2000000,1x1x3,s7,d900000,weight_gradient", "1x1x100000,1x1x3,p90000,circular,input_gradient",
+    "1x1x100000,1x1x3,p250000,reflect,input_gradient",
 ])  # fmt: skip
 def test_lowering_takes_steps_for_taps_and_not_for_elements(text: str) -> None:
     spec = ConvSpec.parse(text)

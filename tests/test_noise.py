@@ -20,9 +20,11 @@ KINDS = {
 
 
 def table(
-    rng: np.random.Generator, ratio: float, process: float, turn: float, turns: int, launches: int, heavy: bool = False
+    rng: np.random.Generator, ratio: float, process: float, turn: float, turns: int, launches: int,
+    heavy: bool = False
 ) -> list[list[tuple[Taken, ...]]]:
-    """Pairs on ``SPECS`` specs, the second ``ratio`` times as slow; launches differ by far more than that, together.
+    """Pairs on ``SPECS`` specs, the second ``ratio`` times as slow; launches differ by far more than that,
+    together.
 
     Disturbances only add; ``heavy`` ones take a core away for two turns in five.
     """
@@ -32,9 +34,11 @@ def table(
         pair = []
         for place in range(2):
             luck = rng.normal(0, process / math.sqrt(2), (launches, 1))
-            noise = rng.exponential(turn, (launches, turns)) + 0.5 * heavy * (rng.random((launches, turns)) < 0.4)
+            noise = rng.exponential(turn, (launches, turns))
+            noise += 0.5 * heavy * (rng.random((launches, turns)) < 0.4)
             logs = common + luck + noise + place * math.log(ratio)
-            pair.append(tuple(Taken(f"{spec}|{n}", dict(enumerate(row))) for n, row in enumerate(logs.tolist())))
+            pair.append(tuple(Taken(f"{spec}|{n}", dict(enumerate(row))) for n,
+                              row in enumerate(logs.tolist())))
         groups.append(pair)
     return groups
 
@@ -75,7 +79,8 @@ def test_one_disturbed_comparison_does_not_hide_the_others() -> None:
     """It makes the spread between launches less certain, not everybody's large."""
     rng = np.random.default_rng(3)
     groups = table(rng, 1.1, **KINDS["calm"])
-    wild = tuple(launch(f"w{n}", *(rng.normal(shift, 0.05, 16).tolist())) for n, shift in enumerate((0.0, 2.0, -1.0)))
+    wild = tuple(launch(f"w{n}", *(rng.normal(shift, 0.05, 16).tolist())) for n,
+                 shift in enumerate((0.0, 2.0, -1.0)))
     other = tuple(launch(f"w{n}", *(rng.normal(0, 0.05, 16).tolist())) for n in range(3))
     model = Model.of([*groups, [wild, other]])
     assert judged([model.compare(*pair) for pair in groups]).count("slower") >= 0.9 * SPECS
@@ -100,7 +105,8 @@ def test_of_calls_of_microseconds_processes_know_less(seconds: float, verdict: s
 
 
 def test_launches_that_did_not_take_turns_are_judged_by_the_noise_between_launches() -> None:
-    one, other = (tuple(launch(f"{name}{n}", *[base] * 8) for n in range(3)) for name, base in (("a", 0.0), ("b", 0.1)))
+    one, other = (tuple(launch(f"{name}{n}", *[base] * 8) for n in range(3)) for name,
+                  base in (("a", 0.0), ("b", 0.1)))
     ratio = Model().compare(one, other)
     assert not ratio.paired and ratio.verdict == "undecided"
 
@@ -112,7 +118,8 @@ def test_a_launch_without_turns_is_one_turn() -> None:
 
 def test_benjamini_and_hochberg() -> None:
     """Their own example of fifteen tests claims four at 5%, two by the older rule of Bonferroni."""
-    ps = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]
+    ps = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719,
+          0.6528, 0.7590, 1.0]  # fmt: skip
     assert discoveries(ps, 0.05) == [True] * 4 + [False] * 11
     assert discoveries([], 0.05) == [] and discoveries([0.5, 0.001], 0.05) == [False, True]
 
@@ -133,7 +140,9 @@ def test_who_is_surely_behind_leaves_and_who_is_near_stays() -> None:
 
 
 def test_a_busy_machine_does_not_decide_between_unlike_algorithms() -> None:
-    """It slows one more than the other, which the spread of launches cannot show; versions of one it slows alike."""
+    """It slows one more than the other, which the spread of launches cannot
+    show; versions of one it slows alike.
+    """
     groups = table(np.random.default_rng(5), 1.15, **KINDS["calm"])
     loaded = [[tuple(x._replace(load=1.9) for x in case) for case in pair] for pair in groups]
     model = Model.of(groups)
@@ -146,4 +155,9 @@ def test_of_launches_that_disagree_the_calmer_ones_say_how_much() -> None:
     fast = tuple(launch(str(n), *[0.0] * 8) for n in range(2))
     slow = tuple(launch(str(n), *[math.log(f)] * 8) for n, f in enumerate((1.7, 600)))
     ratio = Model(freedom=4.0).compare(fast, slow)
-    assert ratio.verdict == "slower" and ratio.ratio == pytest.approx(1.7) and 1 < ratio.low < 1.7 and ratio.high <= 601
+    assert (
+        ratio.verdict == "slower"
+        and ratio.ratio == pytest.approx(1.7)
+        and 1 < ratio.low < 1.7
+        and ratio.high <= 601
+    )

@@ -20,7 +20,9 @@ def array(stored: dict[str, Any]) -> np.ndarray:
     """The whole numbers 0, 1, 2, ..., one value everywhere, or all of them."""
     shape = stored["shape"]
     values = np.arange(np.prod(shape)) if "arange" in stored else stored.get("all", stored.get("values"))
-    return np.broadcast_to(np.reshape(values, shape if np.size(values) > 1 else ()), shape).astype(stored["dtype"])
+    return np.broadcast_to(np.reshape(values, shape if np.size(values) > 1 else ()), shape).astype(
+        stored["dtype"]
+    )
 
 
 def pairs(pads: list[int]) -> list[tuple[int, int]]:
@@ -28,17 +30,24 @@ def pairs(pads: list[int]) -> list[tuple[int, int]]:
     return list(zip(pads[: len(pads) // 2], pads[len(pads) // 2 :], strict=True))
 
 
-def conv(attributes: dict[str, Any], x: np.ndarray, w: np.ndarray, *bias: np.ndarray, **how: str) -> np.ndarray:
+def conv(
+    attributes: dict[str, Any], x: np.ndarray, w: np.ndarray, *bias: np.ndarray, **how: str
+) -> np.ndarray:
     ndim = x.ndim - 2
-    padding = AUTO_PADS.get(attributes.get("auto_pad", "NOTSET")) or pairs(attributes.get("pads", [0, 0] * ndim))
+    padding = AUTO_PADS.get(attributes.get("auto_pad", "NOTSET")) or pairs(
+        attributes.get("pads", [0, 0] * ndim)
+    )
     return getattr(algos, f"conv{ndim}d")(x, w, *bias, stride=attributes.get("strides", 1), padding=padding,
-                                          dilation=attributes.get("dilations", 1), groups=attributes.get("group", 1), **how)  # fmt: skip
+                                          dilation=attributes.get("dilations", 1),
+                                          groups=attributes.get("group", 1), **how)  # fmt: skip
 
 
-def conv_transpose(attributes: dict[str, Any], x: np.ndarray, w: np.ndarray, *bias: np.ndarray, **how: str) -> np.ndarray:
+def conv_transpose(
+    attributes: dict[str, Any], x: np.ndarray, w: np.ndarray, *bias: np.ndarray, **how: str
+) -> np.ndarray:
     ndim, auto = x.ndim - 2, attributes.get("auto_pad", "NOTSET")
-    strides, more, gaps = (attributes.get(name, [default] * ndim)
-                           for name, default in (("strides", 1), ("output_padding", 0), ("dilations", 1)))  # fmt: skip
+    strides, gaps = (attributes.get(name, [1] * ndim) for name in ("strides", "dilations"))
+    more = attributes.get("output_padding", [0] * ndim)
     padding = pairs(attributes.get("pads", [0, 0] * ndim))
     same = [n * s for n, s in zip(x.shape[2:], strides, strict=True)] if auto.startswith("SAME") else None
     if shape := attributes.get("output_shape", same):  # the padding follows from it
@@ -47,12 +56,17 @@ def conv_transpose(attributes: dict[str, Any], x: np.ndarray, w: np.ndarray, *bi
             total = s * (n - 1) + m + (k - 1) * d + 1 - wanted
             half = total // 2
             padding.append((half, total - half) if auto == "SAME_UPPER" else (total - half, half))
-    return getattr(algos, f"conv_transpose{ndim}d")(x, w, *bias, stride=strides, padding=padding, output_padding=more,
-                                                    dilation=gaps, groups=attributes.get("group", 1), **how)  # fmt: skip
+    return getattr(algos, f"conv_transpose{ndim}d")(x, w, *bias, stride=strides, padding=padding,
+                                                    output_padding=more, dilation=gaps,
+                                                    groups=attributes.get("group", 1), **how)  # fmt: skip
 
 
-def conv_integer(attributes: dict[str, Any], x: np.ndarray, w: np.ndarray, *zeros: np.ndarray, **how: str) -> np.ndarray:
-    """Zero points, of all or of each output channel, go before: what is padded is then 0 too. Floats hold its sums exactly."""
+def conv_integer(
+    attributes: dict[str, Any], x: np.ndarray, w: np.ndarray, *zeros: np.ndarray, **how: str
+) -> np.ndarray:
+    """Zero points, of all or of each output channel, go before: what is padded is then
+    0 too. Floats hold its sums exactly.
+    """
     x_zero, w_zero = (*(z.astype(np.float32) for z in zeros), np.float32(0))[:2]
     return conv(attributes, x - x_zero, w - np.reshape(w_zero, (-1, *(1,) * (w.ndim - 1))), **how)
 
@@ -78,8 +92,15 @@ def test_as_onnx_says(name: str, algorithm: str) -> None:
 def test_automatic_padding_is_what_onnx_defines(auto_pad: str, size: int, kernel: int, stride: int) -> None:
     """Its formulas: ceil(size / stride) outputs, the odd element at the end or at the start."""
     made = np.random.default_rng(0)
-    x, w = made.integers(-9, 10, (2, 3, size)).astype(np.float32), made.integers(-9, 10, (4, 3, kernel)).astype(np.float32)
+    x, w = (
+        made.integers(-9, 10, (2, 3, size)).astype(np.float32),
+        made.integers(-9, 10, (4, 3, kernel)).astype(np.float32),
+    )
     total = 0 if auto_pad == "VALID" else max((-(-size // stride) - 1) * stride + kernel - size, 0)
     before = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
-    automatic, explicit = ({"strides": [stride], **how} for how in ({"auto_pad": auto_pad}, {"pads": [before, total - before]}))
-    np.testing.assert_array_equal(conv(automatic, x, w, algorithm="direct_loops"), conv(explicit, x, w, algorithm="direct_loops"))
+    automatic, explicit = (
+        {"strides": [stride], **how} for how in ({"auto_pad": auto_pad}, {"pads": [before, total - before]})
+    )
+    np.testing.assert_array_equal(
+        conv(automatic, x, w, algorithm="direct_loops"), conv(explicit, x, w, algorithm="direct_loops")
+    )

@@ -38,7 +38,9 @@ DIRECTIONS = ["forward", "input_gradient", "weight_gradient"]
 
 
 def by_letters(spec: ConvSpec, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """y[n, o, i] = sum of w[o, c, t] * p[n, c, i * s + t * d], one product at a time; the border by SciPy's filters' names."""
+    """y[n, o, i] = sum of w[o, c, t] * p[n, c, i * s + t * d], one product at a time;
+    the border by SciPy's filters' names.
+    """
     x = bordered(spec, x)
     y = np.zeros(spec.output_shape)
     inner, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
@@ -53,16 +55,20 @@ def by_letters(spec: ConvSpec, x: np.ndarray, w: np.ndarray) -> np.ndarray:
 def bordered(spec: ConvSpec, x: np.ndarray) -> np.ndarray:
     if not x.size:
         return np.zeros((*x.shape[:2], *spec.padded_size))
-    modes = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap", "symmetric": "symmetric"}
+    modes = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap",
+             "symmetric": "symmetric"}  # fmt: skip
     widths = ((0, 0), (0, 0), *spec.padding)
     if spec.padding_mode.startswith("constant:"):
-        return np.pad(x, widths, constant_values=np.float32(spec.padding_mode[9:]) if spec.dtype == "float32" else 0)
+        return np.pad(
+            x, widths, constant_values=np.float32(spec.padding_mode[9:]) if spec.dtype == "float32" else 0
+        )
     return np.pad(x, widths, modes[spec.padding_mode])  # type: ignore[call-overload, no-any-return]
 
 
 def all_operands(spec: ConvSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(s) for s in (spec.input_shape, spec.weight_shape, spec.output_shape))  # type: ignore
+    return tuple(rng.standard_normal(s) for s in (spec.input_shape, spec.weight_shape,
+                                                  spec.output_shape))  # type: ignore
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -87,13 +93,18 @@ def test_gradients_are_adjoints(text: str) -> None:
     assert (oracle(spec, x, w) * g).sum() == pytest.approx((w * dw).sum(), rel=1e-10, abs=1e-10)
 
 
-@pytest.mark.parametrize("text", ["1x2x5x6,3x2x3x2,p1,s2x1,reflect", "1x2x5x6,4x1x3x3,p1,d1x2,flip,replicate"])
+@pytest.mark.parametrize(
+    "text", ["1x2x5x6,3x2x3x2,p1,s2x1,reflect", "1x2x5x6,4x1x3x3,p1,d1x2,flip,replicate"]
+)
 def test_gradients_are_derivatives(text: str) -> None:
     """A step of 1 in one element: the operation is linear, so the difference is the derivative itself."""
     spec = ConvSpec.parse(text)
     x, w, g = all_operands(spec)
     base = (oracle(spec, x, w) * g).sum()
-    for array, direction, grads in ((x, "input_gradient", (None, w, g)), (w, "weight_gradient", (x, None, g))):
+    for array, direction, grads in (
+        (x, "input_gradient", (None, w, g)),
+        (w, "weight_gradient", (x, None, g)),
+    ):
         gradient = oracle(spec.with_(direction=direction), *grads)
         for at in itertools.islice(np.ndindex(*array.shape), 0, None, 7):
             array[at] += 1
@@ -113,11 +124,21 @@ def test_chosen_elements_are_those_of_the_whole(text: str, direction: Any) -> No
     np.testing.assert_allclose(oracle_at(spec, x, w, g, some), whole[tuple(some.T)], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode, name", [
-    ("reflect", "mirror"), ("replicate", "nearest"), ("circular", "grid-wrap"), ("symmetric", "reflect"), ("zeros", "constant"),
-])
+@pytest.mark.parametrize(
+    "mode, name",
+    [
+        ("reflect", "mirror"),
+        ("replicate", "nearest"),
+        ("circular", "grid-wrap"),
+        ("symmetric", "reflect"),
+        ("zeros", "constant"),
+    ],
+)
 def test_modes_are_those_of_image_filters(mode: str, name: Any) -> None:
-    image, kernel = np.random.default_rng(0).standard_normal((9, 8)), np.random.default_rng(1).standard_normal((5, 3))
+    image, kernel = (
+        np.random.default_rng(0).standard_normal((9, 8)),
+        np.random.default_rng(1).standard_normal((5, 3)),
+    )
     spec = ConvSpec.parse(f"9x8,5x3,p2x1,{mode}" if mode != "zeros" else "9x8,5x3,p2x1")
     y = oracle(spec, image[None, None], kernel[None, None])[0, 0]
     np.testing.assert_allclose(y, ndimage.correlate(image, kernel, mode=name), atol=1e-12)
@@ -141,7 +162,9 @@ def test_whole_numbers_are_exact_beyond_every_float() -> None:
     assert oracle_at(spec, x, w, None, np.array([[0, 0, 0], [0, 0, 2]])).tolist() == [y[0, 0, 0], y[0, 0, 2]]
     huge = np.array([[[2**64 - 1] * 3]], np.uint64)
     assert oracle(ConvSpec.parse("1x1x3,1x1x3,uint64"), huge, huge)[0, 0, 0] == 3 * (2**64 - 1) ** 2
-    small = oracle(ConvSpec.parse("1x1x3,1x1x3,int8>int32"), x.clip(-128, 127).astype(np.int8), w.astype(np.int8))
+    small = oracle(
+        ConvSpec.parse("1x1x3,1x1x3,int8>int32"), x.clip(-128, 127).astype(np.int8), w.astype(np.int8)
+    )
     assert small.dtype == np.int64 and small[0, 0, 0] == 127 * 4 + 3 - 128 * 4
 
 
@@ -169,14 +192,18 @@ def test_long_double_is_closer_than_float64() -> None:
 ])
 def test_reduction_counts_the_products_of_one_result(text: str, expected: int) -> None:
     parts = text.split(",")
-    order = [p for p in parts if p in ("symmetric", "replicate")] + [p for p in parts if p.endswith("gradient")]
+    order = [p for p in parts if p in ("symmetric", "replicate")] + [
+        p for p in parts if p.endswith("gradient")
+    ]
     assert reduction(ConvSpec.parse(",".join([p for p in parts if p not in order] + order))) == expected
 
 
 def test_border_value_is_rounded_to_the_type() -> None:
     assert border_value(ConvSpec.parse("1x1x5,1x1x3,p1,constant:0.1")) == float(np.float32(0.1))
     assert border_value(ConvSpec.parse("1x1x5,1x1x3,p1")) == 0
-    assert padded(ConvSpec.parse("1x1x2,1x1x3,p1,constant:2.5"), np.ones((1, 1, 2)), 2.5).tolist() == [[[2.5, 1, 1, 2.5]]]
+    assert padded(ConvSpec.parse("1x1x2,1x1x3,p1,constant:2.5"), np.ones((1, 1, 2)), 2.5).tolist() == [
+        [[2.5, 1, 1, 2.5]]
+    ]
 
 
 def test_operands_of_another_shape_are_refused() -> None:
@@ -196,9 +223,18 @@ def test_any_geometry_is_the_definition(data: st.DataObject) -> None:
     axis = lambda low, high: draw(st.tuples(*[ints(low, high)] * ndim))  # noqa: E731
     try:
         spec = ConvSpec(
-            draw(ints(1, 2)), groups * draw(ints(1, 2)), axis(1, 7), groups * draw(ints(1, 2)), axis(1, 4), axis(1, 3),
-            tuple(draw(st.tuples(ints(0, 3), ints(0, 3))) for _ in range(ndim)), axis(1, 2), groups,
-            padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular", "symmetric", "constant:2"])),
+            draw(ints(1, 2)),
+            groups * draw(ints(1, 2)),
+            axis(1, 7),
+            groups * draw(ints(1, 2)),
+            axis(1, 4),
+            axis(1, 3),
+            tuple(draw(st.tuples(ints(0, 3), ints(0, 3))) for _ in range(ndim)),
+            axis(1, 2),
+            groups,
+            padding_mode=draw(
+                st.sampled_from(["zeros", "reflect", "replicate", "circular", "symmetric", "constant:2"])
+            ),
             flip=draw(st.booleans()),
         )
     except SpecError:
@@ -209,4 +245,6 @@ def test_any_geometry_is_the_definition(data: st.DataObject) -> None:
     dx = oracle(spec.with_(direction="input_gradient"), None, w, g)
     linear = ((y - oracle(spec, np.zeros_like(x), w)) * g).sum()
     assert linear == pytest.approx((x * dx).sum(), abs=1e-9)
-    assert (y * g).sum() == pytest.approx((w * oracle(spec.with_(direction="weight_gradient"), x, None, g)).sum(), abs=1e-9)
+    assert (y * g).sum() == pytest.approx(
+        (w * oracle(spec.with_(direction="weight_gradient"), x, None, g)).sum(), abs=1e-9
+    )

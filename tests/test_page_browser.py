@@ -1,4 +1,6 @@
-"""The page in a real browser, offline: it sorts, it filters, the console stays silent, and hostile text does nothing."""
+"""The page in a real browser, offline: it sorts, it filters, the console stays
+silent, and hostile text does nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from reports.page import Options, write_report
 from tests.conftest import HUNG_S
 from tests.record_makers import HOSTILE, MACHINE, PEAKS, layers, record, sweep
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
 
-NAMES = (*HOSTILE, "</script><script>alert(2)</script>", "<img src=x onerror=alert(3)>", "]]><!--", "{{ 7 * 7 }}",
-         "${alert(4)}")  # fmt: skip
+NAMES = (*HOSTILE, "</script><script>alert(2)</script>", "<img src=x onerror=alert(3)>", "]]><!--",
+         "{{ 7 * 7 }}", "${alert(4)}")  # fmt: skip
 # First thing on the page: whatever would betray that a text was executed or that something failed.
 BEFORE = """<script>
 const seen = {alerts: [], errors: [], refused: []};
@@ -38,7 +42,8 @@ const cells = (title) => rows().map((row) => row.cells[column(title)].textConten
 const click = (title) => table.tHead.rows[0].cells[column(title)].querySelector("button").click();
 const type = (text) => { filter.value = text; filter.dispatchEvent(new Event("input")); };
 const done = {all: rows().length, before: cells("algorithm")};
-click("time"); done.rising = cells("time"); done.mark = table.querySelectorAll('[aria-sort="ascending"]').length;
+click("time"); done.rising = cells("time");
+done.mark = table.querySelectorAll('[aria-sort="ascending"]').length;
 click("time"); done.falling = cells("time");
 click("algorithm"); done.names = cells("algorithm");
 type("FFT 64x64"); done.found = rows().map((row) => row.textContent);
@@ -48,7 +53,8 @@ type("onerror alert(3)"); done.hostile = cells("algorithm");
 type(""); done.again = rows().length;
 done.texts = [...document.querySelectorAll("td")].map((cell) => cell.textContent);
 done.images = [...document.images].filter((image) => !image.src.startsWith("data:")).length;
-done.handlers = [...document.querySelectorAll("*")].filter((e) => e.getAttributeNames().some((n) => n.startsWith("on"))).length;
+const handles = (element) => element.getAttributeNames().some((name) => name.startsWith("on"));
+done.handlers = [...document.querySelectorAll("*")].filter(handles).length;
 done.scripts = document.scripts.length;
 addEventListener("load", () => setTimeout(() => {
   document.documentElement.dataset.outcome = JSON.stringify({...done, ...seen});
@@ -74,20 +80,32 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     records = [*sweep(), *(record(n, 10.0 ** (i - 7), spec) for spec in times for i, n in enumerate(NAMES))]
     records += [record(name, status="crashed", reason=name, spec="1x1x8x8,1x1x3x3") for name in NAMES]
     records += [record("elsewhere", spec=name, origin=name) for name in NAMES]
-    machine = MACHINE | {"cpu": NAMES[-5], "note": NAMES[-4], "peaks": {"flops_per_s": {NAMES[-4]: {NAMES[-4]: 1.0}}}}
-    text = write_report(records, {"m1": machine}, folder / "report", Options(command=NAMES[-4])).read_text(encoding="utf-8")
+    machine = MACHINE | {
+        "cpu": NAMES[-5],
+        "note": NAMES[-4],
+        "peaks": {"flops_per_s": {NAMES[-4]: {NAMES[-4]: 1.0}}},
+    }
+    text = write_report(records, {"m1": machine}, folder / "report", Options(command=NAMES[-4])).read_text(
+        encoding="utf-8"
+    )
     assert text.count("<style>") == text.count("</body>") == 1
     copy = folder / "copy.html"
-    copy.write_text(text.replace("<style>", f"{BEFORE}<style>").replace("</body>", f"{AFTER}</body>"), encoding="utf-8")
+    copy.write_text(
+        text.replace("<style>", f"{BEFORE}<style>").replace("</body>", f"{AFTER}</body>"), encoding="utf-8"
+    )
     return _visit(copy, folder / "profile")
 
 
 def _visit(page: Path, profile: Path, *more: str) -> tuple[dict[str, Any], str]:
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-               "--disable-extensions", "--no-first-run", "--proxy-server=127.0.0.1:9", f"--user-data-dir={profile}",
-               "--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom"]  # fmt: skip
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+               "--disable-background-networking", "--disable-extensions", "--no-first-run",
+               "--proxy-server=127.0.0.1:9", f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0",
+               "--virtual-time-budget=5000", "--dump-dom"]  # fmt: skip
     done = subprocess.run(
-        [str(BROWSER), *options, *more, page.as_uri()], capture_output=True, timeout=HUNG_S, stdin=subprocess.DEVNULL,
+        [str(BROWSER), *options, *more, page.as_uri()],
+        capture_output=True,
+        timeout=HUNG_S,
+        stdin=subprocess.DEVNULL,
         check=False,
     )
     parser = _Outcome()
@@ -134,10 +152,13 @@ def test_the_console_is_silent_and_nothing_is_fetched(visited: Visited) -> None:
 
 AXE = Path(__file__).parents[1] / "node_modules" / "axe-core" / "axe.min.js"
 RULES = """<script>
-axe.run(document, {runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}).then((found) => {
-  const told = found.violations.map((rule) => [rule.id, rule.nodes.slice(0, 3).map((node) => node.html.slice(0, 200))]);
+const rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
+axe.run(document, {runOnly: rules}).then((found) => {
+  const nodes = (rule) => rule.nodes.slice(0, 3).map((node) => node.html.slice(0, 200));
+  const told = found.violations.map((rule) => [rule.id, nodes(rule)]);
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  document.documentElement.dataset.outcome = JSON.stringify({told, passed: found.passes.map((rule) => rule.id), wide});
+  const passed = found.passes.map((rule) => rule.id);
+  document.documentElement.dataset.outcome = JSON.stringify({told, passed, wide});
 });
 </script>"""
 
@@ -147,7 +168,13 @@ axe.run(document, {runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_finds_nothing_amiss_and_a_narrow_page_is_no_wider_than_its_window(tmp_path, dark, width):
     auto = record("auto", 1e-5, family="auto", chosen="fft")
-    records = [*sweep(), *layers(8), auto, record("scipy_x", 1e-2, family="peer"), record("wrong", status="wrong")]
+    records = [
+        *sweep(),
+        *layers(8),
+        auto,
+        record("scipy_x", 1e-2, family="peer"),
+        record("wrong", status="wrong"),
+    ]
     page = write_report(records, {"m1": MACHINE | {"peaks": PEAKS}}, tmp_path / "report")
     text = page.read_text(encoding="utf-8")
     scripts = f"<script>{AXE.read_text(encoding='utf-8')}</script>{RULES}"

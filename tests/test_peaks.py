@@ -1,4 +1,6 @@
-"""Measured peaks: sane relations, remembered, improved by further measurements, and never in the way of a run."""
+"""Measured peaks: sane relations, remembered, improved by further measurements, and never in the way of a
+run.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,14 @@ def test_a_process_of_its_own_measures_every_peak(monkeypatch: pytest.MonkeyPatc
     counts = {"1", str(usable_cores())}
     for kind, names in KINDS.items():
         assert set(found[kind]) == names
-        assert all(set(by_threads) == counts and min(by_threads.values()) > 0 for by_threads in found[kind].values())
-    assert all(source in ("loop", "gemm") for by_threads in found["source"].values() for source in by_threads.values())
+        assert all(
+            set(by_threads) == counts and min(by_threads.values()) > 0 for by_threads in found[kind].values()
+        )
+    assert all(
+        source in ("loop", "gemm")
+        for by_threads in found["source"].values()
+        for source in by_threads.values()
+    )
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -77,13 +85,17 @@ def test_further_days_keep_the_best_of_each_until_there_were_enough(
     assert rates == [10.0, 30.0, 30.0, 30.0, 30.0] and remembered == [99.0]
 
 
-def test_without_a_measurement_there_are_no_peaks_and_no_error(remembered: list[float], tmp_path: Path) -> None:
+def test_without_a_measurement_there_are_no_peaks_and_no_error(
+    remembered: list[float], tmp_path: Path
+) -> None:
     assert measured.peaks("m") == {}
     remembered.append(5.0)
     assert measured.peaks("m")["times"] == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"peaks": 3, "at_s": 0}', '{"peaks": {"flops_per_s": {}}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"peaks": 3, "at_s": 0}', '{"peaks": {"flops_per_s": {}}}']
+)
 def test_a_damaged_memory_is_measured_anew(content: str, remembered: list[float], tmp_path: Path) -> None:
     remembered += [1.0, 2.0]
     measured.peaks("m")

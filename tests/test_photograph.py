@@ -33,7 +33,9 @@ def test_kernels_do_what_their_names_say() -> None:
     assert abs(y["edge_8"][1:-1, 1:-1].mean()) < 1 < np.abs(y["edge_8"]).mean()
     assert np.allclose(y["blur_box"][5, 5], photograph()[4:7, 4:7].sum())
     assert np.corrcoef(y["sobel_vertical"].ravel(), y["sobel_horizontal"].ravel())[0, 1] < 0.5
-    assert numerical_rank(gaussian(9, 9)[None, None], np.dtype(float)) == 1 and gaussian(9, 7).sum() == pytest.approx(1)
+    assert numerical_rank(gaussian(9, 9)[None, None], np.dtype(float)) == 1 and gaussian(
+        9, 7
+    ).sum() == pytest.approx(1)
     assert numerical_rank(gabor(9, 9)[None, None], np.dtype(float)) > 1
 
 

@@ -1,4 +1,5 @@
-"""The picker: measured, then nearest, then modelled; honest about why; never what was wrong or does not fit."""
+"""The picker: measured, then nearest, then modelled; honest about why; never what was wrong or does not fit.
+"""
 
 from __future__ import annotations
 
@@ -56,15 +57,26 @@ class Modelled(Algorithm):
 FAST, SLOW = Modelled("fast", rate=8e9), Modelled("slow", rate=1e9)
 
 
-def entry(algorithm: Algorithm, spec: ConvSpec, run_s: float, status: str = "ok", **more: Any) -> wisdom.Known:
-    values = {"machine": "m", "build": "b", "tunables": tunables_text(algorithm), "threads": 2, "reason": "" if status == "ok"
-              else "so it was", "prepare_s": 0.0, **more}
+def entry(
+    algorithm: Algorithm, spec: ConvSpec, run_s: float, status: str = "ok", **more: Any
+) -> wisdom.Known:
+    values = {
+        "machine": "m",
+        "build": "b",
+        "tunables": tunables_text(algorithm),
+        "threads": 2,
+        "reason": "" if status == "ok" else "so it was",
+        "prepare_s": 0.0,
+        **more,
+    }
     return wisdom.Known(spec=str(spec), algorithm=algorithm.name, status=status, run_s=run_s, **values)
 
 
 def ask(*entries: wisdom.Known, spec: ConvSpec = SPEC, calls: int | None = None) -> algos.Choice:
     found = {a.name: a for a in (SLOW, FAST)}
-    return choose(spec, list(found.values()), Knowledge(entries, found, lambda a: "b"), threads=2, calls=calls)
+    return choose(
+        spec, list(found.values()), Knowledge(entries, found, lambda a: "b"), threads=2, calls=calls
+    )
 
 
 def test_without_records_the_model_decides() -> None:
@@ -123,7 +135,9 @@ def test_a_ranked_spec_falls_back_on_records_of_the_unranked_one() -> None:
     assert (choice.algorithm, choice.source) == ("slow", "measured")
 
 
-def known_to_this_machine(name: str, text: str, run_s: float, status: str = "ok", threads: int = 1) -> wisdom.Known:
+def known_to_this_machine(
+    name: str, text: str, run_s: float, status: str = "ok", threads: int = 1
+) -> wisdom.Known:
     algorithm = algos.get(name)
     return wisdom.Known(
         host.fingerprint()["id"], build_of(algorithm), text, name, tunables_text(algorithm), threads, status,
@@ -142,13 +156,20 @@ def test_pick_remembers_and_leaves_out_with_reasons() -> None:
     text = "1x1x96x96,1x1x3x3,p1"
     names = [a.name for a in algos.algorithms(text) if a.name != "auto"]
     wisdom.remember(known_to_this_machine(name, text, 1e-3 * (1 + i)) for i, name in enumerate(names))
-    wisdom.remember([known_to_this_machine("direct_shift", text, 1e-9), known_to_this_machine("fft", text, 0.0, "crashed")])
+    wisdom.remember(
+        [
+            known_to_this_machine("direct_shift", text, 1e-9),
+            known_to_this_machine("fft", text, 0.0, "crashed"),
+        ]
+    )
     choice = algos.pick(text, threads=1)
     assert (choice.algorithm, choice.source) == ("direct_shift", "measured")
     out = {c.algorithm: c.excluded for c in choice.candidates if c.excluded}
     assert out["fft"] == "crashed when measured: off by one"
     assert "peer" in out["scipy_correlate2d"] and out["separable"]
-    assert "scipy_correlate2d" in [c.algorithm for c in algos.pick(text, threads=1, peers=True).candidates if not c.excluded]
+    assert "scipy_correlate2d" in [
+        c.algorithm for c in algos.pick(text, threads=1, peers=True).candidates if not c.excluded
+    ]
     wisdom.remember([known_to_this_machine("direct_shift", "1x1x8x8,1x1x3x3", 0.0, "wrong")])
     assert algos.pick(text, threads=1).algorithm != "direct_shift"
 
@@ -163,15 +184,20 @@ def said_of(name: str, text: str) -> str:
 
 @pytest.mark.usefixtures("own_wisdom")
 def test_a_wrong_lowering_disqualifies_nobodys_native_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It swaps what it should not; the check says so, the picker hears of it, and only who goes that way is left out."""
+    """It swaps what it should not; the check says so, the picker hears of it, and
+    only who goes that way is left out.
+    """
     original = direction._exchanged
     with monkeypatch.context() as patch:
-        patch.setattr(direction, "_exchanged", lambda w, groups: np.ascontiguousarray(original(w, groups)[..., ::-1]))
+        patch.setattr(
+            direction, "_exchanged", lambda w, groups: np.ascontiguousarray(original(w, groups)[..., ::-1])
+        )
         verdict = check(GRADIENT, algos.get("im2col_gemm"))
         assert not verdict.ok
         algorithm = algos.get("im2col_gemm")
         record = made_record("im2col_gemm", spec=GRADIENT, status="wrong", reason=verdict.reason, threads=1,
-                             machine=host.fingerprint()["id"], build=build_of(algorithm), tunables=tunables_text(algorithm))  # fmt: skip
+                             machine=host.fingerprint()["id"], build=build_of(algorithm),
+                             tunables=tunables_text(algorithm))  # fmt: skip
         wisdom.remember([known(record)])
     assert said_of("im2col_gemm", GRADIENT).startswith("wrong on")
     assert said_of("im2col_gemm", GRADIENT.replace("9x10", "19x17")).startswith("wrong on")  # by the same way
@@ -198,7 +224,10 @@ def test_wisdom_of_before_there_were_chains_is_read_and_carried_over() -> None:
     names = [f.name for f in fields(old) if f.name != "chain"]
     with closing(sqlite3.connect(wisdom.path().with_name(wisdom.OLDER))) as database, database:
         database.execute(f"CREATE TABLE known ({', '.join(names)})")
-        database.execute(f"INSERT INTO known VALUES ({', '.join('?' * len(names))})", [getattr(old, name) for name in names])
+        database.execute(
+            f"INSERT INTO known VALUES ({', '.join('?' * len(names))})",
+            [getattr(old, name) for name in names],
+        )
     assert algos.pick(text, threads=1).source == "measured" and not wisdom.path().exists()
     wisdom.remember([known_to_this_machine("direct_shift", other, 1e-9)])
     assert wisdom.path().exists() and {entry.spec for entry in wisdom.recall(old.machine)} == {text, other}
@@ -213,7 +242,13 @@ def test_limits_are_kept() -> None:
     assert any("the limit is" in c.excluded for c in small.candidates)
     plain = algos.pick("512x512,31x31", accuracy="componentwise")
     assert "fft" in {c.algorithm for c in plain.candidates if "normwise" in c.excluded}
-    for bad in ({"calls": 0}, {"threads": -1}, {"device": "tpu"}, {"accuracy": "best"}, {"max_workspace_bytes": -1}):
+    for bad in (
+        {"calls": 0},
+        {"threads": -1},
+        {"device": "tpu"},
+        {"accuracy": "best"},
+        {"max_workspace_bytes": -1},
+    ):
         with pytest.raises(ValueError):
             algos.pick(text, **bad)  # type: ignore[arg-type]
 
@@ -243,12 +278,17 @@ def test_a_machine_measured_with_other_cores_says_so(monkeypatch: pytest.MonkeyP
     assert "measured for" not in algos.pick(text, threads=1).reason
     wisdom.remember([replace(known_to_this_machine("direct_shift", text, 1e-9), machine=other)])
     choice = algos.pick(text, threads=1)
-    assert choice.source == "model" and f"; measured for {here['cores'] + 1} cores, you have {here['cores']}" in choice.reason
+    assert (
+        choice.source == "model"
+        and f"; measured for {here['cores'] + 1} cores, you have {here['cores']}" in choice.reason
+    )
     wisdom.remember([known_to_this_machine("direct_shift", text, 1e-9)])
     assert "measured for" not in algos.pick(text, threads=1).reason
 
 
-def test_what_was_learnt_is_read_from_a_read_only_folder(mount: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_learnt_is_read_from_a_read_only_folder(
+    mount: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = mount(tmp_path / "data", 1 << 20)
     monkeypatch.setenv("CONVBENCH_DATA", str(folder))
     entry = known_to_this_machine("direct_shift", "1x1x96x96,1x1x3x3,p1", 1e-9)
@@ -260,7 +300,9 @@ def test_what_was_learnt_is_read_from_a_read_only_folder(mount: Any, tmp_path: A
     wisdom.recall_anew()
 
 
-def test_a_log_that_cannot_be_read_is_said(mount: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_log_that_cannot_be_read_is_said(
+    mount: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     folder = mount(tmp_path / "data", 1 << 20)
     monkeypatch.setenv("CONVBENCH_DATA", str(folder))
     entry = known_to_this_machine("direct_shift", "1x1x96x96,1x1x3x3,p1", 1e-9)
@@ -286,7 +328,9 @@ def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nothing_compiled")
 def test_one_call_does_not_wait_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling counts where calls are few, until the code lies on the disk, and not at all once the process has it."""
+    """Compiling counts where calls are few, until the code lies on the disk, and
+    not at all once the process has it.
+    """
     def ask_both(calls: int | None) -> algos.Choice:
         found = {a.name: a for a in (SLOW, COMPILED)}
         return choose(SPEC, list(found.values()), Knowledge((), found, lambda a: "b"), threads=2, calls=calls)
@@ -317,7 +361,11 @@ def test_a_loop_of_single_calls_compiles_when_that_pays(monkeypatch: pytest.Monk
     algos.conv2d(x, w, padding=1, groups=8)
     later = algos.conv2d(x, w, padding=1, groups=8)
     (door,) = functional._memo.values()
-    assert door.algorithm.name == better and door.algorithm.compile_s(door.chain.leaves[0]) > 0 and door.calls_left < 0
+    assert (
+        door.algorithm.name == better
+        and door.algorithm.compile_s(door.chain.leaves[0]) > 0
+        and door.calls_left < 0
+    )
     np.testing.assert_allclose(later, first, rtol=1e-5)
     assert door.chain.compiling_s() == 0
 
@@ -336,7 +384,11 @@ if sys.argv[1:]:
 def test_compiled_code_is_remembered_from_process_to_process(tmp_path: Path) -> None:
     environment = {**os.environ, "CONVBENCH_CACHE": str(tmp_path)}
     seconds = [
-        float(subprocess.run([sys.executable, "-c", KEPT, *more], env=environment, capture_output=True, check=True).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-c", KEPT, *more], env=environment, capture_output=True, check=True
+            ).stdout
+        )
         for more in (["plan"], [])
     ]
     assert seconds == [algos.get("depthwise").compile_s(ConvSpec.parse("1x4x20x20,4x1x3x3,p1")), kept.LOAD_S]

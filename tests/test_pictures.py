@@ -35,13 +35,15 @@ def unrendered(monkeypatch):
         (sweep(sizes=(64,)), {"times-t2", "winners-t2", "speedup-t2"}),
         (sweep(kernels=(3,)), {"times-t2", "winners-t2", "speedup-t2"}),
         (layers(8), {"layers-t2", "speedup-layers-t2"}),
-        ([*sweep(), *layers(8)], {"times-t2", "kernels-t2", "winners-t2", "speedup-t2", "layers-t2", "speedup-layers-t2"}),
+        ([*sweep(), *layers(8)], {"times-t2", "kernels-t2", "winners-t2", "speedup-t2", "layers-t2",
+                                  "speedup-layers-t2"}),
         ([record(n, t, s) for s in ("1x1x100,1x1x5", "1x1x9x9x9,1x1x3x3x3") for n, t in (("a", 1), ("b", 2))],
          {"times-few-t2"}),
         ([*sweep(sizes=(64,)), *sweep(sizes=(64,), threads=1, machine="m2")],
          {f"{kind}-{m}" for kind in ("times", "winners", "speedup") for m in ("m1-t2", "m2-t1")}),
     ],
-    ids=["few", "one", "one-launch", "one-size", "one-kernel", "layers", "mixed", "other-dimensions", "two-machines"],
+    ids=["few", "one", "one-launch", "one-size", "one-kernel", "layers", "mixed", "other-dimensions",
+         "two-machines"],
 )  # fmt: skip
 def test_every_kind_of_records_gets_fitting_pictures(records, expected):
     made, notes = pictures(to_frame(records), {"m1": MACHINE})
@@ -64,7 +66,7 @@ def test_too_many_specs_are_paged_and_what_is_left_out_is_said(monkeypatch):
     assert any("16 of 18 specs" in note for note in notes)
 
 
-# ---- the roofline and threads -------------------------------------------------------------------------------------
+# ---- the roofline and threads ------------------------------------------------------------------------------
 
 
 def names_of(records, machine=MACHINE, networks=()):
@@ -91,12 +93,16 @@ def test_peaks_between_one_thread_and_all_cores_are_bounded_by_both():
 
 
 def test_several_numbers_of_threads_show_their_scaling():
-    records = [record(name, time_s / n, threads=n) for n in (1, 2, 4) for name, time_s in (("a", 1), ("b", 2))]
+    records = [
+        record(name, time_s / n, threads=n) for n in (1, 2, 4) for name, time_s in (("a", 1), ("b", 2))
+    ]
     assert "scaling" in names_of(records) and "scaling" not in names_of(records[:2])
-    assert "scaling" not in names_of([record("a", threads=1), record("b", threads=2)]), "nobody was measured with both"
+    assert "scaling" not in names_of([record("a", threads=1), record("b", threads=2)]), (
+        "nobody was measured with both"
+    )
 
 
-# ---- what speed costs ---------------------------------------------------------------------------------------------
+# ---- what speed costs --------------------------------------------------------------------------------------
 
 
 def test_the_front_holds_whoever_is_not_beaten_in_both():
@@ -105,8 +111,8 @@ def test_the_front_holds_whoever_is_not_beaten_in_both():
             to_frame(
                 [
                     record("fast", 1.0, max_error=1e-4), record("exact", 2.0, max_error=1e-6),
-                    record("both", 1.5, max_error=1e-5), record("worse", 3.0, max_error=1e-4), record("unknown", 0.5),
-                    record("whole", 0.1, max_error=0.0),
+                    record("both", 1.5, max_error=1e-5), record("worse", 3.0, max_error=1e-4),
+                    record("unknown", 0.5), record("whole", 0.1, max_error=0.0),
                 ]
             )
         )
@@ -134,7 +140,9 @@ def test_whoever_takes_least_changes_with_the_number_of_calls():
 
 
 def test_break_even_leaves_out_auto_and_imports():
-    frame = to_frame([record("a"), record("auto", 1e-9, family="auto", chosen="a"), record("b", 1e-9, origin="elsewhere")])
+    frame = to_frame(
+        [record("a"), record("auto", 1e-9, family="auto", chosen="a"), record("b", 1e-9, origin="elsewhere")]
+    )
     (row,) = break_even(frame).to_dict("records")
     assert [s.algorithm for s in row["stretches"]] == ["a"]
 
@@ -148,7 +156,9 @@ def test_prepare_against_run_is_drawn_where_the_winner_changes():
 def test_workspace_seen_outside_the_band_is_named():
     def seen(name, predicted, seen_bytes):
         made = record(name, workspace_bytes=predicted)
-        return made.with_launches(tuple(type(x)(**{**vars(x), "workspace_seen_bytes": seen_bytes}) for x in made.launches))
+        return made.with_launches(
+            tuple(type(x)(**{**vars(x), "workspace_seen_bytes": seen_bytes}) for x in made.launches)
+        )
 
     records = [seen("good", 3 << 20, 2 << 20), seen("low", 1 << 20, 2 << 20), seen("high", 9 << 20, 2 << 20)]
     made, _ = pictures(to_frame(records), {"m1": MACHINE})
@@ -157,19 +167,28 @@ def test_workspace_seen_outside_the_band_is_named():
 
 
 def crowd():
-    """Many algorithms with times and errors close together, most of them on some specs only, and quickly changing winners."""
+    """Many algorithms with times and errors close together, most of them on some specs
+    only, and quickly changing winners.
+    """
     made = []
     for name in range(14):
         for place, k in enumerate((3, 5, 7, 9)):
             if (name + place) % 3:
-                one = record(f"algorithm_number_{name}", 1e-4 * 1.01**name, f"1x1x64x64,1x1x{k}x{k},p{k // 2}",
-                             max_error=1e-6 * 1.02**name)  # fmt: skip
+                one = record(f"algorithm_number_{name}", 1e-4 * 1.01**name,
+                             f"1x1x64x64,1x1x{k}x{k},p{k // 2}", max_error=1e-6 * 1.02**name)  # fmt: skip
                 prepare_s = 1e-6 * (14 - name) ** (1 + place)
-                made.append(one.with_launches(tuple(type(x)(**{**vars(x), "prepare_s": prepare_s}) for x in one.launches)))
+                made.append(
+                    one.with_launches(
+                        tuple(type(x)(**{**vars(x), "prepare_s": prepare_s}) for x in one.launches)
+                    )
+                )
     return made
 
 
-GPU = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06 (dvs-builder) | Model: NVIDIA H100 80GB HBM3"
+GPU = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06 (dvs-builder)"
+    " | Model: NVIDIA H100 80GB HBM3"
+)
 
 
 def longest():
@@ -191,16 +210,22 @@ def test_no_text_stands_on_another_and_none_is_cut(monkeypatch):
     network, records = longest()
     about = {"m1": MACHINE | {"peaks": PEAKS, "gpu": GPU}}
     made = [*pictures(to_frame(crowd()), about)[0], *pictures(to_frame(records), about, (), [network])[0]]
-    assert {"error-t2", "calls-t2", "roofline-t2", "layers-t2", "network-timm-network-b1-t2"} <= {p.name for p in made}
+    assert {"error-t2", "calls-t2", "roofline-t2", "layers-t2", "network-timm-network-b1-t2"} <= {
+        p.name for p in made
+    }
     for picture, figure in zip(made, figures, strict=True):
         figure.draw_without_rendering()
         unseen = set()  # labels of ticks that the limits leave out
         for axis in figure.axes:
             low, high = axis.bbox.min - 1, axis.bbox.max + 1
             for side, labels in enumerate((axis.get_xticklabels(), axis.get_yticklabels())):
-                middles = [(text, text.get_window_extent().get_points().mean(axis=0)[side]) for text in labels]
+                middles = [
+                    (text, text.get_window_extent().get_points().mean(axis=0)[side]) for text in labels
+                ]
                 unseen |= {text for text, middle in middles if not low[side] <= middle <= high[side]}
-        shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in unseen]
+        shown = [
+            t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in unseen
+        ]
         # Of an annotation the text without its arrow.
         boxes = [(text.get_text(), Text.get_window_extent(text).padded(-1)) for text in shown]
         for (one, a), (other, b) in combinations(boxes, 2):
@@ -209,15 +234,21 @@ def test_no_text_stands_on_another_and_none_is_cut(monkeypatch):
             assert figure.bbox.x0 <= a.x0 and a.x1 <= figure.bbox.x1, f"{picture.name}: {one!r} is cut"
 
 
-# ---- networks -----------------------------------------------------------------------------------------------------
+# ---- networks ----------------------------------------------------------------------------------------------
 
 
-NETWORK = ("net", [("one", "1x8x16x16,8x8x3x3,p1", 1), ("two", "1x8x8x8,8x8x3x3,p1", 3), ("three", "1x8x4x4,8x8x1x1", 1)])
+NETWORK = (
+    "net",
+    [("one", "1x8x16x16,8x8x3x3,p1", 1), ("two", "1x8x8x8,8x8x3x3,p1", 3), ("three", "1x8x4x4,8x8x1x1", 1)],
+)
 
 
 def timed(times, batch=4):
     specs = {layer: f"{batch}{spec[1:]}" for layer, spec, _ in NETWORK[1]}
-    return [record(name, t, specs[layer], family="peer" if name == "peer" else "fft") for (name, layer), t in times.items()]
+    return [
+        record(name, t, specs[layer], family="peer" if name == "peer" else "fft")
+        for (name, layer), t in times.items()
+    ]
 
 
 def test_a_network_is_the_sum_of_its_layers_as_often_as_they_occur():
@@ -229,20 +260,26 @@ def test_a_network_is_the_sum_of_its_layers_as_often_as_they_occur():
     assert bars["a"].time_s == pytest.approx(10) and bars["a"].own == 5
     assert bars[BEST].time_s == pytest.approx(1 + 3 * 1 + 0.5)
     assert bars[BEST_OWN].time_s == pytest.approx(1 + 3 * 1 + 3)
-    assert bars["b"].time_s == pytest.approx(4 + 3 * 1 + 3) and bars["b"].own == 4, "one is borrowed from our best"
+    assert bars["b"].time_s == pytest.approx(4 + 3 * 1 + 3) and bars["b"].own == 4, (
+        "one is borrowed from our best"
+    )
     assert "network-net-b4-t2" in names_of(timed(times), networks=[NETWORK])
 
 
 def test_a_network_mostly_measured_says_what_is_missing_and_less_is_none():
     most = timed({("a", "one"): 1.0, ("a", "two"): 2.0})
     made, _ = pictures(to_frame(most), {"m1": MACHINE}, networks=[NETWORK])
-    assert "Not measured, and in no bar: 1 of 5 layers" in next(p.reading for p in made if p.name.startswith("network"))
+    assert "Not measured, and in no bar: 1 of 5 layers" in next(
+        p.reading for p in made if p.name.startswith("network")
+    )
     assert not networks_of(ranked(to_frame(timed({("a", "one"): 1.0, ("a", "three"): 1.0}))), [NETWORK])
     mixed = timed({("a", "one"): 1.0}, batch=2) + timed({("a", "two"): 2.0}, batch=4)
-    assert not [n for n in networks_of(ranked(to_frame(mixed)), [NETWORK]) if n.missing == 0], "batches are not mixed"
+    assert not [n for n in networks_of(ranked(to_frame(mixed)), [NETWORK]) if n.missing == 0], (
+        "batches are not mixed"
+    )
 
 
-# ---- directions ---------------------------------------------------------------------------------------------------
+# ---- directions --------------------------------------------------------------------------------------------
 
 
 def test_each_direction_has_its_own_pictures_that_name_it(monkeypatch):
@@ -250,21 +287,40 @@ def test_each_direction_has_its_own_pictures_that_name_it(monkeypatch):
     monkeypatch.setattr("reports.plots.render", lambda figure: (b"png", written(figure)))
     base = sweep()
     both = [record(r.algorithm, r.launches[0].median_s, f"{r.spec},{direction}", threads=threads)
-            for r in base for direction in ("input_gradient", "weight_gradient") for threads in (1, 2)]  # fmt: skip
+            for r in base for direction in ("input_gradient", "weight_gradient")
+            for threads in (1, 2)]  # fmt: skip
     made, _ = pictures(to_frame([*base, *both]), {"m1": MACHINE})
-    ends = {"forward": "-t2-forward", "input gradient": "-t2-input-gradient", "weight gradient": "-t2-weight-gradient"}
+    ends = {
+        "forward": "-t2-forward",
+        "input gradient": "-t2-input-gradient",
+        "weight gradient": "-t2-weight-gradient",
+    }
     for words, end in ends.items():
-        mine = [p for p in made if p.section.endswith(f", {words}") and "2 threads" in p.section and "1" not in p.name]
-        assert {"times", "winners", "speedup"} <= {p.name.removesuffix(end) for p in mine if p.name.endswith(end)}
+        mine = [
+            p
+            for p in made
+            if p.section.endswith(f", {words}") and "2 threads" in p.section and "1" not in p.name
+        ]
+        assert {"times", "winners", "speedup"} <= {
+            p.name.removesuffix(end) for p in mine if p.name.endswith(end)
+        }
         for picture in mine:
-            assert picture.reading.startswith(f"{words.capitalize()}. ") and f"|{words}; Example CPU".encode() in picture.svg
+            assert (
+                picture.reading.startswith(f"{words.capitalize()}. ")
+                and f"|{words}; Example CPU".encode() in picture.svg
+            )
     assert {"scaling-input-gradient", "scaling-weight-gradient"} <= {p.name for p in made}
-    assert names_of(base) == {name.removesuffix("-forward") for name in names_of([*base, *both]) if name.endswith("-t2-forward")}
+    assert names_of(base) == {
+        name.removesuffix("-forward") for name in names_of([*base, *both]) if name.endswith("-t2-forward")
+    }
 
 
 def test_a_network_is_drawn_in_each_direction_it_was_asked_for():
     network, layers = NETWORK
-    gradients = (f"{network} input gradient", [(name, f"{spec},input_gradient", count) for name, spec, count in layers])
+    gradients = (
+        f"{network} input gradient",
+        [(name, f"{spec},input_gradient", count) for name, spec, count in layers],
+    )
     some = [record("a", 1.0, spec) for _, spec, _ in [*layers, *gradients[1]]]
     found = names_of(some, networks=[NETWORK, gradients])
     assert {"network-net-b1-t2", "network-net-input-gradient-b1-t2"} <= found

@@ -1,4 +1,6 @@
-"""Plans beside other code: copies, pickles, forks, calls from within calls, and whatever state the caller's program is in."""
+"""Plans beside other code: copies, pickles, forks, calls from within calls, and
+whatever state the caller's program is in.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,11 @@ def test_a_copy_of_a_plan_is_a_plan_of_its_own(how: str, algorithm: str) -> None
         algorithm = f"direct_channels:{name}={value + 16}"
     plan = algos.plan(TEXT, W, algorithm, threads=2)
     other = COPIES[how](plan)
-    assert other is not plan and other._run is not plan._run and not np.shares_memory(other._weights, plan._weights)
+    assert (
+        other is not plan
+        and other._run is not plan._run
+        and not np.shares_memory(other._weights, plan._weights)
+    )
     assert (other.spec, other.algorithm, other.threads) == (plan.spec, algorithm, 2)
     assert other.workspace_bytes == plan.workspace_bytes
     right = plan(X)
@@ -106,7 +112,7 @@ def test_a_plan_of_a_device_is_copied_by_way_of_the_host(monkeypatch: pytest.Mon
     assert np.array_equal(copy.deepcopy(plan)(X), W)
 
 
-# ---- calls from within calls --------------------------------------------------------------------------------------
+# ---- calls from within calls -------------------------------------------------------------------------------
 
 
 class Meanwhile(Algorithm):
@@ -169,13 +175,16 @@ def test_calls_of_other_threads_wait_for_their_turn(monkeypatch: pytest.MonkeyPa
     assert order == ["first", "second"]
 
 
-def test_hiring_from_within_hiring_does_with_the_helpers_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hiring_from_within_hiring_does_with_the_helpers_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from algos.engine import relay
 
     crew, found = relay.Helpers(), []
     if relay.usable_cores() < 2:
         pytest.skip("helpers need a second core")
-    monkeypatch.setattr(relay, "compile_for", lambda *ignored: found.append(crew.hire(1)))  # as a signal handler might
+    # As a signal handler might
+    monkeypatch.setattr(relay, "compile_for", lambda *ignored: found.append(crew.hire(1)))
     done: list[int] = []
     thread = threading.Thread(target=lambda: done.append(crew.hire(1)), daemon=True)
     thread.start()
@@ -229,8 +238,8 @@ assert outcomes["refused"] and outcomes["computed"], outcomes
 
 def run(script: str, *arguments: str, **environment: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env={**os.environ, **environment}, cwd=Path(__file__).parents[1],
-        timeout=HUNG_S, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script, *arguments], env={**os.environ, **environment},
+        cwd=Path(__file__).parents[1], timeout=HUNG_S, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr[-2000:]
 
@@ -284,7 +293,7 @@ def test_a_child_that_was_forked_during_another_threads_call_can_use_the_plan() 
     run(FORK, "direct_shift", "direct_channels", "fft_fused", CHILD_S=str(HUNG_S / 2))
 
 
-# ---- the caller's state -------------------------------------------------------------------------------------------
+# ---- the caller's state ------------------------------------------------------------------------------------
 
 
 HARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -293,7 +302,11 @@ HARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }  # fmt: skip
 
 
-HARD_SPECS = ["2x4x20x21,6x2x3x3,p1,reflect", "1x1x24x24,1x1x15x15,p7,float64", "2x3x300,4x3x9,p4,constant:0.1"]
+HARD_SPECS = [
+    "2x4x20x21,6x2x3x3,p1,reflect",
+    "1x1x24x24,1x1x15x15,p7,float64",
+    "2x3x300,4x3x9,p4,constant:0.1",
+]
 
 
 @pytest.mark.parametrize("text", HARD_SPECS)
@@ -301,8 +314,8 @@ def test_the_callers_floating_point_errors_stay_outside(text: str) -> None:
     spec = algos.ConvSpec.parse(text)
     found = [a.name for a in algos.algorithms(spec) if a.name != "direct_loops"]
     with np.errstate(all="ignore"):
-        data = [(make(rng.standard_normal(spec.input_shape).astype(spec.in_dtype)),
-                 make(rng.standard_normal(spec.weight_shape).astype(spec.in_dtype))) for make in HARD.values()]  # fmt: skip
+        normal = lambda shape: rng.standard_normal(shape).astype(spec.in_dtype)  # noqa: E731
+        data = [(make(normal(spec.input_shape)), make(normal(spec.weight_shape))) for make in HARD.values()]
     with np.errstate(all="raise"), warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in found:
@@ -329,7 +342,8 @@ STATE = """
 import decimal, gc, os, tempfile
 import numpy as np
 import algos
-x, w = np.random.default_rng(0).random((1, 4, 20, 20), "f4"), np.random.default_rng(1).random((4, 4, 3, 3), "f4")
+x = np.random.default_rng(0).random((1, 4, 20, 20), "f4")
+w = np.random.default_rng(1).random((4, 4, 3, 3), "f4")
 name = "1x4x20x20,4x4x3x3,p1,constant:0.1"
 before = str(algos.ConvSpec.parse(name)), algos.plan(name, w, "fft")(x)
 os.chdir(tempfile.mkdtemp())
@@ -357,7 +371,8 @@ import numpy as np
 import algos
 from bench.oracle import border_value
 torch = __import__("torch")
-x, w = np.random.default_rng(0).random((1, 4, 20, 20), "f4"), np.random.default_rng(1).random((4, 4, 3, 3), "f4")
+x = np.random.default_rng(0).random((1, 4, 20, 20), "f4")
+w = np.random.default_rng(1).random((4, 4, 3, 3), "f4")
 names = ("im2col_gemm", "fft", "direct_channels", "winograd_f4")
 before = [algos.plan("1x4x20x20,4x4x3x3,p1", w, name)(x) for name in names]
 assert torch.set_flush_denormal(True)

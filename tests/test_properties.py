@@ -1,7 +1,8 @@
-"""What is true of convolution, of every algorithm of ours on the CPU: no other implementation stands beside these laws.
+"""What is true of convolution, of every algorithm of ours on the CPU: no other implementation stands beside
+these laws.
 
-Problems are drawn, in float64. A law is asked of an algorithm where it claims all the problems that the law needs, which it
-solves as every user's call is, with prepared plans.
+Problems are drawn, in float64. A law is asked of an algorithm where it claims all the problems that the law
+needs, which it solves as every user's call is, with prepared plans.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from algos import ConvSpec
 from algos.lower.chain import unsupported
 
 OWN = [a.name for a in algos.algorithms() if a.device == "cpu" and a.family not in ("peer", "auto")]
-EXAMPLES = {"numpy": (12, 60), "numba": (6, 30)}  # in short and in full: most of the compiled ones compile for each kernel
-# Times the products in a result and the largest of each operand. Winograd's tiles multiply rounding by up to 1e3.
+# In short and in full: most of the compiled ones compile for each kernel
+EXAMPLES = {"numpy": (12, 60), "numba": (6, 30)}
+# Times the products in a result and the largest of each operand. Winograd's tiles multiply rounding by up to
+# 1e3.
 ROUNDING = {"componentwise": 1e-15, "lowrank": 4e-15, "normwise": 4e-15, "winograd": 1e-12}
 MODES = ("zeros", "zeros", "reflect", "replicate", "circular", "symmetric")
 
@@ -56,11 +59,12 @@ class Solver:
         gaps = 1 if compiled else each(1, 1, 2)
         extents = [(k - 1) * d + 1 for k, d in zip(kernel, np.broadcast_to(gaps, ndim), strict=True)]
         values = {
-            "batch": some(st.integers(1, 2)), "in_channels": groups * some(st.integers(1, 3)), "groups": groups,
+            "batch": some(st.integers(1, 2)), "in_channels": groups * some(st.integers(1, 3)),
+            "groups": groups,
             "size": tuple(extent + more for extent, more in zip(extents, each(0, 2, 5, 6), strict=True)),
-            "out_channels": groups * some(st.integers(1, 3)), "kernel": kernel, "stride": steps, "dilation": gaps,
-            "padding": tuple(zip(each(0, 1, 2), each(0, 1, 2), strict=True)), "padding_mode": some(st.sampled_from(MODES)),
-            "flip": some(st.booleans()), "dtype": "float64",
+            "out_channels": groups * some(st.integers(1, 3)), "kernel": kernel, "stride": steps,
+            "dilation": gaps, "padding": tuple(zip(each(0, 1, 2), each(0, 1, 2), strict=True)),
+            "padding_mode": some(st.sampled_from(MODES)), "flip": some(st.booleans()), "dtype": "float64",
         }  # fmt: skip
         return ConvSpec(**(values | fixed))  # type: ignore[arg-type]
 
@@ -84,14 +88,16 @@ def linear(solve: Solver) -> None:
     spec = solve.spec()
     x, more, w, other = (solve.array(*shape) for shape in 2 * [spec.input_shape] + 2 * [spec.weight_shape])
     products = 8 * spec.reduction_length
-    solve.same(solve(spec, w, 3 * x - 2 * more), 3 * solve(spec, w, x) - 2 * solve(spec, w, more), products, x, more, w)
-    solve.same(solve(spec, 3 * w - 2 * other, x), 3 * solve(spec, w, x) - 2 * solve(spec, other, x), products, w, other, x)
+    solve.same(solve(spec, w, 3 * x - 2 * more), 3 * solve(spec, w, x) - 2 * solve(spec, w, more), products,
+               x, more, w)
+    solve.same(solve(spec, 3 * w - 2 * other, x), 3 * solve(spec, w, x) - 2 * solve(spec, other, x), products,
+               w, other, x)  # fmt: skip
 
 
 def commutative(solve: Solver) -> None:
     """x * w = w * x, of true and full convolution."""
-    spec = solve.spec(batch=1, in_channels=1, out_channels=1, groups=1, stride=1, dilation=1, padding="full", flip=True,
-                      padding_mode="zeros")  # fmt: skip
+    spec = solve.spec(batch=1, in_channels=1, out_channels=1, groups=1, stride=1, dilation=1, padding="full",
+                      flip=True, padding_mode="zeros")  # fmt: skip
     exchanged = spec.with_(size=spec.kernel, kernel=spec.size, padding="full")
     x, w = solve.array(*spec.input_shape), solve.array(*spec.weight_shape)
     solve.same(solve(spec, w, x), solve(exchanged, x, w), w.size, x, w)
@@ -101,12 +107,16 @@ def moves_along(solve: Solver) -> None:
     """Away from the border, what lies t strides further on gives the same t places further on."""
     spec = solve.spec(padding=0, padding_mode="zeros")
     t = tuple(solve.draw(st.integers(0, 2)) for _ in range(spec.ndim))
-    whole = solve.array(*spec.input_shape[:2], *(n + s * m for n, s, m in zip(spec.size, spec.stride, t, strict=True)))
+    whole = solve.array(
+        *spec.input_shape[:2], *(n + s * m for n, s, m in zip(spec.size, spec.stride, t, strict=True))
+    )
     w = solve.array(*spec.weight_shape)
 
     def window(moved: Any) -> np.ndarray:
         starts = (s * m for s, m in zip(spec.stride, moved, strict=True))
-        return solve(spec, w, whole[(..., *(slice(a, a + n) for a, n in zip(starts, spec.size, strict=True)))])
+        return solve(
+            spec, w, whole[(..., *(slice(a, a + n) for a, n in zip(starts, spec.size, strict=True)))]
+        )
 
     here, there = window((0,) * spec.ndim), window(t)
     later = tuple(slice(m, None) for m in t)
@@ -115,7 +125,9 @@ def moves_along(solve: Solver) -> None:
 
 
 def adjoint(solve: Solver) -> None:
-    """<conv(x, w), g> = <x, input gradient of g>, which is element by element what <conv(x, w), g> changes by."""
+    """<conv(x, w), g> = <x, input gradient of g>, which is element by element what <conv(x, w), g> changes
+    by.
+    """
     spec = solve.spec()
     x, w, g = drawn(solve, spec)
     dx = solve(spec.with_(direction="input_gradient"), w, g)
@@ -137,7 +149,9 @@ def drawn(solve: Solver, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def changes(solve: Solver, spec: ConvSpec, operands: Any, array: np.ndarray, gradient: np.ndarray) -> None:
-    """Central differences in some elements of one operand, exact but for rounding since the loss is linear in it."""
+    """Central differences in some elements of one operand, exact but for
+    rounding since the loss is linear in it.
+    """
     x, w, g = operands
     for _ in range(3):
         at = tuple(int(solve.rng.integers(n)) for n in array.shape)
@@ -152,22 +166,38 @@ def associative(solve: Solver) -> None:
     """Two layers without a border in between are one, whose kernel is the convolution of both."""
     first = solve.spec(groups=1, stride=1, dilation=1, padding="full", flip=True, padding_mode="zeros")
     kernel, outer = first.kernel, solve.draw(st.integers(1, 2))
-    second = first.with_(in_channels=first.out_channels, size=first.output_size, out_channels=outer, padding="full")
+    second = first.with_(
+        in_channels=first.out_channels, size=first.output_size, out_channels=outer, padding="full"
+    )
     x, w, v = (solve.array(*shape) for shape in (first.input_shape, first.weight_shape, second.weight_shape))
     # (M, C, k) as C images of M channels
-    stacked = first.with_(batch=first.in_channels, in_channels=first.out_channels, size=kernel, out_channels=outer, padding="full")
+    stacked = first.with_(
+        batch=first.in_channels,
+        in_channels=first.out_channels,
+        size=kernel,
+        out_channels=outer,
+        padding="full",
+    )
     composed = solve(stacked, v, np.ascontiguousarray(w.swapaxes(0, 1))).swapaxes(0, 1)
     both = first.with_(out_channels=outer, kernel=composed.shape[2:], padding="full")
     y = solve(both, np.ascontiguousarray(composed), x)
-    solve.same(solve(second, v, solve(first, w, x)), y, first.out_channels * v[0, 0].size * w[0].size, x, w, v)
+    solve.same(
+        solve(second, v, solve(first, w, x)), y, first.out_channels * v[0, 0].size * w[0].size, x, w, v
+    )
 
 
 LAWS = linear, commutative, moves_along, adjoint, adjoint_of_weights, associative
 # Claimed for none of the few: weights' gradients have kernels as large as grad, and those of two layers grow.
-SELDOM = {(adjoint_of_weights, "separable"), (adjoint_of_weights, "winograd_f6"), (associative, "winograd_f6")}
+SELDOM = {
+    (adjoint_of_weights, "separable"),
+    (adjoint_of_weights, "winograd_f6"),
+    (associative, "winograd_f6"),
+}
 
 
-@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["short", "full"])
+@pytest.mark.parametrize(
+    "full", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["short", "full"]
+)
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_law(law: Callable[[Solver], None], name: str, full: bool) -> None:
@@ -175,8 +205,13 @@ def test_law(law: Callable[[Solver], None], name: str, full: bool) -> None:
         pytest.skip(reason)
     met: Counter[bool] = Counter()
 
-    @settings(deadline=None, max_examples=EXAMPLES[algos.get(name).runtime][full], derandomize=True, database=None,
-              phases=[Phase.generate])
+    @settings(
+        deadline=None,
+        max_examples=EXAMPLES[algos.get(name).runtime][full],
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+    )
     @given(st.data())
     def example(data: st.DataObject) -> None:
         try:
@@ -190,14 +225,19 @@ def test_law(law: Callable[[Solver], None], name: str, full: bool) -> None:
     assert met[True] or (law, name) in SELDOM
 
 
-@pytest.mark.parametrize("call", [algos.conv1d, algos.conv2d, algos.conv3d, algos.conv_transpose1d, algos.conv_transpose2d,
-                                  algos.conv_transpose3d], ids=lambda call: call.__name__)  # fmt: skip
+@pytest.mark.parametrize("call", [algos.conv1d, algos.conv2d, algos.conv3d, algos.conv_transpose1d,
+                                  algos.conv_transpose2d, algos.conv_transpose3d],
+                         ids=lambda call: call.__name__)  # fmt: skip
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "batch"])
 def test_a_bias_is_added_once(call: Any, batch: tuple[int, ...]) -> None:
     """And its gradient is that of a sum: <bias, conv_bias(g)> = <what it adds, g>."""
     ndim = int(call.__name__[-2])
     rng = np.random.default_rng(ndim)
-    x, w, bias = rng.standard_normal((*batch, 3, *(6,) * ndim)), rng.standard_normal((3, 3, *(2,) * ndim)), rng.standard_normal(3)
+    x, w, bias = (
+        rng.standard_normal((*batch, 3, *(6,) * ndim)),
+        rng.standard_normal((3, 3, *(2,) * ndim)),
+        rng.standard_normal(3),
+    )
     without, with_it = call(x, w, algorithm="im2col_gemm"), call(x, w, bias, algorithm="im2col_gemm")
     added = np.broadcast_to(bias.reshape(-1, *(1,) * ndim), without.shape)
     np.testing.assert_array_equal(with_it, without + added)

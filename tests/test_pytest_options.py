@@ -1,4 +1,6 @@
-"""``pytest --benchmark``: where its results go, and what happens without the plugin, in a small project of its own."""
+"""``pytest --benchmark``: where its results go, and what happens without the
+plugin, in a small project of its own.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def test_timed(benchmark):
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with a name that is no URL, this repository's pytest settings, a plain test and a benchmark."""
+    """A folder with a name that is no URL, this repository's pytest settings, a plain test and a benchmark.
+    """
     folder = tmp_path / "100% mine? #1 %20 ünï"
     folder.mkdir()
     for name in ("conftest.py", "pyproject.toml"):
@@ -39,10 +42,14 @@ def project(tmp_path: Path) -> Path:
 
 def run_pytest(folder: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    quick = () if extra or "no:benchmark" in arguments else ("--benchmark-min-rounds=2", "--benchmark-max-time=0.01")
+    quick = (
+        ()
+        if extra or "no:benchmark" in arguments
+        else ("--benchmark-min-rounds=2", "--benchmark-max-time=0.01")
+    )
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *quick, *arguments]
-    return subprocess.run(command, cwd=folder, env={**kept, **extra}, timeout=HUNG_S, capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    return subprocess.run(command, cwd=folder, env={**kept, **extra}, timeout=HUNG_S, capture_output=True,
+                          text=True, check=False)  # fmt: skip
 
 
 @pytest.mark.parametrize("start", [".", "tests"])
@@ -62,7 +69,9 @@ def test_benchmarks_are_refused_before_they_run_where_they_cannot_be_saved(proje
 
 
 @pytest.mark.parametrize("without", ["no:benchmark", "every plugin"])
-def test_without_the_plugin_the_tests_run_and_the_option_says_what_to_install(project: Path, without: str) -> None:
+def test_without_the_plugin_the_tests_run_and_the_option_says_what_to_install(
+    project: Path, without: str
+) -> None:
     absent = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if without == "every plugin" else {}
     arguments = () if absent else ("-p", without)
     done = run_pytest(project, *arguments, **absent)
@@ -82,7 +91,9 @@ def test_optional_plugins_are_optional(project: Path, plugin: str) -> None:
 def test_a_regression_is_an_answer_and_no_traceback(project: Path) -> None:
     compared = ("--benchmark", "--benchmark-compare", "--benchmark-compare-fail=min:300%")
     done = run_pytest(project, *compared)
-    assert done.returncode == 4 and "measure one first" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 4 and "measure one first" in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     assert run_pytest(project, "--benchmark").returncode == 0
     test = project / "tests" / "test_it.py"
     test.write_text(TESTS.replace("1e-4", "2e-2"))

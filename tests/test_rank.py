@@ -1,4 +1,6 @@
-"""Kernels that are sums of few outer products: found where the factors keep every tap, promised ranks verified tap by tap."""
+"""Kernels that are sums of few outer products: found where the factors keep every tap,
+promised ranks verified tap by tap.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ TYPES = ["float32", "float64"]
 
 
 def gaussian(sigma: float, reach: float, dtype: str) -> np.ndarray:
-    """exp(-(x^2 + y^2) / 2 sigma^2) as the formula stands, all of it in its own type: the least exact that people write."""
+    """exp(-(x^2 + y^2) / 2 sigma^2) as the formula stands, all of it in its own
+    type: the least exact that people write.
+    """
     x = np.arange(-int(reach * sigma + 0.5), int(reach * sigma + 0.5) + 1).astype(dtype)
     w = np.exp(-(x[:, None] ** 2 + x**2) / np.dtype(dtype).type(2 * sigma * sigma))
     return w / w.sum()
@@ -55,7 +59,8 @@ OUTER = {
     "binomial": np.outer(binomial(33), binomial(9)) / 2.0**40,
     "sobel": np.outer([1, 2, 1], [-1, 0, 1]),
     "scharr": np.outer([3, 10, 3], [-1, 0, 1]),
-    "gabor at 0 degrees": np.outer(np.exp(-(np.arange(-20, 21) ** 2) / 98), np.exp(-(np.arange(-20, 21) ** 2) / 98)
+    "gabor at 0 degrees": np.outer(np.exp(-(np.arange(-20, 21) ** 2) / 98),
+                                   np.exp(-(np.arange(-20, 21) ** 2) / 98)
                                    * np.cos(np.arange(-20, 21) * 0.9 + 0.4)),
     "tails below every number": np.outer(*[np.exp(-(np.arange(-40, 41) ** 2) / 2)] * 2),
     "tails below every number, and small": 1e-30 * np.outer(*[np.exp(-(np.arange(-40, 41) ** 2) / 2)] * 2),
@@ -82,7 +87,9 @@ def test_a_gaussian_is_found_untold(sigma: float, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", *TYPES])
-@pytest.mark.parametrize("shape, rank", [((3, 3), 1), ((5, 4), 2), ((15, 15), 2), ((15, 9), 4), ((31, 31), 12), ((7, 7), 6)])
+@pytest.mark.parametrize(
+    "shape, rank", [((3, 3), 1), ((5, 4), 2), ((15, 15), 2), ((15, 9), 4), ((31, 31), 12), ((7, 7), 6)]
+)
 def test_a_promised_rank_is_believed_where_it_is_kept(shape: tuple[int, int], rank: int, dtype: str) -> None:
     """Random products, which cancel anywhere; rounded once, or summed in the type itself."""
     for seed in range(20):
@@ -111,7 +118,10 @@ def test_a_rank_is_found_at_any_scale(scale: float) -> None:
     full = np.random.default_rng(0).standard_normal((1, 1, 5, 5))
     with np.errstate(all="raise"):
         assert numerical_rank(full * scale, np.dtype(np.float64)) == 5
-        assert numerical_rank(np.outer(full[0, 0, 0], full[0, 0, 1])[None, None] * scale, np.dtype(np.float64)) == 1
+        assert (
+            numerical_rank(np.outer(full[0, 0, 0], full[0, 0, 1])[None, None] * scale, np.dtype(np.float64))
+            == 1
+        )
 
 
 def faint(dtype: str = "float32", size: int = 15, tap: float = 1e-8) -> np.ndarray:
@@ -137,8 +147,8 @@ def test_a_faint_tap_beside_a_large_one_is_no_rounding(dtype: str) -> None:
         assert numerical_rank(kernel[None, None], np.dtype(dtype)) > rank
 
 
-@pytest.mark.parametrize("text", ["1x1x60x70,1x1x31x31,p15", "1x1x60x70,1x1x31x31,p15,float64", "1x1x60x70,1x1x15x15,s2,p7",
-                                  "1x1x90x90,1x1x31x31,p15,d2"])  # fmt: skip
+@pytest.mark.parametrize("text", ["1x1x60x70,1x1x31x31,p15", "1x1x60x70,1x1x31x31,p15,float64",
+                                  "1x1x60x70,1x1x15x15,s2,p7", "1x1x90x90,1x1x31x31,p15,d2"])  # fmt: skip
 @pytest.mark.parametrize("name", ["separable", "opencv_sepfilter2d"])
 def test_every_tap_of_a_gaussian_acts_as_itself(name: str, text: str) -> None:
     """One bright pixel shows the taps: tails of 1e-13 of the largest too, as exact as they are."""
@@ -171,6 +181,8 @@ def test_the_bound_of_separable_passes_fails_a_lost_tap(options: str) -> None:
 
 @pytest.mark.parametrize("seed", [17, 42])
 def test_products_of_another_choice_are_not_refused(seed: int) -> None:
-    """Weights that fall off by powers of two have their rank up to rounding only: crosses miss some taps by 49 roundings."""
+    """Weights that fall off by powers of two have their rank up to rounding only:
+    crosses miss some taps by 49 roundings.
+    """
     verdict = check("1x1x30x31,1x1x5x6,p2,rank2", algos.get("separable"), 1, seed=seed)
     assert verdict.ok, verdict.reason

@@ -16,7 +16,7 @@ from reports.findings.ranking import auto_results, models, speed_ups, winners
 from reports.style import ratio_text
 from tests.record_makers import SPEC, record, sweep
 
-# ---- the frame -------------------------------------------------------------------------------------------------
+# ---- the frame ---------------------------------------------------------------------------------------------
 
 
 def test_the_launch_is_the_unit_of_the_median():
@@ -58,22 +58,28 @@ def test_first_runs_that_do_the_work_of_prepare_are_flagged():
 
 
 def test_one_slow_launch_is_bad_luck_not_cheating():
-    launches = tuple(Launch(i, "2025", (1e-4,), 1, 0.1, 0.1, first) for i, first in enumerate([0.5, 2e-4, 2e-4]))
+    launches = tuple(
+        Launch(i, "2025", (1e-4,), 1, 0.1, 0.1, first) for i, first in enumerate([0.5, 2e-4, 2e-4])
+    )
     assert not to_frame([record(launches=launches)])["prepare_cheats"].iloc[0]
 
 
 def test_a_newer_build_supersedes_the_older_one():
-    frame = to_frame([record("fft", 1e-4, build="old"), record("fft", 3e-3, build="new"), record("separable", 1e-3)])
+    frame = to_frame(
+        [record("fft", 1e-4, build="old"), record("fft", 3e-3, build="new"), record("separable", 1e-3)]
+    )
     assert list(winners(frame)["winner"]) == ["separable"]
     assert "older build" in tables.records_table(frame).text()
 
 
-# ---- winners and verdicts --------------------------------------------------------------------------------------
+# ---- winners and verdicts ----------------------------------------------------------------------------------
 
 
 def test_a_small_lead_is_the_same_and_a_clear_one_wins():
     times = (("a", 1e-3), ("b", 1.004e-3), ("c", 5e-3))
-    near = winners(to_frame([record(n, t, f"1x1x{64 + i}x64,1x1x3x3,p1") for n, t in times for i in range(5)])).iloc[0]
+    near = winners(
+        to_frame([record(n, t, f"1x1x{64 + i}x64,1x1x3x3,p1") for n, t in times for i in range(5)])
+    ).iloc[0]
     assert near.verdict == "same" and near.tie and near.tied == ("a", "b") and near.high < 1.05
     far = winners(to_frame([record("a", 1e-3), record("b", 1.5e-3), record("c", 5e-3)])).iloc[0]
     assert (far.verdict, far.winner, far.runner_up, far.tied) == ("winner", "a", "b", ("a",)) and not far.tie
@@ -84,9 +90,19 @@ def test_a_small_lead_is_the_same_and_a_clear_one_wins():
 
 def test_what_is_undecided_says_what_would_decide_it():
     turns = ((1, 1.2, 0.8), (1.2, 0.8, 1), (0.8, 1, 1.2))
-    frame = to_frame([record(n, t, jitter=j) for (n, t), j in zip((("a", 1.0), ("b", 1.1), ("c", 9.0)), turns, strict=True)])
+    frame = to_frame(
+        [
+            record(n, t, jitter=j)
+            for (n, t), j in zip((("a", 1.0), ("b", 1.1), ("c", 9.0)), turns, strict=True)
+        ]
+    )
     row = winners(frame).iloc[0]
-    assert row.verdict == "undecided" and set(row.tied) == {"a", "b"} and row.low < 1 < row.high and row.needed > 3
+    assert (
+        row.verdict == "undecided"
+        and set(row.tied) == {"a", "b"}
+        and row.low < 1 < row.high
+        and row.needed > 3
+    )
     table = tables.winners_table(frame)
     cells = dict(zip(table.columns, (cell.text for cell in table.rows[0]), strict=True))
     assert (cells["verdict"], cells["next"]) == ("undecided", row.tied[1])
@@ -96,7 +112,9 @@ def test_what_is_undecided_says_what_would_decide_it():
 
 
 def test_one_launch_is_judged_by_the_stated_default():
-    frame = to_frame([record("a", 1.0, jitter=(1,)), record("b", 1.05, jitter=(1,)), record("c", 2.0, jitter=(1,))])
+    frame = to_frame(
+        [record("a", 1.0, jitter=(1,)), record("b", 1.05, jitter=(1,)), record("c", 2.0, jitter=(1,))]
+    )
     (model,) = models(frame).values()
     assert model.comparisons == 0 and "is assumed" in model.text()
     assert winners(frame).iloc[0].tied == ("a", "b")
@@ -113,7 +131,9 @@ def drifting(times, specs=12, launches=3, own=0.01, drift=0.2, apart=False):
             jitter = common * np.exp(rng.normal(0, own, launches))
             made = record(name, time_s, f"1x1x{16 + number}x16,1x1x3x3", jitter=tuple(jitter.tolist()))
             if apart:  # every algorithm had its launches on another day
-                made = made.with_launches(tuple(replace(x, together=f"{name}{x.index}") for x in made.launches))
+                made = made.with_launches(
+                    tuple(replace(x, together=f"{name}{x.index}") for x in made.launches)
+                )
             found.append(made)
     return to_frame(found)
 
@@ -136,7 +156,11 @@ def test_verdicts_of_a_table_are_claimed_together():
     """One lead in forty specs that chance may well explain is not one."""
     same = {f"1x1x{16 + n}x16,1x1x3x3": 1.0 for n in range(40)}
     rng = np.random.default_rng(4)
-    records = [record(name, 1.0, spec, jitter=tuple(np.exp(rng.normal(0, 0.01, 3)).tolist())) for spec in same for name in "ab"]
+    records = [
+        record(name, 1.0, spec, jitter=tuple(np.exp(rng.normal(0, 0.01, 3)).tolist()))
+        for spec in same
+        for name in "ab"
+    ]
     alone = [model.compare(*frame_of) for model, frame_of in _pairs(to_frame(records))]
     assert any(ratio.verdict in ("faster", "slower") or ratio.p < 0.05 for ratio in alone)
     assert "winner" not in set(winners(to_frame(records))["verdict"])
@@ -148,7 +172,9 @@ def _pairs(frame):
 
 
 def test_what_auto_ran_competes_where_nobody_measured_it_by_its_name():
-    frame = to_frame([record("auto", 1e-3, family="auto", chosen="winograd_f4"), record("im2col_gemm", 40e-3)])
+    frame = to_frame(
+        [record("auto", 1e-3, family="auto", chosen="winograd_f4"), record("im2col_gemm", 40e-3)]
+    )
     row = winners(frame).iloc[0]
     assert (row.winner, row.verdict, row.runner_up) == ("winograd_f4", "winner", "im2col_gemm")
 
@@ -190,8 +216,8 @@ def test_peers_compete_and_are_marked():
 def test_machines_threads_and_caches_are_kept_apart():
     frame = to_frame(
         [
-            record("a", 1.0), record("b", 2.0), record("a", 4.0, machine="m2"), record("b", 3.0, machine="m2"),
-            record("b", 0.1, threads=1), record("a", 0.01, cold=True),
+            record("a", 1.0), record("b", 2.0), record("a", 4.0, machine="m2"),
+            record("b", 3.0, machine="m2"), record("b", 0.1, threads=1), record("a", 0.01, cold=True),
         ]
     )  # fmt: skip
     found = winners(frame)
@@ -202,14 +228,21 @@ def test_machines_threads_and_caches_are_kept_apart():
 
 
 def test_the_best_tunables_stand_for_an_algorithm():
-    frame = to_frame([record("a", 1.0, tunables='{"t": 1}'), record("a", 0.5, tunables='{"t": 2}'), record("b", 0.7)])
+    frame = to_frame(
+        [record("a", 1.0, tunables='{"t": 1}'), record("a", 0.5, tunables='{"t": 2}'), record("b", 0.7)]
+    )
     row = winners(frame).iloc[0]
     assert (row.winner, row.runner_up, row.median_s) == ("a", "b", pytest.approx(0.5))
 
 
 def test_auto_is_judged_against_our_best_and_against_its_own_choice():
     frame = to_frame(
-        [record("auto", 2.0, family="auto", chosen="a"), record("a", 2.02), record("b", 1.0), record("p", 0.1, family="peer")]
+        [
+            record("auto", 2.0, family="auto", chosen="a"),
+            record("a", 2.02),
+            record("b", 1.0),
+            record("p", 0.1, family="peer"),
+        ]
     )
     row = auto_results(frame).iloc[0]
     assert (row.chosen, row.best, row.behind) == ("a", "b", True)

@@ -1,4 +1,6 @@
-"""One file is all it takes: an algorithm in a folder of CONVBENCH_PATH is listed, checked, measured, plotted and picked."""
+"""One file is all it takes: an algorithm in a folder of CONVBENCH_PATH is listed,
+checked, measured, plotted and picked.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,11 @@ def plugins(tmp_path: Path) -> Path:
 
 
 def test_one_file_makes_an_algorithm_appear_everywhere(
-    convbench: Convbench, plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    convbench: Convbench,
+    plugins: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = {"CONVBENCH_PATH": str(plugins)}
     with algorithms_from(plugins, tmp_path / "data", monkeypatch):
@@ -60,7 +66,10 @@ def test_one_file_makes_an_algorithm_appear_everywhere(
 
     checked = convbench("check", SPEC, "--algorithms", "mine,my_wrong", "--json", **path)
     assert checked.returncode == 1
-    assert {row["algorithm"]: row["status"] for row in json.loads(checked.stdout)} == {"mine": "ok", "my_wrong": "wrong"}
+    assert {row["algorithm"]: row["status"] for row in json.loads(checked.stdout)} == {
+        "mine": "ok",
+        "my_wrong": "wrong",
+    }
 
     done = convbench("run", SPEC, "--launches", "1", "--out", str(tmp_path / "out"), "--json", **path)
     assert done.returncode == 1, done.stderr  # a wrong result is an error of the run
@@ -77,7 +86,9 @@ def test_one_file_makes_an_algorithm_appear_everywhere(
 
     picked = json.loads(convbench("pick", SPEC, "--json", **path).stdout)
     assert picked["source"] == "measured"
-    assert {c["algorithm"]: c["source"] for c in picked["candidates"] if not c["excluded"]}["mine"] == "measured"
+    assert {c["algorithm"]: c["source"] for c in picked["candidates"] if not c["excluded"]}[
+        "mine"
+    ] == "measured"
     excluded = {c["algorithm"]: c["excluded"] for c in picked["candidates"] if c["excluded"]}
     assert excluded["my_wrong"].startswith("wrong on")
 
@@ -88,22 +99,54 @@ def test_one_file_makes_an_algorithm_appear_everywhere(
         ("", "defines no ALGORITHMS"),
         (PLUGIN.format(name="direct_shift", error="1"), "two algorithms are named"),
         (PLUGIN.format(name="not a name", error="1"), "must be a Python identifier"),
-        (PLUGIN.format(name="mine", error="1").replace('"direct"', '"magic"'), "family 'magic' .* is not one of direct, "),
-        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(runtime='jax')]"), "runtime 'jax' .* not one of"),
-        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(layout='hwc')]"), "layout 'hwc' .* not one of"),
-        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(device='gpu')]"), "device 'gpu' .* not one of"),
-        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(accuracy=['x'])]"), "accuracy .* is not one of"),
-        (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(name=3)]"), "name 3 .* must be a Python identifier"),
+        (
+            PLUGIN.format(name="mine", error="1").replace('"direct"', '"magic"'),
+            "family 'magic' .* is not one of direct, ",
+        ),
+        (
+            PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(runtime='jax')]"),
+            "runtime 'jax' .* not one of",
+        ),
+        (
+            PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(layout='hwc')]"),
+            "layout 'hwc' .* not one of",
+        ),
+        (
+            PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(device='gpu')]"),
+            "device 'gpu' .* not one of",
+        ),
+        (
+            PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(accuracy=['x'])]"),
+            "accuracy .* is not one of",
+        ),
+        (
+            PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine(name=3)]"),
+            "name 3 .* must be a Python identifier",
+        ),
         (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "[Mine]"), "not an Algorithm"),
         (PLUGIN.format(name="mine", error="1").replace("[Mine()]", "Mine()"), "not a list"),
-        (PLUGIN.format(name="mine", error="1").replace("frozen=True", "frozen=False"), "cannot be imported: TypeError"),
-        (PLUGIN.format(name="mine", error="1").replace("    family", "    grid: tuple = ([],)\n    family"), "hashable fields"),
+        (
+            PLUGIN.format(name="mine", error="1").replace("frozen=True", "frozen=False"),
+            "cannot be imported: TypeError",
+        ),
+        (
+            PLUGIN.format(name="mine", error="1").replace(
+                "    family", "    grid: tuple = ([],)\n    family"
+            ),
+            "hashable fields",
+        ),
         ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
         ("def x(:\n", "cannot be imported: SyntaxError: .*line 1"),
         ("import sys; sys.exit()", "cannot be imported: SystemExit"),
         ("import sys; sys.exit(0)", "cannot be imported: SystemExit"),
-        ("import algos.not_there", "cannot be imported: ModuleNotFoundError: No module named 'algos.not_there'"),
-        ("raise ImportError('libgone.so: cannot open\\nshared object')", "ImportError: libgone.so: cannot open shared object"),
+        (
+            "import algos.not_there",
+            "cannot be imported: ModuleNotFoundError: No module named 'algos.not_there'",
+        ),
+        (
+            "raise ImportError('libgone.so: cannot open\\nshared object')",
+            "ImportError: libgone.so: cannot open shared object",
+        ),
     ],
 )
 def test_a_file_that_breaks_the_contract_says_how(
@@ -144,7 +187,12 @@ def test_what_a_missing_package_hides_is_named_by_its_file_and_the_package(
         for command in ("check", "run"):
             assert main((command, SPEC, "--algorithms", "direct_shift,my_row")) == 2
             shown = capsys.readouterr()
-            assert shown.out == "" and shown.err.count("\n") == 1 and reason in shown.err and "mean" not in shown.err
+            assert (
+                shown.out == ""
+                and shown.err.count("\n") == 1
+                and reason in shown.err
+                and "mean" not in shown.err
+            )
         assert main(("list",)) == 0 and reason in capsys.readouterr().out
         assert main(("check", SPEC, "--algorithms", "my_raw")) == 2
         assert f"a file could not be loaded: {reason}" in capsys.readouterr().err
@@ -152,7 +200,9 @@ def test_what_a_missing_package_hides_is_named_by_its_file_and_the_package(
     registry.registry.cache_clear()
 
 
-def test_a_part_that_an_installed_package_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_an_installed_package_lacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CONVBENCH_PATH", str(tmp_path))
     (tmp_path / "needs.py").write_text("import scipy.not_there")
     registry.registry.cache_clear()
@@ -170,10 +220,17 @@ def test_a_broken_file_is_one_line_of_every_command(convbench: Convbench, tmp_pa
 
 
 def test_a_broken_algorithm_stands_beside_the_others(convbench: Convbench, faulty_path: str) -> None:
-    """One that leaves, raises or answers nonsense when it is asked is listed with that; the rest is as it was."""
-    listed = {row["name"]: row for row in json.loads(convbench("list", "9x9,3x3", "--json", CONVBENCH_PATH=faulty_path).stdout)}
+    """One that leaves, raises or answers nonsense when it is asked is listed with that; the rest is as it
+    was.
+    """
+    listed = {
+        row["name"]: row
+        for row in json.loads(convbench("list", "9x9,3x3", "--json", CONVBENCH_PATH=faulty_path).stdout)
+    }
     assert listed["good"]["supported"] and listed["direct_shift"]["supported"]
-    assert not listed["leaves"]["available"] and listed["leaves"]["why"] == "breaks the contract: SystemExit: 0"
+    assert (
+        not listed["leaves"]["available"] and listed["leaves"]["why"] == "breaks the contract: SystemExit: 0"
+    )
     assert not listed["gives_no_reason"]["supported"] and "returned False" in listed["gives_no_reason"]["why"]
 
 

@@ -1,4 +1,6 @@
-"""Helpers that listen: jobs are done once and in full, with help or without, from several threads, after sleep and at exit."""
+"""Helpers that listen: jobs are done once and in full, with help or without, from
+several threads, after sleep and at exit.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,8 @@ def test_every_chunk_is_done_once_whoever_does_it(hands: int) -> None:
     crew.end()
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or usable_cores() < 2, reason="needs a second core, and a say in it")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or usable_cores() < 2,
+                    reason="needs a second core, and a say in it")
 def test_a_helper_wakes_on_another_core_than_the_caller() -> None:
     """On the caller's it would take the time that it is to save, for as long as nobody moves it."""
     crew = Helpers()
@@ -197,7 +200,11 @@ def test_a_thread_that_cannot_start_is_not_counted_on(monkeypatch: pytest.Monkey
     crew = Helpers()
     crew.limit = 1
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("can't start new thread")))
+        patch.setattr(
+            threading.Thread,
+            "start",
+            lambda self: (_ for _ in ()).throw(RuntimeError("can't start new thread")),
+        )
         with pytest.raises(RuntimeError, match="can't start"):
             crew.hire(1)
     assert crew.hire(1) == 1 and crew._threads[0].is_alive()
@@ -210,7 +217,8 @@ import numpy as np
 from algos import ConvSpec, get
 from algos.engine.relay import ASLEEP, helpers
 spec = ConvSpec.parse("1x64x60x60,64x1x3x3,p1")
-plan, x = get("depthwise").prepare(spec, np.ones(spec.weight_shape, np.float32), 2), np.ones(spec.input_shape, np.float32)
+plan = get("depthwise").prepare(spec, np.ones(spec.weight_shape, np.float32), 2)
+x = np.ones(spec.input_shape, np.float32)
 plan(x)
 crew = helpers()
 thread = crew._threads[0].native_id
@@ -224,7 +232,11 @@ print(os.waitpid(child, 0)[1], os.sched_getaffinity(thread) == os.sched_getaffin
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or usable_cores() < 2, reason="needs a second core, and a say in it")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or usable_cores() < 2, reason="needs a second core, and a say in it"
+)
 def test_a_forked_child_leaves_its_parents_threads_alone() -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=HUNG_S)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=HUNG_S
+    )
     assert (done.returncode, done.stdout) == (0, "0 True\n"), done.stderr

@@ -37,7 +37,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-# ---- looks -----------------------------------------------------------------------------------------------------
+# ---- looks -------------------------------------------------------------------------------------------------
 
 
 def test_a_family_has_one_hue_and_no_two_algorithms_look_alike():
@@ -72,7 +72,7 @@ def test_colours_of_data_are_seen_on_white_and_on_a_dark_page_and_text_is_read_o
 
 
 def test_a_pictures_device_is_its_model_and_no_build_of_a_driver():
-    driver = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs-builder@U22-I3)"
+    driver = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (builder)"
     about = {"cpu": "Example CPU", "cores": 16, "gpu": f"{driver} | Model: NVIDIA H100 80GB HBM3"}
     assert machine_text("m1", {"m1": about}) == "Example CPU, 16 cores, NVIDIA H100 80GB HBM3"
 
@@ -88,7 +88,15 @@ def test_times_are_read_by_people(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0 B"), (999, "999 B"), (1023, "0.999 KiB"), (1536, "1.50 KiB"), (5 << 30, "5.00 GiB"), (math.nan, "-"), (None, "-")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1023, "0.999 KiB"),
+        (1536, "1.50 KiB"),
+        (5 << 30, "5.00 GiB"),
+        (math.nan, "-"),
+        (None, "-"),
+    ],
 )
 def test_sizes_are_read_by_people(value, text):
     assert size(value) == text
@@ -105,11 +113,15 @@ def test_the_winners_fit_a_terminal_and_their_specs_are_whole():
     names = [f"an_algorithm_with_a_long_name_{i}" for i in range(12)]
     spec = "1x1024x14x14,2048x1024x3x3,s2,p0:1,float64,reflect"
     families = {name: "peer" if name.endswith("3") else "fft" for name in names}
-    records = [record(name, 1e-3, text, family=family) for text in (SPEC, spec) for name, family in families.items()]
+    records = [
+        record(name, 1e-3, text, family=family) for text in (SPEC, spec) for name, family in families.items()
+    ]
     records.append(record("auto", 2e-3, spec, family="auto", chosen=names[5]))
     text = tables.winners_text(to_frame(records))
     assert max(map(len, text.splitlines())) < 120 and spec in text and SPEC in text
-    assert all(name in tables.winners_table(to_frame(records)).markdown() for name in names), "the page has all that tie"
+    assert all(name in tables.winners_table(to_frame(records)).markdown() for name in names), (
+        "the page has all that tie"
+    )
 
 
 def test_what_needs_no_second_reading_is_said_once():
@@ -121,14 +133,18 @@ def test_what_needs_no_second_reading_is_said_once():
     assert [row[0].text for row in table.rows] == ["a, b", "c"]
     assert [row[table.columns.index("specs")].text for row in table.rows] == ["2", "1"]
     records = tables.records_table(frame)
-    assert [row[records.columns.index("algorithm")].text for row in records.rows] == ["fast", "slow"], "the fastest first"
+    assert [row[records.columns.index("algorithm")].text for row in records.rows] == ["fast", "slow"], (
+        "the fastest first"
+    )
     calls = tables.calls_table(frame)
     assert [cell.text for cell in calls.rows[0]][1:4] == ["fast", "the same", "-"]
 
 
 def test_auto_is_not_blamed_for_noise():
     def verdict(auto_s, chosen):
-        frame = to_frame([record("auto", auto_s, family="auto", chosen=chosen), record("a", 1.0), record("b", 2.0)])
+        frame = to_frame(
+            [record("auto", auto_s, family="auto", chosen=chosen), record("a", 1.0), record("b", 2.0)]
+        )
         table = tables.auto_table(frame)
         return table.rows[0][table.columns.index("verdict")].text
 
@@ -149,13 +165,14 @@ def test_regret_is_shown_or_said_to_be_missing():
     assert "1.04x" in shown and "2.50x" in shown and SPEC in shown
 
 
-# ---- escaping --------------------------------------------------------------------------------------------------
+# ---- escaping ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("cell", "written"),
-    [("=1+1", "'=1+1"), ("+x", "'+x"), ("-x", "'-x"), ("@x", "'@x"), ("\t=x", "'=x"), ("\rx", "'x"), (" =x", "'=x"),
-     ("-1.5e-3", "-1.5e-3"), (-1.5, -1.5), ("plain", "plain"), (math.nan, ""), ("a\x00b\x1b", "a?b?"), (None, "")],
+    [("=1+1", "'=1+1"), ("+x", "'+x"), ("-x", "'-x"), ("@x", "'@x"), ("\t=x", "'=x"), ("\rx", "'x"),
+     (" =x", "'=x"), ("-1.5e-3", "-1.5e-3"), (-1.5, -1.5), ("plain", "plain"), (math.nan, ""),
+     ("a\x00b\x1b", "a?b?"), (None, "")],
 )  # fmt: skip
 def test_csv_cells_are_no_formulas(cell, written):
     assert tables.csv_cell(cell) == written
@@ -173,7 +190,10 @@ def test_hostile_text_is_shown_as_text(tmp_path):
     records = [record(name, (i + 1) * 1e-4, spec) for spec in specs for i, name in enumerate(HOSTILE)]
     records += [record(name, status="crashed", reason=name, spec="1x1x8x8,1x1x3x3") for name in HOSTILE]
     records += [record("x", spec=name, origin=name) for name in HOSTILE]
-    records += [record("elsewhere", machine=HOSTILE[1]), record("tuned", tunables=HOSTILE[0], chosen=HOSTILE[0])]
+    records += [
+        record("elsewhere", machine=HOSTILE[1]),
+        record("tuned", tunables=HOSTILE[0], chosen=HOSTILE[0]),
+    ]
     regret = [{"source": HOSTILE[0], "worst_spec": HOSTILE[1]}]
     page = write_report(records, {"m1": machine}, tmp_path, Options(command=HOSTILE[0], regret=regret))
     parsed = Page(page.read_text(encoding="utf-8"))
@@ -191,20 +211,25 @@ def test_hostile_text_is_shown_as_text(tmp_path):
             assert bars == widths.get(number - 1, bars)
             widths[number] = bars
     for row in csv.reader(io.StringIO((tmp_path / "records.csv").read_text(encoding="utf-8"))):
-        assert not any(cell.startswith(("=", "+", "@")) or (cell.startswith("-") and not cell[1:2].isdigit()) for cell in row)
+        assert not any(
+            cell.startswith(("=", "+", "@")) or (cell.startswith("-") and not cell[1:2].isdigit())
+            for cell in row
+        )
         assert all(cell == clean(cell) for cell in row)
     assert {path.suffix for path in tmp_path.iterdir()} == {".html", ".md", ".csv", ".png", ".svg"}
     assert all(path.name.isascii() and " " not in path.name for path in tmp_path.iterdir())
 
 
-# ---- the report ------------------------------------------------------------------------------------------------
+# ---- the report --------------------------------------------------------------------------------------------
 
 
 def test_the_report_is_whole_and_self_contained(tmp_path):
     from matplotlib.image import imread
 
     frame_records = [*sweep(), record("scipy_x", 1e-2, family="peer"), record("broken", status="wrong")]
-    page = write_report(frame_records, {"m1": MACHINE}, tmp_path / "deep" / "report", Options(command="convbench run quick"))
+    page = write_report(
+        frame_records, {"m1": MACHINE}, tmp_path / "deep" / "report", Options(command="convbench run quick")
+    )
     assert page == tmp_path / "deep" / "report" / "index.html"
     names = {path.name for path in page.parent.iterdir()}
     assert {"index.html", "report.md", "records.csv"} <= names
@@ -247,8 +272,14 @@ def test_nothing_measured_is_said_in_one_line(tmp_path):
 
 
 def test_failures_alone_make_a_report_without_pictures(tmp_path):
-    page = write_report([record(status="wrong"), record("y", status="unavailable")], {"m1": MACHINE}, tmp_path)
-    assert "No picture" in page.read_text() and "it differs" in page.read_text() and not list(tmp_path.glob("*.png"))
+    page = write_report(
+        [record(status="wrong"), record("y", status="unavailable")], {"m1": MACHINE}, tmp_path
+    )
+    assert (
+        "No picture" in page.read_text()
+        and "it differs" in page.read_text()
+        and not list(tmp_path.glob("*.png"))
+    )
     assert "1 wrong" in tables.winners_text(to_frame([record(status="wrong")]))
 
 
@@ -266,25 +297,31 @@ def test_templates_travel_with_the_package():
     import reports
 
     folder = Path(reports.__file__).parent / "templates"
-    assert {"index.html.j2", "report.md.j2", "page.css", "page.js"} <= {path.name for path in folder.iterdir()}
+    assert {"index.html.j2", "report.md.j2", "page.css", "page.js"} <= {
+        path.name for path in folder.iterdir()
+    }
 
 
-# ---- directions and lowerings ------------------------------------------------------------------------------------
+# ---- directions and lowerings ------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unpainted")
 def test_tables_say_the_direction_and_how_a_problem_was_lowered(tmp_path):
     gradient, words = f"{SPEC},input_gradient", "input gradient as 4 forward problems"
-    records = [record("im2col_gemm", 1e-3, gradient, via=words), record("torch_nchw", 2e-3, gradient, family="peer"),
-               record("fft", 1e-3), record("auto", 1e-3, gradient, family="auto", chosen="im2col_gemm", via=words)]  # fmt: skip
+    records = [record("im2col_gemm", 1e-3, gradient, via=words),
+               record("torch_nchw", 2e-3, gradient, family="peer"), record("fft", 1e-3),
+               record("auto", 1e-3, gradient, family="auto", chosen="im2col_gemm", via=words)]  # fmt: skip
     write_report(records, {"m1": MACHINE}, tmp_path)
     page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
-    assert page.text.count(f"im2col_gemm via {words}") == 5, "winners, calls, what auto chose, the best of ours, all records"
+    assert page.text.count(f"im2col_gemm via {words}") == 5, (
+        "winners, calls, what auto chose, the best of ours, all records"
+    )
     assert "torch_nchw" in page.text and "direction" in page.text and "forward" in page.text
     assert "weight gradient" not in page.text and any("transposed convolution" in text for text in page.text)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "records.csv").read_text(encoding="utf-8"))))
-    assert [(row["direction"], row["via"]) for row in rows] == [("input_gradient", words), ("input_gradient", ""),
-                                                                ("forward", ""), ("input_gradient", words)]  # fmt: skip
+    assert [(row["direction"], row["via"]) for row in rows] == [("input_gradient", words),
+                                                                ("input_gradient", ""), ("forward", ""),
+                                                                ("input_gradient", words)]  # fmt: skip
 
 
 @pytest.mark.usefixtures("unpainted")

@@ -1,4 +1,5 @@
-"""A worker that dies need not be its case's fault: it is tried once more, and what was measured before stays."""
+"""A worker that dies need not be its case's fault: it is tried once more, and what was measured before stays.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +91,9 @@ def test_what_crashed_twice_is_tried_again_at_the_next_run(deaths: Path, tmp_pat
     assert record.status == "ok" and len(record.launches) == 1
 
 
-def test_launches_that_are_stored_survive_a_crash(deaths: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_launches_that_are_stored_survive_a_crash(
+    deaths: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     two = replace(SETTINGS, launches=2)
     (first,) = measured(tmp_path, [SPEC], ["mortal"], SETTINGS).records
     deaths.write_text("xx")
@@ -119,7 +122,8 @@ def test_a_process_with_many_open_files_measures(deaths: Path, tmp_path: Path) -
 
 
 def test_an_answer_that_comes_too_late_is_none() -> None:
-    """A worker that stands still beyond its limit is ended, although it would have answered a moment later."""
+    """A worker that stands still beyond its limit is ended, although it would have answered a moment later.
+    """
     worker = Worker(1)
     assert worker.ask(HUNG_S, do="close", case=0)["number"] == 1
     os.killpg(worker.process.pid, signal.SIGSTOP)

@@ -117,7 +117,9 @@ def test_what_describes_no_convolution_is_refused_in_one_line(text: str, says: s
         ("1x512,8x5", "1x1x512,8x1x5", "1x1x1x512,1x1x8x5"),
     ],
 )
-def test_two_numbers_that_may_be_a_signal_are_refused_with_both_spellings(text: str, signal: str, picture: str) -> None:
+def test_two_numbers_that_may_be_a_signal_are_refused_with_both_spellings(
+    text: str, signal: str, picture: str
+) -> None:
     with pytest.raises(SpecError, match=f"write {signal} or {picture}$"):
         ConvSpec.parse(text)
     assert ConvSpec.parse(signal).ndim == 1 and str(ConvSpec.parse(signal)) == signal
@@ -152,13 +154,18 @@ def test_the_number_of_a_border_is_exact(dtype: str, text: str, value: float) ->
     assert type(spec.border) is type(value) and spec.in_dtype.type(value) == value
     (padded,) = padding(spec)(np.ones((1, 1, 3), spec.in_dtype))
     assert padded.dtype == spec.in_dtype and padded[0, 0].tolist() == [value, 1, 1, 1, value]
-    assert oracle(spec, padded[..., 1:4], np.eye(3)[None, :1].astype(spec.in_dtype))[0, 0].tolist() == [value, 1, 1]
+    assert oracle(spec, padded[..., 1:4], np.eye(3)[None, :1].astype(spec.in_dtype))[0, 0].tolist() == [
+        value,
+        1,
+        1,
+    ]
 
 
 @given(st.sampled_from(["float16", "float32", "float64"]), st.data())
 def test_every_number_of_a_float_type_has_a_name(dtype: str, data: st.DataObject) -> None:
     width = int(dtype[5:])
-    number = data.draw(st.floats(width=width, allow_nan=False, allow_infinity=False))  # type: ignore[arg-type]
+    number = data.draw(st.floats(width=width, allow_nan=False,
+                                 allow_infinity=False))  # type: ignore[arg-type]
     spec = ConvSpec.parse(f"9x9,3x3,p1,{dtype},constant:{number!r}")
     assert spec.border == border_value(spec) == number and ConvSpec.parse(str(spec)) == spec
 
@@ -185,16 +192,20 @@ def test_a_size_that_is_no_whole_number_is_refused(bad: object) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"stride": 10**30}, {"padding": 10**18}, {"dilation": (1, 10**30)}, {"dtype": None}, {"dtype": True}, {"dtype": [[1]]},
-     {"direction": []}, {"padding_mode": {}}, {"flip": "no"}, {"flip": 1}, {"rank": 10**30}, {"stride": b"11"},
-     {"padding": 10**17}],
+    [{"stride": 10**30}, {"padding": 10**18}, {"dilation": (1, 10**30)}, {"dtype": None}, {"dtype": True},
+     {"dtype": [[1]]}, {"direction": []}, {"padding_mode": {}}, {"flip": "no"}, {"flip": 1}, {"rank": 10**30},
+     {"stride": b"11"}, {"padding": 10**17}],
     ids=str,
 )  # fmt: skip
 def test_every_field_is_checked(change: dict) -> None:
     """What passes can be written as text and read back; numbers have at most 18 digits there."""
     (name,) = change
-    with pytest.raises(SpecError, match="array" if change == {"padding": 10**17} else name.replace("_", " ")) as caught:
-        ConvSpec(**{"batch": 1, "in_channels": 2, "size": (9, 9), "out_channels": 2, "kernel": (3, 3), **change})
+    with pytest.raises(
+        SpecError, match="array" if change == {"padding": 10**17} else name.replace("_", " ")
+    ) as caught:
+        ConvSpec(
+            **{"batch": 1, "in_channels": 2, "size": (9, 9), "out_channels": 2, "kernel": (3, 3), **change}
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -217,14 +228,25 @@ def specs(draw: st.DrawFn) -> ConvSpec:
     axes = lambda low, high: st.tuples(*[st.integers(low, high)] * ndim)  # noqa: E731
     groups, per_in, per_out = draw(st.integers(1, 4)), draw(dims), draw(dims)
     kernel, dilation = draw(axes(1, 5)), draw(axes(1, 3))
-    size = tuple((k - 1) * d + 1 + extra for k, d, extra in zip(kernel, dilation, draw(axes(0, 9)), strict=True))
+    size = tuple(
+        (k - 1) * d + 1 + extra for k, d, extra in zip(kernel, dilation, draw(axes(0, 9)), strict=True)
+    )
     padding = tuple(zip(draw(axes(0, 3)), draw(axes(0, 3)), strict=True))
     return ConvSpec(
-        draw(st.integers(0, 3)), groups * per_in, size, groups * per_out, kernel, draw(axes(1, 4)), padding, dilation, groups,
+        draw(st.integers(0, 3)),
+        groups * per_in,
+        size,
+        groups * per_out,
+        kernel,
+        draw(axes(1, 4)),
+        padding,
+        dilation,
+        groups,
         rank=draw(st.one_of(st.none(), st.integers(1, min(kernel)))) if ndim == 2 else None,
         dtype=draw(st.sampled_from(["float32", "float64", "int8>int32", "float16>float32"])),
         padding_mode=draw(st.sampled_from(["zeros", "replicate", "constant:3", "constant:-7"])),
-        direction=draw(st.sampled_from(DIRECTIONS)), flip=draw(st.booleans()),
+        direction=draw(st.sampled_from(DIRECTIONS)),
+        flip=draw(st.booleans()),
     )
 
 
@@ -268,12 +290,14 @@ def extreme(chosen: random.Random) -> ConvSpec:
 
     while True:
         n, groups, large = chosen.randint(1, 3), number(3), chosen.choice([2, 5, 12, 17])
-        padding = "same" if chosen.random() < 0.3 else tuple(zip(axes(n, large, 0), axes(n, large, 0), strict=True))
+        padding = (
+            "same" if chosen.random() < 0.3 else tuple(zip(axes(n, large, 0), axes(n, large, 0), strict=True))
+        )
         try:
             return ConvSpec(
-                number(3, 0), groups * number(2), axes(n, large), groups * number(2), axes(n, chosen.choice([1, large])),
-                axes(n, 17), padding, axes(n, chosen.choice([1, large])), groups, None,
-                chosen.choice(["float32", "int8>int32", "float64"]),
+                number(3, 0), groups * number(2), axes(n, large), groups * number(2),
+                axes(n, chosen.choice([1, large])), axes(n, 17), padding, axes(n, chosen.choice([1, large])),
+                groups, None, chosen.choice(["float32", "int8>int32", "float64"]),
                 chosen.choice(["zeros", "replicate", "circular", "constant:7"]),
                 chosen.choice(DIRECTIONS), chosen.random() < 0.3,
             )  # fmt: skip

@@ -1,4 +1,6 @@
-"""Stores that are damaged, newer, read-only, or on a full disk: the right answer or one clear line, and nothing is lost."""
+"""Stores that are damaged, newer, read-only, or on a full disk: the right answer or
+one clear line, and nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,20 @@ from tests.record_makers import JITTER, record
 
 ROOT = Path(__file__).parents[1]
 SPECS = ("1x1x48x48,1x1x3x3,p1", "1x2x24x24,4x2x3x3,s3")
-ONE_RUN = ("run", *SPECS, "--algorithms", "direct_shift,im2col_gemm,winograd_f2", "--launches", "2", "--threads", "1")
+ONE_RUN = ("run", *SPECS, "--algorithms", "direct_shift,im2col_gemm,winograd_f2", "--launches", "2",
+           "--threads", "1")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a store that a run has written."""
     folder = tmp_path_factory.mktemp("real")
-    done = subprocess.run([sys.executable, "-m", "bench", *ONE_RUN, "--out", str(folder)], cwd=folder, check=False, text=True,
-                          capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=HUNG_S)  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "bench", *ONE_RUN, "--out", str(folder)], cwd=folder,
+                          check=False, text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=HUNG_S)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in folder.iterdir()} == {FILE_NAME, "report"}  # everything is in the file itself
+    # Everything is in the file itself
+    assert {path.name for path in folder.iterdir()} == {FILE_NAME, "report"}
     return folder
 
 
@@ -80,10 +85,12 @@ def is_refused(arguments: tuple[str, ...], path: Path, capsys: pytest.CaptureFix
 def told_apart(found: list[Record], real: list[Record]) -> list[Record]:
     """What must be equal: all but the texts and numbers of which any other value would do as well."""
     assert len(found) == len(real)
-    return [f for f, r in zip(found, real, strict=True) if f.key != r.key or len(f.launches) != len(r.launches)]
+    return [
+        f for f, r in zip(found, real, strict=True) if f.key != r.key or len(f.launches) != len(r.launches)
+    ]
 
 
-# ---- damage ------------------------------------------------------------------------------------------------------
+# ---- damage ------------------------------------------------------------------------------------------------
 
 DAMAGES = {
     "newer": "PRAGMA user_version = 99",
@@ -98,7 +105,8 @@ DAMAGES = {
     "no samples": "UPDATE launch SET samples_s = '[]'",
     "samples that are an object": "UPDATE launch SET samples_s = '{}'",
     "samples that are a number": "UPDATE launch SET samples_s = '3'",
-    "samples a hundred thousand deep": "UPDATE launch SET samples_s = replace(hex(zeroblob(50000)), '0', '[')",
+    "samples a hundred thousand deep": "UPDATE launch SET samples_s = "
+    "replace(hex(zeroblob(50000)), '0', '[')",
     "samples that are no text": "UPDATE launch SET samples_s = x'ff00fe'",
     "a text that is no unicode": "UPDATE record SET reason = CAST(x'ff00fe' AS TEXT)",
     "no loops": "UPDATE launch SET loops = 0",
@@ -136,7 +144,11 @@ def test_flipped_bytes_are_refused_or_change_nothing_that_can_be_told(
     """Half of them anywhere, half within the rows' own texts and numbers."""
     source, path = random.Random(seed), copy / FILE_NAME
     intact, expected = path.read_bytes(), records(real)
-    inside = [i for word in (b"direct_shift", b"winograd_f2", b"1x2x24x24", b"e-05", b"float32") for i in _every(intact, word)]
+    inside = [
+        i
+        for word in (b"direct_shift", b"winograd_f2", b"1x2x24x24", b"e-05", b"float32")
+        for i in _every(intact, word)
+    ]
     refused = 0
     for turn in range(40):
         at = source.randrange(len(intact)) if turn % 2 else source.choice(inside) + source.randrange(-40, 40)
@@ -177,7 +189,9 @@ def test_a_store_cut_off_anywhere_is_refused(
 
 
 def test_a_damaged_log_costs_its_own_rows_only(copy: Path) -> None:
-    """The last rows of a killed run stand in the -wal file; what is not whole there is as if it had not been written."""
+    """The last rows of a killed run stand in the -wal file; what is not whole
+    there is as if it had not been written.
+    """
     earlier = [r.key for r in records(copy)]
     added = [record(f"new_{i}") for i in range(20)]
     source = random.Random(0)
@@ -204,7 +218,7 @@ def test_a_damaged_log_costs_its_own_rows_only(copy: Path) -> None:
     assert len(counts) > 5
 
 
-# ---- read-only ---------------------------------------------------------------------------------------------------
+# ---- read-only ---------------------------------------------------------------------------------------------
 
 def test_a_read_only_folder_is_read(
     mount: Mount, real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], convbench: Convbench
@@ -219,12 +233,16 @@ def test_a_read_only_folder_is_read(
     for command in (("report",), ONE_RUN, ("merge", str(folder), str(real))):
         done = convbench(*command, *(() if command[0] == "merge" else ("--out", str(folder))))
         assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr.count("\n") == 1 and str(folder) in done.stderr and "unexpected" not in done.stderr, done.stderr
+        assert (
+            done.stderr.count("\n") == 1 and str(folder) in done.stderr and "unexpected" not in done.stderr
+        ), done.stderr
     assert [path.name for path in folder.iterdir()] == [FILE_NAME]
 
 
 @pytest.mark.parametrize("index", [True, False], ids=["index", "no index"])
-def test_a_read_only_folder_of_a_run_that_was_killed(index: bool, mount: Mount, copy: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder_of_a_run_that_was_killed(
+    index: bool, mount: Mount, copy: Path, tmp_path: Path
+) -> None:
     """Its last rows stand in the -wal file, which can only be read with its index."""
     folder = mount(tmp_path / "read_only", 8 << 20)
     with Store(copy) as store:
@@ -241,7 +259,7 @@ def test_a_read_only_folder_of_a_run_that_was_killed(index: bool, mount: Mount, 
             records(folder)
 
 
-# ---- full disk ---------------------------------------------------------------------------------------------------
+# ---- full disk ---------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(
@@ -258,36 +276,50 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(
     for command in (("report", "--out", str(folder)), more, ("merge", str(folder / "new"), str(real))):
         done = convbench(*command)
         assert done.returncode == 2 and done.stdout == "", done.stdout
-        assert done.stderr.count("\n") == 1 and "space" in done.stderr and "unexpected" not in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and "space" in done.stderr and "unexpected" not in done.stderr, (
+            done.stderr
+        )
         assert records(folder) == before and (folder / "report" / "index.html").read_bytes() == page
     filler.write_bytes(bytes(filler.stat().st_size - (80 << 10)))  # room for some rows, not for the report
     done = convbench(*more)
     assert done.returncode == 2 and "space" in done.stderr and done.stderr.count("\n") == 1
-    assert records(folder)[: len(before)] == before and (folder / "report" / "index.html").read_bytes() == page
+    assert (
+        records(folder)[: len(before)] == before and (folder / "report" / "index.html").read_bytes() == page
+    )
     partly = records(folder)
     filler.unlink()
     done = convbench(*more)
     assert done.returncode == 0, done.stderr
     final = {r.key: r for r in records(folder)}
-    assert all(set(r.launches) <= set(final[r.key].launches) for r in partly) and len(final) == len(before) + len(SPECS)
+    assert all(set(r.launches) <= set(final[r.key].launches) for r in partly) and len(final) == len(
+        before
+    ) + len(SPECS)
 
 
-def test_a_full_disk_of_the_machines_memory_costs_one_warning(mount: Mount, tmp_path: Path, convbench: Convbench) -> None:
+def test_a_full_disk_of_the_machines_memory_costs_one_warning(
+    mount: Mount, tmp_path: Path, convbench: Convbench
+) -> None:
     data = mount(tmp_path / "memory", 4096)
     (data / "filler").write_bytes(bytes(1 << 11))
-    done = convbench("run", SPECS[0], "--algorithms", "direct_shift", "--launches", "1", CONVBENCH_DATA=str(data))
+    done = convbench(
+        "run", SPECS[0], "--algorithms", "direct_shift", "--launches", "1", CONVBENCH_DATA=str(data)
+    )
     assert done.returncode == 0 and done.stderr.count("\n") == 1 and "cannot remember" in done.stderr
 
 
 def test_output_that_cannot_be_written_is_an_error(convbench: Convbench, environment: dict[str, str]) -> None:
     for command in ("list", "suites"):
         with open("/dev/full", "w") as full:
-            done = subprocess.run([sys.executable, "-m", "bench", command], stdout=full, stderr=subprocess.PIPE, text=True,
-                                  env={**environment, "PYTHONPATH": str(ROOT)}, check=False, timeout=HUNG_S)  # fmt: skip
+            done = subprocess.run([sys.executable, "-m", "bench", command], stdout=full,
+                                  stderr=subprocess.PIPE, text=True,
+                                  env={**environment, "PYTHONPATH": str(ROOT)}, check=False,
+                                  timeout=HUNG_S)  # fmt: skip
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
 
 
-def test_a_file_that_finds_the_disk_full_is_named(mount: Mount, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_finds_the_disk_full_is_named(
+    mount: Mount, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And nothing half written stays behind."""
     folder = mount(tmp_path / "small", 1 << 20)
     with Store(folder) as store:
@@ -303,7 +335,7 @@ def test_a_file_that_finds_the_disk_full_is_named(mount: Mount, tmp_path: Path, 
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
 
 
-# ---- lost while it is written --------------------------------------------------------------------------------------
+# ---- lost while it is written ------------------------------------------------------------------------------
 
 LOSSES = {
     "the folder deleted": lambda folder: shutil.rmtree(folder),
@@ -323,17 +355,34 @@ def test_a_store_that_loses_its_name_acknowledges_nothing_more(loss: str, tmp_pa
     with Store(folder) as store:
         store.put(record("a"))
         LOSSES[loss](folder)
-        for write, what in ((store.put, record("b")), (store.put_machine, {"id": "m"}), (store.forget, record("a"))):
+        for write, what in (
+            (store.put, record("b")),
+            (store.put_machine, {"id": "m"}),
+            (store.forget, record("a")),
+        ):
             with pytest.raises(StoreError, match="was deleted, moved or replaced while it was written"):
                 write(what)  # type: ignore[operator]
 
 
-def test_a_run_whose_folder_is_deleted_says_what_it_had_measured(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_run_whose_folder_is_deleted_says_what_it_had_measured(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     folder = tmp_path / "lost"
     specs = [f"1x1x{40 + i}x40,1x1x3x3" for i in range(12)]
-    command = [sys.executable, "-m", "bench", "run", *specs, "--algorithms", "direct_shift,im2col_gemm", "--threads", "1"]
-    with subprocess.Popen([*command, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env={**environment, "PYTHONPATH": str(ROOT)}, cwd=tmp_path) as run:  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "run",
+        *specs,
+        "--algorithms",
+        "direct_shift,im2col_gemm",
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen([*command, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True, env={**environment, "PYTHONPATH": str(ROOT)},
+                          cwd=tmp_path) as run:  # fmt: skip
         while run.poll() is None and not _launches(folder):
             time.sleep(0.02)
         shutil.rmtree(folder)
@@ -352,7 +401,7 @@ def _launches(folder: Path) -> int:
         return 0
 
 
-# ---- merging -----------------------------------------------------------------------------------------------------
+# ---- merging -----------------------------------------------------------------------------------------------
 
 
 def test_merge_writes_nothing_unless_everything_can_be_read(
@@ -366,7 +415,9 @@ def test_merge_writes_nothing_unless_everything_can_be_read(
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("order", [("with", "without"), ("without", "with"), ("old", "with"), ("with", "old")])
+@pytest.mark.parametrize(
+    "order", [("with", "without"), ("without", "with"), ("old", "with"), ("with", "old")]
+)
 def test_a_machine_keeps_its_latest_peaks(order: tuple[str, str], tmp_path: Path) -> None:
     def peaks(day: int) -> dict[str, object]:
         return {"measured": f"2025-01-0{day}T00:00:00+00:00", "flops_per_s": {"float32": {"1": day * 1e9}}}
@@ -460,4 +511,6 @@ def test_networks_are_shown_that_were_asked_for_and_else_those_that_are_there_in
     assert wanted([], held) == ([], False) and not wanted(["vgg16"], held)[1]
     assert "vgg16" in [name for name, _ in wanted(None, held)[0]]
     assert "vgg16" not in [name for name, _ in wanted(None, sorted(held)[1:])[0]]
-    assert wanted(["versus"], held)[1] and "resnet50_v1_5" in [name for name, _ in wanted(["versus"], held)[0]]
+    assert wanted(["versus"], held)[1] and "resnet50_v1_5" in [
+        name for name, _ in wanted(["versus"], held)[0]
+    ]

@@ -19,8 +19,13 @@ from bench.work import TRAINED, WORKLOADS, networks, sweep, tables
 
 @pytest.mark.parametrize(
     ("name", "giga", "count"),
-    [("vgg16", 15.35, 13), ("resnet50_v1_5", 4.09, 53), ("xnnpack_mobilenetv2", 0.30, None), ("alexnet_owt", 0.66, 5),
-     ("mobilenet_v1_pw", 0.55, 15)],
+    [
+        ("vgg16", 15.35, 13),
+        ("resnet50_v1_5", 4.09, 53),
+        ("xnnpack_mobilenetv2", 0.30, None),
+        ("alexnet_owt", 0.66, 5),
+        ("mobilenet_v1_pw", 0.55, 15),
+    ],
 )
 def test_totals_are_those_of_the_literature(name: str, giga: float, count: int | None) -> None:
     suite = suites()[name]
@@ -57,9 +62,28 @@ def test_training_is_every_layer_in_every_direction_at_both_batches() -> None:
 
 def test_the_layers_of_a_suite_of_networks_belong_to_one_each() -> None:
     found = dict(networks(["training", "transposed", "video", "audio"]))
-    assert {"vgg16", "vgg16 input gradient", "vgg16 weight gradient", "dcgan", "fcn8s", "c3d", "unet3d", "conv_tasnet"} <= set(found)
-    assert [layer for layer, *_ in found["c3d"]] == ["conv1a", "conv2a", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a"]
-    assert dict(networks())["vgg16"] == dict(networks(["vgg16"]))["vgg16"], "its forward passes are those of the table"
+    assert {
+        "vgg16",
+        "vgg16 input gradient",
+        "vgg16 weight gradient",
+        "dcgan",
+        "fcn8s",
+        "c3d",
+        "unet3d",
+        "conv_tasnet",
+    } <= set(found)
+    assert [layer for layer, *_ in found["c3d"]] == [
+        "conv1a",
+        "conv2a",
+        "conv3a",
+        "conv3b",
+        "conv4a",
+        "conv4b",
+        "conv5a",
+    ]
+    assert dict(networks())["vgg16"] == dict(networks(["vgg16"]))["vgg16"], (
+        "its forward passes are those of the table"
+    )
 
 
 def test_sizes_of_transposed_layers_follow_each_other() -> None:
@@ -68,12 +92,16 @@ def test_sizes_of_transposed_layers_follow_each_other() -> None:
     for name in ("dcgan", "dcgan_torch", "cyclegan", "vae", "world_models_vae"):
         mine = [layer.spec for layer in layers if layer.network == name]
         for one, following in pairwise(mine):
-            assert (one.in_channels, one.size) == (following.out_channels, following.output_size), str(following)
+            assert (one.in_channels, one.size) == (following.out_channels, following.output_size), str(
+                following
+            )
 
 
 def test_arrays_of_video_stay_below_a_gigabyte() -> None:
     for layer in suites()["video"].layers:
-        assert 4 * max(math.prod(shape) for shape in (layer.spec.input_shape, layer.spec.output_shape)) < 1 << 30
+        assert (
+            4 * max(math.prod(shape) for shape in (layer.spec.input_shape, layer.spec.output_shape)) < 1 << 30
+        )
 
 
 def test_flat_rows_are_one_dimensional() -> None:
@@ -104,16 +132,27 @@ def test_targets_are_suites_specs_and_files(tmp_path: Path) -> None:
             resolve([str(file)])
 
 
-COMMAS = '\n'.join(('name,{},note', 'a,"1x1x48x48,1x1x3x3,p1",größe', ' b, "1x2x24x24,4x2x3x3,s3" ,', ',,', ''))
+COMMAS = "\n".join(
+    ("name,{},note", 'a,"1x1x48x48,1x1x3x3,p1",größe', ' b, "1x2x24x24,4x2x3x3,s3" ,', ",,", "")
+)
 OTHERS = '\n'.join(('name;{};note', 'a;1x1x48x48,1x1x3x3,p1;größe', '', 'b; "1x2x24x24,4x2x3x3,s3" ;', ''))
 FOUND = ["1x1x48x48,1x1x3x3,p1", "1x2x24x24,4x2x3x3,s3"]
 
 
 @pytest.mark.parametrize("name", ["spec", "Spec", " spec", '"SPEC "'])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252"]
+)
 def test_a_table_is_read_whatever_wrote_it(name: str, encoding: str, tmp_path: Path) -> None:
-    """Spreadsheets and editors: encodings, delimiters, line ends, spaces and quotes; the file may have any name."""
-    tables = [COMMAS, *(OTHERS.replace(";", delimiter) for delimiter in ";\t|"), "sep=;\n" + OTHERS, "\n\n" + COMMAS]
+    """Spreadsheets and editors: encodings, delimiters, line ends, spaces and
+    quotes; the file may have any name.
+    """
+    tables = [
+        COMMAS,
+        *(OTHERS.replace(";", delimiter) for delimiter in ";\t|"),
+        "sep=;\n" + OTHERS,
+        "\n\n" + COMMAS,
+    ]
     for index, table in enumerate(tables):
         for end in ("\n", "\r\n", "\r"):
             file = tmp_path / ("mine.CSV" if index else "mine.txt")
@@ -138,7 +177,12 @@ def test_layers_are_read_whatever_wrote_them(tmp_path: Path) -> None:
     expected = [layer.spec for layer in suites()["alexnet_owt"].layers]
     file = tmp_path / "mine.csv"
     changed = "\n".join(line if "," not in line else line.replace(",", ", ") for line in table.splitlines())
-    for text in (table, table.replace("Cin", "CIN").replace("KH", "kh"), changed, table.replace(",64,", ",64.0,")):
+    for text in (
+        table,
+        table.replace("Cin", "CIN").replace("KH", "kh"),
+        changed,
+        table.replace(",64,", ",64.0,"),
+    ):
         file.write_text(text, encoding="utf-16")
         assert read_csv(file) == expected
 
@@ -178,7 +222,9 @@ def test_a_long_table_costs_as_much_as_the_different_specs_in_it(tmp_path: Path)
     assert peak < 2 << 20
 
 
-def test_a_table_of_more_specs_than_could_be_measured_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_of_more_specs_than_could_be_measured_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert MOST_SPECS == 100_000
     monkeypatch.setattr("bench.csv_file.MOST_SPECS", 20)
     file = tmp_path / "long.csv"

@@ -1,4 +1,6 @@
-"""The page of what each algorithm solves: cells are what was found right and fast enough, empty ones are explained."""
+"""The page of what each algorithm solves: cells are what was found right and
+fast enough, empty ones are explained.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,11 @@ from bench.support import DIRECTIONS, KINDS, cells, page, specs
 
 
 def record(text: str, name: str, time_s: float, status: str = "ok") -> Record:
-    launches = (Launch(0, "2026-11-27T00:00:00+00:00", (time_s,) * 4, 1, 1e-3, 1e-4, 1e-4),) if status == "ok" else ()
+    launches = (
+        (Launch(0, "2026-11-27T00:00:00+00:00", (time_s,) * 4, 1, 1e-3, 1e-4, 1e-4),)
+        if status == "ok"
+        else ()
+    )
     reason = "" if status == "ok" else "off by one"
     return Record(text, name, 2, "m", "b", status, reason, max_error=0.0, error_ratio=0.0, launches=launches)
 
@@ -22,8 +28,9 @@ def test_a_cell_is_filled_by_what_was_right_and_not_far_behind() -> None:
     forward, back = texts["forward", 2], texts["input gradient", 2]
     names = ("im2col_gemm", "direct_shift", "fft")
     records = [
-        record(forward, "im2col_gemm", 1e-3), record(forward, "direct_shift", 3e-3), record(forward, "fft", 30e-3),
-        record(back, "im2col_gemm", 1e-3), record(back, "direct_shift", 1e-3, "wrong"),
+        record(forward, "im2col_gemm", 1e-3), record(forward, "direct_shift", 3e-3),
+        record(forward, "fft", 30e-3), record(back, "im2col_gemm", 1e-3),
+        record(back, "direct_shift", 1e-3, "wrong"),
     ]  # fmt: skip
     found = cells(records, [get(name) for name in names], 2)
     assert found["im2col_gemm", "forward", 2].ratio == 1 and found["direct_shift", "forward", 2].ratio == 3

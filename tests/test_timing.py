@@ -1,4 +1,6 @@
-"""The timer on a clock that only the calls move: what a sample is, what is inside it, and when there are enough of them."""
+"""The timer on a clock that only the calls move: what a sample is, what is inside
+it, and when there are enough of them.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +46,17 @@ def test_samples_are_seconds_of_one_call(loops: int, monkeypatch: pytest.MonkeyP
     assert gc.isenabled() and not clock.collecting
 
 
-def test_what_the_device_still_does_belongs_to_the_call_that_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_device_still_does_belongs_to_the_call_that_asked_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = Clock(monkeypatch, pending_s=0.5)
     clock.left_s = 9.0  # of somebody before
     assert take(clock.call, clock.synchronize, 2, 3)[0] == pytest.approx([CALL_S + 0.5] * 3)
 
 
-def test_emptying_the_caches_is_outside_the_clock_and_before_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emptying_the_caches_is_outside_the_clock_and_before_every_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = Clock(monkeypatch)
     samples, _ = take(clock.call, clock.synchronize, 1, 5, clock.flush)
     assert samples == pytest.approx([CALL_S] * 5) and clock.flushed == clock.calls == 5

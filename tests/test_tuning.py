@@ -1,4 +1,6 @@
-"""Tunables: named, tried on request, kept for their spec where they are faster beyond the noise, and nowhere else."""
+"""Tunables: named, tried on request, kept for their spec where they are faster
+beyond the noise, and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,9 @@ def test_a_name_holds_the_tunables_that_differ() -> None:
     assert variant_name(algos.get("winograd_f2")) == "winograd_f2"
 
 
-@pytest.mark.parametrize("name", ["fft:nosuch=1", "winograd_f2:block_bytes=many", "winograd_f2:block_bytes=1.5", "nosuch:a=1",
-                                  "depthwise:rows=-1", "winograd_f2:block_bytes", "winograd_f2:"])  # fmt: skip
+@pytest.mark.parametrize("name", ["fft:nosuch=1", "winograd_f2:block_bytes=many",
+                                  "winograd_f2:block_bytes=1.5", "nosuch:a=1", "depthwise:rows=-1",
+                                  "winograd_f2:block_bytes", "winograd_f2:"])  # fmt: skip
 def test_tunables_that_do_not_exist_are_refused(name: str) -> None:
     with pytest.raises(ValueError) as caught:
         algos.get(name)
@@ -92,7 +95,9 @@ def test_alternatives_differ_in_tunables_and_are_right(name: str, threads: int) 
 
 def entry(algorithm: Tunable, spec: ConvSpec, run_s: float, **more: Any) -> wisdom.Known:
     values: dict[str, Any] = {"status": "ok", **more}
-    return wisdom.Known("m", "b", str(spec), algorithm.name, tunables_text(algorithm), 2, run_s=run_s, **values)
+    return wisdom.Known(
+        "m", "b", str(spec), algorithm.name, tunables_text(algorithm), 2, run_s=run_s, **values
+    )
 
 
 def test_tuned_tunables_are_picked_on_their_spec_only() -> None:
@@ -105,7 +110,11 @@ def test_tuned_tunables_are_picked_on_their_spec_only() -> None:
         return choose(spec, list(found.values()), Knowledge(entries, found, lambda a: "b"), threads=2)
 
     choice = ask(LAYER, entries)
-    assert choice.algorithm == "own:block=8" and choice.source == "measured" and choice.reason.startswith("tuned")
+    assert (
+        choice.algorithm == "own:block=8"
+        and choice.source == "measured"
+        and choice.reason.startswith("tuned")
+    )
     assert {c.algorithm for c in choice.candidates} == {"own:block=8", "rival"}
     elsewhere = ask(LAYER.with_(size=(21, 21)), entries)
     assert {c.algorithm for c in elsewhere.candidates} == {"own", "rival"}
@@ -148,12 +157,16 @@ def test_plan_and_conv2d_run_what_was_tuned(monkeypatch: pytest.MonkeyPatch) -> 
     algorithm, variant = algos.get("winograd_f2"), algos.get(TUNED)
     made["build"] = build_of(algorithm)
     fast = record("winograd_f2", 1e-9, tunables=tunables_text(variant), **made)
-    wisdom.remember([known(record("winograd_f2", 1e-8, tunables=tunables_text(algorithm), **made)), known(fast)])
+    wisdom.remember(
+        [known(record("winograd_f2", 1e-8, tunables=tunables_text(algorithm), **made)), known(fast)]
+    )
     x, w = np.ones(LAYER.input_shape, np.float32), np.ones(LAYER.weight_shape, np.float32)
     assert algos.plan(LAYER, w, threads=2).algorithm == algos.pick(LAYER, threads=2).algorithm == TUNED
     prepared = []
     prepare = type(variant).prepare
-    monkeypatch.setattr(type(variant), "prepare", lambda self, *more: (prepared.append(self), prepare(self, *more))[1])
+    monkeypatch.setattr(
+        type(variant), "prepare", lambda self, *more: (prepared.append(self), prepare(self, *more))[1]
+    )
     algos.conv2d(x, w, padding=1, threads=2)
     algos.conv2d(x[:, :, 1:], w, padding=1, threads=2, algorithm="winograd_f2")
     assert prepared == [variant, algorithm]
@@ -164,15 +177,15 @@ def test_run_tune_finds_and_remembers(convbench: Convbench, tmp_path: Path) -> N
     folder.mkdir()
     (folder / "sleepy.py").write_text(SLEEPY)
     more = {"CONVBENCH_PATH": str(folder), "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = convbench("run", "12x12,3x3", "13x13,3x3", "--algorithms", "sleepy,auto", "--tune", "--launches", "2",
-                     "--threads", "1", **more)  # fmt: skip
+    done = convbench("run", "12x12,3x3", "13x13,3x3", "--algorithms", "sleepy,auto", "--tune", "--launches",
+                     "2", "--threads", "1", **more)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert '{"delay_ms": 0}' in done.stdout and "tuned" in done.stdout
     here = convbench("pick", "12x12,3x3", "--threads", "1", **more).stdout
     there = convbench("pick", "13x13,3x3", "--threads", "1", **more).stdout
     assert "sleepy:delay_ms=0" in here and "sleepy:" not in there and "sleepy" in there
-    again = convbench("run", "12x12,3x3", "--algorithms", "sleepy:delay_ms=0,auto", "--launches", "1", "--threads", "1",
-                      "--out", "more", **more)  # fmt: skip
+    again = convbench("run", "12x12,3x3", "--algorithms", "sleepy:delay_ms=0,auto", "--launches", "1",
+                      "--threads", "1", "--out", "more", **more)  # fmt: skip
     assert again.returncode == 0, again.stderr
 
 

@@ -1,4 +1,5 @@
-"""The suite ``versus`` and its table: what is in it, what its figures are, and when a target counts as met."""
+"""The suite ``versus`` and its table: what is in it, what its figures are, and when a target counts as met.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def measured(ours: list[float], theirs: list[float], **changes: Any) -> list[Any
 
 def row(records: list[Any], target: float | None = 1.5, worst: float | None = 1.0, summed: bool = False,
         rivals: tuple[str, ...] = ("torch_",)) -> Any:
-    work = Work("some layers", "torch" if rivals else "arithmetic peak", LAYERS, target, worst, rivals, summed)
+    work = Work(
+        "some layers", "torch" if rivals else "arithmetic peak", LAYERS, target, worst, rivals, summed
+    )
     beside = Work("others", "torch", LAYERS[:1], 1.0, None, ("torch_",))  # so that there is something to show
     (first, _) = versus(to_frame(records), [work, beside], MACHINES).itertuples()
     return first
@@ -63,7 +66,9 @@ def test_the_kinds_of_work_hold_what_their_names_say() -> None:
     assert {(1, 1), (5, 5), (7, 7), (11, 11)} <= {layer.spec.kernel for layer in dense.layers}
     assert any(1 < layer.spec.groups < layer.spec.in_channels for layer in dense.layers)
     assert any(layer.spec.in_channels <= 3 for layer in dense.layers)
-    assert not {layer.spec for layer in dense.layers} & {layer.spec for layer in (*deep.layers, *depthwise.layers)}
+    assert not {layer.spec for layer in dense.layers} & {
+        layer.spec for layer in (*deep.layers, *depthwise.layers)
+    }
     assert all(layer.spec.groups == layer.spec.in_channels for layer in depthwise.layers)
     assert {layer.spec.size[0] for layer in pictures.layers} == {256, 512, 1024, 2048}
     assert {layer.spec.kernel[0] for layer in pictures.layers} >= {3, 63}
@@ -73,7 +78,9 @@ def test_the_kinds_of_work_hold_what_their_names_say() -> None:
 
 
 def test_only_rivals_and_hopeful_algorithms_are_measured() -> None:
-    """How near the hopeful ones are to each other is for the caches of the machine to say; a hundredfold is not."""
+    """How near the hopeful ones are to each other is for the caches of the
+    machine to say; a hundredfold is not.
+    """
     specs, settings = resolve(["versus"])
     picture, layer = ConvSpec.parse("1x1x256x256,1x1x3x3,p1"), ConvSpec.parse("1x64x56x56,64x64x3x3,p1")
     assert {picture, layer} <= set(specs) and settings.concerns
@@ -98,7 +105,9 @@ def test_hopeless_is_a_few_times_the_best_of_its_side(monkeypatch: pytest.Monkey
 
 def test_direct_kernels_are_measured_wherever_they_are_held_to_the_peak() -> None:
     for layer in works()[-1].layers:
-        assert any(concerned(layer.spec, a) for a in algos.algorithms(layer.spec) if a.family == "direct"), layer
+        assert any(concerned(layer.spec, a) for a in algos.algorithms(layer.spec) if a.family == "direct"), (
+            layer
+        )
 
 
 def test_the_mean_is_geometric_and_over_the_best_rival() -> None:
@@ -165,17 +174,25 @@ def test_the_report_holds_the_table_in_every_form(tmp_path: Path) -> None:
     write_report(measured([1e-3] * 3, [2e-3] * 3), MACHINES, tmp_path, Options(works=[work]))
     with open(tmp_path / "versus.csv", newline="", encoding="utf-8") as file:
         (cells,) = csv.DictReader(file)
-    assert cells["work"] == "some layers" and float(cells["mean"]) == pytest.approx(2.0) and cells["met"] == "yes"
+    assert (
+        cells["work"] == "some layers"
+        and float(cells["mean"]) == pytest.approx(2.0)
+        and cells["met"] == "yes"
+    )
     for name in ("report.md", "index.html"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "some layers" in text and "2.00x" in text
     other = tmp_path / "other"
     write_report([record("fft")], MACHINES, other, Options(works=[work]))
-    assert not [name for name in ("report.md", "index.html") if "Versus" in (other / name).read_text(encoding="utf-8")]
+    assert not [
+        name for name in ("report.md", "index.html") if "Versus" in (other / name).read_text(encoding="utf-8")
+    ]
     assert not (other / "versus.csv").exists()
 
 
-def test_report_prints_the_table_and_peers_are_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_prints_the_table_and_peers_are_a_baseline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = str(works()[0].layers[1].spec)
     with Store(tmp_path) as store:
         store.put_machine(MACHINES["m1"])
@@ -196,7 +213,12 @@ def test_own_and_peers_stand_for_algorithms(capsys: pytest.CaptureFixture[str]) 
     own = capsys.readouterr().out
     assert main(["check", "1x1x12x12,1x1x3x3", "--algorithms", "peers", "--threads", "1"]) == 0
     peers = capsys.readouterr().out
-    assert "numba_direct" in own and "auto" not in own and "scipy_" not in own and own.count("  direct_shift ") == 1
+    assert (
+        "numba_direct" in own
+        and "auto" not in own
+        and "scipy_" not in own
+        and own.count("  direct_shift ") == 1
+    )
     assert "scipy_fftconvolve" in peers and "numba_direct" not in peers
 
 

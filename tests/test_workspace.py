@@ -13,7 +13,9 @@ from algos.lower.chain import chain, plain, unsupported
 from bench.data import operands
 from tests.test_contract import SLACK
 
-TRACED = [a for a in algorithms() if a.device == "cpu" and a.runtime in ("numpy", "numba") and a.family != "auto"]
+TRACED = [
+    a for a in algorithms() if a.device == "cpu" and a.runtime in ("numpy", "numba") and a.family != "auto"
+]
 SPECS = {"numpy": 12, "numba": 3}  # of each algorithm: most of the compiled ones compile anew for each kernel
 LARGEST = 1 << 20  # elements of an array
 DIRECTIONS = ("forward", "input_gradient", "input_gradient", "weight_gradient")
@@ -22,7 +24,8 @@ SLOWEST_S = 0.005  # tracing slows plain Python down tenfold
 
 
 def drawn(rng: random.Random) -> ConvSpec:
-    """Any number of axes, channels, groups, taps, strides and borders, from a few pixels to ``LARGEST`` elements.
+    """Any number of axes, channels, groups, taps, strides and borders, from a few pixels to ``LARGEST``
+    elements.
 
     Raises
     ------
@@ -36,12 +39,15 @@ def drawn(rng: random.Random) -> ConvSpec:
     padding = [(rng.choice((0, k // 2, k - 1, k + 3)), rng.choice((0, k // 2, k - 1))) for k in kernel]
     stride = [rng.choice((1, 1, 2, 3)) for _ in size] if rng.random() < 0.4 else 1
     dilation = [rng.choice((1, 1, 2, 5)) for _ in size] if rng.random() < 0.25 else 1
-    groups, inputs, outputs = map(rng.choice, ((1, 1, 1, 2, 3, 8), (1, 1, 2, 3, 16, 40), (1, 1, 2, 7, 33, 100)))
+    groups, inputs, outputs = map(
+        rng.choice, ((1, 1, 1, 2, 3, 8), (1, 1, 2, 3, 16, 40), (1, 1, 2, 7, 33, 100))
+    )
     if rng.random() < 0.2:
         groups, inputs, outputs = rng.choice((4, 16, 64)), 1, rng.choice((1, 2))
     rank = rng.randint(1, min(3, *kernel)) if ndim == 2 and rng.random() < 0.4 else None
-    spec = ConvSpec(rng.choice((1, 1, 2, 3)), inputs * groups, tuple(size), outputs * groups, tuple(kernel), stride, padding,
-                    dilation, groups, rank, rng.choice(("float32", "float32", "float64")))  # type: ignore[arg-type]  # fmt: skip
+    spec = ConvSpec(rng.choice((1, 1, 2, 3)), inputs * groups, tuple(size), outputs * groups, tuple(kernel),
+                    stride, padding, dilation, groups, rank,
+                    rng.choice(("float32", "float32", "float64")))  # type: ignore[arg-type]  # fmt: skip
     if max(np.prod(spec.input_shape), np.prod(spec.output_shape), np.prod(spec.weight_shape)) > LARGEST:
         raise ValueError("too large")
     return spec
@@ -81,11 +87,18 @@ def test_no_problem_takes_more_memory_than_predicted(name: str) -> None:
 def other(spec: ConvSpec, rng: random.Random) -> ConvSpec:
     """Its gradients and borders, cropped ones among them."""
     padding = tuple((b - rng.choice((0, 0, 2)), a) for b, a in spec.padding)
-    changes = {"direction": rng.choice(DIRECTIONS), "padding_mode": rng.choice(MODES), "flip": rng.random() < 0.2}
+    changes = {
+        "direction": rng.choice(DIRECTIONS),
+        "padding_mode": rng.choice(MODES),
+        "flip": rng.random() < 0.2,
+    }
     return spec.with_(**changes, **({"padding": padding} if rng.random() < 0.3 else {}))
 
 
-@pytest.mark.parametrize("name", [a.name for a in TRACED if a.unavailable() is None and a.name != "direct_loops"])  # Python's own
+# Python's own
+@pytest.mark.parametrize(
+    "name", [a.name for a in TRACED if a.unavailable() is None and a.name != "direct_loops"]
+)
 def test_no_lowering_takes_more_memory_than_predicted(name: str) -> None:
     algorithm, rng, off, left = get(name), random.Random(name), [], SPECS[get(name).runtime]
     while left:
@@ -93,7 +106,11 @@ def test_no_lowering_takes_more_memory_than_predicted(name: str) -> None:
             spec, threads = other(drawn(rng), rng), rng.choice((1, 2, 3))
         except ValueError:
             continue
-        if unsupported(algorithm, spec) is None and (way := chain(algorithm, spec, threads)).seconds() < SLOWEST_S and way.words:
+        if (
+            unsupported(algorithm, spec) is None
+            and (way := chain(algorithm, spec, threads)).seconds() < SLOWEST_S
+            and way.words
+        ):
             left -= 1
             predicted = way.workspace_bytes(threads)
             if (held := seen(algorithm, spec, threads)) > predicted + SLACK:
@@ -104,8 +121,10 @@ def test_no_lowering_takes_more_memory_than_predicted(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "threads"),
     [
-        ("scipy_oaconvolve", "1x24x21x7,264x3x5x3,p4:0x6:1", 1),  # hundreds of calls, whose tuples Python keeps
-        ("fft_tiles", "3x4x58x19,8x1x101x4,p104:100x3", 3),  # images one after the other, each one block: nothing to share
+        # Hundreds of calls, whose tuples Python keeps
+        ("scipy_oaconvolve", "1x24x21x7,264x3x5x3,p4:0x6:1", 1),
+        # Images one after the other, each one block: nothing to share
+        ("fft_tiles", "3x4x58x19,8x1x101x4,p104:100x3", 3),
     ],
 )
 def test_a_prediction_is_near_what_is_held(name: str, text: str, threads: int) -> None:

@@ -1,7 +1,8 @@
-"""Deliberately wrong algorithms, one per fault that a convolution library really had, and the right one beneath them.
+"""Deliberately wrong algorithms, one per fault that a convolution library really had, and the right one
+beneath them.
 
-``Right`` is windows and one matrix product, in every direction, written apart from the definition that judges it. A fault
-overrides one of its four steps and says in ``shows`` on which specs it makes a difference.
+``Right`` is windows and one matrix product, in every direction, written apart from the definition that judges
+it. A fault overrides one of its four steps and says in ``shows`` on which specs it makes a difference.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Right(Algorithm):
     def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
         return a
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         if out is None:
             return y
         out[...] = y
@@ -66,9 +68,13 @@ class Right(Algorithm):
         return run
 
 
-def convolved(spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndarray | None = None) -> np.ndarray:
+def convolved(
+    spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndarray | None = None
+) -> np.ndarray:
     """The result of ``spec`` with zero padding and no flip; a is x, or grad for input_gradient."""
-    work = np.promote_types(spec.out_dtype, {"f": np.float32, "i": np.int64, "u": np.uint64}[spec.out_dtype.kind])
+    work = np.promote_types(
+        spec.out_dtype, {"f": np.float32, "i": np.int64, "u": np.uint64}[spec.out_dtype.kind]
+    )
     n, g, p, t = spec.batch, spec.groups, math.prod(spec.output_size), math.prod(spec.kernel)
     i, o = spec.in_channels // g, spec.out_channels // g
     a = a.astype(work)
@@ -76,7 +82,9 @@ def convolved(spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndar
         w = w.astype(work).reshape(g, o, i * t)
     if spec.direction == "input_gradient":
         assert w is not None
-        columns = (w.swapaxes(1, 2) @ a.reshape(n, g, o, p)).reshape(n, spec.in_channels, *spec.kernel, *spec.output_size)
+        columns = (w.swapaxes(1, 2) @ a.reshape(n, g, o, p)).reshape(
+            n, spec.in_channels, *spec.kernel, *spec.output_size
+        )
         dx = np.zeros((n, spec.in_channels, *spec.padded_size), work)
         for tap in np.ndindex(*spec.kernel):
             place = tuple(
@@ -98,7 +106,7 @@ def convolved(spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndar
     return (grad.astype(work).reshape(n, g, o, p) @ columns).sum(0).reshape(spec.weight_shape)
 
 
-# ---- wrong in the arithmetic ------------------------------------------------------------------------------------
+# ---- wrong in the arithmetic -------------------------------------------------------------------------------
 
 
 class FlippedKernel(Right):
@@ -191,13 +199,14 @@ class RepeatedImage(Right):
         return np.broadcast_to(a[:1], a.shape)
 
 
-# ---- wrong in what is written -----------------------------------------------------------------------------------
+# ---- wrong in what is written ------------------------------------------------------------------------------
 
 
 class ZeroedLastRow(Right):
     """The tail tile is forgotten."""
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         last = y if y.ndim == 3 else y.swapaxes(-1, -2)
         last[..., -1] = 0
         return super().result(spec, y, operands, out)
@@ -207,7 +216,8 @@ class NanCorner(Right):
     def shows(self, spec: ConvSpec) -> bool:
         return spec.in_dtype.kind == "f"
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         y[(-1,) * y.ndim] = np.nan
         return super().result(spec, y, operands, out)
 
@@ -215,7 +225,8 @@ class NanCorner(Right):
 class UnwrittenCorner(Right):
     """Right by luck in fresh memory, but leaves one element of ``out`` as it was."""
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         if out is None:
             return y
         y[(-1,) * y.ndim] = out[(-1,) * y.ndim]
@@ -225,14 +236,16 @@ class UnwrittenCorner(Right):
 class IgnoredOut(Right):
     """Returns an array of its own."""
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         return y
 
 
 class AddsToOut(Right):
     """Accumulates into what it never cleared."""
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         if out is None:
             return y
         out += y
@@ -240,7 +253,8 @@ class AddsToOut(Right):
 
 
 class ChangedInput(Right):
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         operands[0][(0,) * operands[0].ndim] += 1
         return super().result(spec, y, operands, out)
 
@@ -258,12 +272,14 @@ class TransposedResult(Right):
     def shows(self, spec: ConvSpec) -> bool:
         return spec.result_shape[0] != spec.result_shape[1]
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         return y.swapaxes(0, 1)
 
 
 class WrongType(Right):
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         return y.astype(np.float32 if y.dtype == np.float64 else np.float64)
 
 
@@ -273,7 +289,8 @@ class ReusedBuffer(Right):
 
     buffer: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, compare=False)
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         kept = self.buffer.setdefault(y.shape, np.empty_like(y)) if out is None else out
         kept[...] = y
         return kept
@@ -285,7 +302,8 @@ class Remembered(Right):
 
     first: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, compare=False)
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         return super().result(spec, self.first.setdefault(y.shape, y).copy(), operands, out)
 
 
@@ -295,11 +313,12 @@ class Rescaled(Right):
     def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
         return w / w.dtype.type(3)
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
         return super().result(spec, y * y.dtype.type(3), operands, out)
 
 
-# ---- wrong in gradients ------------------------------------------------------------------------------------------
+# ---- wrong in gradients ------------------------------------------------------------------------------------
 
 
 def _channels_by_group(spec: ConvSpec, w: np.ndarray) -> np.ndarray:
@@ -318,7 +337,9 @@ class Gradient(Right):
     def changed(self, spec: ConvSpec, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         return y
 
-    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None) -> np.ndarray:
+    def result(
+        self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...], out: np.ndarray | None
+    ) -> np.ndarray:
         return super().result(spec, np.ascontiguousarray(self.changed(spec, y, out)), operands, out)
 
 
@@ -387,7 +408,8 @@ class StrideForDilation(Right):
 
     def geometry(self, spec: ConvSpec) -> ConvSpec:
         after = ((n - 1) * d + (k - 1) * s + 1 - m - b for n, d, k, s, m, (b, _) in zip(
-            spec.output_size, spec.dilation, spec.kernel, spec.stride, spec.size, spec.padding, strict=True))  # fmt: skip
+            spec.output_size, spec.dilation, spec.kernel, spec.stride, spec.size, spec.padding,
+            strict=True))  # fmt: skip
         padding = tuple((b, a) for (b, _), a in zip(spec.padding, after, strict=True))
         return spec.with_(stride=spec.dilation, dilation=spec.stride, padding=padding)
 
@@ -431,7 +453,7 @@ class UnclearedBetween(Gradient):
         return y
 
 
-# ---- wrong lowerings: of a step, on a problem that goes through it ------------------------------------------------
+# ---- wrong lowerings: of a step, on a problem that goes through it -----------------------------------------
 
 Change = Callable[[Lowered, ConvSpec], Lowered]
 
@@ -440,7 +462,12 @@ def _parts(**fields: Callable[[Part], Any]) -> Change:
     """Every part with other ones of these fields."""
 
     def change(lowered: Lowered, spec: ConvSpec) -> Lowered:
-        return replace(lowered, parts=tuple(replace(part, **{k: new(part) for k, new in fields.items()}) for part in lowered.parts))
+        return replace(
+            lowered,
+            parts=tuple(
+                replace(part, **{k: new(part) for k, new in fields.items()}) for part in lowered.parts
+            ),
+        )
 
     return change
 
@@ -454,7 +481,11 @@ def _placed_elsewhere(lowered: Lowered, spec: ConvSpec) -> Lowered:
 
 def _cropped(lowered: Lowered, spec: ConvSpec) -> Lowered:
     """The border's gradient is thrown away, where it must be added to what it repeats."""
-    inside = (slice(None), slice(None), *(slice(b, b + n) for n, (b, _) in zip(spec.size, spec.padding, strict=True)))
+    inside = (
+        slice(None),
+        slice(None),
+        *(slice(b, b + n) for n, (b, _) in zip(spec.size, spec.padding, strict=True)),
+    )
 
     def place(dx: np.ndarray, result: np.ndarray) -> None:
         dx[...] = result[inside]
@@ -513,33 +544,79 @@ def _twice(place: Any) -> Any:
 
 # name -> (step, its mistake, a problem that shows it); WITHOUT: the steps that would be taken in its stead
 LOWERINGS: dict[str, tuple[str, Change, str]] = {
-    "forgotten flip": ("residues", _parts(weights=lambda p: lambda w: _mirrored(p.weights(w))), "2x3x8x8,4x3x3x3,p1,input_gradient"),
-    "swapped channels": ("residues", _parts(weights=lambda p: lambda w: _untransposed(p.weights(w))), "2x3x8x8,4x3x3x3,p1,input_gradient"),
+    "forgotten flip": ("residues", _parts(weights=lambda p: lambda w: _mirrored(p.weights(w))),
+                       "2x3x8x8,4x3x3x3,p1,input_gradient"),
+    "swapped channels": ("residues", _parts(weights=lambda p: lambda w: _untransposed(p.weights(w))),
+                         "2x3x8x8,4x3x3x3,p1,input_gradient"),
     "residues mixed up": ("residues", _placed_elsewhere, "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
-    "residues not cleared": ("residues", lambda lowered, spec: replace(lowered, cleared=False), "2x3x11x11,4x3x2x2,s3,input_gradient"),
-    "residues added": ("residues", _parts(place=lambda p: _adding(p.place)), "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
-    "shuffled otherwise": ("shuffle", _parts(place=lambda p: lambda y, r: p.place(y, r[:, ::-1])), "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
-    "taps forgotten": ("shuffle", _parts(weights=lambda p: lambda w: p.weights(w * (np.arange(w.shape[-1]) < w.shape[-1] - 1))),
+    "residues not cleared": ("residues", lambda lowered, spec: replace(lowered, cleared=False),
+                             "2x3x11x11,4x3x2x2,s3,input_gradient"),
+    "residues added": ("residues", _parts(place=lambda p: _adding(p.place)),
                        "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
-    "the first grad kept": ("spaced", _parts(operands=lambda p: _once(p.operands)), "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
-    "images for channels": ("exchange", _parts(place=lambda p: _as_it_lies), "2x3x8x8,4x3x3x3,p1,weight_gradient"),
-    "something added twice": ("exchange", _parts(place=lambda p: _twice(p.place)), "2x3x8x8,4x3x3x3,p1,weight_gradient"),
+    "shuffled otherwise": ("shuffle", _parts(place=lambda p: lambda y, r: p.place(y, r[:, ::-1])),
+                           "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "taps forgotten": ("shuffle",
+                       _parts(weights=lambda p: lambda w: p.weights(w * (np.arange(w.shape[-1])
+                                                                         < w.shape[-1] - 1))),
+                       "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "the first grad kept": ("spaced", _parts(operands=lambda p: _once(p.operands)),
+                            "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "images for channels": ("exchange", _parts(place=lambda p: _as_it_lies),
+                            "2x3x8x8,4x3x3x3,p1,weight_gradient"),
+    "something added twice": ("exchange", _parts(place=lambda p: _twice(p.place)),
+                              "2x3x8x8,4x3x3x3,p1,weight_gradient"),
     "border not folded back": ("border", _cropped, "2x3x8x8,4x3x3x3,p2,reflect,input_gradient"),
-    "borders of zeros": ("border", lambda lowered, spec: border(spec.with_(padding_mode="constant:0.5")) or lowered,
+    "borders of zeros": ("border", lambda lowered,
+                         spec: border(spec.with_(padding_mode="constant:0.5")) or lowered,
                          "2x3x8x8,4x3x3x3,p2,circular,weight_gradient"),
-    "flip forgotten": ("flip", _parts(place=lambda p: _as_it_lies), "2x3x8x8,4x3x3x3,p1,weight_gradient,flip"),
-    "crop at the wrong end": ("crop", _parts(place=lambda p: lambda y, r: p.place(y[..., ::-1], r)), "2x3x8x8,4x3x3x3,p-1:1,input_gradient"),
+    "flip forgotten": ("flip", _parts(place=lambda p: _as_it_lies),
+                       "2x3x8x8,4x3x3x3,p1,weight_gradient,flip"),
+    "crop at the wrong end": ("crop", _parts(place=lambda p: lambda y, r: p.place(y[..., ::-1], r)),
+                              "2x3x8x8,4x3x3x3,p-1:1,input_gradient"),
     "groups mixed": ("groups", _placed_elsewhere, "2x4x8x8,6x2x3x3,p1,input_gradient"),
     "phases mixed": ("dilation", _placed_elsewhere, "2x3x8x8,4x3x3x3,p2,d2,input_gradient"),
-    "stride thinned from the second": ("stride", _parts(place=lambda p: lambda y, r: p.place(y, np.roll(r, -1, -1))),
+    "stride thinned from the second": ("stride",
+                                       _parts(place=lambda p: lambda y, r: p.place(y, np.roll(r, -1, -1))),
                                        "2x3x9x9,4x3x3x3,s2,p1"),
-    "planes out of order": ("axes", _parts(weights=lambda p: lambda w: p.weights(w[:, :, ::-1])), "2x3x5x6x7,4x3x3x3x3,p1,input_gradient"),
+    "planes out of order": ("axes", _parts(weights=lambda p: lambda w: p.weights(w[:, :, ::-1])),
+                            "2x3x5x6x7,4x3x3x3x3,p1,input_gradient"),
 }  # fmt: skip
 WITHOUT = {"residues": ("shuffle",), "shuffle": ("residues",), "spaced": ("residues", "shuffle")}
 
-ARITHMETIC = (FlippedKernel, ShiftedPadding, SwappedAxes, IgnoredStride, IgnoredDilation, MixedGroups, DroppedChannel, Zeros,
-              RepeatedImage, HalfInside, SingleInside)
-WRITING = (ZeroedLastRow, NanCorner, UnwrittenCorner, IgnoredOut, AddsToOut, ChangedInput, ChangedWeights, TransposedResult,
-           WrongType, ReusedBuffer, Remembered)
-GRADIENTS = (UnflippedInputGradient, FlippedWeightGradient, SwappedChannels, MixedResidues, StrideForDilation, MixedGroups,
-             GroupsInAnotherOrder, MeanOfImages, UnclearedBetween)
+ARITHMETIC = (
+    FlippedKernel,
+    ShiftedPadding,
+    SwappedAxes,
+    IgnoredStride,
+    IgnoredDilation,
+    MixedGroups,
+    DroppedChannel,
+    Zeros,
+    RepeatedImage,
+    HalfInside,
+    SingleInside,
+)
+WRITING = (
+    ZeroedLastRow,
+    NanCorner,
+    UnwrittenCorner,
+    IgnoredOut,
+    AddsToOut,
+    ChangedInput,
+    ChangedWeights,
+    TransposedResult,
+    WrongType,
+    ReusedBuffer,
+    Remembered,
+)
+GRADIENTS = (
+    UnflippedInputGradient,
+    FlippedWeightGradient,
+    SwappedChannels,
+    MixedResidues,
+    StrideForDilation,
+    MixedGroups,
+    GroupsInAnotherOrder,
+    MeanOfImages,
+    UnclearedBetween,
+)

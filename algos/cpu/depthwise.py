@@ -1,21 +1,23 @@
-"""Depthwise layers, one kernel for each input channel: tiles of outputs in registers, borders by masked loads.
+"""Depthwise layers, one kernel for each input channel: tiles of outputs in registers, borders by masked
+loads.
 
-Numba and LLVM IR. A tile is up to seven rows of outputs by one vector: each vector of the input is loaded once for all the
-rows that it serves, and nothing is copied or packed. Rows above and below the picture are read from a row of zeros; the first
-and the last vectors of a row load only the lanes that are inside, and the last overlaps the one before. Stride 2 picks even
-and odd elements from two vectors within 128 bits, which is one instruction, and puts the lanes of the sums in order at the
-end; strides 3 and 4 pick from three and four vectors, which serve all taps among them: 3 to 10 times as fast as one element
-at a time. The kernel's size and strides and dilations up to 4 are in the types, so that one function compiles to unrolled code
-for each of them; wider dilations and row strides are numbers at run time, and so is all of it for wider column strides, in one
-loop over the taps (``algos/engine/planes.py``). Threads take planes through ``algos/engine/relay.py``.
+Numba and LLVM IR. A tile is up to seven rows of outputs by one vector: each vector of the input is loaded
+once for all the rows that it serves, and nothing is copied or packed. Rows above and below the picture are
+read from a row of zeros; the first and the last vectors of a row load only the lanes that are inside, and the
+last overlaps the one before. Stride 2 picks even and odd elements from two vectors within 128 bits, which is
+one instruction, and puts the lanes of the sums in order at the end; strides 3 and 4 pick from three and four
+vectors, which serve all taps among them: 3 to 10 times as fast as one element at a time. The kernel's size
+and strides and dilations up to 4 are in the types, so that one function compiles to unrolled code for each of
+them; wider dilations and row strides are numbers at run time, and so is all of it for wider column strides,
+in one loop over the taps (``algos/engine/planes.py``). Threads take planes through ``algos/engine/relay.py``.
 
-Cost: 2 * O * taps operations for each output pixel; small layers are bound by memory. Workspace: a row of zeros.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
-Forward, 1-D and 2-D, float32 and float64, every stride, dilation and padding, up to ``MOST_TAPS`` taps; fast for column
+Cost: 2 * O * taps operations for each output pixel; small layers are bound by memory. Workspace: a row of
+zeros. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D
+and 2-D, float32 and float64, every stride, dilation and padding, up to ``MOST_TAPS`` taps; fast for column
 strides 1 to 4. For one channel it is a picture's filter.
 
-Source: Zhang, Lo and Lu, "High performance depthwise and pointwise convolutions on mobile devices", arXiv:2001.02504.
-Equivalent: ``torch.nn.functional.conv2d(x, w, groups=x.shape[1])``.
+Source: Zhang, Lo and Lu, "High performance depthwise and pointwise convolutions on mobile devices",
+arXiv:2001.02504. Equivalent: ``torch.nn.functional.conv2d(x, w, groups=x.shape[1])``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,8 +40,10 @@ from algos.engine.tables import named, table_of
 from algos.spec import ConvSpec
 
 MOST_TAPS = 256  # of unrolled code: more take seconds to compile, and are faster by other methods
-ROWS, PRODUCTS = 7, 256  # rows of a tile, and products of one lane in it: beyond them sums leave the registers
-# What is written into the code: column strides; row strides and dilations, at which rows of a tile share rows of the input.
+# Rows of a tile, and products of one lane in it: beyond them sums leave the registers
+ROWS, PRODUCTS = 7, 256
+# What is written into the code: column strides; row strides and dilations, at which rows of a tile share rows
+# of the input.
 UNROLLED_STRIDE, UNROLLED_STEP, UNROLLED_COLUMNS = 4, 4, 1 << 30
 PICKING = 1, 1.5, 3.5, 3.5, 12  # what column strides 1 to 4, and wider ones, cost beside 1, measured
 SHARED_S = 1e-5  # less work than this stays on one thread
@@ -52,7 +56,8 @@ def planes(x, y, w, zeros, table, shape, slot, first, last):
     layer = named(Planes, table)
     bands, channels, multiplier = layer.bands, layer.channels, layer.multiplier
     rows, size = tile_size(shape)
-    picture, result = layer.height * layer.width * size, layer.out_width * size  # bytes of a plane of x, of a row of y
+    # Bytes of a plane of x, of a row of y
+    picture, result = layer.height * layer.width * size, layer.out_width * size
     end = y + (last // bands * layer.out_height + last % bands * layer.out_height // bands) * result
     plane, band = first // bands, first % bands  # y[n][o] and x[n][c] count on over n
     channel, copy = plane % channels, plane % multiplier
@@ -78,16 +83,18 @@ def planes(x, y, w, zeros, table, shape, slot, first, last):
 
 @compiled(error_model="numpy")
 def all_planes(x, y, w, zeros, table, shape, job):
-    """Every plane; ``shape`` is (element, rows of a tile, kernel, strides, dilations), numbers given as tuples' lengths.
+    """Every plane; ``shape`` is (element, rows of a tile, kernel, strides, dilations), numbers given as
+    tuples' lengths.
 
-    A wide dilation or row stride is given as 0, and all that follows the rows as (column stride or 2) where that is wide:
-    ``table`` has them then.
+    A wide dilation or row stride is given as 0, and all that follows the rows as (column stride or 2) where
+    that is wide: ``table`` has them then.
     """
     fork(planes, (place(x, 0), place(y, 0), place(w, 0), place(zeros, 0), place(table, 0), shape), job)
 
 
 def _written(spec: ConvSpec) -> tuple[int, ...]:
-    """What of ``SHAPE`` is compiled into the code, 0 for a number at run time; or (column stride or 2) alone."""
+    """What of ``SHAPE`` is compiled into the code, 0 for a number at run time; or (column stride or 2) alone.
+    """
     row, col = axes(spec)
     if col.stride > UNROLLED_STRIDE or spec.padded_size[-1] > UNROLLED_COLUMNS:
         return (min(col.stride, 2),)
@@ -112,7 +119,8 @@ class Depthwise(Compiled):
 
     def beyond(self, spec: ConvSpec) -> str | None:
         if spec.in_channels != spec.groups:
-            return f"computes depthwise layers, with one input channel a group, not {spec.in_channels // spec.groups}"
+            inputs = spec.in_channels // spec.groups
+            return f"computes depthwise layers, with one input channel a group, not {inputs}"
         if math.prod(spec.kernel) > MOST_TAPS:
             return f"computes kernels of up to {MOST_TAPS} taps, not {math.prod(spec.kernel)}"
         return None
@@ -122,8 +130,16 @@ class Depthwise(Compiled):
         _, col = axes(spec)
         vector = VECTOR_BYTES // spec.in_dtype.itemsize
         vectors = math.prod(spec.output_shape) / col.outputs * -(-col.outputs // vector)
-        each = math.prod(spec.kernel) * 2 * 8 / FLOPS_PER_S * (VECTOR_BYTES / 32) * PICKING[min(col.stride, len(PICKING)) - 1]
-        few = 1 + 2.4 / self._rows(spec) ** 1.6  # measured: a row alone loads an input and a weight for each multiply-add
+        each = (
+            math.prod(spec.kernel)
+            * 2
+            * 8
+            / FLOPS_PER_S
+            * (VECTOR_BYTES / 32)
+            * PICKING[min(col.stride, len(PICKING)) - 1]
+        )
+        # Measured: a row alone loads an input and a weight for each multiply-add
+        few = 1 + 2.4 / self._rows(spec) ** 1.6
         return vectors * (each * few + 1e-9)
 
     def _rows(self, spec: ConvSpec) -> int:
@@ -149,12 +165,13 @@ class Depthwise(Compiled):
     def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         row, col = axes(spec)
         threads, rows, bands = self._cut(spec, threads)
-        planes = Planes(row.size, col.size, row.outputs, col.outputs, row.before, col.before, bands, spec.out_channels,
-                        spec.out_channels // spec.groups, row.kernel, col.kernel, row.stride, col.stride, row.dilation,
-                        col.dilation)  # fmt: skip
+        planes = Planes(row.size, col.size, row.outputs, col.outputs, row.before, col.before, bands,
+                        spec.out_channels, spec.out_channels // spec.groups, row.kernel, col.kernel,
+                        row.stride, col.stride, row.dilation, col.dilation)  # fmt: skip
         shape = (spec.in_dtype.type(0), *((0,) * n for n in (rows, *_written(spec))))
         arguments = weights, np.zeros(col.size, spec.in_dtype), table_of(planes), shape
-        return Work(all_planes, arguments, spec.batch * spec.out_channels * bands, threads, self._seconds(spec))
+        return Work(all_planes, arguments, spec.batch * spec.out_channels * bands, threads,
+                    self._seconds(spec))
 
     def compile_s(self, spec: ConvSpec) -> float:
         return 0.7 + 0.01 * (math.prod(spec.kernel) if len(_written(spec)) > 1 else 0)
@@ -164,7 +181,8 @@ class Depthwise(Compiled):
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         parallel = threads > 1 and self._cut(spec, threads)[0] > 1
-        return Cost(self._seconds(spec) * FLOPS_PER_S, spec.min_bytes, calls=2, flops_per_s=FLOPS_PER_S, parallel=parallel)
+        return Cost(self._seconds(spec) * FLOPS_PER_S, spec.min_bytes, calls=2, flops_per_s=FLOPS_PER_S,
+                    parallel=parallel)  # fmt: skip
 
 
 ALGORITHMS = [Depthwise()]

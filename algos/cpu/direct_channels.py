@@ -1,18 +1,20 @@
-"""The definition with output channels in the vectors: a block of pixels times a vector of channels stays in registers.
+"""The definition with output channels in the vectors: a block of pixels times a vector of channels stays in
+registers.
 
-Numba. A patch of the input is copied into scratch once for all outputs of a block of rows, zero border included, transposed
-so that the channels of a pixel lie together: then tap (kh, kw) of any output pixel is one run of memory, whatever the stride
-and dilation, and a microkernel (``outer_runs``) takes a few pixels anywhere in the patch against packed weights. No column
-is computed for nothing, so small and strided maps cost what they should. Sums of a block are transposed back on their way out.
+Numba. A patch of the input is copied into scratch once for all outputs of a block of rows, zero border
+included, transposed so that the channels of a pixel lie together: then tap (kh, kw) of any output pixel is
+one run of memory, whatever the stride and dilation, and a microkernel (``outer_runs``) takes a few pixels
+anywhere in the patch against packed weights. No column is computed for nothing, so small and strided maps
+cost what they should. Sums of a block are transposed back on their way out.
 
-Cost: the definition's operations; the patch is packed once per block of rows, halo included. Workspace: the packed weights,
-and for each thread a patch (the size of the L2 cache) and the sums of one vector of channels.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
-Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups; with few output channels in a
+Cost: the definition's operations; the patch is packed once per block of rows, halo included. Workspace: the
+packed weights, and for each thread a patch (the size of the L2 cache) and the sums of one vector of channels.
+Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D and
+2-D, float32 and float64, every stride, dilation, padding and number of groups; with few output channels in a
 group most of each vector is empty.
 
-Source: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", arXiv:1808.05567.
-Equivalent: ``torch.nn.functional.conv2d``.
+Source: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures",
+arXiv:1808.05567. Equivalent: ``torch.nn.functional.conv2d``.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ PACK_COST = 6.0  # multiply-adds of one output channel that packing an element o
 
 
 class Cut(NamedTuple):
-    """How the outputs of a spec are cut into items: blocks of rows, and parts of a group's output channels."""
+    """How the outputs of a spec are cut into items: blocks of rows, and parts of a group's output channels.
+    """
 
     groups: int
     parts: int
@@ -118,7 +121,9 @@ def pack_patch(x, n, c0, channels, row0, rows, cut, patch):
 
 @linked(**FLAGS)
 def unpack_sums(sums, y, n, o, count, at, pixels):
-    """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at + pixels) of y's planes (n, o, oh, ow)."""
+    """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at +
+    pixels) of y's planes (n, o, oh, ow).
+    """
     wide = VECTOR_BYTES // y.itemsize
     block, plane, flat = sums.shape[1], y.shape[2] * y.shape[3], y.reshape(y.size)
     for c in range(0, count, wide):
@@ -135,7 +140,9 @@ def unpack_sums(sums, y, n, o, count, at, pixels):
 
 @linked(**FLAGS)
 def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w, sums, more, vectors):
-    """Sums (pixel, channel) of one block of channels over the elements that ``outer_runs`` says, added to if ``more``."""
+    """Sums (pixel, channel) of one block of channels over the elements that
+    ``outer_runs`` says, added to if ``more``.
+    """
     block, at = sums.shape[1], 0
     while at < outputs:
         pixel, to = address(pixels, at), address(sums, at * block)
@@ -154,8 +161,8 @@ def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w,
 def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, slot, first, last):
     """Items [first, last): image x group x block of output rows x part of the group's output channels.
 
-    w: (group, block of outputs, element of the window, outputs of a block), elements as ``window`` has them; vectors: a zero
-    for each of a block of outputs; patches, all_sums: of each thread.
+    w: (group, block of outputs, element of the window, outputs of a block), elements as ``window`` has them;
+    vectors: a zero for each of a block of outputs; patches, all_sums: of each thread.
     """
     patch, sums = patches[slot], all_sums[slot]
     rows, parts, pixels, starts, singles = cut.rows, cut.parts, window.pixels, window.starts, window.singles
@@ -178,9 +185,10 @@ def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, slot, first, l
             for s in range(0, max(1, starts.size), cut.piece):
                 here = min(cut.piece, starts.size - s)
                 ends = singles.size if s + here == starts.size else 0
-                runs_block(address(patch, 0), outputs, pixels, address(starts, s), here, address(singles, 0), ends,
-                           advance(weights, s * UNROLLED * block), sums, s > 0, vectors)  # fmt: skip
-            unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width, outputs)
+                runs_block(address(patch, 0), outputs, pixels, address(starts, s), here, address(singles, 0),
+                           ends, advance(weights, s * UNROLLED * block), sums, s > 0, vectors)  # fmt: skip
+            unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width,
+                        outputs)
 
 
 @compiled(**FLAGS)
@@ -198,10 +206,14 @@ def _patch_length(axis: Axis, outputs: int) -> tuple[int, int]:
 
 
 def _block(spec: ConvSpec) -> int:
-    """Output channels of a block: as many vectors as hide the latency of the sums, fewer where most would be empty."""
+    """Output channels of a block: as many vectors as hide the latency of the
+    sums, fewer where most would be empty.
+    """
     filters, wide = spec.out_channels // spec.groups, lanes(spec.in_dtype)
     wanted = -(-filters // (NARROW * wide)) * NARROW
-    return (RUN_VECTORS if -(-filters // (RUN_VECTORS * wide)) * RUN_VECTORS <= wanted * 9 // 8 else NARROW) * wide
+    return (
+        RUN_VECTORS if -(-filters // (RUN_VECTORS * wide)) * RUN_VECTORS <= wanted * 9 // 8 else NARROW
+    ) * wide
 
 
 @lru_cache(maxsize=1024)
@@ -238,16 +250,19 @@ def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     patch_rows, row_step = _patch_length(row, rows)
     starts = channels * math.prod(spec.kernel) // run * (run // UNROLLED)
     piece = max(1, -(-starts // max(1, -(-spec.reduction_length // STEPS))))
-    return Cut(spec.groups, parts, rows, row.stride, row.before, patch_rows, row_step, col.before, cols, col_step, step, run,
-               piece, items, min(threads, items))  # fmt: skip
+    return Cut(spec.groups, parts, rows, row.stride, row.before, patch_rows, row_step, col.before, cols,
+               col_step, step, run, piece, items, min(threads, items))  # fmt: skip
 
 
 def elements(taps: np.ndarray, run: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Elements of a window, ``run`` from each of ``taps`` on, as ``outer_runs`` wants them: starts, singles, their order."""
+    """Elements of a window, ``run`` from each of ``taps`` on, as ``outer_runs`` wants
+    them: starts, singles, their order.
+    """
     whole = run // UNROLLED * UNROLLED
     tap, at, left = np.arange(taps.size)[:, None], np.arange(whole), np.arange(whole, run)
     starts = (taps[:, None] + at[::UNROLLED]).ravel()
-    return starts, (taps[:, None] + left).ravel(), np.concatenate([(tap * run + at).ravel(), (tap * run + left).ravel()])
+    return starts, (taps[:, None] + left).ravel(), np.concatenate([(tap * run + at).ravel(),
+                                                                   (tap * run + left).ravel()])
 
 
 @dataclass(frozen=True)
@@ -277,7 +292,8 @@ class DirectChannels(Compiled):
         block = _block(spec)
         filters = -(-spec.out_channels // spec.groups // block) * block * spec.groups
         weights = filters * (spec.in_channels // spec.groups) * math.prod(spec.kernel)
-        return weights, found.patch_rows * found.cols * found.step + lanes(spec.in_dtype), found.rows * col.outputs + ROWS
+        patch = found.patch_rows * found.cols * found.step + lanes(spec.in_dtype)
+        return weights, patch, found.rows * col.outputs + ROWS
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         found = self._cut(spec, threads)
@@ -295,12 +311,18 @@ class DirectChannels(Compiled):
         channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         pixel_rows = np.arange(found.rows) * (row.stride // found.row_step * found.cols)
         pixels = np.zeros(pixels_length, np.int64)
-        pixels[:-ROWS] = ((pixel_rows[:, None] + np.arange(col.outputs) * (col.stride // found.col_step)) * found.step).ravel()
-        taps = np.arange(row.kernel)[:, None] * (row.dilation * found.cols) + np.arange(col.kernel) * col.dilation
+        pixels[:-ROWS] = (
+            (pixel_rows[:, None] + np.arange(col.outputs) * (col.stride // found.col_step)) * found.step
+        ).ravel()
+        taps = (
+            np.arange(row.kernel)[:, None] * (row.dilation * found.cols)
+            + np.arange(col.kernel) * col.dilation
+        )
         taps = (taps * found.step)[:, : 1 if found.run > channels else None].ravel()
         starts, singles, order = elements(taps, found.run)
         w = aligned((spec.groups, -(-filters // block), order.size, block), spec.in_dtype, zeros=True)
-        kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1)  # (group, tap, channel, output)
+        # (group, tap, channel, output)
+        kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1)
         for b in range(w.shape[1]):
             part = kernels[..., b * block : (b + 1) * block]
             w[:, b, :, : part.shape[3]] = part.reshape(spec.groups, -1, part.shape[3])[:, order]

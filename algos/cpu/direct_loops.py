@@ -1,9 +1,9 @@
 """The definition as one reads it: for every output, the sum over channels and taps of input times weight.
 
-Cost: 2 * O * C/groups * taps operations for each output pixel, about 0.9 us each in the interpreter, so problems above
-``LARGEST`` multiply-adds are refused. Workspace: none. Accuracy: products and sums in double precision, rounded once.
-NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D to 3-D, float32 and float64; every stride,
-dilation, padding and number of groups.
+Cost: 2 * O * C/groups * taps operations for each output pixel, about 0.9 us each in the interpreter, so
+problems above ``LARGEST`` multiply-adds are refused. Workspace: none. Accuracy: products and sums in double
+precision, rounded once. NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D to 3-D,
+float32 and float64; every stride, dilation, padding and number of groups.
 
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
 Equivalent: ``scipy.signal.correlate(x, w, mode="valid", method="direct")``, ``torch.nn.functional.conv2d``.

@@ -1,13 +1,15 @@
-"""The definition with pixels in the vectors: a few output channels times a block of pixels stays in registers.
+"""The definition with pixels in the vectors: a few output channels times a block of pixels stays in
+registers.
 
-Numba. Outputs leave the registers as vectors along the rows of y, where they belong, so nothing is transposed: the best form
-where the reduction is short beside the outputs, in 1x1 layers and in first layers of few channels. A 1x1 layer is a matrix
-product over the whole plane: blocks of pixels are copied into panels, one vector block after the other. Other kernels read a
-packed patch through a table of offsets (``algos/engine/blocks.py``), one for each tap, any stride and dilation.
+Numba. Outputs leave the registers as vectors along the rows of y, where they belong, so nothing is
+transposed: the best form where the reduction is short beside the outputs, in 1x1 layers and in first layers
+of few channels. A 1x1 layer is a matrix product over the whole plane: blocks of pixels are copied into
+panels, one vector block after the other. Other kernels read a packed patch through a table of offsets
+(``algos/engine/blocks.py``), one for each tap, any stride and dilation.
 
-Cost: the definition's operations; a row's last vector is partly empty. Workspace: the packed weights, and for each thread a
-patch (half of the L2 cache) or a panel (half of the L1 cache with AVX2; of the L2 cache where outputs are few).
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
+Cost: the definition's operations; a row's last vector is partly empty. Workspace: the packed weights, and for
+each thread a patch (half of the L2 cache) or a panel (half of the L1 cache with AVX2; of the L2 cache where
+outputs are few). Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
 Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups.
 
 Source: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34, 2008.
@@ -19,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -56,7 +58,8 @@ PACKING = 1  # blocks of outputs whose arithmetic takes as long as packing their
 
 @linked(**FLAGS)
 def block_of_outputs(w, first, source, taps, k, y, plane, filters, pixels, wide, spare, more):
-    """y[i * plane + p] for i < filters, at most ROWS, and p < pixels, at most a block, from step ``first`` of the weights on.
+    """y[i * plane + p] for i < filters, at most ROWS, and p < pixels, at most a block, from step ``first`` of
+    the weights on.
 
     ``spare`` takes what would overrun them.
     """
@@ -86,7 +89,8 @@ def block_of_outputs(w, first, source, taps, k, y, plane, filters, pixels, wide,
 
 @linked(**FLAGS)
 def pack_panel(x, start, plane, rows, count, panel):
-    """panel[b, r] = x.ravel()[start + r * plane :][b * block :] for r < rows and the blocks of ``count`` pixels.
+    """panel[b, r] = x.ravel()[start + r * plane :][b * block :] for r < rows and the blocks of ``count``
+    pixels.
 
     The last block has rows of one vector if its pixels fit, and anything behind them.
     """
@@ -99,7 +103,9 @@ def pack_panel(x, start, plane, rows, count, panel):
     else:
         for r in range(rows):
             for b in range(whole):
-                move(address(panel, (b * rows + r) * block), address(x, start + r * plane + b * block), VECTORS)
+                move(
+                    address(panel, (b * rows + r) * block), address(x, start + r * plane + b * block), VECTORS
+                )
     rest, to, start = count - whole * block, whole * rows * block, start + whole * block
     length = block if rest > wide else wide
     safe = max(0, min(rows, (x.size - length - start) // plane + 1))  # rows that may be read as whole vectors
@@ -115,7 +121,9 @@ def pack_panel(x, start, plane, rows, count, panel):
 
 
 class Panels(NamedTuple):
-    """How a 1x1 layer is cut into items: image x group x slab of pixels x part of the group's output channels."""
+    """How a 1x1 layer is cut into items: image x group x slab of pixels x part of the group's output
+    channels.
+    """
 
     groups: int
     parts: int
@@ -128,8 +136,8 @@ class Panels(NamedTuple):
 def direct_panels(x, y, w, cut, panels, spares, slot, first, last):
     """1x1 layers, items [first, last); x: (n, c, h, w); y: (n, o, h, w); panels, spares: of each thread.
 
-    w: (o * k), the weights of ROWS outputs after one another, k by k. A panel, some channels of ``width`` pixels, is copied
-    into the cache before all outputs are made of it.
+    w: (o * k), the weights of ROWS outputs after one another, k by k. A panel, some channels of ``width``
+    pixels, is copied into the cache before all outputs are made of it.
     """
     panel, aside = panels[slot], address(spares[slot], 0)
     parts, slabs, width = cut.parts, cut.slabs, cut.width
@@ -151,7 +159,8 @@ def direct_panels(x, y, w, cut, panels, spares, slot, first, last):
             for at in range(begin, end, width):
                 stop = min(end, at + width)
                 pack_panel(x, source + c0 * plane + at, plane, k, stop - at, panel)
-                # Channels lie far apart, where no hardware prefetches: ask for those of the next panel meanwhile.
+                # Channels lie far apart, where no hardware prefetches: ask for those of the next panel
+                # meanwhile.
                 lines = k if width == block and stop + block <= end else 0
                 each, ahead = -(-lines // (-(-(o1 - o0) // ROWS))), source + c0 * plane + stop + block - 1
                 for o in range(o0, o1, ROWS):
@@ -163,13 +172,15 @@ def direct_panels(x, y, w, cut, panels, spares, slot, first, last):
                     weights = address(w, (group * blocks * ROWS + o) * channels)  # w[group][o][0]
                     for b in range(at, stop, block):
                         block_of_outputs(weights, c0, address(panel, (b - at) * k), None, k,
-                                         address(y, target + o * plane + b), plane, filters - o, stop - b, wide, aside,
-                                         piece > 0)  # fmt: skip
+                                         address(y, target + o * plane + b), plane, filters - o, stop - b,
+                                         wide, aside, piece > 0)  # fmt: skip
 
 
 @linked(**FLAGS)
 def direct_patches(x, y, w, offsets, geometry, phases, patches, spares, slot, first, last):
-    """Blocks [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w as in ``direct_panels``; patches, spares: of each thread."""
+    """Blocks [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w as in
+    ``direct_panels``; patches, spares: of each thread.
+    """
     patch, spare = patches[slot], address(spares[slot], 0)
     wide = VECTOR_BYTES // x.itemsize
     taps, plane, blocks = address(offsets, 0), y.shape[2] * y.shape[3], -(-geometry.outputs // ROWS)
@@ -178,13 +189,15 @@ def direct_patches(x, y, w, offsets, geometry, phases, patches, spares, slot, fi
         for i in range(geometry.inputs):
             pack(x, i, patch, geometry, phases, block)
         for o in range(block.o0, block.o1, ROWS):
-            weights = address(w, (block.group * blocks * ROWS + o - block.o0) * offsets.size)  # w[group][o - o0][0]
+            # w[group][o - o0][0]
+            weights = address(w, (block.group * blocks * ROWS + o - block.o0) * offsets.size)
             for r in range(block.rows):
                 # y[n][o][row0 + r][col0]
                 to = (block.n * y.shape[1] + o) * plane + (block.row0 + r) * y.shape[3] + block.col0
                 for j in range(0, block.cols, VECTORS * wide):
-                    block_of_outputs(weights, 0, address(patch, r * geometry.pitch + j), taps, offsets.size, address(y, to + j),
-                                     plane, block.o1 - o, block.cols - j, wide, spare, False)  # fmt: skip
+                    block_of_outputs(weights, 0, address(patch, r * geometry.pitch + j), taps, offsets.size,
+                                     address(y, to + j), plane, block.o1 - o, block.cols - j, wide, spare,
+                                     False)  # fmt: skip
 
 
 @compiled(**FLAGS)
@@ -206,8 +219,8 @@ class DirectPixels(Compiled):
     Attributes
     ----------
     patch_bytes : int
-        Size of one thread's patch of the input, of a 1x1 layer's outputs that pieces of its channels add up to, and of its
-        panel where its outputs are few; 0 is half of the L2 cache.
+        Size of one thread's patch of the input, of a 1x1 layer's outputs that pieces of its channels add up
+        to, and of its panel where its outputs are few; 0 is half of the L2 cache.
     """
 
     name: str = "direct_pixels"
@@ -235,20 +248,27 @@ class DirectPixels(Compiled):
         if spec.in_channels // spec.groups > STEPS:  # the sums come back for every piece of the channels
             slabs = min(pixels, -(-pixels * block * filters * spec.in_dtype.itemsize // self._budget()))
         if threads > 1 and outer * slabs < SHARES * threads and outer * slabs % threads:
-            # Of blocks of pixels or of outputs one thread may get one more; cut by outputs, every thread packs all panels.
-            by_pixels, by_outputs = -(-pixels // threads) * (blocks + PACKING), pixels * (-(-blocks // threads) + PACKING)
+            # Of blocks of pixels or of outputs one thread may get one more; cut by outputs, every thread
+            # packs all panels.
+            by_pixels, by_outputs = (
+                -(-pixels // threads) * (blocks + PACKING),
+                pixels * (-(-blocks // threads) + PACKING),
+            )
             if by_pixels <= by_outputs:
                 slabs = min(pixels, SHARES * threads)
             else:
                 parts = min(threads, blocks)
         width = 1
-        if blocks <= FEW:  # little to do with a panel but to read it: long rows, which the hardware prefetches
+        # Little to do with a panel but to read it: long rows, which the hardware prefetches
+        if blocks <= FEW:
             k = min(STEPS, spec.in_channels // spec.groups)
             width = max(1, min(-(-pixels // slabs), self._budget() // (k * block * spec.in_dtype.itemsize)))
         return Panels(spec.groups, parts, slabs, width * block, outer * slabs * parts)
 
     def _blocks(self, spec: ConvSpec, threads: int) -> Blocks:
-        found = Blocks.of(spec, threads, self._budget(), 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups))
+        found = Blocks.of(
+            spec, threads, self._budget(), 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups)
+        )
         return Blocks(spec, found.rows, found.cols, 1)
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
@@ -283,7 +303,8 @@ class DirectPixels(Compiled):
             blocks = self._blocks(spec, threads)
             channels = np.arange(spec.in_channels // spec.groups)
             offsets = (channels[:, None] * blocks.channel + blocks.offsets.ravel()).ravel()
-            items, length = blocks.items, blocks.scratch + block  # reads of a row's last block run past its end
+            # Reads of a row's last block run past its end
+            items, length = blocks.items, blocks.scratch + block
             kernel, fixed = all_patches, (offsets, table_of(blocks.geometry), blocks.phases)
         threads = min(threads, items)
         patch = aligned((threads, length), unit, zeros=True)
@@ -311,7 +332,9 @@ class DirectPixels(Compiled):
 
 
 def _packed(weights: np.ndarray) -> np.ndarray:
-    """(group, output, k) as one array: for every ROWS outputs of a group, k by k; the last ones of a group with fewer rows."""
+    """(group, output, k) as one array: for every ROWS outputs of a group, k by k; the
+    last ones of a group with fewer rows.
+    """
     groups, outputs, k = weights.shape
     w = np.zeros(groups * -(-outputs // ROWS) * ROWS * k, weights.dtype)
     for group in range(groups):

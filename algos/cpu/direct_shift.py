@@ -1,17 +1,18 @@
 """One multiply-add of whole arrays per tap: y += w[tap] * x shifted by the tap.
 
-Single channels and depthwise layers multiply the shifted view into scratch and add; with channels, the shifted patch
-(C/groups, pixels) is copied and multiplied by that tap's (O/groups, C/groups) matrix. Taps are clipped against the border
-instead of padding a copy. Cost: 2 * O * C/groups * taps operations for each output pixel, 2 NumPy calls for each tap and
-block (3 with channels). Blocks of ``block_bytes`` keep scratch and sums in the cache: 4096x4096 with 3x3 took 62 ms so, 136 ms
-in whole-picture passes. Workspace: one block of products, and of patches with channels, and a copy of the weights.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
-The weights' gradient multiplies, tap by tap, the gradient by what that tap read.
-Forward and weight gradient, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups; one
-thread, BLAS aside.
+Single channels and depthwise layers multiply the shifted view into scratch and add; with channels, the
+shifted patch (C/groups, pixels) is copied and multiplied by that tap's (O/groups, C/groups) matrix. Taps are
+clipped against the border instead of padding a copy. Cost: 2 * O * C/groups * taps operations for each output
+pixel, 2 NumPy calls for each tap and block (3 with channels). Blocks of ``block_bytes`` keep scratch and sums
+in the cache: 4096x4096 with 3x3 took 62 ms so, 136 ms in whole-picture passes. Workspace: one block of
+products, and of patches with channels, and a copy of the weights. Accuracy: componentwise. NaN and infinity
+spoil only the outputs whose window holds them. The weights' gradient multiplies, tap by tap, the gradient by
+what that tap read. Forward and weight gradient, 1-D to 3-D, float32 and float64, every stride, dilation,
+padding and number of groups; one thread, BLAS aside.
 
-Source: Vasudevan, Anderson and Gregg, "Parallel multi channel convolution using general matrix multiplication",
-arXiv:1704.04428 (there the shifts come after the products). Equivalent: ``torch.nn.functional.conv2d``.
+Source: Vasudevan, Anderson and Gregg, "Parallel multi channel convolution using general matrix
+multiplication", arXiv:1704.04428 (there the shifts come after the products). Equivalent:
+``torch.nn.functional.conv2d``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product as product_of
-from typing import ClassVar, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,7 +50,11 @@ class DirectShift(Algorithm):
     def _block(self, spec: ConvSpec) -> tuple[int, int]:
         """Groups and first-axis outputs computed at a time."""
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        row = (outputs + (inputs if inputs > 1 else 0)) * math.prod(spec.output_size[1:]) * spec.in_dtype.itemsize
+        row = (
+            (outputs + (inputs if inputs > 1 else 0))
+            * math.prod(spec.output_size[1:])
+            * spec.in_dtype.itemsize
+        )
         rows = max(1, min(spec.output_size[0], self.block_bytes // row))
         return max(1, min(spec.groups, self.block_bytes // (row * rows))), rows
 
@@ -62,7 +67,9 @@ class DirectShift(Algorithm):
 
     def _gradient_step(self, spec: ConvSpec) -> int:
         """First-axis outputs whose input and gradient, of all channels, are copied at a time."""
-        row = (spec.in_channels + spec.out_channels) * math.prod(spec.output_size[1:]) * spec.in_dtype.itemsize
+        row = (
+            (spec.in_channels + spec.out_channels) * math.prod(spec.output_size[1:]) * spec.in_dtype.itemsize
+        )
         return max(1, min(spec.output_size[0], self.block_bytes // row))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
@@ -76,18 +83,25 @@ class DirectShift(Algorithm):
         buffers = 2 * min(products, np.getbufsize())  # NumPy's own, for sums over views
         return (products + patches + buffers + math.prod(spec.weight_shape)) * spec.in_dtype.itemsize
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1) -> Callable[..., np.ndarray]:
+    def prepare(
+        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1
+    ) -> Callable[..., np.ndarray]:
         if weights is None:
             return self._weight_gradient(spec)
-        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        groups = spec.groups
+        inputs, outputs = spec.in_channels // groups, spec.out_channels // groups
         # (taps, groups, outputs, inputs), so that every tap's matrices are contiguous
         taps = np.moveaxis(weights.reshape(groups, outputs, inputs, -1), -1, 0).copy()
         products, patches = (np.empty(count, spec.in_dtype) for count in self._scratch(spec))
         group_step, row_step = self._block(spec)
         reaches = [[reach(spec, axis, tap) for tap in range(k)] for axis, k in enumerate(spec.kernel)]
 
-        def add_tap(x: np.ndarray, y: np.ndarray, tap: tuple[int, ...], w: np.ndarray, row0: int, row1: int) -> None:
-            """x: (g, i, *size); y: (g, o, *outputs); w: (g, o, i); outputs whose first index is in [row0, row1)."""
+        def add_tap(
+            x: np.ndarray, y: np.ndarray, tap: tuple[int, ...], w: np.ndarray, row0: int, row1: int
+        ) -> None:
+            """x: (g, i, *size); y: (g, o, *outputs); w: (g, o, i); outputs
+            whose first index is in [row0, row1).
+            """
             ranges = [reaches[axis][t] for axis, t in enumerate(tap)]
             ranges[0] = max(ranges[0][0], row0), min(ranges[0][1], row1)
             if any(first >= last for first, last in ranges):
@@ -116,14 +130,20 @@ class DirectShift(Algorithm):
                 part = slice(g, g + group_step)
                 grouped_y[n, part, :, row : row + row_step] = 0
                 for index, tap in enumerate(product_of(*map(range, spec.kernel))):
-                    add_tap(grouped_x[n, part], grouped_y[n, part], tap, taps[index, part], row, row + row_step)
+                    add_tap(
+                        grouped_x[n, part], grouped_y[n, part], tap, taps[index, part], row, row + row_step
+                    )
             return y
 
         return run
 
     def _weight_gradient(self, spec: ConvSpec) -> Callable[..., np.ndarray]:
         """For each tap the product of the gradient and what that tap read, over blocks of rows."""
-        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        groups, inputs, outputs = (
+            spec.groups,
+            spec.in_channels // spec.groups,
+            spec.out_channels // spec.groups,
+        )
         step, rest = self._gradient_step(spec), math.prod(spec.output_size[1:])
         patch = np.empty(groups * inputs * step * rest, spec.in_dtype)
         given = np.empty(groups * outputs * step * rest, spec.in_dtype)
@@ -146,7 +166,11 @@ class DirectShift(Algorithm):
                     ranges[0] = max(ranges[0][0], row), min(ranges[0][1], row + step)
                     if any(first >= last for first, last in ranges):
                         continue
-                    reads: Any = (n, slice(None), *(read_slice(spec, axis, t, *ranges[axis]) for axis, t in enumerate(tap)))
+                    reads: Any = (
+                        n,
+                        slice(None),
+                        *(read_slice(spec, axis, t, *ranges[axis]) for axis, t in enumerate(tap)),
+                    )
                     writes: Any = (n, slice(None), *(slice(*r) for r in ranges))
                     block, wanted = copied(x[reads], patch), copied(grad[writes], given)
                     np.matmul(wanted, block.swapaxes(1, 2), out=product)
@@ -163,15 +187,24 @@ class DirectShift(Algorithm):
             speed = 5e10 * 4 / spec.in_dtype.itemsize
             copied = taps * pixels * (spec.in_channels + spec.out_channels)
             operations = spec.flops + copied * speed / ELEMENTS_PER_S
-            return Cost(operations, spec.min_bytes, calls=blocks * taps * 8, flops_per_s=speed, parallel=False)
+            return Cost(
+                operations, spec.min_bytes, calls=blocks * taps * 8, flops_per_s=speed, parallel=False
+            )
         group_step, row_step = self._block(spec)
         blocks = spec.batch * -(-spec.groups // group_step) * -(-spec.output_size[0] // row_step)
         taps, pixels = math.prod(spec.kernel), spec.batch * math.prod(spec.output_size)
         dense = spec.in_channels > spec.groups
-        touched = taps * pixels * (spec.out_channels + (spec.in_channels if dense else 0))  # by passes over scratch
+        # By passes over scratch
+        touched = taps * pixels * (spec.out_channels + (spec.in_channels if dense else 0))
         speed = 7e10 * 4 / spec.in_dtype.itemsize
         operations = (spec.flops if dense else 0) + touched * speed / ELEMENTS_PER_S
-        return Cost(operations, spec.min_bytes, calls=blocks * taps * (6 if dense else 4), flops_per_s=speed, parallel=False)
+        return Cost(
+            operations,
+            spec.min_bytes,
+            calls=blocks * taps * (6 if dense else 4),
+            flops_per_s=speed,
+            parallel=False,
+        )
 
 
 ALGORITHMS = [DirectShift()]

@@ -1,26 +1,28 @@
-"""Overlap-save with everything fused: real tiles as complex ones of half the size, in vectors that never leave the cache.
+"""Overlap-save with everything fused: real tiles as complex ones of half the size, in vectors that never
+leave the cache.
 
 From naive to this, 1024x1024 with 31x31, float32, one thread of a Zen 3, where ``cv2.filter2D`` takes 14 ms:
-``scipy.signal.fftconvolve`` 25 ms; the kernel transformed once (``fft``) 12; the same on ducc0 instead of scipy.fft 7; then
-4.2 by tiles, with L transforms side by side in vectors (8 floats in AVX2) so that nothing is shuffled inside a transform; no
-digit reversal, since the product does not care for the order; a real tile's two halves as the parts of one complex tile, which
-needs no untangling modulo z^n - i; and rows forward, product and rows back in one visit of the cache. Reading and writing
-four vectors of a row at a time keeps rows a power of two apart from evicting each other: reading alone became 2.9 times faster.
-Radix 8 instead of 4 bought nothing on 16 registers.
+``scipy.signal.fftconvolve`` 25 ms; the kernel transformed once (``fft``) 12; the same on ducc0 instead of
+scipy.fft 7; then 4.2 by tiles, with L transforms side by side in vectors (8 floats in AVX2) so that nothing
+is shuffled inside a transform; no digit reversal, since the product does not care for the order; a real
+tile's two halves as the parts of one complex tile, which needs no untangling modulo z^n - i; and rows
+forward, product and rows back in one visit of the cache. Reading and writing four vectors of a row at a time
+keeps rows a power of two apart from evicting each other: reading alone became 2.9 times faster. Radix 8
+instead of 4 bought nothing on 16 registers.
 
-Cost: for each tile of R x C points, about 2.2 R C log2(R C) operations for each input and output channel and 4 R C
-for every pair of channels in a group; the tiles are those whose modelled time is least, from vectors to the whole image.
-Workspace: the kernels' spectra (4 or 8 bytes x R C x O x C/groups), and for each thread the spectra of the inputs of a
-tile. Many channels re-read many kernels: ``fft`` and ``fft_tiles`` do these as matrix products.
-Accuracy: normwise, tile by tile. One NaN or infinity spoils the outputs of its tile; signals go side by side, as many tiles
-of one as a vector has lanes, and those alone that hold it are spoilt.
-Range: that of the type. Weights are scaled by powers of two, and so are tiles near an end of it.
-Forward, 1-D and 2-D, float32 and float64, every stride (outputs are subsampled), dilation, padding and number of groups.
+Cost: for each tile of R x C points, about 2.2 R C log2(R C) operations for each input and output channel and
+4 R C for every pair of channels in a group; the tiles are those whose modelled time is least, from vectors to
+the whole image. Workspace: the kernels' spectra (4 or 8 bytes x R C x O x C/groups), and for each thread the
+spectra of the inputs of a tile. Many channels re-read many kernels: ``fft`` and ``fft_tiles`` do these as
+matrix products. Accuracy: normwise, tile by tile. One NaN or infinity spoils the outputs of its tile; signals
+go side by side, as many tiles of one as a vector has lanes, and those alone that hold it are spoilt. Range:
+that of the type. Weights are scaled by powers of two, and so are tiles near an end of it. Forward, 1-D and
+2-D, float32 and float64, every stride (outputs are subsampled), dilation, padding and number of groups.
 
-Source: Rabiner and Gold, "Theory and application of digital signal processing", 1975, section 2.25; Frigo and Johnson, "The
-design and implementation of FFTW3", Proceedings of the IEEE 93(2), 2005; Crandall and Fagin, "Discrete weighted transforms and
-large-integer arithmetic", Mathematics of Computation 62, 1994 (modulo z^n - i).
-Equivalent: ``scipy.signal.oaconvolve(x, w[..., ::-1, ::-1])``.
+Source: Rabiner and Gold, "Theory and application of digital signal processing", 1975, section 2.25; Frigo and
+Johnson, "The design and implementation of FFTW3", Proceedings of the IEEE 93(2), 2005; Crandall and Fagin,
+"Discrete weighted transforms and large-integer arithmetic", Mathematics of Computation 62, 1994 (modulo z^n -
+i). Equivalent: ``scipy.signal.oaconvolve(x, w[..., ::-1, ::-1])``.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import ClassVar, Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -38,17 +40,27 @@ from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.memory import aligned
-from algos.engine.overlap_save import STRIPS, LineTiles, PlaneTiles, all_lines, all_planes, kernel_lines, kernel_planes
+from algos.engine.overlap_save import (
+    STRIPS,
+    LineTiles,
+    PlaneTiles,
+    all_lines,
+    all_planes,
+    kernel_lines,
+    kernel_planes,
+)
 from algos.engine.ranges import Scaling, limit_bits, powers_of_two
 from algos.engine.simd import lanes
 from algos.engine.tables import table_of
 from algos.host import caches
 from algos.spec import ConvSpec
 
-POINT_S = 12e-9  # of a complex point of a vector there and back: reading, turning, two transpositions each way, writing
+# Of a complex point of a vector there and back: reading, turning, two transpositions each way, writing
+POINT_S = 12e-9
 STAGE_S = 1.1e-9  # of a radix-4 stage for such a point, one way
 BEYOND = 0.1  # of the time, for each doubling of tile and kernel beyond a quarter of the second-level cache
-STAGES_BEYOND = 1.25  # times the time, the same for signals beyond half of it: on Zen 5 1.1 to 1.2, from 131,072 points on 1.4
+# Times the time, the same for signals beyond half of it: on Zen 5 1.1 to 1.2, from 131,072 points on 1.4
+STAGES_BEYOND = 1.25
 HAND_OVER_S, ITEM_S = 1e-5, 4e-6  # to a thread, cold caches and all; of a tile: its ragged edges
 HOPELESS = 2.0  # times the modelled time of the best tiles: not tried
 LONGEST = 1 << 12  # of a side of a tile: a strip of it still fits the cache
@@ -88,7 +100,9 @@ def _whole(first: Side, multiple: int) -> int:
 
 
 class Plan(NamedTuple):
-    """Tiles of first x last points (last: the L of ``lines`` in 1-D), items to share, threads that share them."""
+    """Tiles of first x last points (last: the L of ``lines`` in 1-D), items to share, threads that share
+    them.
+    """
 
     first: Side
     last: Side
@@ -191,13 +205,14 @@ class FftFused(Compiled):
         if spec.ndim == 1:
             kernel, stages = all_lines, (turned.arrays, turned.turns)
             bundles = -(-first.tiles // width)
-            numbers = (*spec.size, *spec.output_size, half, first.kept, *spec.stride, *before, *channels, bundles, *limits)
+            numbers = (*spec.size, *spec.output_size, half, first.kept, *spec.stride, *before, *channels,
+                       bundles, *limits)  # fmt: skip
             tiles = LineTiles._make(numbers)
         else:
             kernel, stages = all_planes, (along.arrays, turned.arrays, turned.turns)
             shape = half, last.points, first.kept, last.kept, first.tiles, last.tiles
-            numbers = (*spec.size, *spec.output_size, *shape, *spec.stride, *before, *channels, plan.items // spec.groups,
-                       *limits)  # fmt: skip
+            numbers = (*spec.size, *spec.output_size, *shape, *spec.stride, *before, *channels,
+                       plan.items // spec.groups, *limits)  # fmt: skip
             tiles = PlaneTiles._make(numbers)
         arguments = kernels, table_of(tiles), *stages, scales, strips, spectra
         return Work(kernel, arguments, plan.items, plan.threads)
@@ -228,10 +243,15 @@ class FftFused(Compiled):
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         plan = self._plan(spec, threads)
-        # Tiles are chosen by best times; what is seen over many runs is about 1.7 times as much, or 0.85 of signals, which are
-        # transposed once each way instead of twice. Layers read the spectra of all their kernels for every tile.
+        # Tiles are chosen by best times; what is seen over many runs is about 1.7 times as much, or 0.85 of
+        # signals, which are transposed once each way instead of twice. Layers read the spectra of all their
+        # kernels for every tile.
         pairs, points = spec.out_channels * spec.in_channels // spec.groups, self._taken(spec, plan)
-        spectra = 1.0 * points * pairs * spec.in_dtype.itemsize * plan.items / spec.groups if pairs > spec.groups else 0.0
+        spectra = (
+            1.0 * points * pairs * spec.in_dtype.itemsize * plan.items / spec.groups
+            if pairs > spec.groups
+            else 0.0
+        )
         seconds = self._plan(spec, 1).seconds * (0.85 if spec.ndim == 1 else 1.7)
         return Cost(seconds * 2e10, spec.min_bytes + spectra, 4, 2e10, parallel=plan.threads > 1)
 

@@ -1,15 +1,16 @@
-"""Overlap-save: the image is cut into overlapping tiles that fit the cache, each convolved in the frequency domain.
+"""Overlap-save: the image is cut into overlapping tiles that fit the cache, each convolved in the frequency
+domain.
 
-A tile of N points gives N - K + 1 right outputs for each axis of K taps; the rest wraps round and is dropped. The transforms
-are short, so they stay in the cache and cost log N instead of the logarithm of the whole image; the price is the overlap.
-Threads take blocks of tiles of their own.
+A tile of N points gives N - K + 1 right outputs for each axis of K taps; the rest wraps round and is dropped.
+The transforms are short, so they stay in the cache and cost log N instead of the logarithm of the whole
+image; the price is the overlap. Threads take blocks of tiles of their own.
 
-Cost: for each tile 2.5 N^d log2 N^d for every input and output channel and 4 N^d for every pair of channels in a group; N is
-chosen to make that least per output. Workspace: transformed weights, one padded image, and for each thread a block of tiles
-and of their transforms, about ``block_bytes``.
-Accuracy: normwise, like fft. One NaN or infinity spoils the outputs of the tiles that hold it.
-Range: that of the type. Weights are scaled by powers of two, and so is a copy of an image near an end of it.
-Forward, 1-D and 2-D, float32 and float64, every stride (outputs are subsampled), dilation, padding and number of groups.
+Cost: for each tile 2.5 N^d log2 N^d for every input and output channel and 4 N^d for every pair of channels
+in a group; N is chosen to make that least per output. Workspace: transformed weights, one padded image, and
+for each thread a block of tiles and of their transforms, about ``block_bytes``. Accuracy: normwise, like fft.
+One NaN or infinity spoils the outputs of the tiles that hold it. Range: that of the type. Weights are scaled
+by powers of two, and so is a copy of an image near an end of it. Forward, 1-D and 2-D, float32 and float64,
+every stride (outputs are subsampled), dilation, padding and number of groups.
 
 Source: Rabiner and Gold, "Theory and application of digital signal processing", 1975, section 2.25.
 Equivalent: ``scipy.signal.oaconvolve(x, w[..., ::-1, ::-1])``.
@@ -21,7 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def tile_size(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
         whole = (spec.output_size[axis] - 1) * stride + extent
         best, chosen = math.inf, (0, 0)
         for factor in (1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64):
-            points = fast_length(min(max(16, extent + stride, int(extent * factor)), whole + stride), REAL_FACTORS)
+            points = fast_length(min(max(16, extent + stride, int(extent * factor)), whole + stride),
+                                 REAL_FACTORS)
             kept = (points - extent + 1) // stride * stride
             if kept < 1 or (points > round(LONGEST ** (1 / spec.ndim)) and chosen[0]):
                 continue
@@ -78,7 +80,8 @@ class FftTiles(Algorithm):
 
     def _tiles(self, spec: ConvSpec) -> tuple[int, ...]:
         _, kept = tile_size(spec)
-        return tuple(-(-((n - 1) * s + 1) // k) for n, s, k in zip(spec.output_size, spec.stride, kept, strict=True))
+        return tuple(-(-((n - 1) * s + 1) // k) for n, s,
+                     k in zip(spec.output_size, spec.stride, kept, strict=True))
 
     def _covered(self, spec: ConvSpec) -> tuple[int, ...]:
         """Size of the padded image that the tiles read."""
@@ -116,7 +119,9 @@ class FftTiles(Algorithm):
         writing = (spectra + points * unit * tiles + kept) * spec.out_channels + spectra * spec.in_channels
         each = max(reading, product, writing)
         held = weights * half * 2 * unit
-        building = weights * (4 * math.prod(spec.kernel) * unit + points * unit + half * 2 * unit * (2 if dense else 1))
+        building = weights * (
+            4 * math.prod(spec.kernel) * unit + points * unit + half * 2 * unit * (2 if dense else 1)
+        )
         return max(building, held + image + self._threads(spec, threads) * each)
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
@@ -125,7 +130,8 @@ class FftTiles(Algorithm):
         threads = self._threads(spec, threads)
         points, kept = tile_size(spec)
         tiles, step, half = self._tiles(spec), self._step(spec), self._half(spec)
-        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        groups = spec.groups
+        inputs, outputs = spec.in_channels // groups, spec.out_channels // groups
         axes = tuple(range(-spec.ndim, 0))
         scaling = Scaling(weights, math.prod(points))
         kernels = scipy.fft.rfftn(stuffed(scaling.weights, spec.dilation), points, axes=axes).conj()
@@ -134,7 +140,10 @@ class FftTiles(Algorithm):
         if inputs > 1:
             kernels = np.ascontiguousarray(kernels.transpose(3, 0, 2, 1))  # (frequency, group, input, output)
         padded = np.zeros((spec.in_channels, *self._covered(spec)), spec.in_dtype)
-        seen = tuple(min(n, room - b) for n, room, (b, _) in zip(spec.size, self._covered(spec), spec.padding, strict=True))
+        seen = tuple(
+            min(n, room - b)
+            for n, room, (b, _) in zip(spec.size, self._covered(spec), spec.padding, strict=True)
+        )
         core = tuple(slice(b, b + n) for n, (b, _) in zip(seen, spec.padding, strict=True))
         image_core: Any = (0, slice(None), *(slice(n) for n in seen))
         views = np.lib.stride_tricks.sliding_window_view(padded, points, axes)
@@ -153,11 +162,15 @@ class FftTiles(Algorithm):
             if inputs == 1:
                 product = x * kernels.reshape(groups, outputs, 1, half)
             else:
-                product = np.matmul(np.ascontiguousarray(x.transpose(3, 0, 2, 1)), kernels).transpose(1, 3, 2, 0)
+                product = np.matmul(np.ascontiguousarray(x.transpose(3, 0, 2, 1)), kernels).transpose(
+                    1, 3, 2, 0
+                )
             product = product.reshape(spec.out_channels, *grid, *spectra.shape[1 + spec.ndim :])
             y = scipy.fft.irfftn(product, points, axes=axes, norm="forward", overwrite_x=True)[cropped]
             order = (0, *(axis for i in range(spec.ndim) for axis in (1 + i, 1 + spec.ndim + i)))
-            y = y.transpose(order).reshape(spec.out_channels, *(n * k for n, k in zip(grid, outs, strict=True)))
+            y = y.transpose(order).reshape(
+                spec.out_channels, *(n * k for n, k in zip(grid, outs, strict=True))
+            )
             rows = slice(first * outs[0], min(spec.output_size[0], last * outs[0]))
             y = y[(slice(None), slice(rows.stop - rows.start), *(slice(n) for n in spec.output_size[1:]))]
             scaling.store(y[None], kinds, result[:, :, rows])
@@ -168,7 +181,9 @@ class FftTiles(Algorithm):
                 image, kinds = scaling.load(x[n : n + 1])
                 padded[(slice(None), *core)] = image[image_core]
 
-                def job(part: int, _: int, result: np.ndarray = y[n : n + 1], kinds: Sequence[int] = kinds) -> None:
+                def job(
+                    part: int, _: int, result: np.ndarray = y[n : n + 1], kinds: Sequence[int] = kinds
+                ) -> None:
                     for block in range(*parts[part]):
                         block_of(block * step, kinds, result)
 

@@ -1,17 +1,17 @@
 """im2col: copy every window into a column of a matrix, then one matrix product does all channels and taps.
 
-Cost: 2 * O * C/groups * taps operations for each output pixel in BLAS, and C * taps elements copied for each pixel.
-The column matrix is made for a block of rows at a time, ``block_bytes`` of it, so that BLAS finds it in the cache and the
-workspace stays bounded: 4096x4096 with 3x3 took 51 ms so, 110 ms with one matrix of 600 MB. Each thread makes and multiplies
-blocks of its own, with BLAS held to one thread; only the 1x1 product is left to BLAS's threads.
-A 1x1 kernel with stride 1 needs no copy. Workspace: the columns of a block for each thread,
-and one padded image.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them, as far as BLAS does not skip zeros.
-The weights' gradient multiplies the same columns by the gradient of their outputs, and sums over blocks and images.
-Forward and weight gradient, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups (many small products: slow).
+Cost: 2 * O * C/groups * taps operations for each output pixel in BLAS, and C * taps elements copied for each
+pixel. The column matrix is made for a block of rows at a time, ``block_bytes`` of it, so that BLAS finds it
+in the cache and the workspace stays bounded: 4096x4096 with 3x3 took 51 ms so, 110 ms with one matrix of 600
+MB. Each thread makes and multiplies blocks of its own, with BLAS held to one thread; only the 1x1 product is
+left to BLAS's threads. A 1x1 kernel with stride 1 needs no copy. Workspace: the columns of a block for each
+thread, and one padded image. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window
+holds them, as far as BLAS does not skip zeros. The weights' gradient multiplies the same columns by the
+gradient of their outputs, and sums over blocks and images. Forward and weight gradient, 1-D to 3-D, float32
+and float64, every stride, dilation, padding and number of groups (many small products: slow).
 
-Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
-Equivalent: ``w @ torch.nn.functional.unfold(x, kernel)``.
+Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document
+processing", 2006. Equivalent: ``w @ torch.nn.functional.unfold(x, kernel)``.
 """
 
 from __future__ import annotations
@@ -56,18 +56,32 @@ class Im2colGemm(Algorithm):
 
     def _step(self, spec: ConvSpec, threads: int) -> int:
         """First-axis outputs in a block; equal blocks, as many for every thread."""
-        row = spec.in_channels * math.prod(spec.kernel) * math.prod(spec.output_size[1:]) * spec.in_dtype.itemsize
+        row = (
+            spec.in_channels
+            * math.prod(spec.kernel)
+            * math.prod(spec.output_size[1:])
+            * spec.in_dtype.itemsize
+        )
         rows = spec.output_size[0]
         blocks = -(-rows // max(1, self.block_bytes // row))
         return -(-rows // (-(-blocks // threads) * threads))
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
         """Threads that make and multiply blocks of their own; the hand-over costs 50 us for each image."""
-        return min(threads, spec.output_size[0]) if spec.flops / spec.batch > SHARED_FLOPS and not is_pointwise(spec) else 1
+        return (
+            min(threads, spec.output_size[0])
+            if spec.flops / spec.batch > SHARED_FLOPS and not is_pointwise(spec)
+            else 1
+        )
 
     def _columns(self, spec: ConvSpec, threads: int) -> int:
         """Elements of the column matrix of a block."""
-        return spec.in_channels * math.prod(spec.kernel) * self._step(spec, threads) * math.prod(spec.output_size[1:])
+        return (
+            spec.in_channels
+            * math.prod(spec.kernel)
+            * self._step(spec, threads)
+            * math.prod(spec.output_size[1:])
+        )
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         sums = math.prod(spec.weight_shape) if spec.direction == "weight_gradient" else 0  # of one thread
@@ -77,7 +91,9 @@ class Im2colGemm(Algorithm):
         padded = math.prod(padded_shape(spec)) if any(map(any, spec.padding)) else 0
         return (threads * (self._columns(spec, threads) + 2 * sums) + padded) * spec.in_dtype.itemsize
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1) -> Callable[..., np.ndarray]:
+    def prepare(
+        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1
+    ) -> Callable[..., np.ndarray]:
         if weights is None:
             return self._weight_gradient(spec, threads)
         groups, outputs = spec.groups, spec.out_channels // spec.groups
@@ -86,7 +102,11 @@ class Im2colGemm(Algorithm):
 
             def run_pointwise(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
                 y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-                np.matmul(w, x.reshape(spec.batch, groups, w.shape[2], -1), out=y.reshape(spec.batch, groups, outputs, -1))
+                np.matmul(
+                    w,
+                    x.reshape(spec.batch, groups, w.shape[2], -1),
+                    out=y.reshape(spec.batch, groups, outputs, -1),
+                )
                 return y
 
             return run_pointwise
@@ -104,10 +124,11 @@ class Im2colGemm(Algorithm):
         return run
 
     def _blocks(self, spec: ConvSpec, threads: int) -> tuple[Callable[..., None], int]:
-        """What makes the columns of every block and hands them on, and the threads that it shares the blocks among.
+        """What makes the columns of every block and hands them on, and the threads that it shares the blocks
+        among.
 
-        ``walk(x, y, multiply)`` calls ``multiply(part, outputs, matrix)`` with the number of the thread, the block's part of
-        y or of its gradient, (g, o, pixels), and its columns, (g, i * taps, pixels).
+        ``walk(x, y, multiply)`` calls ``multiply(part, outputs, matrix)`` with the number of the thread, the
+        block's part of y or of its gradient, (g, o, pixels), and its columns, (g, i * taps, pixels).
         """
         groups, outputs = spec.groups, spec.out_channels // spec.groups
         threads = self._threads(spec, threads)
@@ -117,28 +138,38 @@ class Im2colGemm(Algorithm):
         core = interior(spec)
         parts = split(-(-rows // step), threads)
 
-        def walk(x: np.ndarray, y: np.ndarray, multiply: Callable[[int, np.ndarray, np.ndarray], None]) -> None:
+        def walk(
+            x: np.ndarray, y: np.ndarray, multiply: Callable[[int, np.ndarray, np.ndarray], None]
+        ) -> None:
             with blas_limit(1) if len(parts) > 1 else contextlib.nullcontext():
-                for image, result in zip(x, y.reshape(spec.batch, groups, outputs, rows * inner), strict=True):
+                for image, result in zip(
+                    x, y.reshape(spec.batch, groups, outputs, rows * inner), strict=True
+                ):
                     if padded is not None:
                         padded[core] = image
                         image = padded
 
-                    def blocks(part: int, _: int, image: np.ndarray = image, result: np.ndarray = result) -> None:
+                    def blocks(
+                        part: int, _: int, image: np.ndarray = image, result: np.ndarray = result
+                    ) -> None:
                         for first in range(parts[part][0] * step, min(rows, parts[part][1] * step), step):
                             last = min(rows, first + step)
                             view = windows(image, spec, first, last)
                             block = columns[part, : view.size].reshape(view.shape)
                             np.copyto(block, view)
                             pixels = slice(first * inner, last * inner)
-                            multiply(part, result[:, :, pixels], block.reshape(groups, -1, (last - first) * inner))
+                            multiply(
+                                part, result[:, :, pixels], block.reshape(groups, -1, (last - first) * inner)
+                            )
 
                     share(blocks, len(parts), len(parts))
 
         return walk, len(parts)
 
     def _weight_gradient(self, spec: ConvSpec, threads: int) -> Callable[..., np.ndarray]:
-        """The same blocks of columns, each multiplied by the gradient of its outputs and summed by its thread."""
+        """The same blocks of columns, each multiplied by the gradient of its outputs and summed by its
+        thread.
+        """
         groups, outputs = spec.groups, spec.out_channels // spec.groups
         taps = math.prod(spec.weight_shape[1:])
         if is_pointwise(spec):

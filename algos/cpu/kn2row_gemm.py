@@ -1,18 +1,19 @@
-"""kn2row: one matrix product with every tap's weights at once, then each tap's product is added where it belongs.
+"""kn2row: one matrix product with every tap's weights at once, then each tap's product is added where it
+belongs.
 
-A 1x1 convolution is a matrix product without im2col; a K x K one is K^2 of them, shifted and added. The product of a block
-of input rows holds O * taps values per pixel instead of the C * taps of im2col's columns: less memory where there are more
-input than output channels, and the input is read in place.
+A 1x1 convolution is a matrix product without im2col; a K x K one is K^2 of them, shifted and added. The
+product of a block of input rows holds O * taps values per pixel instead of the C * taps of im2col's columns:
+less memory where there are more input than output channels, and the input is read in place.
 
-Cost: 2 * O * C/groups * taps operations for each input pixel in BLAS, and as many additions as O * taps per pixel.
-Workspace: the products of a block of rows, ``block_bytes`` of it; no column matrix.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
-Forward, 1-D to 3-D, stride 1 (with a stride most products would be thrown away), float32 and float64, every dilation,
-padding and number of groups.
+Cost: 2 * O * C/groups * taps operations for each input pixel in BLAS, and as many additions as O * taps per
+pixel. Workspace: the products of a block of rows, ``block_bytes`` of it; no column matrix. Accuracy:
+componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D to 3-D, stride 1
+(with a stride most products would be thrown away), float32 and float64, every dilation, padding and number of
+groups.
 
-Source: Anderson, Vasudevan, Keane and Gregg, "Low-memory GEMM-based convolution algorithms for deep neural networks",
-arXiv:1709.03395.
-Equivalent: ``sum(torch.nn.functional.conv2d(shift(x, i, j), w[:, :, i, j, None, None]))``.
+Source: Anderson, Vasudevan, Keane and Gregg, "Low-memory GEMM-based convolution algorithms for deep neural
+networks", arXiv:1709.03395. Equivalent: ``sum(torch.nn.functional.conv2d(shift(x, i, j), w[:, :, i, j, None,
+None]))``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ class Kn2rowGemm(Algorithm):
     support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
 
     def beyond(self, spec: ConvSpec) -> str | None:
-        return "computes every position: with a stride most products would be thrown away" if set(spec.stride) != {1} else None
+        return (
+            "computes every position: with a stride most products would be thrown away"
+            if set(spec.stride) != {1}
+            else None
+        )
 
     def _step(self, spec: ConvSpec) -> int:
         """First-axis input positions in a block."""
@@ -55,8 +60,10 @@ class Kn2rowGemm(Algorithm):
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         each = spec.out_channels * self._step(spec) * math.prod(spec.size[1:])  # products of one tap
-        products, buffers = each * math.prod(spec.kernel), 3 * min(each, np.getbufsize())  # NumPy's own, for sums over views
-        weights = math.prod(spec.weight_shape) if math.prod(spec.kernel) > 1 else 0  # of one tap they lie right already
+        # NumPy's own, for sums over views
+        products, buffers = each * math.prod(spec.kernel), 3 * min(each, np.getbufsize())
+        # Of one tap they lie right already
+        weights = math.prod(spec.weight_shape) if math.prod(spec.kernel) > 1 else 0
         return (products + buffers + weights) * spec.in_dtype.itemsize
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
@@ -71,7 +78,8 @@ class Kn2rowGemm(Algorithm):
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
             y[...] = 0
-            for image, result in zip(x, y.reshape(spec.batch, groups, outputs, *spec.output_size), strict=True):
+            for image, result in zip(x, y.reshape(spec.batch, groups, outputs, *spec.output_size),
+                                     strict=True):
                 flat = image.reshape(groups, w.shape[2], -1)
                 for first in range(0, spec.size[0], step):
                     last = min(spec.size[0], first + step)
@@ -84,8 +92,10 @@ class Kn2rowGemm(Algorithm):
                         add(result, products[:, index], tap, inside, first, last)
             return y
 
-        def add(result: np.ndarray, product: np.ndarray, tap: tuple[int, ...], inside: list, first: int, last: int) -> None:
-            """Add one tap's products of the input positions [first, last) to the outputs that they belong to."""
+        def add(result: np.ndarray, product: np.ndarray, tap: tuple[int, ...], inside: list, first: int,
+                last: int) -> None:
+            """Add one tap's products of the input positions [first, last) to the outputs that they belong to.
+            """
             shift = tap[0] * spec.dilation[0] - spec.padding[0][0]  # output o reads o + shift
             low, high = max(inside[0][0], first - shift), min(inside[0][1], last - shift)
             if low >= high or any(a >= b for a, b in inside[1:]):
@@ -102,7 +112,8 @@ class Kn2rowGemm(Algorithm):
         operations = 2.0 * taps * spec.out_channels * (spec.in_channels // spec.groups) * pixels
         speed = 6e10 * 4 / spec.in_dtype.itemsize
         blocks = spec.batch * -(-spec.size[0] // self._step(spec))
-        return Cost(operations + added * speed / 1.2e10, spec.min_bytes, 4 + blocks * (2 + 5 * taps), speed, parallel=False)
+        return Cost(operations + added * speed / 1.2e10, spec.min_bytes, 4 + blocks * (2 + 5 * taps), speed,
+                    parallel=False)  # fmt: skip
 
 
 ALGORITHMS = [Kn2rowGemm()]

@@ -1,18 +1,19 @@
 """The definition, compiled: shifted multiply-adds over blocks of outputs that stay in the cache.
 
-Numba. A block's patch of the input is packed into scratch once for all output channels of its group, zero border included
-and sorted by the phases of the stride, so that every tap is a contiguous read at an offset (``algos/engine/blocks.py``); the
-inner loop adds nine or eight taps for each read and write of a sum. From naive to this, one thread, 512x512 with 3x3: the
-definition's loops compiled as they stand 3.5 ms; one tap at a time over packed blocks 0.38 ms; nine taps at a time 0.20 ms
-(0.05 of them packing, 0.04 cropping).
+Numba. A block's patch of the input is packed into scratch once for all output channels of its group, zero
+border included and sorted by the phases of the stride, so that every tap is a contiguous read at an offset
+(``algos/engine/blocks.py``); the inner loop adds nine or eight taps for each read and write of a sum. From
+naive to this, one thread, 512x512 with 3x3: the definition's loops compiled as they stand 3.5 ms; one tap at
+a time over packed blocks 0.38 ms; nine taps at a time 0.20 ms (0.05 of them packing, 0.04 cropping).
 
-Cost: 2 * O * C/groups * taps operations for each output pixel, and (pitch - columns) / columns more for columns between rows.
-Workspace: for each thread a patch (half of the L2 cache) and the sums of one output channel's block.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
+Cost: 2 * O * C/groups * taps operations for each output pixel, and (pitch - columns) / columns more for
+columns between rows. Workspace: for each thread a patch (half of the L2 cache) and the sums of one output
+channel's block. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
 Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups.
 
-Source: Zhang, Franchetti and Low, "High performance zero-memory overhead direct convolutions", arXiv:1809.10170.
-Equivalent: ``torch.nn.functional.conv2d``; for a picture ``cv2.filter2D`` with a constant border.
+Source: Zhang, Franchetti and Low, "High performance zero-memory overhead direct convolutions",
+arXiv:1809.10170. Equivalent: ``torch.nn.functional.conv2d``; for a picture ``cv2.filter2D`` with a constant
+border.
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ from algos.spec import ConvSpec
 
 @linked(**FLAGS)
 def direct_blocks(x, y, w, offsets, geometry, phases, patches, all_sums, slot, first, last):
-    """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w: (o, c / groups * taps); patches, all_sums: of each thread."""
+    """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w: (o, c / groups *
+    taps); patches, all_sums: of each thread.
+    """
     patch, sums, pitch = patches[slot], all_sums[slot], geometry.pitch
     packed = (-1, -1, -1, -1)
     for item in range(first, last):
         block = locate(item, geometry, y)
-        if packed != (block.n, block.group, block.row0, block.col0):  # parts of a block's output channels follow each other
+        # Parts of a block's output channels follow each other
+        if packed != (block.n, block.group, block.row0, block.col0):
             for i in range(geometry.inputs):
                 pack(x, i, patch, geometry, phases, block)
             packed = (block.n, block.group, block.row0, block.col0)
@@ -99,13 +103,15 @@ class NumbaDirect(Compiled):
         threads = self._threads(spec, threads)
         blocks = self._blocks(spec, 1)
         row, _ = axes(spec)
-        # A pass over a block's sums takes about 100 elements' time to start, a packed or cropped row about 10 ns.
+        # A pass over a block's sums takes about 100 elements' time to start, a packed or cropped row about 10
+        # ns.
         passes = (1 + 100 / (blocks.rows * blocks.pitch)) * blocks.pitch / blocks.cols
         halo = 1 + row.reach / blocks.rows
         moved = math.prod(spec.input_shape) * halo + math.prod(spec.output_shape)
         lines = moved / min(blocks.cols, spec.size[-1])
         operations = spec.flops * passes + 8 * moved + 500 * lines
-        return Cost(operations, spec.min_bytes, calls=4, flops_per_s=2.3e10 * 4 / spec.in_dtype.itemsize, parallel=threads > 1)
+        return Cost(operations, spec.min_bytes, calls=4, flops_per_s=2.3e10 * 4 / spec.in_dtype.itemsize,
+                    parallel=threads > 1)  # fmt: skip
 
 
 ALGORITHMS = [NumbaDirect()]

@@ -1,15 +1,17 @@
-"""im2col with compiled copies: threads fill columns for blocks of output rows and multiply them, without leaving the cache.
+"""im2col with compiled copies: threads fill columns for blocks of output rows and multiply them, without
+leaving the cache.
 
-The same matrix product as ``im2col_gemm``; the difference is who copies. Compiled loops know their strides, write a zero
-border instead of padding the image first, and leave the interpreter out, which pays where blocks are small.
+The same matrix product as ``im2col_gemm``; the difference is who copies. Compiled loops know their strides,
+write a zero border instead of padding the image first, and leave the interpreter out, which pays where blocks
+are small.
 
-Cost: 2 * O * C/groups * taps operations for each output pixel in BLAS, and C * taps elements copied for each pixel.
-Workspace: the columns of a block for each thread, ``block_bytes`` each; no padded image.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
-Forward, 2-D, float32 and float64, every stride, dilation, padding and number of groups.
+Cost: 2 * O * C/groups * taps operations for each output pixel in BLAS, and C * taps elements copied for each
+pixel. Workspace: the columns of a block for each thread, ``block_bytes`` each; no padded image. Accuracy:
+componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward, 2-D, float32 and
+float64, every stride, dilation, padding and number of groups.
 
-Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
-Equivalent: ``w @ torch.nn.functional.unfold(x, kernel)``.
+Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document
+processing", 2006. Equivalent: ``w @ torch.nn.functional.unfold(x, kernel)``.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ SHARED_FLOPS = 2e7  # below, one thread needs less than a few hand-overs
 
 @compiled(error_model="numpy")
 def fill(x, n, c0, geometry, first, rows, columns):
-    """columns (channels, KH, KW, >= rows, OW): what each tap reads for the output rows [first, first + rows) of image n."""
+    """columns (channels, KH, KW, >= rows, OW): what each tap reads for the output
+    rows [first, first + rows) of image n.
+    """
     stride_h, stride_w, dilation_h, dilation_w, top, left = geometry
     height, width, wide = x.shape[2], x.shape[3], columns.shape[4]
     for c in range(columns.shape[0]):
@@ -84,11 +88,21 @@ class NumbaIm2col(Algorithm):
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         threads = self._threads(spec, threads)
-        return threads * spec.reduction_length * self._rows(spec, threads) * spec.output_size[1] * spec.in_dtype.itemsize
+        return (
+            threads
+            * spec.reduction_length
+            * self._rows(spec, threads)
+            * spec.output_size[1]
+            * spec.in_dtype.itemsize
+        )
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         threads = self._threads(spec, threads)
-        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        groups, inputs, outputs = (
+            spec.groups,
+            spec.in_channels // spec.groups,
+            spec.out_channels // spec.groups,
+        )
         height, wide = spec.output_size
         rows = self._rows(spec, threads)
         blocks = -(-height // rows)
@@ -128,7 +142,8 @@ class NumbaIm2col(Algorithm):
         speed = (2.6e10 if wide else 1.3e10) * 4 / spec.in_dtype.itemsize
         copied = spec.macs // (spec.out_channels // spec.groups) * spec.in_dtype.itemsize
         items = spec.batch * spec.groups * -(-spec.output_size[0] // self._rows(spec, threads))
-        return Cost(spec.flops + copied * speed / 1e10, spec.min_bytes, 8 + 4 * items, speed, self._threads(spec, threads) > 1)
+        return Cost(spec.flops + copied * speed / 1e10, spec.min_bytes, 8 + 4 * items, speed,
+                    self._threads(spec, threads) > 1)  # fmt: skip
 
 
 ALGORITHMS = [NumbaIm2col()]

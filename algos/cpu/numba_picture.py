@@ -1,16 +1,17 @@
 """Pictures: a strip of four rows at a time, its sums in registers, read from the image itself.
 
-Numba, with blocks of sums written as LLVM IR (``algos/engine/strips.py``): 4 rows by 3 vectors stay in registers over all taps,
-so a vector of the input is loaded once for up to four output rows, and a weight once for three vectors. At two loads and two
-multiply-adds a cycle that leaves arithmetic as the limit from 5x5 on; 3x3 is bound by its loads. The image is not padded: only
-the ends of rows whose windows hang over are copied, with zeros, into a ring that moves down with the strip, and rows above and
-below the image are one row of zeros. Against the same blocks left to LLVM's scheduling, which spills sums: 9x9 by 1.5 times.
+Numba, with blocks of sums written as LLVM IR (``algos/engine/strips.py``): 4 rows by 3 vectors stay in
+registers over all taps, so a vector of the input is loaded once for up to four output rows, and a weight once
+for three vectors. At two loads and two multiply-adds a cycle that leaves arithmetic as the limit from 5x5 on;
+3x3 is bound by its loads. The image is not padded: only the ends of rows whose windows hang over are copied,
+with zeros, into a ring that moves down with the strip, and rows above and below the image are one row of
+zeros. Against the same blocks left to LLVM's scheduling, which spills sums: 9x9 by 1.5 times.
 
 Cost: 2 * O * C/groups * taps operations for each output pixel; columns are rounded up to whole blocks.
 Workspace: for each thread the ends of KH + 3 rows of each input channel of a group, and two rows.
 Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
-Forward, 1-D and 2-D, float32 and float64, every padding and number of groups; no stride, no dilation. Made for few channels:
-with many a matrix product reuses more.
+Forward, 1-D and 2-D, float32 and float64, every padding and number of groups; no stride, no dilation. Made
+for few channels: with many a matrix product reuses more.
 
 Equivalent: ``cv2.filter2D`` with a constant border, ``scipy.ndimage.correlate`` with mode "constant".
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -40,11 +41,13 @@ SHARED_S = 3e-5  # less work than this stays on one thread
 
 
 class Layout(NamedTuple):
-    """How the outputs are cut into strips of rows and those into blocks of columns, and what scratch holds for them.
+    """How the outputs are cut into strips of rows and those into blocks of columns, and what scratch holds
+    for them.
 
-    Blocks before ``left`` and from ``right`` on reach beyond the image: they read copies of the rows' ends. A row's copy is
-    the padding, its first ``head`` elements, then from ``tail_at`` on its last ``tail`` and zeros: columns ``skipped`` to the
-    left of where the whole row has them. The last block goes through scratch unless it ends with the row.
+    Blocks before ``left`` and from ``right`` on reach beyond the image: they read copies of the rows' ends. A
+    row's copy is the padding, its first ``head`` elements, then from ``tail_at`` on its last ``tail`` and
+    zeros: columns ``skipped`` to the left of where the whole row has them. The last block goes through
+    scratch unless it ends with the row.
     """
 
     rows: int  # of a strip
@@ -71,14 +74,21 @@ class Layout(NamedTuple):
 
 @linked(**FLAGS)
 def correlate_strips(x, y, w, layout, taps, strip, scratches, tables, slot, first, last):
-    """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w: (o, c / groups, kh, kw); scratches, tables: of each thread.
+    """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w: (o, c / groups, kh, kw); scratches, tables:
+    of each thread.
 
-    tables hold addresses of a strip's input rows in the image, of the same rows' ends in scratch, of its output rows, and of
-    where their last blocks go when they end inside one.
+    tables hold addresses of a strip's input rows in the image, of the same rows' ends in scratch, of its
+    output rows, and of where their last blocks go when they end inside one.
     """
     scratch, pointers = scratches[slot], tables[slot]
     block, blocks, parts, strips = layout.block, layout.blocks, layout.parts, layout.strips
-    left, right, before, unwanted, rest = layout.left, layout.right, layout.before, layout.unwanted, layout.rest
+    left, right, before, unwanted, rest = (
+        layout.left,
+        layout.right,
+        layout.before,
+        layout.unwanted,
+        layout.rest,
+    )
     size, channels, height, width = x.itemsize, x.shape[1], x.shape[2], x.shape[3]
     inputs, kh, kw = w.shape[1], w.shape[2], w.shape[3]
     outputs, oh, ow = y.shape[1] * inputs // channels, y.shape[2], y.shape[3]
@@ -89,7 +99,8 @@ def correlate_strips(x, y, w, layout, taps, strip, scratches, tables, slot, firs
         plane, row0 = above // strips, above % strips * rows_out
         n, group = plane * inputs // channels, plane * inputs % channels // inputs
         b0, b1 = blocks * part // parts, blocks * (part + 1) // parts
-        kept = kh - 1 if item > first and row0 > 0 and parts == 1 else 0  # input rows whose ends the strip above copied
+        # Input rows whose ends the strip above copied
+        kept = kh - 1 if item > first and row0 > 0 and parts == 1 else 0
         for o in range(group * outputs, (group + 1) * outputs):
             for r in range(rows_out):
                 at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow)  # y[n][o][row0 + r][0]
@@ -150,12 +161,15 @@ def layout_of(spec: ConvSpec, threads: int) -> Layout:
     pitch = -(-pitch // vector) * vector
     rows_in = rows + row.kernel - 1
     strips, planes = -(-row.outputs // rows), spec.batch * spec.groups
-    parts = min(count, -(-4 * threads // (planes * strips))) if threads > 1 else 1  # of a strip: a signal is one
+    # Of a strip: a signal is one
+    parts = min(count, -(-4 * threads // (planes * strips))) if threads > 1 else 1
     zeros = spec.in_channels // spec.groups * rows_in * pitch
     unwanted = zeros + max(starts[-1] + reach, pitch)
     rest = unwanted + col.outputs
-    return Layout(rows, planes * strips * parts, block, count, parts, strips, row.before, col.before, left, right, head, tail,
-               tail_at, skipped, pitch, zeros, unwanted, rest, rest + rows * block, 2 * (rows_in + rows))  # fmt: skip
+    return Layout(rows, planes * strips * parts, block, count, parts, strips, row.before, col.before, left,
+                  right, head, tail,
+               tail_at, skipped, pitch, zeros, unwanted, rest, rest + rows * block,
+                  2 * (rows_in + rows))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,7 +181,9 @@ class NumbaPicture(Compiled):
     support: ClassVar[Support | None] = Support(ndim=(1, 2))
 
     def beyond(self, spec: ConvSpec) -> str | None:
-        return "computes every output of an undilated kernel" if {*spec.stride, *spec.dilation} != {1} else None
+        return (
+            "computes every output of an undilated kernel" if {*spec.stride, *spec.dilation} != {1} else None
+        )
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
         return threads if self._operations(spec) / self._speed(spec) > SHARED_S else 1
@@ -198,7 +214,9 @@ class NumbaPicture(Compiled):
         return Work(correlate_all, arguments, layout.items, threads, as_2d=True)
 
     def _operations(self, spec: ConvSpec) -> float:
-        """Of whole blocks; an output costs about ten operations' time beside its taps, a strip's row about 2000."""
+        """Of whole blocks; an output costs about ten operations' time beside
+        its taps, a strip's row about 2000.
+        """
         layout = layout_of(spec, 1)
         rows = math.prod(spec.output_shape[:-1]) * spec.in_channels // spec.groups
         return rows * (layout.block * layout.blocks * (2.0 * math.prod(spec.kernel) + 10) + 2000)
@@ -208,7 +226,9 @@ class NumbaPicture(Compiled):
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         shared = self._threads(spec, threads) > 1
-        return Cost(self._operations(spec), spec.min_bytes, calls=4, flops_per_s=self._speed(spec), parallel=shared)
+        return Cost(
+            self._operations(spec), spec.min_bytes, calls=4, flops_per_s=self._speed(spec), parallel=shared
+        )
 
 
 ALGORITHMS = [NumbaPicture()]

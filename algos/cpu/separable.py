@@ -1,23 +1,25 @@
-"""A kernel that is a sum of few outer products: one pass along the rows and one down the columns for each product.
+"""A kernel that is a sum of few outer products: one pass along the rows and one down the columns for each
+product.
 
-Numba. The factors are columns and rows of the kernel itself (``algos/engine/outer.py``). A strip of four rows at a time:
-down the columns from the image itself into four padded rows, then along those while they are in the first-level cache, so
-that nothing is computed twice and no image is padded. Both passes keep their sums in registers (``algos/engine/strips.py``):
-down, a vector of the input serves four rows; along, it serves every output vector whose tap it meets. More than 64 taps in a
-row are taken in equal pieces, each added to the sums of the ones before, by the same code: 513 taps on 512x512 in 4 ms of one
-thread, 17 the general way. Strides, dilation and pictures narrower than a block take that: blocks of outputs with one pass
-after the other, at about half the speed.
+Numba. The factors are columns and rows of the kernel itself (``algos/engine/outer.py``). A strip of four rows
+at a time: down the columns from the image itself into four padded rows, then along those while they are in
+the first-level cache, so that nothing is computed twice and no image is padded. Both passes keep their sums
+in registers (``algos/engine/strips.py``): down, a vector of the input serves four rows; along, it serves
+every output vector whose tap it meets. More than 64 taps in a row are taken in equal pieces, each added to
+the sums of the ones before, by the same code: 513 taps on 512x512 in 4 ms of one thread, 17 the general way.
+Strides, dilation and pictures narrower than a block take that: blocks of outputs with one pass after the
+other, at about half the speed.
 
-Cost: 2 * rank * (KH + KW) operations for each output pixel and pair of channels, and rows of halo for each block.
-Workspace: the factors, and for each thread about six rows; in the general way a patch of the input, one pass of it and the
-sums, about half of the L2 cache each.
-Accuracy: lowrank: rounding of both passes; the factors form each tap within a few roundings. One NaN or infinity
-spoils the outputs whose window holds it.
-Forward, 1 to min(KH, KW) ranks that the spec promises (``plan()`` looks for a rank in up to 4 kernels), float32 and float64,
-every stride, dilation, padding and number of groups; with many channels every pair is its own filter: no gain over GEMM.
+Cost: 2 * rank * (KH + KW) operations for each output pixel and pair of channels, and rows of halo for each
+block. Workspace: the factors, and for each thread about six rows; in the general way a patch of the input,
+one pass of it and the sums, about half of the L2 cache each. Accuracy: lowrank: rounding of both passes; the
+factors form each tap within a few roundings. One NaN or infinity spoils the outputs whose window holds it.
+Forward, 1 to min(KH, KW) ranks that the spec promises (``plan()`` looks for a rank in up to 4 kernels),
+float32 and float64, every stride, dilation, padding and number of groups; with many channels every pair is
+its own filter: no gain over GEMM.
 
-Source: Treitel and Shanks, "The design of multistage separable planar filters", IEEE Trans. Geoscience Electronics, 1971.
-Equivalent: ``scipy.signal.sepfir2d``, ``cv2.sepFilter2D`` for rank 1.
+Source: Treitel and Shanks, "The design of multistage separable planar filters", IEEE Trans. Geoscience
+Electronics, 1971. Equivalent: ``scipy.signal.sepfir2d``, ``cv2.sepFilter2D`` for rank 1.
 """
 
 from __future__ import annotations
@@ -25,13 +27,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from algos.contract import Cost, Support
 from algos.cpu._compiled import Compiled, Work
-from algos.engine.blocks import FLAGS, LANES, Blocks, Geometry, accumulate, axes, crop, locate, pack, shared_by
+from algos.engine.blocks import (
+    FLAGS,
+    LANES,
+    Blocks,
+    Geometry,
+    accumulate,
+    axes,
+    crop,
+    locate,
+    pack,
+    shared_by,
+)
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.outer import factor_bytes, factors
@@ -56,8 +69,11 @@ class Memory(NamedTuple):
 
 
 @linked(**FLAGS)
-def separable_blocks(x, y, down, along, down_offsets, along_offsets, geometry, phases, memory, slot, first, last):
-    """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); down: (o, i, rank, kh); along: (o, i, rank, kw)."""
+def separable_blocks(x, y, down, along, down_offsets, along_offsets, geometry, phases, memory, slot, first,
+                     last):
+    """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); down: (o, i,
+    rank, kh); along: (o, i, rank, kw).
+    """
     patch, passed, sums = memory.patches[slot], memory.passes[slot], memory.sums[slot]
     pitch, plane, inputs = geometry.pitch, geometry.plane, geometry.inputs
     for item in range(first, last):
@@ -70,7 +86,8 @@ def separable_blocks(x, y, down, along, down_offsets, along_offsets, geometry, p
                 for r in range(down.shape[2]):
                     for a in range(geometry.row_phases):
                         base = i * geometry.channel + a * geometry.col_phases * plane  # patch[i][a][0]
-                        accumulate(passed[a * plane :], along_span, patch, base, along_offsets, along[o, i, r], True)
+                        accumulate(passed[a * plane :], along_span, patch, base, along_offsets,
+                                   along[o, i, r], True)
                     start = i == 0 and r == 0
                     span = (block.rows - 1) * pitch + block.cols
                     accumulate(sums, span, passed, 0, down_offsets, down[o, i, r], start)
@@ -99,7 +116,9 @@ class Strips(NamedTuple):
     pointers: int
 
     def in_pieces(self, along: np.ndarray) -> np.ndarray:
-        """(..., kw) taps as (..., pieces, span); the last piece ends with the last tap, with zeros where it overlaps."""
+        """(..., kw) taps as (..., pieces, span); the last piece ends with the
+        last tap, with zeros where it overlaps.
+        """
         furthest = along.shape[-1] - self.span
         starts = np.minimum(np.arange(self.pieces) * self.span, furthest)
         cut = np.take(along, starts[:, None] + np.arange(self.span), -1)
@@ -109,16 +128,19 @@ class Strips(NamedTuple):
 
 @linked(**FLAGS)
 def separable_strips(x, y, down, along, strips, shape, scratches, tables, slot, first, last):
-    """x: (n, c, h, w); y: (n, o, oh, ow); down: (o, i, rank, kh); along: (o, i, rank, pieces, span); shape: see ``all_strips``.
+    """x: (n, c, h, w); y: (n, o, oh, ow); down: (o, i, rank, kh); along: (o, i, rank, pieces, span); shape:
+    see ``all_strips``.
 
-    Strips [first, last) of rows. Down the columns first, from the image into a few padded rows, then along those while they
-    are in the cache: nothing is computed twice. Columns after the last whole vector go through scratch.
+    Strips [first, last) of rows. Down the columns first, from the image into a few padded rows, then along
+    those while they are in the cache: nothing is computed twice. Columns after the last whole vector go
+    through scratch.
     """
     scratch, pointers = scratches[slot], tables[slot]
     taps, strip, part = shape
     block, vector, pitch, rest = strips.block, strips.vector, strips.pitch, strips.rest
     size, channels, height, width = x.itemsize, x.shape[1], x.shape[2], x.shape[3]
-    inputs, rank, kh, pieces, span = down.shape[1], down.shape[2], down.shape[3], along.shape[3], along.shape[4]
+    inputs, rank, kh = down.shape[1:4]
+    pieces, span = along.shape[3:5]
     outputs, oh, ow = y.shape[1] * inputs // channels, y.shape[2], y.shape[3]
     rows_out = len(strip)
     rows_in = rows_out + kh - 1
@@ -137,13 +159,18 @@ def separable_strips(x, y, down, along, strips, shape, scratches, tables, slot, 
             for i in range(inputs):
                 for a in range(rows_in):
                     ih = row0 + a - strips.top
-                    at = place(x, ((n * channels + group * inputs + i) * height + ih) * width)  # x[n][c][ih][0]
+                    # x[n][c][ih][0]
+                    at = place(x, ((n * channels + group * inputs + i) * height + ih) * width)
                     pointers[a] = at if 0 <= ih < height else place(scratch, strips.zeros)
                 for r in range(rank):
                     pair, more = (o * inputs + i) * rank + r, i + r > 0
                     for b in range(-(-width // block)):
                         col = min(b * block, width - block)
-                        rows, outs, weights = address(pointers, 0), address(pointers, passed), address(down, pair * kh)
+                        rows, outs, weights = (
+                            address(pointers, 0),
+                            address(pointers, passed),
+                            address(down, pair * kh),
+                        )
                         correlate_block(rows, outs, weights, col, col, kh, 1, False, (0,), strip)
                     for piece in range(pieces):
                         weights = address(along, (pair * pieces + piece) * span)  # along[o][i][r][piece]
@@ -153,7 +180,10 @@ def separable_strips(x, y, down, along, strips, shape, scratches, tables, slot, 
                             if whole:
                                 slide(source, pitch, weights, outs, whole, again, taps, part)
                             if ow % vector:
-                                source, outs = advance(source, whole * vector), address(pointers, remainder + h)
+                                source, outs = (
+                                    advance(source, whole * vector),
+                                    address(pointers, remainder + h),
+                                )
                                 slide(source, pitch, weights, outs, 1, again, taps, part)
             for r in range(min(rows_out, oh - row0)):
                 at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow + whole * vector)
@@ -193,8 +223,9 @@ def strips_of(spec: ConvSpec) -> Strips | None:
     unwanted = zeros + col.size
     rest = unwanted + col.outputs
     items = spec.batch * spec.groups * strips
-    return Strips(rows, slide_rows(rows, reach), pieces, span, items, block, vector, col.before, pitch, zeros, unwanted, rest,
-                  row.before, strips, col.kernel - span, rest + rows * vector, row.kernel - 1 + 4 * rows)  # fmt: skip
+    return Strips(rows, slide_rows(rows, reach), pieces, span, items, block, vector, col.before, pitch, zeros,
+                  unwanted, rest, row.before, strips, col.kernel - span, rest + rows * vector,
+                  row.kernel - 1 + 4 * rows)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -214,7 +245,11 @@ class Separable(Compiled):
     support: ClassVar[Support | None] = Support()
 
     def beyond(self, spec: ConvSpec) -> str | None:
-        return None if spec.rank is not None else "the spec promises no rank: add rank1 if each kernel is an outer product"
+        return (
+            None
+            if spec.rank is not None
+            else "the spec promises no rank: add rank1 if each kernel is an outer product"
+        )
 
     def _blocks(self, spec: ConvSpec, threads: int) -> Blocks:
         patch_cost = (spec.kernel[1] + 3) / spec.kernel[0]
@@ -238,7 +273,8 @@ class Separable(Compiled):
         return shared_by(threads, self._operations(spec), spec)
 
     def _speed(self, spec: ConvSpec) -> float:
-        wider = (VECTOR_BYTES / 32) ** (2 / 3) if strips_of(spec) else 1.0  # measured: AVX-512 is 1.5 to 1.6 times AVX2
+        # Measured: AVX-512 is 1.5 to 1.6 times AVX2
+        wider = (VECTOR_BYTES / 32) ** (2 / 3) if strips_of(spec) else 1.0
         return FLOPS_PER_S * wider * 4 / spec.in_dtype.itemsize
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
@@ -246,7 +282,9 @@ class Separable(Compiled):
         preparing = factor_bytes(spec.out_channels * spec.in_channels // spec.groups, *spec.kernel)
         if strips := strips_of(spec):
             each = strips.scratch * spec.in_dtype.itemsize + 8 * strips.pointers
-            return max(min(threads, strips.items) * each, preparing) + self._kept(spec) * spec.in_dtype.itemsize
+            return (
+                max(min(threads, strips.items) * each, preparing) + self._kept(spec) * spec.in_dtype.itemsize
+            )
         blocks = self._blocks(spec, threads)
         row, _ = axes(spec)
         each = blocks.scratch + row.phase_count * blocks.plane + LANES + blocks.span
@@ -271,14 +309,19 @@ class Separable(Compiled):
         scratch = np.zeros((threads, blocks.scratch), spec.in_dtype)
         passed = np.zeros((threads, row.phase_count * blocks.plane + LANES), spec.in_dtype)
         sums = np.zeros((threads, blocks.span), spec.in_dtype)
-        along_offsets = blocks.offsets[0].copy()  # tap (0, 0) is phase 0, shift 0: these move along the row only
+        # Tap (0, 0) is phase 0, shift 0: these move along the row only
+        along_offsets = blocks.offsets[0].copy()
         shifts = map(row.phase_and_shift, range(row.kernel))
-        down_offsets = np.array([phase * blocks.plane + shift * blocks.pitch for phase, shift in shifts], np.int64)
+        down_offsets = np.array(
+            [phase * blocks.plane + shift * blocks.pitch for phase, shift in shifts], np.int64
+        )
         table, phases = table_of(blocks.geometry), blocks.phases
         arguments = down, along, down_offsets, along_offsets, table, phases, scratch, passed, sums
         return Work(all_blocks, arguments, blocks.items, threads)
 
-    def _in_strips(self, spec: ConvSpec, strips: Strips, down: np.ndarray, along: np.ndarray, threads: int) -> Work:
+    def _in_strips(
+        self, spec: ConvSpec, strips: Strips, down: np.ndarray, along: np.ndarray, threads: int
+    ) -> Work:
         threads = min(threads, strips.items)
         along = strips.in_pieces(along)
         scratch = aligned((threads, strips.scratch), spec.in_dtype, zeros=True)
@@ -293,7 +336,13 @@ class Separable(Compiled):
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         threads = self._threads(spec, threads)
-        return Cost(self._operations(spec), spec.min_bytes, calls=4, flops_per_s=self._speed(spec), parallel=threads > 1)
+        return Cost(
+            self._operations(spec),
+            spec.min_bytes,
+            calls=4,
+            flops_per_s=self._speed(spec),
+            parallel=threads > 1,
+        )
 
 
 ALGORITHMS = [Separable()]

@@ -1,13 +1,15 @@
-"""The convolution as one sparse matrix: each row holds the weights of one output at the pixels that its window covers.
+"""The convolution as one sparse matrix: each row holds the weights of one output at the pixels that its
+window covers.
 
-For one channel it is the doubly blocked Toeplitz matrix of the textbooks; padding leaves entries out, stride leaves rows out.
-It shows that a convolution is a linear map, and what its structure saves: the matrix stores every weight once per output.
+For one channel it is the doubly blocked Toeplitz matrix of the textbooks; padding leaves entries out, stride
+leaves rows out. It shows that a convolution is a linear map, and what its structure saves: the matrix stores
+every weight once per output.
 
 Cost: 2 operations for each stored entry, at the speed of memory: a column number is read with every weight.
-Workspace: 8 (float32) or 12 bytes for each multiply-add of one image, and while it is built as much again for one channel of
-the result; refused above ``ENTRIES`` multiply-adds.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
-Forward, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups.
+Workspace: 8 (float32) or 12 bytes for each multiply-add of one image, and while it is built as much again for
+one channel of the result; refused above ``ENTRIES`` multiply-adds. Accuracy: componentwise. NaN and infinity
+spoil only the outputs whose window holds them. Forward, 1-D to 3-D, float32 and float64, every stride,
+dilation, padding and number of groups.
 
 Source: Goodfellow, Bengio and Courville, "Deep Learning", section 9.1.
 Equivalent: ``scipy.linalg.convolution_matrix(w, n, mode="valid") @ x`` in 1-D.
@@ -39,7 +41,8 @@ def _numbered(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
         along = [1] * (2 * spec.ndim)
         along[axis], along[spec.ndim + axis] = pixel.shape
         position *= size
-        position += np.clip(pixel, 0, size - 1).astype(np.int32).reshape(along)  # what lies outside is left out
+        # What lies outside is left out
+        position += np.clip(pixel, 0, size - 1).astype(np.int32).reshape(along)
         inside &= ((pixel >= 0) & (pixel < size)).reshape(along)
     return position.reshape(-1, math.prod(spec.kernel)), inside.reshape(-1, math.prod(spec.kernel))
 
@@ -57,16 +60,23 @@ class Toeplitz(Algorithm):
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         inputs, unit = spec.in_channels // spec.groups, spec.in_dtype.itemsize
         windows = math.prod(spec.output_size) * math.prod(spec.kernel)
-        inside = inputs * math.prod(pairs_inside(spec, axis) for axis in range(spec.ndim))  # entries of one channel of y
+        # Entries of one channel of y
+        inside = inputs * math.prod(pairs_inside(spec, axis) for axis in range(spec.ndim))
         axes = 26 * max(n * k for n, k in zip(spec.output_size, spec.kernel, strict=True))
-        numbering = windows * 5 + max(axes, windows * inputs * 5 + inside * max(4, unit) + 16 * math.prod(spec.output_size))
+        numbering = windows * 5 + max(
+            axes, windows * inputs * 5 + inside * max(4, unit) + 16 * math.prod(spec.output_size)
+        )
         matrix = inside * spec.out_channels * (unit + 4) + 4 * math.prod(spec.output_shape[1:])
         return matrix + max(numbering, unit * math.prod(spec.output_shape[1:]))
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         import scipy.sparse
 
-        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        groups, inputs, outputs = (
+            spec.groups,
+            spec.in_channels // spec.groups,
+            spec.out_channels // spec.groups,
+        )
         position, inside = _numbered(spec)
         pixels, count = len(position), math.prod(spec.size)
         kept = np.broadcast_to(inside[:, None], (pixels, inputs, position.shape[1]))
@@ -75,12 +85,14 @@ class Toeplitz(Algorithm):
         ends = np.zeros(spec.out_channels * pixels + 1, np.int32)
         starts = np.arange(spec.out_channels, dtype=np.int32)[:, None] * np.int32(entries)
         np.add(starts, np.cumsum(lengths).astype(np.int32), out=ends[1:].reshape(-1, pixels))
-        values, columns = (np.empty((spec.out_channels, entries), dtype) for dtype in (spec.in_dtype, np.int32))
+        values = np.empty((spec.out_channels, entries), spec.in_dtype)
+        columns = np.empty((spec.out_channels, entries), np.int32)
         for group in range(groups):
             channels = np.arange(group * inputs, (group + 1) * inputs, dtype=np.int32) * np.int32(count)
             mine = slice(group * outputs, (group + 1) * outputs)
             columns[mine] = (channels[:, None] + position[:, None])[kept]
-            for o, taps in zip(range(groups * outputs)[mine], weights[mine].reshape(outputs, inputs, -1), strict=True):
+            for o, taps in zip(range(groups * outputs)[mine], weights[mine].reshape(outputs, inputs, -1),
+                               strict=True):
                 values[o] = np.broadcast_to(taps, kept.shape)[kept]
         shape = (spec.out_channels * pixels, spec.in_channels * count)
         matrix = scipy.sparse.csr_array((values.ravel(), columns.ravel(), ends), shape)
@@ -94,7 +106,8 @@ class Toeplitz(Algorithm):
         return run
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
-        return Cost(spec.flops, spec.min_bytes + spec.macs * (spec.in_dtype.itemsize + 4), 10 * spec.batch, 2e9, parallel=False)
+        return Cost(spec.flops, spec.min_bytes + spec.macs * (spec.in_dtype.itemsize + 4), 10 * spec.batch,
+                    2e9, parallel=False)  # fmt: skip
 
 
 ALGORITHMS = [Toeplitz()]

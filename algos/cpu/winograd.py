@@ -1,17 +1,18 @@
 """Winograd's minimal filtering: a tile of m x m outputs for (m + r - 1)^2 products instead of (m r)^2.
 
-Tiles of the input are transformed (B^T d B), multiplied with the transformed weights, one matrix product over the channels
-for each of the t^2 points, and transformed back (A^T m A). All of it happens block by block of tiles, so that transformed
-data stay in the cache (``algos/engine/tiles.py``). Where the weights are few, every thread works on blocks of its own; where
-reading the transformed weights is most of the work, the threads share one block and each reads its part of them once.
+Tiles of the input are transformed (B^T d B), multiplied with the transformed weights, one matrix product over
+the channels for each of the t^2 points, and transformed back (A^T m A). All of it happens block by block of
+tiles, so that transformed data stay in the cache (``algos/engine/tiles.py``). Where the weights are few,
+every thread works on blocks of its own; where reading the transformed weights is most of the work, the
+threads share one block and each reads its part of them once.
 
-Cost: for 3x3 kernels 2.25 (F2), 4 (F4) or 5.06 (F6) times fewer multiplications than the definition, and two transforms per
-tile and channel. Workspace: t^2 / r^2 times the weights, and blocks of transformed tiles of ``block_bytes``.
-Accuracy: winograd: rounding is amplified by the transforms, little by F2, most by F6. One NaN or infinity spoils the whole
-tiles around it: up to 16 (F2), 36 (F4) or 64 (F6) outputs instead of 9.
-Range: that of the type. Weights and images near an end of it are scaled by powers of two, where they are read and written.
-Forward, 2-D, stride 1, dilation 1, kernels of 2 to 9 - m on each axis, float32 and float64, every padding and number of groups
-(with few channels in a group the transforms cost more than they save).
+Cost: for 3x3 kernels 2.25 (F2), 4 (F4) or 5.06 (F6) times fewer multiplications than the definition, and two
+transforms per tile and channel. Workspace: t^2 / r^2 times the weights, and blocks of transformed tiles of
+``block_bytes``. Accuracy: winograd: rounding is amplified by the transforms, little by F2, most by F6. One
+NaN or infinity spoils the whole tiles around it: up to 16 (F2), 36 (F4) or 64 (F6) outputs instead of 9.
+Range: that of the type. Weights and images near an end of it are scaled by powers of two, where they are read
+and written. Forward, 2-D, stride 1, dilation 1, kernels of 2 to 9 - m on each axis, float32 and float64,
+every padding and number of groups (with few channels in a group the transforms cost more than they save).
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308.
 Equivalent: ``torch.nn.functional.conv2d`` with stride 1.
@@ -53,7 +54,9 @@ class Memory(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """What is done at a time: 0 is all of every item; 1, 2 and 3 are the parts of loading, products and storing of one."""
+    """What is done at a time: 0 is all of every item; 1, 2 and 3 are the parts of
+    loading, products and storing of one.
+    """
 
     number: int
     item: int
@@ -65,7 +68,8 @@ class Phase(NamedTuple):
 def do_phase(x, y, kernels, tiles, shape, faint, scales, memory, phase, slot, chunk, _):
     """All of item number ``chunk``, or part ``chunk`` of one phase of an item of a known kind.
 
-    kernels: (group, point, block of outputs, channel, its outputs); scales, faint: as ``winograd_tiles`` has them.
+    kernels: (group, point, block of outputs, channel, its outputs); scales, faint: as ``winograd_tiles`` has
+    them.
     """
     channels = x.shape[1] // tiles.groups
     item, part, parts, own = phase.item, chunk, phase.parts, 0
@@ -77,7 +81,9 @@ def do_phase(x, y, kernels, tiles, shape, faint, scales, memory, phase, slot, ch
         if phase.number <= 1:
             load_tiles(x, block, tiles, shape, scales[kind, 0], scratch, spectra, part, parts)
         if phase.number == 0 or phase.number == 2:
-            multiply(spectra, kernels[block.group], products, channels, block.rows * tiles.tiles_w, part, parts)
+            multiply(
+                spectra, kernels[block.group], products, channels, block.rows * tiles.tiles_w, part, parts
+            )
         squares = 1.0
         if phase.number == 0 or phase.number == 3:
             up, more = scales[kind, 1], scales[kind, 2]
@@ -104,9 +110,9 @@ def kind_of_item(x, item, tiles, shape, scratch):
 def winograd_tiles(x, y, kernels, table, shape, faint, scales, spectra, products, scratch, sums, job):
     """Every item, each by one thread, or each phase of one item after the other by all threads together.
 
-    Operands are taken for ORDINARY, and an item whose results tell otherwise is computed once more: results whose squares
-    overflow or sum to ``faint`` at most. scales: for items of each kind the factor of what is read, and two of results;
-    table: of ``Tiles``; shape: as ``load_tiles`` has it.
+    Operands are taken for ORDINARY, and an item whose results tell otherwise is computed once more: results
+    whose squares overflow or sum to ``faint`` at most. scales: for items of each kind the factor of what is
+    read, and two of results; table: of ``Tiles``; shape: as ``load_tiles`` has it.
     """
     tiles, memory = named(Tiles, table), Memory(spectra, products, scratch, sums)
     items = x.shape[0] * tiles.groups * -(-tiles.tiles_h // tiles.rows)
@@ -175,16 +181,27 @@ class Winograd(Tiled, Compiled):
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         row = points * tiles_w * (inputs + outputs) * unit
         items = spec.batch * spec.groups
-        together = threads > 1 and (points * inputs * outputs * unit > self.shared_bytes or items * tiles_h < threads)
+        together = threads > 1 and (
+            points * inputs * outputs * unit > self.shared_bytes or items * tiles_h < threads
+        )
         rows = max(1, min(tiles_h, self.block_bytes * (4 * threads if together else 1) // row))
         blocks = -(-tiles_h // rows)
         if not together:
-            blocks = -(-items * blocks // threads) * threads // items if items * tiles_h >= threads else blocks
+            blocks = (
+                -(-items * blocks // threads) * threads // items if items * tiles_h >= threads else blocks
+            )
         rows = -(-tiles_h // max(1, min(tiles_h, blocks)))
-        return Tiling(tiles_h, tiles_w, rows, together, min(threads, items * -(-tiles_h // rows)) if not together else threads)
+        return Tiling(
+            tiles_h,
+            tiles_w,
+            rows,
+            together,
+            min(threads, items * -(-tiles_h // rows)) if not together else threads,
+        )
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
-        return self.variants(lambda one: one._tiling(spec, threads), block_bytes=(1 << n for n in range(19, 23)),
+        return self.variants(lambda one: one._tiling(spec, threads),
+                             block_bytes=(1 << n for n in range(19, 23)),
                              shared_bytes=(0, self.shared_bytes, 1 << 40))  # fmt: skip
 
     def _shapes(self, spec: ConvSpec, tiling: Tiling) -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -196,16 +213,22 @@ class Winograd(Tiled, Compiled):
         tiles = tiling.rows * tiling.tiles_w + ROWS
         t_h, t_w = self._tile(spec)
         pitch = -(-(tiling.tiles_w * self.m + t_w - self.m) // wide) * wide
-        # A power of two between tiles or points would map all of them to the same few sets of the first-level cache.
+        # A power of two between tiles or points would map all of them to the same few sets of the first-level
+        # cache.
         line = LINE // spec.in_dtype.itemsize
-        return (points, tiles, inputs + line), (points, tiles, outputs + line), pitch * (t_h + wide + t_h * wide) + wide
+        return (
+            (points, tiles, inputs + line),
+            (points, tiles, outputs + line),
+            pitch * (t_h + wide + t_h * wide) + wide,
+        )
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         tiling = self._tiling(spec, threads)
         spectra, products, scratch = self._shapes(spec, tiling)
         inputs = spec.in_channels // spec.groups
         weights = spectra[0] * inputs * products[2] * spec.groups
-        building = spectra[0] * inputs * spec.out_channels * 24  # in double precision, half done and done, and rounded
+        # In double precision, half done and done, and rounded
+        building = spectra[0] * inputs * spec.out_channels * 24
         copies = 1 if tiling.together else tiling.threads
         running = copies * (math.prod(spectra) + math.prod(products)) + tiling.threads * scratch
         unit = spec.in_dtype.itemsize
@@ -213,12 +236,18 @@ class Winograd(Tiled, Compiled):
 
     def _kernels(self, spec: ConvSpec, weights: np.ndarray, taken: int) -> np.ndarray:
         """(group, point, block of outputs, channel, outputs of a block), the last block filled with zeros."""
-        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        groups, inputs, outputs = (
+            spec.groups,
+            spec.in_channels // spec.groups,
+            spec.out_channels // spec.groups,
+        )
         g_h, g_w = (np.array(g, np.float64) for _, g, _ in self.transforms(spec))
         block = VECTORS * lanes(spec.in_dtype)
         blocks, points = -(-outputs // block), math.prod(self._tile(spec))
         kernels = aligned((groups, points, blocks, inputs, block), spec.in_dtype, zeros=True)
-        taps = (np.ldexp(weights, -taken) if taken else weights).reshape(groups, outputs, inputs, *spec.kernel)
+        taps = (np.ldexp(weights, -taken) if taken else weights).reshape(
+            groups, outputs, inputs, *spec.kernel
+        )
         for group in range(groups):
             half = np.tensordot(g_h, taps[group], ([1], [2]))  # (t_h, o, i, kw)
             found = np.tensordot(g_w, half, ([1], [3])).swapaxes(0, 1).reshape(points, outputs, inputs)

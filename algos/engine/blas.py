@@ -1,18 +1,23 @@
-"""BLAS held to a number of threads for the length of a call, by one owner of what belongs to the whole process.
+"""BLAS held to a number of threads for the length of a call, by one owner of what belongs to the whole
+process.
 
-An OpenBLAS with a thread pool of its own, like those in the wheels of NumPy and SciPy, has one number of threads for the whole
-process. While calls hold it, it is the smallest that any of them asked for; when the last one ends it is what it was before.
-``threadpoolctl`` is how a user sets the same number, from any thread at any moment, so its controllers are led through here:
+An OpenBLAS with a thread pool of its own, like those in the wheels of NumPy and SciPy, has one number of
+threads for the whole process. While calls hold it, it is the smallest that any of them asked for; when the
+last one ends it is what it was before. ``threadpoolctl`` is how a user sets the same number, from any thread
+at any moment, so its controllers are led through here:
 
-- a limit that the user sets while calls of other threads hold BLAS takes effect beneath theirs and stays when they end, and
+- a limit that the user sets while calls of other threads hold BLAS takes effect beneath theirs and stays when
+they end, and
   what its end gives back is what the user had, not what a call had set;
 - a limit that a call sets inside itself ends with the call at the latest;
-- no call raises BLAS above what the user has set, only above what OMP_NUM_THREADS or one of its kind set at the start,
+- no call raises BLAS above what the user has set, only above what OMP_NUM_THREADS or one of its kind set at
+the start,
   when it is asked for more threads by number.
 
-A call that finds BLAS with its own number or less need not hold it, which makes small calls cheap: a user who raises the
-number meanwhile raises it for that call too. Whoever changes it past ``threadpoolctl`` is not overruled when calls end. Other
-libraries (MKL, BLIS, OpenBLAS over OpenMP) have a number for each thread, which every thread that holds them gives back.
+A call that finds BLAS with its own number or less need not hold it, which makes small calls cheap: a user who
+raises the number meanwhile raises it for that call too. Whoever changes it past ``threadpoolctl`` is not
+overruled when calls end. Other libraries (MKL, BLIS, OpenBLAS over OpenMP) have a number for each thread,
+which every thread that holds them gives back.
 """
 
 from __future__ import annotations
@@ -28,7 +33,8 @@ from typing import Any
 from algos.host import BLAS_VARIABLES, environment_threads
 
 MOST = 1 << 30
-PREFIXES, SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # what builds put around the names of OpenBLAS's functions
+# What builds put around the names of OpenBLAS's functions
+PREFIXES, SUFFIXES = ("", "scipy_"), ("", "64_", "_64")
 
 
 class _Library:
@@ -115,14 +121,18 @@ def _functions(path: str) -> tuple[Any, Any] | None:
     except OSError:
         return None
     for prefix, suffix in product(PREFIXES, SUFFIXES):
-        get, set_ = (getattr(library, f"{prefix}openblas_{verb}_num_threads{suffix}", None) for verb in ("get", "set"))
+        get, set_ = (
+            getattr(library, f"{prefix}openblas_{verb}_num_threads{suffix}", None) for verb in ("get", "set")
+        )
         if get is not None and set_ is not None:
             return get, set_
     return None
 
 
 def _lead(kind: Any) -> None:
-    """Have ``threadpoolctl`` tell and set the user's number while calls hold BLAS, and theirs only inside them."""
+    """Have ``threadpoolctl`` tell and set the user's number while calls hold BLAS, and theirs only inside
+    them.
+    """
     if hasattr(kind.set_num_threads, "__wrapped__"):
         return
     tell, change = kind.get_num_threads, kind.set_num_threads
@@ -181,7 +191,9 @@ class blas_limit:
                 _apply()
             for other in _others:
                 self._before.append(other.get_num_threads())
-                if self._threads < self._before[-1] or self._before[-1] in environment_threads(BLAS_VARIABLES):
+                if self._threads < self._before[-1] or self._before[-1] in environment_threads(
+                    BLAS_VARIABLES
+                ):
                     other.set_num_threads(self._threads)
         except BaseException:
             self.__exit__()
@@ -215,7 +227,9 @@ def blas_threads_set(threads: int) -> bool:
 
 
 def own_limit() -> int | None:
-    """What the threads that help this one must hold BLAS to themselves; None where nothing belongs to a thread."""
+    """What the threads that help this one must hold BLAS to themselves; None where nothing belongs to a
+    thread.
+    """
     held = _held() if _others else None
     return _holders.get(held[-1]) if held else None
 

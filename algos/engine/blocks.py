@@ -1,10 +1,10 @@
 """Blocks: any strided, dilated, padded 2-D correlation becomes shifted reads of one flat scratch array.
 
-A block of outputs needs a patch of the input. ``pack`` copies the patch, zero border included, into scratch, with rows and
-columns sorted by their phase modulo the stride; rows of outputs then lie ``pitch`` elements apart, as rows of the patch do,
-and tap t of every output p of the block reads ``scratch[offset[t] + p]``. So the whole sum is one loop over a table of
-offsets whose reads are contiguous, whatever the stride and dilation; the few columns computed between two rows are dropped
-by ``crop``.
+A block of outputs needs a patch of the input. ``pack`` copies the patch, zero border included, into scratch,
+with rows and columns sorted by their phase modulo the stride; rows of outputs then lie ``pitch`` elements
+apart, as rows of the patch do, and tap t of every output p of the block reads ``scratch[offset[t] + p]``. So
+the whole sum is one loop over a table of offsets whose reads are contiguous, whatever the stride and
+dilation; the few columns computed between two rows are dropped by ``crop``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ROW_COST = 100  # a loop's start and end, in elements of its body
 SPILLED = 2.0  # how much longer a block takes whose patch leaves the cache
 SHARED_HALO = 1.5  # of the work that blocks may add so that threads end together
 SPAN = 2048  # outputs accumulated at a time: their sums stay in the first-level cache over all taps
-FLAGS = {"fastmath": {"contract"}, "error_model": "numpy"}  # fused multiply-adds only: NaN and rounding stay as written
+# Fused multiply-adds only: NaN and rounding stay as written
+FLAGS = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class Block(NamedTuple):
 class Blocks:
     """How the outputs of a spec are cut into blocks whose patch fits ``block_bytes`` of cache.
 
-    ``items`` blocks in all: batch x groups x row blocks x column blocks x parts of the group's output channels.
+    ``items`` blocks in all: batch x groups x row blocks x column blocks x parts of the group's output
+    channels.
     """
 
     spec: ConvSpec
@@ -129,7 +131,9 @@ class Blocks:
     @classmethod
     @lru_cache(maxsize=1024)  # asked by prepare, workspace_bytes and cost alike
     def of(cls, spec: ConvSpec, threads: int, block_bytes: int, patch_cost: float) -> Blocks:
-        """Blocks for ``threads`` threads; ``patch_cost``: work on an element of the patch over work on an output."""
+        """Blocks for ``threads`` threads; ``patch_cost``: work on an element of the patch over work on an
+        output.
+        """
         row, col = axes(spec)
         planes = spec.in_channels // spec.groups * row.phase_count * col.phase_count
         elements = max(1, block_bytes // spec.in_dtype.itemsize // planes)
@@ -149,7 +153,8 @@ class Blocks:
         count = -(-row.outputs // rows)
         wanted = 1 if threads == 1 else next(
             n for n in (4 * threads, 2 * threads, threads)
-            if n == threads or halo(row.outputs / max(count, -(-n // outer))) <= SHARED_HALO * halo(row.outputs / count)
+            if n == threads
+            or halo(row.outputs / max(count, -(-n // outer))) <= SHARED_HALO * halo(row.outputs / count)
         )  # fmt: skip
         parts = 1
         if outer * count < wanted:
@@ -183,12 +188,17 @@ class Blocks:
     def items(self) -> int:
         row, col = axes(self.spec)
         return (
-            self.spec.batch * self.spec.groups * self.parts * -(-row.outputs // self.rows) * -(-col.outputs // self.cols)
+            self.spec.batch
+            * self.spec.groups
+            * self.parts
+            * -(-row.outputs // self.rows)
+            * -(-col.outputs // self.cols)
         )
 
     @property
     def scratch(self) -> int:
-        """Elements of one thread's patch; reads of the rounded span run past its end by less than ``LANES``."""
+        """Elements of one thread's patch; reads of the rounded span run past its end by less than ``LANES``.
+        """
         return self.spec.in_channels // self.spec.groups * self.channel + LANES
 
     @cached_property
@@ -200,7 +210,8 @@ class Blocks:
             row_phase, down = row.phase_and_shift(kh)
             for kw in range(col.kernel):
                 col_phase, right = col.phase_and_shift(kw)
-                table[kh, kw] = (row_phase * len(col.phases) + col_phase) * self.plane + down * self.pitch + right
+                table[kh,
+                      kw] = (row_phase * len(col.phases) + col_phase) * self.plane + down * self.pitch + right
         return table
 
     @cached_property
@@ -210,9 +221,9 @@ class Blocks:
         spec = self.spec
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         row_blocks, col_blocks = -(-row.outputs // self.rows), -(-col.outputs // self.cols)
-        return Geometry(self.rows, self.cols, self.pitch, self.plane, self.channel, self.parts, spec.groups, inputs, outputs,
-                        row_blocks, col_blocks, row.stride, col.stride, row.before, col.before, row.reach, col.reach,
-                        len(row.phases), len(col.phases))  # fmt: skip
+        return Geometry(self.rows, self.cols, self.pitch, self.plane, self.channel, self.parts, spec.groups,
+                        inputs, outputs, row_blocks, col_blocks, row.stride, col.stride, row.before,
+                        col.before, row.reach, col.reach, len(row.phases), len(col.phases))  # fmt: skip
 
     @cached_property
     def phases(self) -> np.ndarray:
@@ -222,7 +233,9 @@ class Blocks:
 
 
 def shared_by(threads: int, operations: float, spec: ConvSpec) -> int:
-    """``threads``, or 1 where one thread needs less than a few hand-overs (30 to 50 us each) for all of the work."""
+    """``threads``, or 1 where one thread needs less than a few hand-overs (30
+    to 50 us each) for all of the work.
+    """
     moved = math.prod(spec.input_shape) + math.prod(spec.output_shape)
     seconds = operations / FLOPS_PER_S + moved / ELEMENTS_PER_S
     return threads if seconds > SHARED_S else 1
@@ -238,7 +251,8 @@ def locate(item, geometry, y):
     n, group = item // geometry.groups, item % geometry.groups
     row0, col0 = row_block * geometry.rows, col_block * geometry.cols
     o0, o1 = group * outputs + outputs * part // parts, group * outputs + outputs * (part + 1) // parts
-    return Block(n, group, o0, o1, row0, min(geometry.rows, y.shape[2] - row0), col0, min(geometry.cols, y.shape[3] - col0))
+    return Block(n, group, o0, o1, row0, min(geometry.rows, y.shape[2] - row0), col0,
+                 min(geometry.cols, y.shape[3] - col0))  # fmt: skip
 
 
 @linked(**FLAGS)
@@ -252,7 +266,8 @@ def pack(x, i, scratch, geometry, phases, block):
         down = block.row0 * geometry.row_stride + phases[a] - geometry.top
         for b in range(col_phases):
             right = block.col0 * col_stride + phases[row_phases + b] - geometry.left
-            first = min(cols, max(0, -(right // col_stride)))  # the first column inside the image: ceil(-right / stride)
+            # The first column inside the image: ceil(-right / stride)
+            first = min(cols, max(0, -(right // col_stride)))
             last = max(first, min(cols, (width - 1 - right) // col_stride + 1))
             plane = i * geometry.channel + (a * col_phases + b) * geometry.plane  # scratch[i][a][b]
             for r in range(rows):
@@ -277,8 +292,8 @@ def crop(sums, pitch, y, o, block):
         _copy(sums, r * pitch, y[block.n, o, block.row0 + r], block.col0, block.cols)
 
 
-# Indices below are unsigned: a signed one may count from the end, and asking that at every element stops vectorisation.
-# Slices would do as well, at three times the compilation.
+# Indices below are unsigned: a signed one may count from the end, and asking that at every element stops
+# vectorisation. Slices would do as well, at three times the compilation.
 
 
 @linked(**FLAGS)
@@ -297,10 +312,11 @@ def _copy(source, at, target, to, count):
 
 @linked(**FLAGS)
 def accumulate(sums, span, scratch, base, offsets, weights, set_first):
-    """sums[p] += sum over t of weights[t] * scratch[base + offsets[t] + p] for p < span, rounded up to whole vectors.
+    """sums[p] += sum over t of weights[t] * scratch[base + offsets[t] + p] for p < span, rounded up to whole
+    vectors.
 
-    Nine or eight taps share one read and write of ``sums``: at two reads a cycle the loop runs near one multiply-add each.
-    ``set_first`` forgets what ``sums`` held.
+    Nine or eight taps share one read and write of ``sums``: at two reads a cycle the loop runs near one
+    multiply-add each. ``set_first`` forgets what ``sums`` held.
     """
     span = -(-span // LANES) * LANES
     for start in range(0, span, SPAN):
@@ -329,7 +345,17 @@ def accumulate(sums, span, scratch, base, offsets, weights, set_first):
 
 @linked(**FLAGS)
 def _add9(y, start, n, x, at, o, w, t):
-    w0, w1, w2, w3, w4, w5, w6, w7, w8 = w[t], w[t + 1], w[t + 2], w[t + 3], w[t + 4], w[t + 5], w[t + 6], w[t + 7], w[t + 8]
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = (
+        w[t],
+        w[t + 1],
+        w[t + 2],
+        w[t + 3],
+        w[t + 4],
+        w[t + 5],
+        w[t + 6],
+        w[t + 7],
+        w[t + 8],
+    )
     a0, a1, a2 = uintp(at + o[t]), uintp(at + o[t + 1]), uintp(at + o[t + 2])
     a3, a4, a5 = uintp(at + o[t + 3]), uintp(at + o[t + 4]), uintp(at + o[t + 5])
     a6, a7, a8 = uintp(at + o[t + 6]), uintp(at + o[t + 7]), uintp(at + o[t + 8])
@@ -341,7 +367,16 @@ def _add9(y, start, n, x, at, o, w, t):
 
 @linked(**FLAGS)
 def _add8(y, start, n, x, at, o, w, t):
-    w0, w1, w2, w3, w4, w5, w6, w7 = w[t], w[t + 1], w[t + 2], w[t + 3], w[t + 4], w[t + 5], w[t + 6], w[t + 7]
+    w0, w1, w2, w3, w4, w5, w6, w7 = (
+        w[t],
+        w[t + 1],
+        w[t + 2],
+        w[t + 3],
+        w[t + 4],
+        w[t + 5],
+        w[t + 6],
+        w[t + 7],
+    )
     a0, a1, a2, a3 = uintp(at + o[t]), uintp(at + o[t + 1]), uintp(at + o[t + 2]), uintp(at + o[t + 3])
     a4, a5, a6, a7 = uintp(at + o[t + 4]), uintp(at + o[t + 5]), uintp(at + o[t + 6]), uintp(at + o[t + 7])
     first = uintp(start)

@@ -1,8 +1,8 @@
 """Vector code for Fourier transforms, emitted as LLVM IR: stages of butterflies, transpositions and moves.
 
-A vector holds one number of each of L transforms that run side by side (``lanes``), so nothing is shuffled within a
-transform. A complex point is two vectors, real parts and imaginary parts, 2 L elements in a row; "at" and "step" below count
-elements. Every pointer comes from an array whose bounds the caller keeps.
+A vector holds one number of each of L transforms that run side by side (``lanes``), so nothing is shuffled
+within a transform. A complex point is two vectors, real parts and imaginary parts, 2 L elements in a row;
+"at" and "step" below count elements. Every pointer comes from an array whose bounds the caller keeps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Vectors:
 
     def __init__(self, context: Any, builder: Any, array_type: Any) -> None:
         self.context, self.builder = context, builder
-        builder.function.attributes.add("noinline")  # much code, called seldom: copies of it would only take long to compile
+        # Much code, called seldom: copies of it would only take long to compile
+        builder.function.attributes.add("noinline")
         self.real = context.get_data_type(array_type.dtype)
         self.itemsize = array_type.dtype.bitwidth // 8
         self.lanes = lanes(np.dtype(f"f{self.itemsize}"))
@@ -112,13 +113,19 @@ class Vectors:
             result[0] = self.plus(result[0], total)
         for p in range(1, middle + 1):
             angles = [2 * math.pi * (k * p % n) / n for k in range(1, middle + 1)]
-            real = reduce(self.plus, [x[0], *(self.scaled(s, math.cos(a)) for s, a in zip(sums, angles, strict=True))])
-            imaginary = reduce(self.plus, [self.scaled(d, math.sin(a)) for d, a in zip(differences, angles, strict=True)])
+            real = reduce(
+                self.plus, [x[0], *(self.scaled(s, math.cos(a)) for s, a in zip(sums, angles, strict=True))]
+            )
+            imaginary = reduce(
+                self.plus, [self.scaled(d, math.sin(a)) for d, a in zip(differences, angles, strict=True)]
+            )
             result[p], result[n - p] = self.minus_i(real, imaginary), self.plus_i(real, imaginary)
         return result
 
     def transposed(self, rows: list[Any]) -> list[Any]:
-        """L vectors, lane j of vector i becoming lane i of vector j: log2 L rounds, each exchanging halves of blocks."""
+        """L vectors, lane j of vector i becoming lane i of vector j: log2 L
+        rounds, each exchanging halves of blocks.
+        """
         width, n = 1, self.lanes
         while width < n:
             low = [j if j & width == 0 else n + (j ^ width) for j in range(n)]
@@ -143,7 +150,9 @@ class Peak:
     def see(self, *vectors: Any) -> None:
         builder, mask = self.v.builder, (1 << (8 * self.v.itemsize - 1)) - 1
         for vector in vectors:
-            bits = builder.and_(builder.bitcast(vector, self.type), ir.Constant(self.type, [mask] * self.v.lanes))
+            bits = builder.and_(
+                builder.bitcast(vector, self.type), ir.Constant(self.type, [mask] * self.v.lanes)
+            )
             builder.store(self._larger(builder.load(self.place), bits), self.place)
 
     def finite(self, vector: Any) -> Any:
@@ -155,7 +164,9 @@ class Peak:
         """i64"""
         found, step = self.v.builder.load(self.place), self.v.lanes // 2
         while step:
-            found = self._larger(found, self.v.shuffle(found, found, [(j + step) % self.v.lanes for j in range(self.v.lanes)]))
+            found = self._larger(
+                found, self.v.shuffle(found, found, [(j + step) % self.v.lanes for j in range(self.v.lanes)])
+            )
             step //= 2
         one = self.v.builder.extract_element(found, I32(0))
         return one if self.v.itemsize == 8 else self.v.builder.zext(one, I64)
@@ -165,10 +176,14 @@ class Peak:
 
 
 def _void(*arguments: Any) -> Any:
-    return types.void(*(a if isinstance(a, types.Array | types.IntegerLiteral) else types.intp for a in arguments))
+    return types.void(
+        *(a if isinstance(a, types.Array | types.IntegerLiteral) else types.intp for a in arguments)
+    )
 
 
-def _butterfly(v: Vectors, values: Any, places: list[Any], table: Any, k: Any, kind: int, turned: bool) -> None:
+def _butterfly(
+    v: Vectors, values: Any, places: list[Any], table: Any, k: Any, kind: int, turned: bool
+) -> None:
     """In place, the points at ``places``: see ``stage``."""
     other = [v.builder.add(place, I64(v.lanes)) for place in places]
     if kind == INVERSE:  # a forward transform of points whose two parts are exchanged
@@ -177,7 +192,9 @@ def _butterfly(v: Vectors, values: Any, places: list[Any], table: Any, k: Any, k
     factors = []
     if turned:
         steps = [v.builder.add(k, I64(i)) for i in range(2 * len(x) - 2)]
-        factors = [(v.spread(table, re), v.spread(table, im)) for re, im in zip(steps[::2], steps[1::2], strict=True)]
+        factors = [
+            (v.spread(table, re), v.spread(table, im)) for re, im in zip(steps[::2], steps[1::2], strict=True)
+        ]
     if kind == INVERSE and turned:
         x[1:] = map(v.times, x[1:], factors)
     x = v.dft(x)
@@ -194,11 +211,12 @@ def _butterfly(v: Vectors, values: Any, places: list[Any], table: Any, k: Any, k
 
 @intrinsic(prefer_literal=True)
 def stage(typingctx, data, at, length, radix, span, table, k, kind):
-    """One stage of a transform of ``length`` points at ``data[at:]``: butterflies of ``radix`` points, ``span`` points apart.
+    """One stage of a transform of ``length`` points at ``data[at:]``: butterflies of ``radix`` points,
+    ``span`` points apart.
 
-    FORWARD: each transforms its points, then multiplies point q of butterfly j by complex number j (radix - 1) + q - 1 of
-    ``table[k:]``, unless span is 1. INVERSE undoes that, without dividing. FILTER, for span 1, transforms, multiplies by the
-    points ``k`` elements further in ``table``, and transforms back.
+    FORWARD: each transforms its points, then multiplies point q of butterfly j by complex number j (radix -
+    1) + q - 1 of ``table[k:]``, unless span is 1. INVERSE undoes that, without dividing. FILTER, for span 1,
+    transforms, multiplies by the points ``k`` elements further in ``table``, and transforms back.
     """
     if not isinstance(kind, types.IntegerLiteral):
         return None
@@ -213,7 +231,10 @@ def stage(typingctx, data, at, length, radix, span, table, k, kind):
         for radix in RADICES:
             places = lambda first, n=radix: [v.offset(first, step, q) for q in range(n)]  # noqa: E731
             block = builder.mul(step, I64(radix))
-            with builder.if_then(builder.icmp_signed("==", chosen, I64(radix))), builder.if_else(last) as (plain, turning):
+            with (
+                builder.if_then(builder.icmp_signed("==", chosen, I64(radix))),
+                builder.if_else(last) as (plain, turning),
+            ):
                 with plain, cgutils.for_range_slice(builder, at, stop, block, I64) as (first, _):
                     _butterfly(v, values, places(first), table, k, kind, False)
                 with turning:
@@ -247,7 +268,8 @@ def _copying(work: Callable[[Vectors, list[Any]], list[Any]], count: Callable[[V
 
 @intrinsic(prefer_literal=True)
 def turn(typingctx, data, at, count, table, scales, s, kind):
-    """``count`` points at ``data[at:]`` times exp(i pi n / (2 count)), point n of ``table``, and ``scales[s]`` and the next.
+    """``count`` points at ``data[at:]`` times exp(i pi n / (2 count)), point n of ``table``, and
+    ``scales[s]`` and the next.
 
     FORWARD scales, then turns, and returns the ``peak`` of what it found; INVERSE turns back, then scales.
     """
@@ -268,7 +290,8 @@ def turn(typingctx, data, at, count, table, scales, s, kind):
                 found.see(*x)
                 re, im = v.times(scaled(x), (cos, sin))
             else:
-                im, re = scaled(v.times((x[1], x[0]), (cos, sin)))  # times the conjugate: parts exchanged, as in ``stage``
+                # Times the conjugate: parts exchanged, as in ``stage``
+                im, re = scaled(v.times((x[1], x[0]), (cos, sin)))
             v.store(re, values, place)
             v.store(im, values, other)
         return found.result()
@@ -278,14 +301,17 @@ def turn(typingctx, data, at, count, table, scales, s, kind):
 
 @intrinsic
 def gather_peak(typingctx, data, at, count, into):
-    """Take ``data[at : at + count]``, whole vectors, into the largest finite magnitudes at ``data[into:]``, lane by lane."""
+    """Take ``data[at : at + count]``, whole vectors, into the largest finite
+    magnitudes at ``data[into:]``, lane by lane.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = Vectors(context, builder, signature.args[0])
         data = v.data(signature.args[0], args[0])
         found = Peak(v)
         found.see(v.load(data, args[3]))
-        with cgutils.for_range_slice(builder, args[1], builder.add(args[1], args[2]), I64(v.lanes), I64) as (place, _):
+        with cgutils.for_range_slice(builder, args[1], builder.add(args[1], args[2]), I64(v.lanes),
+                                     I64) as (place, _):
             found.see(found.finite(v.load(data, place)))
         v.store(builder.bitcast(builder.load(found.place), v.type), data, args[3])
         return context.get_dummy_value()
@@ -295,12 +321,17 @@ def gather_peak(typingctx, data, at, count, into):
 
 @intrinsic
 def peak(typingctx, data, at, count):
-    """The largest of |data[at : at + count]|, whole vectors, as bits, which have the numbers' order; NaN is above infinity."""
+    """The largest of |data[at : at + count]|, whole vectors, as bits, which have the
+    numbers' order; NaN is above infinity.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = Vectors(context, builder, signature.args[0])
         data, found = v.data(signature.args[0], args[0]), Peak(v)
-        with cgutils.for_range_slice(builder, args[1], builder.add(args[1], args[2]), I64(v.lanes), I64) as (place, _):
+        with cgutils.for_range_slice(builder, args[1], builder.add(args[1], args[2]), I64(v.lanes), I64) as (
+            place,
+            _,
+        ):
             found.see(v.load(data, place))
         return found.result()
 
@@ -309,7 +340,9 @@ def peak(typingctx, data, at, count):
 
 @intrinsic
 def transpose(typingctx, source, at, step, target, to, stride):
-    """L x L numbers: lane j of vector i, ``source[at + i * step]``, to lane i of vector j, ``target[to + j * stride]``."""
+    """L x L numbers: lane j of vector i, ``source[at + i * step]``, to lane i of
+    vector j, ``target[to + j * stride]``.
+    """
     return _void(source, at, step, target, to, stride), _copying(Vectors.transposed, lambda v: v.lanes)
 
 
@@ -321,7 +354,9 @@ def move(typingctx, source, at, step, target, to, stride):
 
 @intrinsic(prefer_literal=True)
 def multiply(typingctx, target, to, source, at, table, k, adding):
-    """The complex point at ``target[to]`` becomes, or with ``adding`` 1 grows by, the product of those in source and table."""
+    """The complex point at ``target[to]`` becomes, or with ``adding`` 1 grows by, the
+    product of those in source and table.
+    """
     if not isinstance(adding, types.IntegerLiteral):
         return None
 

@@ -1,4 +1,5 @@
-"""Cyclic convolutions that hold a linear one: the lengths to transform, shared by every FFT of whole images."""
+"""Cyclic convolutions that hold a linear one: the lengths to transform, shared by every FFT of whole images.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ SEARCHED = 1 << 32
 
 @lru_cache(maxsize=4096)
 def fast_length(least: int, factors: tuple[int, ...]) -> int:
-    """The next length whose only prime factors are ``factors``, those that the transform has special code for; 2 is one.
+    """The next length whose only prime factors are ``factors``, those that the transform has special code
+    for; 2 is one.
 
     Beyond ``SEARCHED`` the next one that is a multiple of a power of two: choices are close together there.
     """
@@ -30,6 +32,7 @@ def least_lengths(spec: ConvSpec) -> list[int]:
     lengths = []
     for axis, (size, (before, _)) in enumerate(zip(spec.size, spec.padding, strict=True)):
         last = (spec.output_size[axis] - 1) * spec.stride[axis]
-        after = last + spec.kernel_extent[axis] - before - size  # of the border, as far as some window reaches
+        # Of the border, as far as some window reaches
+        after = last + spec.kernel_extent[axis] - before - size
         lengths.append(max(size + max(before, after, 0), last + 1))
     return lengths

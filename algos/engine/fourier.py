@@ -1,9 +1,11 @@
-"""Complex transforms of L signals side by side, in place, without any reordering: what a convolution needs of an FFT.
+"""Complex transforms of L signals side by side, in place, without any reordering: what a convolution needs of
+an FFT.
 
-``forward`` (decimation in frequency) leaves frequencies in digit-reversed order and ``inverse`` (decimation in time) takes
-them so; the kernel's spectrum, made by the same ``forward``, stands in that order too, so no pass ever sorts. ``filtered``
-does both and the product between them: the last butterflies forward, the product and the first ones back are one pass.
-A signal of n points is (n, 2, L) elements: see ``algos/engine/butterflies.py``.
+``forward`` (decimation in frequency) leaves frequencies in digit-reversed order and ``inverse`` (decimation
+in time) takes them so; the kernel's spectrum, made by the same ``forward``, stands in that order too, so no
+pass ever sorts. ``filtered`` does both and the product between them: the last butterflies forward, the
+product and the first ones back are one pass. A signal of n points is (n, 2, L) elements: see
+``algos/engine/butterflies.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ STAGE_COST = {2: 0.75, 3: 1.0, 4: 1.0, 5: 1.4}
 
 @lru_cache(maxsize=64)
 def fast_lengths(multiple: int, longest: int) -> tuple[int, ...]:
-    """Lengths up to ``longest`` and a bit: 2^a 3^b 5^c, multiples of ``multiple``, with few factors 3 and 5."""
+    """Lengths up to ``longest`` and a bit: 2^a 3^b 5^c, multiples of ``multiple``, with few factors 3 and 5.
+    """
     found = {1}
     for factor, most in ((2, 64), (3, 2), (5, 1)):
         for length in list(found):
@@ -77,7 +80,8 @@ class Transform:
 
     @cached_property
     def factors(self) -> np.ndarray:
-        """For each stage (span, radix - 1, 2): exp(-2 pi i j q / (span * radix)), real and imaginary parts."""
+        """For each stage (span, radix - 1, 2): exp(-2 pi i j q / (span * radix)), real and imaginary parts.
+        """
         parts = []
         for radix, span, _ in self.stages:
             angle = -2 * np.pi / (span * radix) * np.outer(np.arange(span), np.arange(1, radix))
@@ -92,7 +96,9 @@ class Transform:
 
     @cached_property
     def turns(self) -> np.ndarray:
-        """(length, 2): exp(i pi n / (2 length)): a transform of points so turned convolves modulo z^length - i."""
+        """(length, 2): exp(i pi n / (2 length)): a transform of points so
+        turned convolves modulo z^length - i.
+        """
         angle = np.pi / (2 * self.length) * np.arange(self.length)
         return np.stack((np.cos(angle), np.sin(angle)), -1).ravel().astype(self.dtype)
 

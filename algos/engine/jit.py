@@ -1,7 +1,9 @@
-"""Numba with a disk cache that never serves old code: its folder is named by a hash of all sources and versions.
+"""Numba with a disk cache that never serves old code: its folder is named by a hash of all sources and
+versions.
 
-Numba's own cache watches only the function's file and ignores jit flags, so an edited helper or another flag set would be
-answered with the old machine code. Hence one function per flag set, and one folder per state of the sources.
+Numba's own cache watches only the function's file and ignores jit flags, so an edited helper or another flag
+set would be answered with the old machine code. Hence one function per flag set, and one folder per state of
+the sources.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from algos.host import cache_base, forgetful
 
 
 def _import_without_blas() -> None:
-    """Import ``numba.np.arraymath``, which loads SciPy's BLAS only to know that there is one: a quarter of a second.
+    """Import ``numba.np.arraymath``, which loads SciPy's BLAS only to know that there is one: a quarter of a
+    second.
 
     SciPy is required here, and whatever Numba compiles with its BLAS loads it then.
     """
@@ -80,11 +83,17 @@ def _forget_old(base: Path) -> None:
 
 def disabled() -> str | None:
     """Why nothing can be compiled, or None."""
-    return "NUMBA_DISABLE_JIT is set, which turns compiled loops into Python's: unset it" if config.DISABLE_JIT else None
+    return (
+        "NUMBA_DISABLE_JIT is set, which turns compiled loops into Python's: unset it"
+        if config.DISABLE_JIT
+        else None
+    )
 
 
 class _Cache(FunctionCache):
-    """Numba's cache of one function as a help, never a condition: damaged, it is removed; on a full disk, left as it is."""
+    """Numba's cache of one function as a help, never a condition: damaged, it is
+    removed; on a full disk, left as it is.
+    """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -105,7 +114,8 @@ def compiled(**flags: Any) -> Callable[[Callable], Any]:
     """``numba.njit(nogil=True)`` with any further flags, cached in this project's private folder."""
 
     def decorate(function: Callable) -> Any:
-        dispatcher = numba.njit(nogil=True, no_cfunc_wrapper=True, **flags)(function)  # called from Python or not at all
+        # Called from Python or not at all
+        dispatcher = numba.njit(nogil=True, no_cfunc_wrapper=True, **flags)(function)
         folder = cache_folder()
         if folder is None or config.DISABLE_JIT:
             return dispatcher
@@ -121,7 +131,8 @@ def compiled(**flags: Any) -> Callable[[Callable], Any]:
 
 
 def linked(**flags: Any) -> Callable[[Callable], Any]:
-    """For functions that compiled code alone calls, which takes half as long to compile as if each were ``compiled``.
+    """For functions that compiled code alone calls, which takes half as long to compile as if each were
+    ``compiled``.
 
     A call from Python is a TypeError.
     """

@@ -1,7 +1,8 @@
 """Which machine code this machine keeps, so that the picker counts compiling where it would really be done.
 
-Numba can tell only with the arguments of a call at hand. Here the first plan of each specialisation leaves an empty file beside
-Numba's own, in the folder that is named by the sources, so that the answer is as old as the code.
+Numba can tell only with the arguments of a call at hand. Here the first plan of each specialisation leaves an
+empty file beside Numba's own, in the folder that is named by the sources, so that the answer is as old as the
+code.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _on_disk: set[Key] = set()
 
 
 def compiling_s(algorithm: Algorithm, spec: ConvSpec) -> float:
-    """Seconds that the next plan for ``spec`` compiles, or loads what was compiled; 0 in a process that has its code."""
+    """Seconds that the next plan for ``spec`` compiles, or loads what was
+    compiled; 0 in a process that has its code.
+    """
     seconds = algorithm.compile_s(spec)
     if not seconds or (key := _key(algorithm, spec)) in _here:
         return 0.0
@@ -61,4 +64,6 @@ def _path(key: Key) -> str:
     from algos.engine.jit import cache_folder
 
     folder = cache_folder()
-    return f"{folder}/{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.kept" if folder else ""
+    return (
+        f"{folder}/{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.kept" if folder else ""
+    )

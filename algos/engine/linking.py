@@ -1,7 +1,8 @@
-"""How Numba compiles functions that only other compiled code calls: as far as their callers can take them in, no further.
+"""How Numba compiles functions that only other compiled code calls: as far as their callers can take them in,
+no further.
 
-Numba makes optimised machine code of every function by itself, and its callers then take in its intermediate code and optimise
-that again. Here the first half is left out.
+Numba makes optimised machine code of every function by itself, and its callers then take in its intermediate
+code and optimise that again. Here the first half is left out.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
 
-_TYPE_ERROR = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value  # what a call from Python meets
+# What a call from Python meets
+_TYPE_ERROR = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value
 
 
 class _Library(JITCodeLibrary):
-    """Code that is only ever linked into its callers', as it comes from Numba: it is optimised and made native there."""
+    """Code that is only ever linked into its callers', as it comes from Numba: it
+    is optimised and made native there.
+    """
 
     def _optimize_final_module(self) -> None:
         pass

@@ -1,4 +1,6 @@
-"""Memory that starts at a cache line. Vectors across two lines cost twice, and NumPy's own arrays start 16 bytes behind one."""
+"""Memory that starts at a cache line. Vectors across two lines cost twice, and NumPy's
+own arrays start 16 bytes behind one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ import numpy as np
 from algos.spec import ConvSpec
 
 LINE = 64
-CLASH = 1 << 10  # rows a multiple of this apart share few sets of the first-level cache: six of them evict one another
+# Rows a multiple of this apart share few sets of the first-level cache: six of them evict one another
+CLASH = 1 << 10
 BYTE = np.dtype(np.uint8)
 SMALL = 1 << 15  # bytes of a result for which asking for alignment costs more than it gains
 
@@ -31,7 +34,8 @@ def _at_a_line(room: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.
 
 
 def results_of(spec: ConvSpec) -> Callable[[], np.ndarray]:
-    """What makes a new array for each run's result; made once, since for small work every microsecond counts."""
+    """What makes a new array for each run's result; made once, since for small work every microsecond counts.
+    """
     shape, dtype = spec.output_shape, spec.out_dtype
     size = math.prod(shape) * dtype.itemsize
     if size < SMALL:
@@ -40,5 +44,7 @@ def results_of(spec: ConvSpec) -> Callable[[], np.ndarray]:
 
 
 def spread(elements: int, dtype: np.dtype) -> int:
-    """A distance of at least ``elements`` between rows that are read side by side: one line more where they would clash."""
+    """A distance of at least ``elements`` between rows that are read side by side:
+    one line more where they would clash.
+    """
     return elements + (LINE // dtype.itemsize if elements * dtype.itemsize % CLASH == 0 else 0)

@@ -1,9 +1,10 @@
 """A kernel as a sum of few outer products, as exact tap by tap as it can be.
 
-Each product is a cross of what the ones before it leave over: the column and the row through its largest element that is more
-than rounding. Both are read off the kernel itself, so that a tap of 1e-20 beside one of 1 keeps its digits; a singular value
-decomposition, exact only beside the largest tap, would lose it. The first row holds nothing above 1 and the first column
-nothing above the largest tap: a pass down the columns forms no sum that the definition could not form.
+Each product is a cross of what the ones before it leave over: the column and the row through its largest
+element that is more than rounding. Both are read off the kernel itself, so that a tap of 1e-20 beside one of
+1 keeps its digits; a singular value decomposition, exact only beside the largest tap, would lose it. The
+first row holds nothing above 1 and the first column nothing above the largest tap: a pass down the columns
+forms no sum that the definition could not form.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-WITHIN = 64  # roundings of a tap that products may miss it by; a Gaussian's formula in its own type misses by 53 at 6 sigma
+# Roundings of a tap that products may miss it by; a Gaussian's formula in its own type misses by 53 at 6
+# sigma
+WITHIN = 64
 MOST_FOUND = 4  # products that are looked for unasked
 CHUNK = 1 << 13  # elements of kernels that are decomposed at a time
 
@@ -20,7 +23,9 @@ Product = tuple[np.ndarray, np.ndarray]  # columns (n, KH) and rows (n, KW)
 
 
 def factors(weights: np.ndarray, rank: int) -> Product:
-    """(o, i, rank, KH) columns and (o, i, rank, KW) rows whose outer products sum to ``weights`` (o, i, KH, KW)."""
+    """(o, i, rank, KH) columns and (o, i, rank, KW) rows whose outer products sum to ``weights`` (o, i, KH,
+    KW).
+    """
     *pairs, height, width = weights.shape
     kernels = weights.reshape(-1, height, width)
     down, along = (np.empty((len(kernels), rank, k), weights.dtype) for k in (height, width))
@@ -35,15 +40,19 @@ def factors(weights: np.ndarray, rank: int) -> Product:
 
 
 def factor_bytes(kernels: int, height: int, width: int) -> int:
-    """What ``factors`` holds besides its results: a chunk's left-overs, how far rounding moves them, and NumPy's steps."""
+    """What ``factors`` holds besides its results: a chunk's left-overs, how far
+    rounding moves them, and NumPy's steps.
+    """
     return 10 * 8 * min(kernels, _step(height, width)) * height * width
 
 
 def numerical_rank(w: np.ndarray, dtype: np.dtype, most: int | None = None, each_tap: bool = False) -> int:
-    """The products that every kernel of w (o, i, KH, KW) needs, up to what rounding its taps to ``dtype`` explains.
+    """The products that every kernel of w (o, i, KH, KW) needs, up to what rounding its taps to ``dtype``
+    explains.
 
-    ``each_tap`` asks for more: every tap, as the passes form it, lies within ``WITHIN`` roundings of itself, so that neither a
-    faint tap is lost nor one where products cancel. min(KH, KW) where ``most`` do not do, and for weights that are not finite.
+    ``each_tap`` asks for more: every tap, as the passes form it, lies within ``WITHIN`` roundings of itself,
+    so that neither a faint tap is lost nor one where products cancel. min(KH, KW) where ``most`` do not do,
+    and for weights that are not finite.
     """
     *_, height, width = w.shape
     full, rank, step = min(height, width), 1, _step(height, width)
@@ -52,7 +61,9 @@ def numerical_rank(w: np.ndarray, dtype: np.dtype, most: int | None = None, each
         return full
     with np.errstate(all="ignore"):
         for first in range(0, len(kernels), step):
-            rank = max(rank, _rank(kernels[first : first + step].astype(np.float64), np.dtype(dtype), most, each_tap))
+            rank = max(
+                rank, _rank(kernels[first : first + step].astype(np.float64), np.dtype(dtype), most, each_tap)
+            )
             if rank > most:
                 return full
     return rank
@@ -77,11 +88,13 @@ def _rank(left: np.ndarray, dtype: np.dtype, most: int, each_tap: bool) -> int:
 def _crosses(left: np.ndarray, dtype: np.dtype) -> Iterator[tuple[Product, np.ndarray]]:
     """Take products, rounded to ``dtype``, from ``left`` (n, KH, KW) float64, one after another.
 
-    With each comes (n, KH, KW) what the rounding of the taps and of the products may have moved what is left over by, in units
-    of roundoff as independent errors add up; halved, so that one product's comes to a tap's own magnitude.
+    With each comes (n, KH, KW) what the rounding of the taps and of the products may have moved what is left
+    over by, in units of roundoff as independent errors add up; halved, so that one product's comes to a tap's
+    own magnitude.
     """
     unit, every = float(np.finfo(dtype).eps) / 2, np.arange(len(left))
-    spread = np.maximum(np.abs(left), np.finfo(dtype).tiny) / 2  # below the normal numbers every rounding is as large
+    # Below the normal numbers every rounding is as large
+    spread = np.maximum(np.abs(left), np.finfo(dtype).tiny) / 2
     while True:
         size = np.abs(left)
         size[size <= WITHIN * unit * spread] = 0

@@ -1,17 +1,20 @@
-"""Overlap-save, compiled: each real tile as a complex one of half the rows, read, filtered and written strip by strip.
+"""Overlap-save, compiled: each real tile as a complex one of half the rows, read, filtered and written strip
+by strip.
 
-A tile is 2 ``rows`` x ``cols`` points, ``cols`` a multiple of the L lanes of a vector; what ``rows`` lacks of one is zeros.
-Its upper half is the real part and its lower half the imaginary part of ``rows`` x ``cols`` complex points: modulo z^rows - i a
-polynomial with real coefficients loses nothing, since z^(2 rows) is -1 there. What wraps round comes back negative, and is
-dropped as in any overlap-save. A transform reaches that ring by turning point n by exp(i pi n / (2 rows)) before, and back
-after; the same pass scales. So nothing is shared between tiles, let alone between images.
+A tile is 2 ``rows`` x ``cols`` points, ``cols`` a multiple of the L lanes of a vector; what ``rows`` lacks of
+one is zeros. Its upper half is the real part and its lower half the imaginary part of ``rows`` x ``cols``
+complex points: modulo z^rows - i a polynomial with real coefficients loses nothing, since z^(2 rows) is -1
+there. What wraps round comes back negative, and is dropped as in any overlap-save. A transform reaches that
+ring by turning point n by exp(i pi n / (2 rows)) before, and back after; the same pass scales. So nothing is
+shared between tiles, let alone between images.
 
-Columns are transformed L at a time in a strip that stays in the first-level cache; each strip goes, transposed, into
-``spectra``, where L rows lie side by side. There rows are transformed, multiplied and transformed back in one visit; then
-columns, strip by strip, straight into the result.
+Columns are transformed L at a time in a strip that stays in the first-level cache; each strip goes,
+transposed, into ``spectra``, where L rows lie side by side. There rows are transformed, multiplied and
+transformed back in one visit; then columns, strip by strip, straight into the result.
 
-Range (``algos/engine/ranges.py``): tiles that are LARGE or FAINT, by ``limits``, are scaled while they are turned, and so are
-all results. ``scales`` holds two factors for each kind of tile, then for each output channel the same.
+Range (``algos/engine/ranges.py``): tiles that are LARGE or FAINT, by ``limits``, are scaled while they are
+turned, and so are all results. ``scales`` holds two factors for each kind of tile, then for each output
+channel the same.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from algos.engine.ranges import ORDINARY, kind_of
 from algos.engine.relay import fork
 from algos.engine.tables import named
 
-STRIPS = 4  # strips of columns read and written together: whole cache lines, even where rows lie a power of two apart
+# Strips of columns read and written together: whole cache lines, even where rows lie a power of two apart
+STRIPS = 4
 
 
 class Stages(NamedTuple):
@@ -106,7 +110,9 @@ def whole(count, lanes):
 
 @linked(**FLAGS)
 def _read(x, plane, tile, top, left, data, at, strips):
-    """Strips of ``rows`` x ``lanes`` pixels from (top, left) on, zero outside the image, each a part of complex points."""
+    """Strips of ``rows`` x ``lanes`` pixels from (top, left) on, zero outside the
+    image, each a part of complex points.
+    """
     height, width, rows, lanes = tile.height, tile.width, tile.rows, tile.lanes
     point, pitch = 2 * lanes, 2 * lanes * whole(rows, lanes)
     first = min(rows, max(0, -top))
@@ -130,7 +136,9 @@ def _read(x, plane, tile, top, left, data, at, strips):
                 move(x, source + k * lanes, 0, data, to + k * pitch, 0)
             else:
                 for j in range(lanes):
-                    data[to + k * pitch + j] = x[source + k * lanes + j] if c + j >= 0 and c + j < width else 0
+                    data[to + k * pitch + j] = (
+                        x[source + k * lanes + j] if c + j >= 0 and c + j < width else 0
+                    )
         source += width
 
 
@@ -142,7 +150,9 @@ def _zero(data, at, count):
 
 @linked(**FLAGS)
 def _write(data, at, strips, tiles, row, rows, col, cols, y, plane):
-    """Every step-th of ``rows`` x ``cols`` points of strips, to y from (row, col) of the outputs before the stride on."""
+    """Every step-th of ``rows`` x ``cols`` points of strips, to y from (row, col)
+    of the outputs before the stride on.
+    """
     height, width, lanes = tiles.out_height, tiles.out_width, tiles.lanes
     row_step, col_step, pitch = tiles.row_step, tiles.col_step, 2 * lanes * whole(tiles.rows, lanes)
     step, oh = 2 * lanes * row_step, row // row_step
@@ -168,7 +178,9 @@ def _write(data, at, strips, tiles, row, rows, col, cols, y, plane):
 
 @linked(**FLAGS)
 def filter_rows(spectra, taken, rows, cols, lanes, along, kernels, kernel, inputs, target):
-    """Sums of products with the kernels' spectra, rows back, at ``target``; 0: in place, on one input not yet forward."""
+    """Sums of products with the kernels' spectra, rows back, at ``target``; 0: in
+    place, on one input not yet forward.
+    """
     stages, factors, points = along.stages, along.factors, cols * 2 * lanes
     for strip in range(0, rows // lanes * points, points):
         if target == 0:
@@ -183,7 +195,9 @@ def filter_rows(spectra, taken, rows, cols, lanes, along, kernels, kernel, input
 
 @linked(**FLAGS)
 def columns_in(x, plane, tile, top, left, down, turns, scales, s, strip, spectra, to):
-    """Columns of a tile from (top, left) on forward into ``spectra[to:]``, scaled by ``scales[s]``; the tile's ``peak``."""
+    """Columns of a tile from (top, left) on forward into ``spectra[to:]``, scaled by
+    ``scales[s]``; the tile's ``peak``.
+    """
     rows, cols, lanes = tile.rows, tile.cols, tile.lanes
     point, pitch, found = 2 * lanes, 2 * lanes * whole(rows, lanes), 0
     stages, factors = down.stages, down.factors
@@ -212,7 +226,8 @@ def rows_in(spectra, to, rows, cols, lanes, along):
 
 @compiled(error_model="numpy")
 def kernel_planes(weights, taps_h, taps_w, image, lanes, along, down, turns, scales, strip, kernels):
-    """Spectra of kernels (pair, kh, kw), over the points of a tile; taps_h, taps_w: where taps stand in ``image``, the tile.
+    """Spectra of kernels (pair, kh, kw), over the points of a tile; taps_h, taps_w: where taps stand in
+    ``image``, the tile.
 
     along, down: stages and factors of the transforms of rows and of columns.
     """
@@ -225,7 +240,8 @@ def kernel_planes(weights, taps_h, taps_w, image, lanes, along, down, turns, sca
             for j in range(taps_w.size):
                 image[taps_h[i], taps_w[j]] += weights[pair, i, j]
         at = pair * whole(rows, lanes) * cols * 2
-        columns_in(image.reshape(image.size), zero, tile, zero, zero, of_cols, turns, scales, zero, strip, kernels, at)
+        columns_in(image.reshape(image.size), zero, tile, zero, zero, of_cols, turns, scales, zero, strip,
+                   kernels, at)  # fmt: skip
         rows_in(kernels, at, whole(rows, lanes), cols, lanes, of_rows)
 
 
@@ -246,7 +262,9 @@ def kernel_lines(weights, taps, lanes, cols, along, turns, scales, kernels):
 
 @linked(**FLAGS)
 def planes(x, y, kernels, tiles, along, down, turns, scales, memory, slot, first, last):
-    """Items [first, last): a group and a tile each. x: (n * c * h * w); y: (n * o * oh * ow); see ``fft_fused``."""
+    """Items [first, last): a group and a tile each. x: (n * c * h * w); y: (n * o * oh * ow); see
+    ``fft_fused``.
+    """
     strip, spectra = memory.strips[slot], memory.spectra[slot]
     tile = Tile(tiles.height, tiles.width, tiles.rows, tiles.cols, tiles.lanes)
     kept_rows, kept_cols, inputs, outputs = tiles.kept_rows, tiles.kept_cols, tiles.inputs, tiles.outputs
@@ -263,16 +281,21 @@ def planes(x, y, kernels, tiles, along, down, turns, scales, memory, slot, first
         while i < inputs:
             plane = ((n * tiles.groups + group) * inputs + i) * tile.height * tile.width  # x[n][c][0][0]
             top, left = row - tiles.top, col - tiles.left
-            seen = columns_in(x, plane, tile, top, left, down, turns, scales, 2 * kind, strip, spectra, i * taken)
+            seen = columns_in(
+                x, plane, tile, top, left, down, turns, scales, 2 * kind, strip, spectra, i * taken
+            )
             found = max(found, seen)
             if target:
                 rows_in(spectra, i * taken, lines, cols, lanes, along)
             i += 1
             if i == inputs and kind == ORDINARY:
                 kind = kind_of(found, (tiles.faint, tiles.large))
-                i = 0 if kind != ORDINARY else inputs  # once more: channels are summed and must be scaled alike
+                # Once more: channels are summed and must be scaled alike
+                i = 0 if kind != ORDINARY else inputs
         for o in range(group * outputs, group * outputs + outputs):
-            filter_rows(spectra, taken, lines, cols, lanes, along, kernels, o * inputs * taken, inputs, target)
+            filter_rows(
+                spectra, taken, lines, cols, lanes, along, kernels, o * inputs * taken, inputs, target
+            )
             plane = (n * tiles.groups * outputs + o) * tiles.out_height * tiles.out_width  # y[n][o][0][0]
             for c in range(0, kept_cols, STRIPS * lanes):
                 strips = min(STRIPS, (kept_cols - c + lanes - 1) // lanes)
@@ -285,7 +308,8 @@ def planes(x, y, kernels, tiles, along, down, turns, scales, memory, slot, first
                     inverse(strip, at, rows, stages, factors, len(stages))
                     turn(strip, at, rows, turns, scales, 6 * (o + 1) + 2 * kind, INVERSE)
                 for part in range(2):
-                    skip = -part * rows % tiles.row_step  # rows of this half before the first that the stride keeps
+                    # Rows of this half before the first that the stride keeps
+                    skip = -part * rows % tiles.row_step
                     count = min(rows, kept_rows - part * rows) - skip
                     if count > 0:
                         at, oh = part * lanes + skip * point, row + part * rows + skip
@@ -294,7 +318,8 @@ def planes(x, y, kernels, tiles, along, down, turns, scales, memory, slot, first
 
 @linked(**FLAGS)
 def lines(x, y, kernels, tiles, along, turns, scales, memory, slot, first, last):
-    """As ``planes`` for signals: an item is a group and a bundle of tiles of an image; ``cols`` is half a tile.
+    """As ``planes`` for signals: an item is a group and a bundle of tiles of an image; ``cols`` is half a
+    tile.
 
     strips: L * L elements for each thread, for what reaches over an end.
     """
@@ -334,7 +359,9 @@ def lines(x, y, kernels, tiles, along, turns, scales, memory, slot, first, last)
                 kind = kind_of(found, (tiles.faint, tiles.large))
                 i = 0 if kind != ORDINARY else inputs
         for o in range(group * outputs, group * outputs + outputs):
-            filter_rows(spectra, taken, lanes, cols, lanes, along, kernels, o * inputs * taken, inputs, target)
+            filter_rows(
+                spectra, taken, lanes, cols, lanes, along, kernels, o * inputs * taken, inputs, target
+            )
             turn(spectra, target, cols, turns, scales, 6 * (o + 1) + 2 * kind, INVERSE)
             plane = (n * groups * outputs + o) * out_width  # y[n][o]
             for part in range(2):
@@ -358,8 +385,15 @@ def lines(x, y, kernels, tiles, along, turns, scales, memory, slot, first, last)
 
 @compiled(error_model="numpy")
 def all_planes(x, y, kernels, table, along, down, turns, scales, strips, spectra, job):
-    """Every item of ``planes``, shared with the helpers; ``table``: of ``PlaneTiles``; the rest as ``kernel_planes``."""
-    tiles, memory, pictures, results = named(PlaneTiles, table), Memory(strips, spectra), x.reshape(x.size), y.reshape(y.size)
+    """Every item of ``planes``, shared with the helpers; ``table``: of
+    ``PlaneTiles``; the rest as ``kernel_planes``.
+    """
+    tiles, memory, pictures, results = (
+        named(PlaneTiles, table),
+        Memory(strips, spectra),
+        x.reshape(x.size),
+        y.reshape(y.size),
+    )
     of_rows, of_cols = Stages(*along), Stages(*down)
     fork(planes, (pictures, results, kernels, tiles, of_rows, of_cols, turns, scales, memory), job)
 
@@ -367,5 +401,10 @@ def all_planes(x, y, kernels, table, along, down, turns, scales, strips, spectra
 @compiled(error_model="numpy")
 def all_lines(x, y, kernels, table, along, turns, scales, strips, spectra, job):
     """Every item of ``lines``, shared with the helpers; ``table``: of ``LineTiles``."""
-    tiles, memory, signals, results = named(LineTiles, table), Memory(strips, spectra), x.reshape(x.size), y.reshape(y.size)
+    tiles, memory, signals, results = (
+        named(LineTiles, table),
+        Memory(strips, spectra),
+        x.reshape(x.size),
+        y.reshape(y.size),
+    )
     fork(lines, (signals, results, kernels, tiles, Stages(*along), turns, scales, memory), job)

@@ -1,8 +1,9 @@
-"""Tiles of a plane filtered by one kernel: a few rows of outputs by one vector, in registers, read from the image itself.
+"""Tiles of a plane filtered by one kernel: a few rows of outputs by one vector, in registers, read from the
+image itself.
 
-``Unrolled`` has the kernel and small strides and dilations written into the code: each vector of the input is loaded once for
-all the rows that it serves. Code must not grow with numbers of a spec, nor be made anew for each, so wide strides and dilations
-are numbers at run time, and ``Looped`` takes all of them so.
+``Unrolled`` has the kernel and small strides and dilations written into the code: each vector of the input is
+loaded once for all the rows that it serves. Code must not grow with numbers of a spec, nor be made anew for
+each, so wide strides and dilations are numbers at run time, and ``Looped`` takes all of them so.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ MASKED = simd() != "plain" or binding.get_host_cpu_features().get("avx")  # load
 
 
 class Planes(NamedTuple):
-    """A depthwise layer: ``multiplier`` channels of y for each of x, every plane of y in ``bands`` of rows."""
+    """A depthwise layer: ``multiplier`` channels of y for each of x, every plane of y in ``bands`` of rows.
+    """
 
     height: int
     width: int
@@ -67,7 +69,9 @@ class Lanes:
     def numbers(self, first: Any, step: Any = None) -> Any:
         """A vector of first, first + step, ...; the step 1 when left out."""
         steps = ir.Constant(self.lane, list(range(self.emit.lanes)))
-        return self.builder.add(self.splat(first), steps if step is None else self.builder.mul(steps, self.splat(step)))
+        return self.builder.add(
+            self.splat(first), steps if step is None else self.builder.mul(steps, self.splat(step))
+        )
 
     def below(self, numbers: Any, end: Any) -> Any:
         """A mask of those from 0 to ``end``."""
@@ -75,7 +79,8 @@ class Lanes:
 
     def load(self, pointer: Any, mask: Any) -> Any:
         size, zero = I32(self.emit.bytes), self.emit.zero
-        return self._call("load.*f.p0", self.emit.vector, self.builder.bitcast(pointer, self.at), size, mask, zero)
+        return self._call("load.*f.p0", self.emit.vector, self.builder.bitcast(pointer, self.at), size, mask,
+                          zero)
 
     def gather(self, row: Any, columns: Any, mask: Any) -> Any:
         size = self.emit.bytes
@@ -87,19 +92,23 @@ class Lanes:
     def store_first(self, value: Any, pointer: Any, count: Any) -> None:
         """Store the first ``count`` lanes."""
         mask = self.below(self.numbers(I64(0)), count)
-        self._call("store.*f.p0", ir.VoidType(), value, self.builder.bitcast(pointer, self.at), I32(self.emit.bytes), mask)
+        self._call("store.*f.p0", ir.VoidType(), value, self.builder.bitcast(pointer, self.at),
+                   I32(self.emit.bytes), mask)  # fmt: skip
 
 
 class Unrolled(Lanes):
     """Sums of a tile, ``rows`` rows by a vector, with every tap in the code: column strides 1 to 4.
 
-    shape: as in ``SHAPE``, 0 for a stride or dilation that is a number at run time, in ``sizes``; then no two rows of the
-    outputs share a row of the input, and no two taps a vector. row_at: the row of the input so far below the first that the
-    tile reads; w: a pointer to the weights.
+    shape: as in ``SHAPE``, 0 for a stride or dilation that is a number at run time, in ``sizes``; then no two
+    rows of the outputs share a row of the input, and no two taps a vector. row_at: the row of the input so
+    far below the first that the tile reads; w: a pointer to the weights.
     """
 
-    def __init__(self, emit: Emitter, rows: int, shape: Sequence[int], sizes: Sequence[Any], row_at: Callable, w: Any) -> None:
-        super().__init__(emit, emit.bytes * 8)  # columns as wide as elements are: masks then need no conversion
+    def __init__(
+        self, emit: Emitter, rows: int, shape: Sequence[int], sizes: Sequence[Any], row_at: Callable, w: Any
+    ) -> None:
+        # Columns as wide as elements are: masks then need no conversion
+        super().__init__(emit, emit.bytes * 8)
         builder, lanes = self.builder, emit.lanes
         kh, kw, row_stride, self.stride, row_dilation, dilation = shape
         self.rows = rows
@@ -108,10 +117,14 @@ class Unrolled(Lanes):
         self.picks = [[v * lanes + c * each + i + odd for c, v, i in order] for odd in range(2)]
         outputs = [(v * lanes + c * each + i) // 2 for c, v, i in order]
         self.restored = [outputs.index(i) for i in range(lanes)]
-        self.weights = [[emit.splat(builder.load(emit.at(w, t * kw + k))) for k in range(kw)] for t in range(kh)]
+        self.weights = [
+            [emit.splat(builder.load(emit.at(w, t * kw + k))) for k in range(kw)] for t in range(kh)
+        ]
 
-        # By what stands for it, the first column of each load, and for each tap its first load and which element of that.
-        self.taps: list[tuple[Any, int]] = [(k * dilation // self.stride * self.stride, k * dilation % self.stride) if dilation
+        # By what stands for it, the first column of each load, and for each tap its first load and which
+        # element of that.
+        self.taps: list[tuple[Any, int]] = [(k * dilation // self.stride * self.stride,
+                                             k * dilation % self.stride) if dilation
                                             else ((k, 0), 0) for k in range(kw)]  # fmt: skip
         self.starts: dict[Any, Any] = {}
         for k, (tap, _) in enumerate(self.taps):
@@ -121,7 +134,8 @@ class Unrolled(Lanes):
         last = I64((kw - 1) * dilation) if dilation else builder.mul(I64(kw - 1), sizes[5])
         self.span = builder.add(last, I64(self.stride * lanes))
 
-        # By what stands for it, each row of the input, and the outputs' rows that it serves, by which row of taps.
+        # By what stands for it, each row of the input, and the outputs' rows that it serves, by which row of
+        # taps.
         self.uses: dict[Any, list[tuple[int, int]]] = {}
         self.sources: dict[Any, Any] = {}
         for r in range(rows):
@@ -130,25 +144,38 @@ class Unrolled(Lanes):
                 self.uses.setdefault(row, []).append((r, t))
         for row in sorted(self.uses):
             r, t = self.uses[row][0]
-            self.sources[row] = row_at(builder.add(builder.mul(I64(r), sizes[2]), builder.mul(I64(t), sizes[4])))
+            self.sources[row] = row_at(
+                builder.add(builder.mul(I64(r), sizes[2]), builder.mul(I64(t), sizes[4]))
+            )
 
     def _next(self, tap: Any, vectors: int) -> Any:
         """What stands for the load so many vectors after a tap's."""
         return (tap[0], vectors) if isinstance(tap, tuple) else tap + vectors * self.emit.lanes
 
     def sums(self, at: Any, width: Any) -> list[Any]:
-        """Of consecutive outputs from the one whose first tap is column ``at``, inside a row so wide unless that is None."""
+        """Of consecutive outputs from the one whose first tap is column ``at``,
+        inside a row so wide unless that is None.
+        """
         masks = {}
         if width is not None:
             first = self.numbers(at)
-            masks = {k: self.below(self.builder.add(first, self.splat(start)), width) for k, start in self.starts.items()}
+            masks = {
+                k: self.below(self.builder.add(first, self.splat(start)), width)
+                for k, start in self.starts.items()
+            }
         sums: list[Any] = [None] * self.rows
         for row, source in self.sources.items():
             for k, vector in enumerate(self._vectors(source, at, masks)):
                 for r, t in self.uses[row]:
                     weight, total = self.weights[t][k], sums[r]
-                    sums[r] = self.builder.fmul(weight, vector) if total is None else self.emit.fma(weight, vector, total)
-        return [self.emit.shuffle(total, total, self.restored) if self.stride == 2 else total for total in sums]
+                    sums[r] = (
+                        self.builder.fmul(weight, vector)
+                        if total is None
+                        else self.emit.fma(weight, vector, total)
+                    )
+        return [
+            self.emit.shuffle(total, total, self.restored) if self.stride == 2 else total for total in sums
+        ]
 
     def _vectors(self, row: Any, at: Any, masks: dict[Any, Any]) -> list[Any]:
         """One for each tap."""
@@ -156,10 +183,15 @@ class Unrolled(Lanes):
         for k, start in self.starts.items():
             place = emit.at(row, at, start)
             found[k] = self.load(place, masks[k]) if masks else emit.load(place)
-        return [self._every([found[self._next(tap, i)] for i in range(self.stride)], first) for tap, first in self.taps]
+        return [
+            self._every([found[self._next(tap, i)] for i in range(self.stride)], first)
+            for tap, first in self.taps
+        ]
 
     def _every(self, vectors: list[Any], first: int) -> Any:
-        """Elements first, first + n, ... of n vectors in a row; for stride 2 in the order that ``restored`` ends."""
+        """Elements first, first + n, ... of n vectors in a row; for stride 2 in the order that ``restored``
+        ends.
+        """
         emit, lanes, n = self.emit, self.emit.lanes, len(vectors)
         if n == 1:
             return vectors[0]
@@ -167,17 +199,24 @@ class Unrolled(Lanes):
             return emit.shuffle(vectors[0], vectors[1], self.picks[first])
         if n % 2 == 0:
             picks = range(first % 2, 2 * lanes, 2)
-            return self._every([emit.shuffle(vectors[i], vectors[i + 1], picks) for i in range(0, n, 2)], first // 2)
-        places = range(first, first + n * lanes, n)  # n is odd: no two of them lie in the same lane of two vectors
+            return self._every(
+                [emit.shuffle(vectors[i], vectors[i + 1], picks) for i in range(0, n, 2)], first // 2
+            )
+        # N is odd: no two of them lie in the same lane of two vectors
+        places = range(first, first + n * lanes, n)
         owner = {place % lanes: place // lanes for place in places}
         merged = vectors[0]
         for v in range(1, n):
-            merged = emit.shuffle(merged, vectors[v], [lane + lanes * (owner[lane] == v) for lane in range(lanes)])
+            merged = emit.shuffle(
+                merged, vectors[v], [lane + lanes * (owner[lane] == v) for lane in range(lanes)]
+            )
         return emit.shuffle(merged, merged, [place % lanes for place in places])
 
 
 class Looped(Lanes):
-    """As ``Unrolled``, with one loop over taps of any number, strides and dilations, all i64; ``wide``: not column stride 1."""
+    """As ``Unrolled``, with one loop over taps of any number, strides and dilations, all
+    i64; ``wide``: not column stride 1.
+    """
 
     def __init__(
         self, emit: Emitter, rows: int, shape: Sequence[Any], row_at: Callable[[Any], Any], w: Any, wide: bool
@@ -194,16 +233,22 @@ class Looped(Lanes):
 
         def row_of_taps(t: Any, sums: list[list[Any]]) -> list[list[Any]]:
             down = builder.mul(t, self.row_dilation)
-            rows = [self.row_at(builder.add(down, builder.mul(I64(r), self.row_stride))) for r in range(self.rows)]
+            rows = [
+                self.row_at(builder.add(down, builder.mul(I64(r), self.row_stride))) for r in range(self.rows)
+            ]
 
             def tap(k: Any, sums: list[list[Any]]) -> list[list[Any]]:
                 weight = emit.splat(builder.load(emit.at(self.w, builder.mul(t, self.kw), k)))
                 found = self._vectors(rows, builder.add(at, builder.mul(k, self.dilation)), width)
-                return [[emit.fma(weight, vector, total)] for vector, [total] in zip(found, sums, strict=True)]
+                return [
+                    [emit.fma(weight, vector, total)] for vector, [total] in zip(found, sums, strict=True)
+                ]
 
             return loop(builder, emit.vector, self.kw, tap, sums)
 
-        return [total for [total] in loop(builder, emit.vector, self.kh, row_of_taps, [[emit.zero]] * self.rows)]
+        return [
+            total for [total] in loop(builder, emit.vector, self.kh, row_of_taps, [[emit.zero]] * self.rows)
+        ]
 
     def _vectors(self, rows: list[Any], start: Any, width: Any) -> list[Any]:
         """One for each row, of the columns ``start``, ``start`` + stride, ..."""
@@ -218,10 +263,11 @@ class Looped(Lanes):
 
 @intrinsic
 def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
-    """All columns of a tile's rows of outputs: addresses x, w of a plane and its kernel, y of the first of the rows.
+    """All columns of a tile's rows of outputs: addresses x, w of a plane and its kernel, y of the first of
+    the rows.
 
-    end: of the outputs that may be overwritten; zeros: a row of them; top: the row of x that the tile's first tap reads;
-    layer: ``Planes``; shape: as ``depthwise.all_planes`` has it.
+    end: of the outputs that may be overwritten; zeros: a row of them; top: the row of x that the tile's first
+    tap reads; layer: ``Planes``; shape: as ``depthwise.all_planes`` has it.
     """
 
     def codegen(context, builder, sig, args):
@@ -233,12 +279,16 @@ def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
         pointer, size = emit.scalar.as_pointer(), I64(emit.bytes)
         line_bytes, pitch = builder.mul(width, size), builder.mul(out_width, size)
         w = builder.inttoptr(w, pointer)
-        targets = [builder.inttoptr(builder.add(y, builder.mul(I64(r), pitch)), pointer) for r in range(count)]
+        targets = [
+            builder.inttoptr(builder.add(y, builder.mul(I64(r), pitch)), pointer) for r in range(count)
+        ]
 
         def row_at(down: Any) -> Any:
             row = builder.add(top, down)
             found = builder.add(x, builder.mul(row, line_bytes))
-            return builder.inttoptr(builder.select(builder.icmp_unsigned("<", row, height), found, zeros), pointer)
+            return builder.inttoptr(
+                builder.select(builder.icmp_unsigned("<", row, height), found, zeros), pointer
+            )
 
         inner: Unrolled | Looped
         outer: Unrolled | Looped
@@ -253,7 +303,9 @@ def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
                 lines = max(inner.uses) + 1
         else:
             inner = outer = Looped(emit, count, sizes, row_at, w, known[0] > 1)
-        below = builder.inttoptr(builder.add(x, builder.mul(builder.add(top, I64(lines)), line_bytes)), pointer)
+        below = builder.inttoptr(
+            builder.add(x, builder.mul(builder.add(top, I64(lines)), line_bytes)), pointer
+        )
 
         def vector_at(column: Any) -> None:
             at = builder.sub(builder.mul(column, stride), left)
@@ -261,7 +313,8 @@ def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
             inside = builder.and_(builder.icmp_signed(">=", at, I64(0)), inside)
             with builder.if_else(inside) as (middle, border):
                 with middle:
-                    if lines:  # two rows of the input for one of outputs: the machine's own prefetching falls behind
+                    # Two rows of the input for one of outputs: the machine's own prefetching falls behind
+                    if lines:
                         _prefetch(emit, below, column, count * known[2] * known[3])
                     for value, target in zip(inner.sums(at, None), targets, strict=True):
                         emit.store(value, emit.at(target, column))
@@ -276,7 +329,8 @@ def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
 
 
 def _each_vector(emit: Emitter, count: Any, step: Callable[[Any], None]) -> None:
-    """``step(column)`` for every vector of ``count`` columns, at least one; the last overlaps the one before."""
+    """``step(column)`` for every vector of ``count`` columns, at least one; the last overlaps the one before.
+    """
     builder, before = emit.builder, emit.builder.block
     head, done = builder.append_basic_block("head"), builder.append_basic_block("done")
     builder.branch(head)
@@ -285,16 +339,21 @@ def _each_vector(emit: Emitter, count: Any, step: Callable[[Any], None]) -> None
     column.add_incoming(I64(0), before)
     step(column)
     following, last = builder.add(column, I64(emit.lanes)), builder.sub(count, I64(emit.lanes))
-    column.add_incoming(builder.select(builder.icmp_signed("<", following, last), following, last), builder.block)
+    column.add_incoming(
+        builder.select(builder.icmp_signed("<", following, last), following, last), builder.block
+    )
     builder.cbranch(builder.icmp_signed("<", following, count), head, done)
     builder.position_at_end(done)
 
 
-def _store_at_border(tile: Unrolled | Looped, values: list[Any], places: list[Any], end: Any, out_width: Any) -> None:
-    """Rows narrower than a vector run over into the next ones, which are written later, but never past ``end``.
+def _store_at_border(
+    tile: Unrolled | Looped, values: list[Any], places: list[Any], end: Any, out_width: Any
+) -> None:
+    """Rows narrower than a vector run over into the next ones, which are written later, but never past
+    ``end``.
 
-    One branch for all rows: with one each LLVM sinks a row's sum below the stores before it, and spills every vector of the
-    input.
+    One branch for all rows: with one each LLVM sinks a row's sum below the stores before it, and spills every
+    vector of the input.
     """
     builder, emit = tile.builder, tile.emit
     beyond = builder.ptrtoint(emit.at(places[-1], emit.lanes), I64)
@@ -308,7 +367,9 @@ def _store_at_border(tile: Unrolled | Looped, values: list[Any], places: list[An
 
 
 def _prefetch(emit: Emitter, pointer: Any, column: Any, each: int) -> None:
-    """Ask for ``each`` elements for every column of a vector, of the region at ``pointer`` that the next tile reads."""
+    """Ask for ``each`` elements for every column of a vector, of the region at
+    ``pointer`` that the next tile reads.
+    """
     kind = ir.FunctionType(ir.VoidType(), [emit.scalar.as_pointer(), I32, I32, I32])
     fetch = cgutils.get_or_insert_function(emit.builder.module, kind, "llvm.prefetch.p0")
     place = emit.at(pointer, emit.builder.mul(column, I64(each)))

@@ -1,8 +1,10 @@
-"""Exact scaling by powers of two: transforms sum whole tiles, which may leave the type's range where the result does not.
+"""Exact scaling by powers of two: transforms sum whole tiles, which may leave the type's range where the
+result does not.
 
-Weights are scaled once, so that the magnitudes of each output channel's sum to 1 at most: then no sum inside exceeds that of
-the operand's magnitudes. Operands stay as they are, but for two kinds: LARGE ones, of which a sum of as many elements as a
-transform has could overflow, are scaled down, and FAINT ones, whose rounding would be that of subnormal numbers, up.
+Weights are scaled once, so that the magnitudes of each output channel's sum to 1 at most: then no sum inside
+exceeds that of the operand's magnitudes. Operands stay as they are, but for two kinds: LARGE ones, of which a
+sum of as many elements as a transform has could overflow, are scaled down, and FAINT ones, whose rounding
+would be that of subnormal numbers, up.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ SPARE = 6  # bits: the partial sums of one butterfly, and parts of complex numbe
 
 
 def unit_weights(weights: Any, xp: Any = np) -> tuple[Any, Any]:
-    """Weights whose magnitudes sum to 1 at most for each output channel (axis 0), and the exponents (o,) taken out of them.
+    """Weights whose magnitudes sum to 1 at most for each output channel (axis 0), and the exponents (o,)
+    taken out of them.
 
-    ``weights`` are 2^exponent times the first, exactly but for taps that small beside the others vanish. A channel with a NaN
-    or an infinity stays as it is.
+    ``weights`` are 2^exponent times the first, exactly but for taps that small beside the others vanish. A
+    channel with a NaN or an infinity stays as it is.
     """
     flat = weights.reshape(len(weights), -1)
     largest = xp.frexp(abs(flat).max(1))[1]
@@ -33,7 +36,8 @@ def unit_weights(weights: Any, xp: Any = np) -> tuple[Any, Any]:
 
 
 def powers_of_two(exponents: Any, dtype: np.dtype, xp: Any = np) -> Any:
-    """(..., 2): two numbers of ``dtype`` whose product is 2^exponent, which alone may lie outside the type."""
+    """(..., 2): two numbers of ``dtype`` whose product is 2^exponent, which alone may lie outside the type.
+    """
     most = -np.finfo(dtype).minexp
     first = xp.clip(exponents, -most, most)
     return xp.ldexp(1.0, xp.stack((first, xp.clip(exponents - first, -most, most)), -1)).astype(dtype)
@@ -42,7 +46,8 @@ def powers_of_two(exponents: Any, dtype: np.dtype, xp: Any = np) -> Any:
 def thresholds(growth: int, dtype: np.dtype) -> tuple[tuple[float, float], np.ndarray]:
     """(faint, large) and the exponents (3,) that ORDINARY, LARGE and FAINT operands are scaled by.
 
-    Operands whose largest magnitude is below faint or not below large are such; numbers inside exceed it ``growth`` times.
+    Operands whose largest magnitude is below faint or not below large are such; numbers inside exceed it
+    ``growth`` times.
     """
     info, bits = np.finfo(dtype), math.ceil(math.log2(growth)) + SPARE
     digits = info.nmant + 1
@@ -64,7 +69,8 @@ def kind_of(bits, limits):
 
 
 class Scaling:
-    """What a transform of ``points`` points, whose inverse multiplies by them, does to weights, operands and results.
+    """What a transform of ``points`` points, whose inverse multiplies by them, does to weights, operands and
+    results.
 
     Attributes
     ----------

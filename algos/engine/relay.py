@@ -1,9 +1,10 @@
 """Compiled work handed to other cores in about a microsecond, where waking a thread costs 30 to 130.
 
-``fork(function, arguments, job)`` in compiled code runs ``function(*arguments, slot, first, last)`` for the items [first,
-last) of every chunk of a job, on the caller (slot 0) and on helpers (slot 1 and up). A helper is a thread that, after a job,
-watches a word of memory for ``SPIN_S`` in compiled code that holds no lock, and only then sleeps. Whoever is free takes the
-next chunk, so a helper that comes late, or never, costs nothing but its help.
+``fork(function, arguments, job)`` in compiled code runs ``function(*arguments, slot, first, last)`` for the
+items [first, last) of every chunk of a job, on the caller (slot 0) and on helpers (slot 1 and up). A helper
+is a thread that, after a job, watches a word of memory for ``SPIN_S`` in compiled code that holds no lock,
+and only then sleeps. Whoever is free takes the next chunk, so a helper that comes late, or never, costs
+nothing but its help.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def swap(typingctx, address, index, old, new):
     """Write ``new`` if ``old`` is there, and say so."""
 
     def codegen(context, builder, sig, args):
-        found = builder.cmpxchg(_word(builder, *args[:2]), args[2], args[3], ordering="acq_rel", failordering="acquire")
+        found = builder.cmpxchg(
+            _word(builder, *args[:2]), args[2], args[3], ordering="acq_rel", failordering="acquire"
+        )
         return builder.extract_value(found, 1)
 
     return types.boolean(types.intp, types.intp, types.intp, types.intp), codegen
@@ -92,7 +95,9 @@ def pause(typingctx):
         if module.triple.startswith(("x86_64", "i686")):
             builder.call(get(module, ir.FunctionType(void, []), "llvm.x86.sse2.pause"), [])
         elif module.triple.startswith(("aarch64", "arm64")):
-            builder.call(get(module, ir.FunctionType(void, [ir.IntType(32)]), "llvm.aarch64.hint"), [ir.IntType(32)(1)])
+            builder.call(
+                get(module, ir.FunctionType(void, [ir.IntType(32)]), "llvm.aarch64.hint"), [ir.IntType(32)(1)]
+            )
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -159,7 +164,8 @@ def _call(context: Any, builder: Any, function: Any, kinds: tuple, values: list[
 
 @intrinsic
 def fork(typingctx, function, arguments, job):
-    """``function(*arguments, slot, first, last)`` for all items of ``job``, an array that ``Helpers.job`` made.
+    """``function(*arguments, slot, first, last)`` for all items of ``job``, an array that ``Helpers.job``
+    made.
 
     ``function`` is ``linked`` code; arrays among the arguments are borrowed until all chunks are done.
     """
@@ -169,7 +175,9 @@ def fork(typingctx, function, arguments, job):
     def codegen(context, builder, sig, args):
         held = cgutils.alloca_once_value(builder, args[1])
         module = builder.module
-        code = ir.Function(module, ir.FunctionType(ir.IntType(1), [I64, I64]), module.get_unique_name("chunk"))
+        code = ir.Function(
+            module, ir.FunctionType(ir.IntType(1), [I64, I64]), module.get_unique_name("chunk")
+        )
         code.linkage = "internal"
         inside = ir.IRBuilder(code.append_basic_block("entry"))
         own_job, slot = code.args
@@ -179,7 +187,10 @@ def fork(typingctx, function, arguments, job):
         _, chunk = _call(context, inside, take, (types.intp, types.intp), [own_job, slot])
         found_one = inside.icmp_signed(">=", chunk, I64(0))
         with inside.if_then(found_one):
-            ends = [inside.udiv(inside.mul(word(ITEMS), end), word(CHUNKS)) for end in (chunk, inside.add(chunk, I64(1)))]
+            ends = [
+                inside.udiv(inside.mul(word(ITEMS), end), word(CHUNKS))
+                for end in (chunk, inside.add(chunk, I64(1)))
+            ]
             _call(context, inside, sig.args[0].dispatcher, kinds, [*values, slot, *ends])
         inside.ret(found_one)
 
@@ -258,14 +269,17 @@ class Helpers:
         while len(self._threads) < count:
             lock = threading.Lock()
             lock.acquire()
-            thread = threading.Thread(target=self._serve, args=(len(self._threads), lock), name="convbench", daemon=True)
+            thread = threading.Thread(
+                target=self._serve, args=(len(self._threads), lock), name="convbench", daemon=True
+            )
             thread.start()
             self._locks.append(lock)
             self._avoided.append(-1)
             self._threads.append(thread)
 
     def job(self, items: int, threads: int) -> np.ndarray:
-        """What ``fork`` keeps of a plan's work, cut into a few chunks for each thread; one call at a time may use it.
+        """What ``fork`` keeps of a plan's work, cut into a few chunks for each thread; one call at a time may
+        use it.
 
         It holds the address of ``boxes``: keep these helpers as long as it.
         """
@@ -278,7 +292,8 @@ class Helpers:
     def wake(self, count: int, long: bool = True) -> None:
         """Have the first ``count`` helpers listen, now or in some 50 us.
 
-        That costs more than one job shorter than ``SPIN_S`` (not ``long``) gains: only a second one soon after wakes anybody.
+        That costs more than one job shorter than ``SPIN_S`` (not ``long``) gains: only a second one soon
+        after wakes anybody.
         """
         if not long:
             before, self._asked = self._asked, time.perf_counter()
@@ -291,7 +306,9 @@ class Helpers:
                     self._locks[k].release()
 
     def _send_away(self, k: int) -> None:
-        """Keep a helper off the caller's core, where Linux likes to wake it: there it would only interrupt the caller."""
+        """Keep a helper off the caller's core, where Linux likes to wake it: there
+        it would only interrupt the caller.
+        """
         core, thread = _current_core() if _current_core else -1, self._threads[k].native_id
         if thread and core >= 0 and core != self._avoided[k] and os.getpid() == self._process:
             self._avoided[k] = -1

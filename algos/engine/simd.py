@@ -1,11 +1,12 @@
 """SIMD vectors and microkernels, emitted as LLVM IR through Numba's intrinsics.
 
-LLVM's vectoriser keeps a small block of sums in registers only by luck; here it is written down. A vector has the width of
-the host's registers, and a block is as large as there are registers for. Every intrinsic is generic: the element type comes
-from its pointers, block shapes are literal integers, so that one function at module level serves (and caches) them all.
+LLVM's vectoriser keeps a small block of sums in registers only by luck; here it is written down. A vector has
+the width of the host's registers, and a block is as large as there are registers for. Every intrinsic is
+generic: the element type comes from its pointers, block shapes are literal integers, so that one function at
+module level serves (and caches) them all.
 
-``CONVBENCH_SIMD`` forces a width: avx512, avx2, or plain (16 bytes, which LLVM lowers for any machine). A width that the host
-lacks is split by LLVM: slow, but right.
+``CONVBENCH_SIMD`` forces a width: avx512, avx2, or plain (16 bytes, which LLVM lowers for any machine). A
+width that the host lacks is split by LLVM: slow, but right.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ def simd() -> str:
 
 VECTOR_BYTES = WIDTHS[simd()]
 REGISTERS = 32 if simd() == "avx512" or binding.get_process_triple().startswith("aarch64") else 16
-# A block of sums: rows of scalars times vectors. Both operands of a step and one broadcast must fit beside it.
+# A block of sums: rows of scalars times vectors. Both operands of a step and one broadcast must fit beside
+# it.
 ROWS, VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)
 TAILS = ROWS * 2 // 3, ROWS // 3  # rows of a last block: at most a third of it is empty
-# The same of ``outer_runs``, which holds a pointer for each row: for 12 of them x86 has no registers, and the loop would read
-# them, and whole vectors that LLVM loads ahead, from the stack.
+# The same of ``outer_runs``, which holds a pointer for each row: for 12 of them x86 has no registers, and the
+# loop would read them, and whole vectors that LLVM loads ahead, from the stack.
 RUN_ROWS, RUN_VECTORS = (6, 4) if simd() == "avx512" else (ROWS, VECTORS)
-# Steps of a microkernel between two ends of its loop. Where a neighbour shares the core, instructions count: with 22 a step (2
-# between ends) it ran at 0.90 of its arithmetic, with 21 (4 between ends) at 0.94.
+# Steps of a microkernel between two ends of its loop. Where a neighbour shares the core, instructions count:
+# with 22 a step (2 between ends) it ran at 0.90 of its arithmetic, with 21 (4 between ends) at 0.94.
 UNROLLED = 4
 
 
@@ -71,8 +73,11 @@ class Emitter:
         self.bytes = element.bitwidth // 8  # vectors need no more than their elements' alignment
         suffix = "f32" if element == types.float32 else "f64"
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        # fmuladd fuses where the machine can, and multiplies and adds where it cannot; llvm.fma would call a library there.
-        self._fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{self.lanes}{suffix}")
+        # fmuladd fuses where the machine can, and multiplies and adds where it cannot; llvm.fma would call a
+        # library there.
+        self._fma = cgutils.get_or_insert_function(
+            builder.module, kind, f"llvm.fmuladd.v{self.lanes}{suffix}"
+        )
 
     def at(self, pointer: Any, *terms: Any) -> Any:
         """``pointer`` moved by the sum of ``terms`` elements, each an int or an i64."""
@@ -88,8 +93,12 @@ class Emitter:
 
     def splat(self, scalar: Any) -> Any:
         """Every lane the same."""
-        first = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, ir.Constant(I32, 0))
-        return self.builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
+        first = self.builder.insert_element(
+            ir.Constant(self.vector, ir.Undefined), scalar, ir.Constant(I32, 0)
+        )
+        return self.builder.shuffle_vector(
+            first, first, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        )
 
     def constant(self, value: Fraction) -> Any:
         return ir.Constant(self.vector, [float(value)] * self.lanes)
@@ -227,7 +236,9 @@ def transpose(typingctx, source, source_step, target, target_step):
                 if not i & swap:
                     a, b = rows[i], rows[i + swap]
                     rows[i] = emit.shuffle(a, b, [k if not k & swap else n + k - swap for k in range(n)])
-                    rows[i + swap] = emit.shuffle(a, b, [k + swap if not k & swap else n + k for k in range(n)])
+                    rows[i + swap] = emit.shuffle(
+                        a, b, [k + swap if not k & swap else n + k for k in range(n)]
+                    )
             swap //= 2
         for first in range(0, n, group):
             rows[first : first + group] = _in_groups(emit, rows[first : first + group])
@@ -260,8 +271,9 @@ def _in_groups(emit: Emitter, rows: list[Any]) -> list[Any]:
 def outer_rows(typingctx, w, w_step, x, offsets, k, y, y_step, more, rows, vectors):
     """y[i, :] = sum over k of w[i, k] * x[k, :]: ``rows`` rows of scalars, ``vectors`` vectors.
 
-    w: rows ``w_step`` elements apart, or packed (k, rows) where that is None; x: packed (k, vectors * lanes) where ``offsets``
-    is None, else row k is at offsets[k], aligned or not; y: rows ``y_step`` apart, added to if ``more``, else overwritten.
+    w: rows ``w_step`` elements apart, or packed (k, rows) where that is None; x: packed (k, vectors * lanes)
+    where ``offsets`` is None, else row k is at offsets[k], aligned or not; y: rows ``y_step`` apart, added to
+    if ``more``, else overwritten.
     """
     if (shape := literal(rows, vectors)) is None:
         return None
@@ -276,7 +288,9 @@ def outer_rows(typingctx, w, w_step, x, offsets, k, y, y_step, more, rows, vecto
 
         def step(index, sums):
             at = builder.mul(index, I64(shape[0])) if w_packed else index
-            row = builder.mul(index, I64(block)) if x_packed else builder.load(builder.gep(p_offsets, [index]))
+            row = (
+                builder.mul(index, I64(block)) if x_packed else builder.load(builder.gep(p_offsets, [index]))
+            )
             return _outer(emit, sums, [emit.at(start, at) for start in starts], emit.at(px, row))
 
         times = builder.sdiv(k, I64(UNROLLED))
@@ -290,7 +304,9 @@ def outer_rows(typingctx, w, w_step, x, offsets, k, y, y_step, more, rows, vecto
 
         sums = _any_times(builder, emit.vector, times, steps, _first_sums(emit, py, y_step, more, *shape))
         left = builder.sub(k, done)
-        sums = _any_times(builder, emit.vector, left, lambda index, sums: step(builder.add(done, index), sums), sums)
+        sums = _any_times(
+            builder, emit.vector, left, lambda index, sums: step(builder.add(done, index), sums), sums
+        )
         _store_rows(emit, sums, py, y_step)
         return context.get_dummy_value()
 
@@ -301,14 +317,16 @@ def outer_rows(typingctx, w, w_step, x, offsets, k, y, y_step, more, rows, vecto
 def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y, more, rows, vectors):
     """y[i, :] = sum over k of x[pixels[i] + offset[k]] * w[k, :] for ``rows`` pixels.
 
-    offset: ``UNROLLED`` elements side by side from each of ``starts`` on, then one at each of ``singles``; w: (k, vectors *
-    lanes) and y: (rows, vectors * lanes) packed, y added to if ``more``, else overwritten; vectors: as many zeros. One loop,
-    whatever the runs are.
+    offset: ``UNROLLED`` elements side by side from each of ``starts`` on, then one at each of ``singles``; w:
+    (k, vectors * lanes) and y: (rows, vectors * lanes) packed, y added to if ``more``, else overwritten;
+    vectors: as many zeros. One loop, whatever the runs are.
     """
     if (shape := literal(rows)) is None:
         return None
     n_rows, n_vectors = shape[0], len(vectors)
-    signature = types.void(x, pixels, pixels, types.intp, pixels, types.intp, x, x, types.boolean, rows, vectors)
+    signature = types.void(
+        x, pixels, pixels, types.intp, pixels, types.intp, x, x, types.boolean, rows, vectors
+    )
 
     def codegen(context, builder, sig, args):
         px, p_pixels, p_starts, n_starts, p_singles, n_singles, pw, py, more = args[:9]
@@ -321,7 +339,9 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
                 offset = builder.load(builder.gep(offsets, [index]))
                 right = emit.at(weights, builder.mul(index, I64(count * block)))
                 for u in range(count):
-                    sums = _outer(emit, sums, [emit.at(pixel, offset, u) for pixel in pixels], emit.at(right, u * block))
+                    sums = _outer(
+                        emit, sums, [emit.at(pixel, offset, u) for pixel in pixels], emit.at(right, u * block)
+                    )
                 return sums
 
             return one
@@ -337,7 +357,9 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
 
 
 def _outer(emit: Emitter, sums: list[list[Any]], scalars: list[Any], vectors: Any) -> list[list[Any]]:
-    """One step of a microkernel: ``sums`` plus the outer product of the scalars there and the vectors from ``vectors`` on."""
+    """One step of a microkernel: ``sums`` plus the outer product of the scalars there
+    and the vectors from ``vectors`` on.
+    """
     right = [emit.load(emit.at(vectors, v * emit.lanes)) for v in range(len(sums[0]))]
     new = []
     for row, scalar in zip(sums, scalars, strict=True):
@@ -385,13 +407,17 @@ def _if(builder: Any, condition: Any, sums: list[list[Any]], change: Callable) -
     return found
 
 
-def _any_times(builder: Any, vector: Any, count: Any, step: Callable, first: list[list[Any]]) -> list[list[Any]]:
+def _any_times(
+    builder: Any, vector: Any, count: Any, step: Callable, first: list[list[Any]]
+) -> list[list[Any]]:
     """``loop``, or ``first`` where ``count`` is 0."""
     some = builder.icmp_signed(">", count, I64(0))
     return _if(builder, some, first, lambda sums: loop(builder, vector, count, step, sums))
 
 
-def _first_sums(emit: Emitter, pointer: Any, step: Any, more: Any, rows: int, vectors: int) -> list[list[Any]]:
+def _first_sums(
+    emit: Emitter, pointer: Any, step: Any, more: Any, rows: int, vectors: int
+) -> list[list[Any]]:
     """The rows of vectors there if ``more``, else zeros."""
     starts = [emit.at(pointer, emit.builder.mul(step, I64(i))) for i in range(rows)]
 

@@ -1,10 +1,12 @@
-"""Strips: a few rows of outputs at a time, their sums in registers, each vector of the input loaded once for all of them.
+"""Strips: a few rows of outputs at a time, their sums in registers, each vector of the input loaded once for
+all of them.
 
-Rows are found through tables of addresses, so that a row may lie in the image, in a padded copy of its ends, or be the one
-row of zeros that stands for everything above and below the image; an output row may be one that nobody wants.
+Rows are found through tables of addresses, so that a row may lie in the image, in a padded copy of its ends,
+or be the one row of zeros that stands for everything above and below the image; an output row may be one that
+nobody wants.
 
-The number of taps in a row and of rows in a strip are the lengths of tuples of zeros: part of their type, so that one
-function is compiled, and cached, once for each.
+The number of taps in a row and of rows in a strip are the lengths of tuples of zeros: part of their type, so
+that one function is compiled, and cached, once for each.
 """
 
 from __future__ import annotations
@@ -32,17 +34,19 @@ def strip_vectors(rows: int) -> int:
 
 
 def slide_rows(rows: int, reach: int) -> int:
-    """Rows that ``slide`` takes at a time: a divisor of the strip's, with ``reach`` vectors of sums in each."""
+    """Rows that ``slide`` takes at a time: a divisor of the strip's, with ``reach`` vectors of sums in each.
+    """
     return max(d for d in range(1, rows + 1) if rows % d == 0 and (d * reach <= SUMS or d == 1))
 
 
 @intrinsic
 def correlate_block(typingctx, rows, outs, w, x_col, y_col, kh, kw, more, taps, strip):
-    """out[r][y_col + j] = sum over (a, b) of w[a, b] * row[r + a][x_col + j + b], for each row r of the strip.
+    """out[r][y_col + j] = sum over (a, b) of w[a, b] * row[r + a][x_col + j + b], for each row r of the
+    strip.
 
-    rows, outs: pointers to addresses, of kh + strip - 1 input rows and of the output rows; w: a pointer to (kh, kw) taps, kh
-    at least the strip's rows; ``more`` adds to what the output rows hold; taps: kw zeros, or none for a loop. Each input row
-    serves every output row that it reaches.
+    rows, outs: pointers to addresses, of kh + strip - 1 input rows and of the output rows; w: a pointer to
+    (kh, kw) taps, kh at least the strip's rows; ``more`` adds to what the output rows hold; taps: kw zeros,
+    or none for a loop. Each input row serves every output row that it reaches.
     """
     n_rows, n_taps = len(strip), len(taps)
     n_vectors = strip_vectors(n_rows)
@@ -104,7 +108,9 @@ def correlate_block(typingctx, rows, outs, w, x_col, y_col, kh, kw, more, taps, 
 
 
 def _fence(builder):
-    """No load moves across: LLVM would rather keep values of later taps in registers that are not there, and spill sums."""
+    """No load moves across: LLVM would rather keep values of later taps in registers
+    that are not there, and spill sums.
+    """
     builder.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", side_effect=True), [])
 
 
@@ -131,9 +137,9 @@ def _start(builder, emit, more, targets, n_vectors):
 def slide(typingctx, x, pitch, w, outs, vectors, more, taps, strip):
     """out[r][j] = sum over b of w[b] * x[r, j + b] for ``vectors`` vectors of j and each row r of the strip.
 
-    x: a pointer to rows ``pitch`` elements apart; w: to taps; outs: to addresses of the output rows; ``more`` adds to what
-    they hold. A vector of the input serves every output whose tap it meets, a tap and its neighbours a whole vector away: so
-    each is loaded once, and a tap's weight once for all rows.
+    x: a pointer to rows ``pitch`` elements apart; w: to taps; outs: to addresses of the output rows; ``more``
+    adds to what they hold. A vector of the input serves every output whose tap it meets, a tap and its
+    neighbours a whole vector away: so each is loaded once, and a tap's weight once for all rows.
     """
     n_rows, n_taps = len(strip), len(taps)
     signature = types.void(x, types.intp, w, outs, types.intp, types.boolean, taps, strip)
@@ -172,7 +178,13 @@ def slide(typingctx, x, pitch, w, outs, vectors, more, taps, strip):
             return [[*row[1:], emit.zero] for row in sums]
 
         zero = [[emit.zero] * reach for _ in range(n_rows)]
-        loop(builder, emit.vector, builder.add(vectors, late), lambda i, sums: group(i, [list(row) for row in sums]), zero)
+        loop(
+            builder,
+            emit.vector,
+            builder.add(vectors, late),
+            lambda i, sums: group(i, [list(row) for row in sums]),
+            zero,
+        )
         return context.get_dummy_value()
 
     return signature, codegen

@@ -1,4 +1,6 @@
-"""Threads: how many may be used, one shared pool for nogil functions, and what threads may do only once between them."""
+"""Threads: how many may be used, one shared pool for nogil functions, and what
+threads may do only once between them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Found = TypeVar("Found")
 
 
 class once(Generic[Found]):
-    """``functools.cache`` for what has effects: of threads that ask at the same time one does it and the others wait."""
+    """``functools.cache`` for what has effects: of threads that ask at the same
+    time one does it and the others wait.
+    """
 
     def __init__(self, function: Callable[..., Found]) -> None:
         update_wrapper(self, function)
@@ -42,7 +46,9 @@ class once(Generic[Found]):
 
 
 def default_threads() -> int:
-    """What ``threads=None`` means: the usable cores, or fewer where OMP_NUM_THREADS or one of its kind says so."""
+    """What ``threads=None`` means: the usable cores, or fewer where
+    OMP_NUM_THREADS or one of its kind says so.
+    """
     return min([usable_cores(), *environment_threads(VARIABLES)])
 
 
@@ -59,14 +65,17 @@ def checked_threads(threads: int | None) -> int:
 def limit_environment(threads: int) -> dict[str, str]:
     """Variables that hold every library's pool to ``threads``; set before the first import of any of them.
 
-    OpenBLAS's threads would spin for a tenth of a second after every call, on the cores of the process whose turn is next.
+    OpenBLAS's threads would spin for a tenth of a second after every call, on the cores of the process whose
+    turn is next.
     """
     counts = {name: str(threads) for name in (*VARIABLES, "NUMEXPR_NUM_THREADS")}
-    return {**counts, "OPENBLAS_THREAD_TIMEOUT": "23"}  # 2**23 cycles, 3 ms: longer than what lies between two calls
+    # 2**23 cycles, 3 ms: longer than what lies between two calls
+    return {**counts, "OPENBLAS_THREAD_TIMEOUT": "23"}
 
 
 def _serve(inbox: SimpleQueue) -> None:
-    np.seterr(all="ignore")  # each thread has its own, and the filters of warnings may be those of the caller's program
+    # Each thread has its own, and the filters of warnings may be those of the caller's program
+    np.seterr(all="ignore")
     while True:
         inbox.get()()
 
@@ -74,7 +83,8 @@ def _serve(inbox: SimpleQueue) -> None:
 class _Crew:
     """Threads that live as long as the process and take work from one inbox.
 
-    Only C holds locks there: Ctrl-C in the middle of ``concurrent.futures``' own, in Python, can leave one locked for good.
+    Only C holds locks there: Ctrl-C in the middle of ``concurrent.futures``' own, in Python, can leave one
+    locked for good.
     """
 
     def __init__(self) -> None:
@@ -85,7 +95,8 @@ class _Crew:
         """Have at least ``size`` of them, or as many as the system lets start."""
         if self._size >= size:
             return
-        with self._growing, contextlib.suppress(RuntimeError):  # no more can be started: callers do the work themselves
+        # No more can be started: callers do the work themselves
+        with self._growing, contextlib.suppress(RuntimeError):
             while self._size < size:
                 threading.Thread(target=_serve, args=(self.inbox,), name="convbench", daemon=True).start()
                 self._size += 1
@@ -110,8 +121,9 @@ def split(total: int, parts: int) -> list[tuple[int, int]]:
 def share(job: Callable[[int, int], Any], total: int, threads: int) -> None:
     """Run ``job(first, last)`` over ``total`` items on ``threads`` threads, the caller among them.
 
-    ``job`` must release the GIL to gain anything. A hand-over costs 30 to 50 us: call it with threads=1 for small work.
-    It returns when nobody works any more, also when Ctrl-C interrupts it: parts that nobody has begun are left out then.
+    ``job`` must release the GIL to gain anything. A hand-over costs 30 to 50 us: call it with threads=1 for
+    small work. It returns when nobody works any more, also when Ctrl-C interrupts it: parts that nobody has
+    begun are left out then.
     """
     ranges = split(total, threads)
     if len(ranges) == 1:

@@ -1,8 +1,9 @@
 """Tiles: Winograd's transforms and products on vectors, one cache-sized block of tiles at a time.
 
-Input rows are transformed where they lie, vectors along the row; then blocks of pixels are transposed in registers so that
-vectors hold channels, and the columns of every tile are transformed without a gather. Transformed data are (point, tile,
-channel): the products read rows of it as they are, and the way back mirrors the way in.
+Input rows are transformed where they lie, vectors along the row; then blocks of pixels are transposed in
+registers so that vectors hold channels, and the columns of every tile are transformed without a gather.
+Transformed data are (point, tile, channel): the products read rows of it as they are, and the way back
+mirrors the way in.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ R1, R2 = TAILS
 
 
 class Tiles(NamedTuple):
-    """How the tiles of a layer are cut into items, one each for image x group x block of ``rows`` tile rows."""
+    """How the tiles of a layer are cut into items, one each for image x group x block of ``rows`` tile rows.
+    """
 
     groups: int
     tiles_h: int
@@ -65,14 +67,17 @@ def block_of(item, tiles):
     """The ``Block`` of an item."""
     blocks = -(-tiles.tiles_h // tiles.rows)
     row = item % blocks * tiles.rows
-    return Block(item // blocks // tiles.groups, item // blocks % tiles.groups, row, min(tiles.rows, tiles.tiles_h - row))
+    return Block(item // blocks // tiles.groups, item // blocks % tiles.groups, row,
+                 min(tiles.rows, tiles.tiles_h - row))  # fmt: skip
 
 
 @intrinsic
 def transform(typingctx, outputs, taps, back, source, source_step, target, target_step):
-    """target[i] = sum over k of M[i, k] * source[k], vectors a step apart; M is B^T of F(outputs, taps), or A^T if ``back``.
+    """target[i] = sum over k of M[i, k] * source[k], vectors a step apart; M is B^T of F(outputs, taps), or
+    A^T if ``back``.
 
-    The sizes are the lengths of tuples and ``back`` is None or (): types, so that each is compiled for itself.
+    The sizes are the lengths of tuples and ``back`` is None or (): types, so that each is compiled for
+    itself.
     """
     signature = types.void(outputs, taps, back, source, types.intp, target, types.intp)
 
@@ -81,7 +86,10 @@ def transform(typingctx, outputs, taps, back, source, source_step, target, targe
         at, _, bt = toom_cook(len(sig.args[0]), len(sig.args[1]))
         matrix = bt if sig.args[2] == types.none else at
         emit = Emitter(builder, sig.args[3].dtype)
-        found = [emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, k)))) for k in range(len(matrix[0]))]
+        found = [
+            emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, k))))
+            for k in range(len(matrix[0]))
+        ]
         for i, value in enumerate(combinations(emit, matrix, found)):
             emit.store(value, emit.at(target, builder.mul(target_step, ir.Constant(I64, i))))
         return context.get_dummy_value()
@@ -91,9 +99,11 @@ def transform(typingctx, outputs, taps, back, source, source_step, target, targe
 
 @intrinsic
 def finish(typingctx, outputs, taps, source, source_step, target, target_step, count, squares):
-    """``transform`` back of ``count`` elements of rows a step apart, whole vectors; adds their squares to ``squares``.
+    """``transform`` back of ``count`` elements of rows a step apart, whole vectors; adds their squares to
+    ``squares``.
 
-    The squares are summed lane by lane: overflow and NaN stay in them, and so does a result too small for its square to count.
+    The squares are summed lane by lane: overflow and NaN stay in them, and so does a result too small for its
+    square to count.
     """
     signature = types.void(outputs, taps, source, types.intp, target, types.intp, types.intp, target)
 
@@ -124,7 +134,8 @@ def combinations(emit: Emitter, matrix: Matrix, vectors: list[Any]) -> list[Any]
     """
     columns = list(zip(*matrix, strict=True))
     terms: list[tuple[tuple[Fraction, ...], Any]] = list(zip(columns, vectors, strict=True))
-    if len(matrix) < len(columns):  # A^T: replace a pair of columns by the sum and the difference of its vectors
+    # A^T: replace a pair of columns by the sum and the difference of its vectors
+    if len(matrix) < len(columns):
         for a, b in _opposite(columns):
             x, y = terms[a][1], terms[b][1]
             even = tuple(v if v == w else Fraction(0) for v, w in zip(columns[a], columns[b], strict=True))
@@ -150,7 +161,9 @@ def _opposite(rows: list[tuple[Fraction, ...]]) -> list[tuple[int, int]]:
         for b in range(a + 1, len(rows)):
             same = [k for k, (v, w) in enumerate(zip(rows[a], rows[b], strict=True)) if v == w != 0]
             flipped = [k for k, (v, w) in enumerate(zip(rows[a], rows[b], strict=True)) if v == -w != 0]
-            matched = len(same) + len(flipped) == sum(v != 0 or w != 0 for v, w in zip(rows[a], rows[b], strict=True))
+            matched = len(same) + len(flipped) == sum(
+                v != 0 or w != 0 for v, w in zip(rows[a], rows[b], strict=True)
+            )
             if matched and same and flipped and not {a, b} & used:
                 pairs.append((a, b))
                 used |= {a, b}
@@ -185,8 +198,8 @@ def scale(data, at, count, factor):
 def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
     """Transform the tiles of a block, every ``parts``-th vector of its channels from number ``part`` on.
 
-    x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's; shape: (outputs,
-    taps of a column, of a row), numbers given as tuples' lengths.
+    x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's;
+    shape: (outputs, taps of a column, of a row), numbers given as tuples' lengths.
     """
     all_channels, height, width = x.shape[1:]
     channels, tiles_w = all_channels // tiles.groups, tiles.tiles_w
@@ -207,7 +220,8 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
                 for i in range(t_h):
                     ih, at = ih0 + i, strip + i * pitch
                     if c < channels and 0 <= ih < height:
-                        source = ((block.n * all_channels + c0 + c) * height + ih) * width  # x[n][c0 + c][ih][0]
+                        # x[n][c0 + c][ih][0]
+                        source = ((block.n * all_channels + c0 + c) * height + ih) * width
                         clear(address(scratch, at), before)
                         copy(address(scratch, at + before), address(x, source), inside)
                         clear(address(scratch, at + before + inside), pitch - before - inside)
@@ -220,8 +234,14 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
                               address(scratch, half + lane * pitch + j), lanes * pitch)  # fmt: skip
             for i in range(t_h):
                 for j in range(0, pitch, lanes):
-                    transpose(address(scratch, half + i * lanes * pitch + j), pitch, address(scratch, line + j * lanes), lanes)
-                to = address(spectra, i * t_w * point + r * tiles_w * tile + group * lanes)  # spectra[i, 0][r, 0][c]
+                    transpose(
+                        address(scratch, half + i * lanes * pitch + j),
+                        pitch,
+                        address(scratch, line + j * lanes),
+                        lanes,
+                    )
+                # spectra[i, 0][r, 0][c]
+                to = address(spectra, i * t_w * point + r * tiles_w * tile + group * lanes)
                 for k in range(tiles_w):
                     transform(outputs, taps_w, None, address(scratch, line + k * m * lanes), lanes,
                               advance(to, k * tile), point)  # fmt: skip
@@ -229,7 +249,9 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
 
 @linked(**FLAGS)
 def peak_of_rows(x, n, c0, channels, first, last, scratch):
-    """The ``peak`` of finite elements of x in rows [first, last), where it has them, of ``channels`` channels from c0 on."""
+    """The ``peak`` of finite elements of x in rows [first, last), where it has them,
+    of ``channels`` channels from c0 on.
+    """
     all_channels, height, width = x.shape[1:]
     lanes = VECTOR_BYTES // x.itemsize
     line = -(-width // lanes) * lanes
@@ -243,7 +265,9 @@ def peak_of_rows(x, n, c0, channels, first, last, scratch):
 
 @linked(**FLAGS)
 def multiply(spectra, kernels, products, channels, tiles, part, parts):
-    """products[p] = spectra[p] @ kernels[p] for every ``parts``-th point; kernels: (point, block, channel, its outputs)."""
+    """products[p] = spectra[p] @ kernels[p] for every ``parts``-th point; kernels:
+    (point, block, channel, its outputs).
+    """
     block = kernels.shape[3]
     left, right = spectra.shape[2], products.shape[2]
     for p in range(part, spectra.shape[0], parts):
@@ -266,7 +290,8 @@ def multiply(spectra, kernels, products, channels, tiles, part, parts):
 
 @linked(**FLAGS)
 def store_tiles(products, y, block, tiles, shape, up, again, scratch, part, parts):
-    """Write the outputs of a block, every ``parts``-th vector of its channels; y: (n, o, oh, ow); the rest as ``load_tiles``.
+    """Write the outputs of a block, every ``parts``-th vector of its channels; y: (n, o, oh, ow); the rest as
+    ``load_tiles``.
 
     They are multiplied by ``up`` and then by ``again``. Returns the sum of their squares before that.
     """
@@ -280,7 +305,8 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, part, part
     line, half, strip = 0, lanes * pitch, lanes * pitch * (1 + t_h)
     squares = strip + m * pitch
     point, tile = products.shape[1] * products.shape[2], products.shape[2]
-    clear(address(scratch, line + tiles_w * m * lanes), (pitch - tiles_w * m) * lanes)  # columns beyond the last tile
+    # Columns beyond the last tile
+    clear(address(scratch, line + tiles_w * m * lanes), (pitch - tiles_w * m) * lanes)
     clear(address(scratch, squares), lanes)
     for group in range(part, -(-channels // lanes), parts):
         for r in range(block.rows):
@@ -290,11 +316,16 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, part, part
                     transform(outputs, taps_w, (), advance(source, k * tile), point,
                               address(scratch, line + k * m * lanes), lanes)  # fmt: skip
                 for j in range(0, pitch, lanes):
-                    transpose(address(scratch, line + j * lanes), lanes, address(scratch, half + i * lanes * pitch + j), pitch)
+                    transpose(
+                        address(scratch, line + j * lanes),
+                        lanes,
+                        address(scratch, half + i * lanes * pitch + j),
+                        pitch,
+                    )
             oh0 = (block.row + r) * m
             for lane in range(min(lanes, channels - group * lanes)):
-                finish(outputs, taps_h, address(scratch, half + lane * pitch), lanes * pitch, address(scratch, strip), pitch,
-                       pitch, address(scratch, squares))  # fmt: skip
+                finish(outputs, taps_h, address(scratch, half + lane * pitch), lanes * pitch,
+                       address(scratch, strip), pitch, pitch, address(scratch, squares))  # fmt: skip
                 for i in range(min(m, height - oh0)):
                     o = o0 + group * lanes + lane
                     to = ((block.n * all_channels + o) * height + oh0 + i) * width  # y[n][o][oh][0]

@@ -1,10 +1,12 @@
 """The matrices of Winograd's minimal filtering F(m, r), built from points with exact fractions.
 
-m outputs of an r-tap filter need only t = m + r - 1 products: A^T ((G g) * (B^T d)). The filter and the data are evaluated at
-t points, one of them infinity; any distinct points do, and small ones whose pairs nearly cancel keep the rounding small.
+m outputs of an r-tap filter need only t = m + r - 1 products: A^T ((G g) * (B^T d)). The filter and the data
+are evaluated at t points, one of them infinity; any distinct points do, and small ones whose pairs nearly
+cancel keep the rounding small.
 
-Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308; Barabasz, Anderson, Soodhalter
-and Gregg, "Error analysis and improving the accuracy of Winograd convolution", arXiv:1803.10986.
+Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308; Barabasz,
+Anderson, Soodhalter and Gregg, "Error analysis and improving the accuracy of Winograd convolution",
+arXiv:1803.10986.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 LARGEST_TILE = 8
 PLAIN = 32  # weights whose largest lies within 2^-32 and 2^32 are not scaled
 
-# The finite points, by their number. Pairs of opposite points halve the arithmetic of the transforms, and 1/2 with 2 keeps the
-# powers small: in 2-D, F(4, 3) amplifies the worst case 54-fold, against 97 for 0, 1, -1, 1/2, -2 and 256 for 0, +-1, +-2.
+# The finite points, by their number. Pairs of opposite points halve the arithmetic of the transforms, and 1/2
+# with 2 keeps the powers small: in 2-D, F(4, 3) amplifies the worst case 54-fold, against 97 for 0, 1, -1,
+# 1/2, -2 and 256 for 0, +-1, +-2.
 POINTS = {
     count: tuple(map(Fraction, text.split()))
     for count, text in (
-        (1, "0"), (2, "0 1"), (3, "0 1 -1"), (4, "0 1 -1 1/2"), (5, "0 1/2 -1/2 2 -2"), (6, "0 1/2 -1/2 2 -2 1"),
-        (7, "0 1 -1 1/2 -1/2 2 -2"),
+        (1, "0"), (2, "0 1"), (3, "0 1 -1"), (4, "0 1 -1 1/2"), (5, "0 1/2 -1/2 2 -2"),
+        (6, "0 1/2 -1/2 2 -2 1"), (7, "0 1 -1 1/2 -1/2 2 -2"),
     )
 }  # fmt: skip
 
@@ -66,7 +69,10 @@ def _from_roots(roots: tuple[Fraction, ...] | list[Fraction]) -> list[Fraction]:
     """Coefficients of the product of (x - root), lowest first."""
     product = [Fraction(1)]
     for root in roots:
-        product = [low - root * high for low, high in zip([Fraction(0), *product], [*product, Fraction(0)], strict=True)]
+        product = [
+            low - root * high
+            for low, high in zip([Fraction(0), *product], [*product, Fraction(0)], strict=True)
+        ]
     return product
 
 
@@ -83,13 +89,19 @@ class Tiled:
         if self.m < 1:
             return f"tiles have at least one output along an axis, not m={self.m}"
         if min(spec.kernel) < 2 or self.m + max(spec.kernel) - 1 > LARGEST_TILE:
-            return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} on each axis, not {spec.kernel[0]}x{spec.kernel[1]}"
+            kh, kw = spec.kernel
+            return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} on each axis, not {kh}x{kw}"
         return None
 
     def growth(self, spec: ConvSpec) -> int:
-        """The most that numbers inside exceed the product of the largest element and the largest weight by."""
-        largest = [max(sum(map(abs, row)) for row in matrix) for axis in self.transforms(spec) for matrix in axis]
-        return math.ceil(math.prod(max(Fraction(1), total) for total in largest) * spec.in_channels / spec.groups)
+        """The most that numbers inside exceed the product of the largest element and the largest weight by.
+        """
+        largest = [
+            max(sum(map(abs, row)) for row in matrix) for axis in self.transforms(spec) for matrix in axis
+        ]
+        return math.ceil(
+            math.prod(max(Fraction(1), total) for total in largest) * spec.in_channels / spec.groups
+        )
 
     def scaling(self, spec: ConvSpec, largest: float) -> tuple[int, np.floating, tuple[int, ...], np.ndarray]:
         """What range asks of operands and results, for weights whose largest is given.
@@ -108,8 +120,13 @@ class Tiled:
         taken = math.frexp(largest)[1] if math.isfinite(largest) else 0
         taken = taken if abs(taken) > PLAIN else 0
         limits, shifts = thresholds(2**PLAIN * self.growth(spec), spec.in_dtype)
-        terms, results = spec.in_channels // spec.groups * math.prod(spec.kernel), math.prod(spec.output_shape)
-        most = math.log2(limits[0] * terms) + (math.frexp(largest)[1] - taken if 0 < largest < math.inf else 0)
+        terms, results = (
+            spec.in_channels // spec.groups * math.prod(spec.kernel),
+            math.prod(spec.output_shape),
+        )
+        most = math.log2(limits[0] * terms) + (
+            math.frexp(largest)[1] - taken if 0 < largest < math.inf else 0
+        )
         squares = math.ceil(2 * most + math.log2(max(1, results)))
         faint = spec.in_dtype.type(2.0 ** min(0, max(squares, np.finfo(spec.in_dtype).minexp)))
         scales = powers_of_two(shifts, spec.in_dtype)[:, :1], powers_of_two(taken - shifts, spec.in_dtype)

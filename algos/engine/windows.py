@@ -11,7 +11,9 @@ from algos.spec import ConvSpec
 
 
 def reach(spec: ConvSpec, axis: int, tap: int) -> tuple[int, int]:
-    """The outputs [first, last) of ``axis`` for which ``tap`` reads inside the image rather than its zero border."""
+    """The outputs [first, last) of ``axis`` for which ``tap`` reads inside the image rather than its zero
+    border.
+    """
     stride, size, outputs = spec.stride[axis], spec.size[axis], spec.output_size[axis]
     shift = tap * spec.dilation[axis] - spec.padding[axis][0]  # output o reads o * stride + shift
     first = max(0, -(shift // stride))
@@ -20,15 +22,25 @@ def reach(spec: ConvSpec, axis: int, tap: int) -> tuple[int, int]:
 
 
 def pairs_inside(spec: ConvSpec, axis: int) -> int:
-    """Pairs of an output and a tap of ``axis`` that read inside the image: the sum over taps of ``reach``, in closed form."""
-    size, kernel, stride, dilation = spec.size[axis], spec.kernel[axis], spec.stride[axis], spec.dilation[axis]
+    """Pairs of an output and a tap of ``axis`` that read inside the image: the sum
+    over taps of ``reach``, in closed form.
+    """
+    size, kernel, stride, dilation = (
+        spec.size[axis],
+        spec.kernel[axis],
+        spec.stride[axis],
+        spec.dilation[axis],
+    )
     outputs, before = spec.output_size[axis], spec.padding[axis][0]
 
     def reading_below(end: int) -> int:
         """Pairs that read positions before ``end`` of the padded image."""
-        whole = min(outputs, max(0, -(-(end - (kernel - 1) * dilation) // stride)))  # outputs all of whose taps do
+        # Outputs all of whose taps do
+        whole = min(outputs, max(0, -(-(end - (kernel - 1) * dilation) // stride)))
         some = min(outputs, -(-end // stride))
-        return kernel * whole + floor_sum(some - whole, dilation, stride, end - (some - 1) * stride + dilation - 1)
+        return kernel * whole + floor_sum(
+            some - whole, dilation, stride, end - (some - 1) * stride + dilation - 1
+        )
 
     return reading_below(before + size) - reading_below(before)
 
@@ -60,7 +72,9 @@ def interior(spec: ConvSpec) -> tuple[slice, ...]:
 
 
 def windows(padded: np.ndarray, spec: ConvSpec, first: int = 0, last: int | None = None) -> np.ndarray:
-    """View (c, *kernel, rows, *rest): what each tap reads for the outputs whose first spatial index is in [first, last)."""
+    """View (c, *kernel, rows, *rest): what each tap reads for the outputs whose
+    first spatial index is in [first, last).
+    """
     steps = padded.strides[1:]
     stride, dilation = spec.stride, spec.dilation
     rows = (spec.output_size[0] if last is None else last) - first

@@ -1,7 +1,8 @@
-"""What the CuPy algorithms share: one probe, transfers, and CUDA kernels from their text to something to call.
+"""What the CuPy algorithms share: one probe, transfers, and CUDA kernels from their text to something to
+call.
 
-Array code asks ``self.xp`` for its module and ``self.compiled`` for its kernels. The tests put NumPy and a C++ compiler in
-their place, so that all of it also runs, and is judged, without a GPU.
+Array code asks ``self.xp`` for its module and ``self.compiled`` for its kernels. The tests put NumPy and a
+C++ compiler in their place, so that all of it also runs, and is judged, without a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from algos.spec import ConvSpec
 THREADS = 256  # of a block, where a kernel has no reason for another number
 SHARED_BYTES = 40 << 10  # every CUDA device gives a block 48 KiB
 LARGEST_GRID = (1 << 31) - 1
-MEMORY_BYTES_PER_S, KERNEL_CALL_S = 5e11, 8e-6  # of a middling device, for the picker before anything was measured
+# Of a middling device, for the picker before anything was measured
+MEMORY_BYTES_PER_S, KERNEL_CALL_S = 5e11, 8e-6
 QUALIFIED = r"^(\w+\.)+\w+: "  # the kind of an exception, which says less than its text
 LIBRARIES = ("cupy", "cupy-cuda12x", "cupy-cuda13x")
 
@@ -54,12 +56,18 @@ if abs(complex(cupy.fft.rfftn(cupy.ones((2, 4, 4)), axes=(1, 2))[0, 0, 0]) - 16)
 
 @once
 def broken(library: str) -> str | None:
-    """Why CuPy cannot use a GPU here, or ``library`` on it, or None; asked once per process and remembered for a day."""
+    """Why CuPy cannot use a GPU here, or ``library`` on it, or None; asked once
+    per process and remembered for a day.
+    """
     if importlib.util.find_spec("cupy") is None:
-        return "cupy is not installed: pip install 'cupy-cuda13x[ctk]', or cupy-cuda12x for a driver of CUDA 12"
+        return (
+            "cupy is not installed: pip install 'cupy-cuda13x[ctk]', or cupy-cuda12x for a driver of CUDA 12"
+        )
     if library and (reason := broken("")):
         return reason
-    reason = probe(f"cupy_{library}", PROBES[library], LIBRARIES) if library else probe("cupy", PROBE, LIBRARIES)
+    reason = (
+        probe(f"cupy_{library}", PROBES[library], LIBRARIES) if library else probe("cupy", PROBE, LIBRARIES)
+    )
     return reason and f"CuPy cannot use {library or 'a GPU'}: {re.sub(QUALIFIED, '', reason)}"
 
 
@@ -70,8 +78,8 @@ class Kernel:
     Attributes
     ----------
     name : str
-        Of the ``extern "C" __global__`` function. Its parameters are pointers to ``T`` first, then numbers of 64 bits, and
-        it computes everything with any number of blocks.
+        Of the ``extern "C" __global__`` function. Its parameters are pointers to ``T`` first, then numbers of
+        64 bits, and it computes everything with any number of blocks.
     code : str
     block : (int, int)
         Threads of a block along x and y.
@@ -125,7 +133,8 @@ class CupyAlgorithm(Algorithm):
         return []
 
     def compiled(self, kernel: Kernel) -> Callable[..., None]:
-        """``call(blocks, *arguments)`` with arrays and whole numbers in the order of the kernel's parameters."""
+        """``call(blocks, *arguments)`` with arrays and whole numbers in the order of the kernel's parameters.
+        """
         raw = self.xp.RawKernel(kernel.code, kernel.name, kernel.options)
         raw.compile()
 
@@ -146,5 +155,9 @@ class CupyAlgorithm(Algorithm):
 
 
 def device_cost(operations: float, moved_bytes: float, kernel_calls: float, flops_per_s: float) -> Cost:
-    """What a run on the device does, its calls of kernels expressed in calls of NumPy's length, as ``Cost`` reckons."""
-    return Cost(operations, moved_bytes, kernel_calls * KERNEL_CALL_S / CALL_S, flops_per_s, False, MEMORY_BYTES_PER_S)
+    """What a run on the device does, its calls of kernels expressed in calls of
+    NumPy's length, as ``Cost`` reckons.
+    """
+    return Cost(
+        operations, moved_bytes, kernel_calls * KERNEL_CALL_S / CALL_S, flops_per_s, False, MEMORY_BYTES_PER_S
+    )

@@ -1,14 +1,16 @@
-"""The definition on a GPU: a block of threads stages a patch of the input and a few output channels' taps in shared memory.
+"""The definition on a GPU: a block of threads stages a patch of the input and a few output channels' taps in
+shared memory.
 
-Each thread keeps ``PIXELS`` x ``CHANNELS`` sums in registers, so that every number read from shared memory enters 4 or 8
-multiply-adds. As many rows of the kernel are staged at a time as shared memory holds, so any kernel size runs; patches too
-wide even for one row (large strides or dilations) go to a second kernel that reads global memory. The kernel's geometry is
-compiled in, sizes are not: NVRTC compiles once for each geometry, and CuPy keeps the result on disk.
+Each thread keeps ``PIXELS`` x ``CHANNELS`` sums in registers, so that every number read from shared memory
+enters 4 or 8 multiply-adds. As many rows of the kernel are staged at a time as shared memory holds, so any
+kernel size runs; patches too wide even for one row (large strides or dilations) go to a second kernel that
+reads global memory. The kernel's geometry is compiled in, sizes are not: NVRTC compiles once for each
+geometry, and CuPy keeps the result on disk.
 
-Cost: 2 * O * C/groups * taps operations for each output pixel; the input is read once for each block of output channels.
-Workspace: none. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them.
-Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups; arrays of more than 2^31
-elements (indices have 64 bits).
+Cost: 2 * O * C/groups * taps operations for each output pixel; the input is read once for each block of
+output channels. Workspace: none. Accuracy: componentwise. NaN and infinity spoil only the outputs whose
+window holds them. Forward, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of
+groups; arrays of more than 2^31 elements (indices have 64 bits).
 
 Source: Chen et al., "Optimizing memory efficiency for deep convolutional neural networks on GPUs", SC 2016.
 Equivalent: ``torch.nn.functional.conv2d`` on CUDA with TF32 off.
@@ -18,22 +20,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Any
+from typing import Any, ClassVar
 
 from algos.contract import Cost, Support
 from algos.engine.blocks import axes
 from algos.gpu._cupy import SHARED_BYTES, CupyAlgorithm, Kernel, blocks_for, c_type, defined, device_cost
 from algos.spec import ConvSpec
 
-# x: (n, groups * inputs, height, width); w: (groups * outputs, inputs, KH, KW); y: (n, groups * outputs, oh, ow)
+# x: (n, groups * inputs, height, width); w: (groups * outputs, inputs, KH, KW); y: (n, groups * outputs, oh,
+# ow)
 SOURCE = r"""
 typedef long long Index;
 
 #define PATCH_ROWS ((TY * PIXELS - 1) * SH + (STEP - 1) * DH + 1)
 #define PATCH_COLS ((TX - 1) * SW + (KW - 1) * DW + 1)
 
-extern "C" __global__ void tiled(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y, Index batch,
-                                 Index groups, Index inputs, Index outputs, Index height, Index width, Index oh, Index ow,
+extern "C" __global__ void tiled(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y,
+                                 Index batch, Index groups, Index inputs, Index outputs, Index height,
+                                 Index width, Index oh, Index ow,
                                  Index top, Index left) {
     __shared__ T patch[PATCH_ROWS * PATCH_COLS];
     __shared__ T taps[CHANNELS * STEP * KW];
@@ -43,7 +47,8 @@ extern "C" __global__ void tiled(const T* __restrict__ x, const T* __restrict__ 
     for (Index block = blockIdx.x; block < batch * groups * parts * down * across; block += gridDim.x) {
         const Index ow0 = block % across * TX, oh0 = block / across % down * (TY * PIXELS);
         const Index o0 = block / (across * down) % parts * CHANNELS;
-        const Index group = block / (across * down * parts) % groups, n = block / (across * down * parts * groups);
+        const Index group = block / (across * down * parts) % groups;
+        const Index n = block / (across * down * parts * groups);
         const int used = outputs - o0 < CHANNELS ? (int)(outputs - o0) : CHANNELS;
         T sums[PIXELS][CHANNELS];
         #pragma unroll
@@ -56,7 +61,8 @@ extern "C" __global__ void tiled(const T* __restrict__ x, const T* __restrict__ 
             for (int kh0 = 0; kh0 < KH; kh0 += STEP) {
                 const int rows = KH - kh0 < STEP ? KH - kh0 : STEP;
                 for (int at = thread; at < PATCH_ROWS * PATCH_COLS; at += TX * TY) {
-                    const Index ih = oh0 * SH + kh0 * DH - top + at / PATCH_COLS, iw = ow0 * SW - left + at % PATCH_COLS;
+                    const Index ih = oh0 * SH + kh0 * DH - top + at / PATCH_COLS;
+                    const Index iw = ow0 * SW - left + at % PATCH_COLS;
                     const bool inside = ih >= 0 && ih < height && iw >= 0 && iw < width;
                     patch[at] = inside ? plane[ih * width + iw] : (T)0;
                 }
@@ -88,13 +94,15 @@ extern "C" __global__ void tiled(const T* __restrict__ x, const T* __restrict__ 
             if (r >= oh || c >= ow) continue;
             #pragma unroll  // an index that is not known when compiled would put the sums into memory
             for (int k = 0; k < CHANNELS; ++k)
-                if (k < used) y[((n * groups * outputs + group * outputs + o0 + k) * oh + r) * ow + c] = sums[p][k];
+                if (k < used)
+                    y[((n * groups * outputs + group * outputs + o0 + k) * oh + r) * ow + c] = sums[p][k];
         }
     }
 }
 
-extern "C" __global__ void plain(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y, Index batch,
-                                 Index groups, Index inputs, Index outputs, Index height, Index width, Index oh, Index ow,
+extern "C" __global__ void plain(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y,
+                                 Index batch, Index groups, Index inputs, Index outputs, Index height,
+                                 Index width, Index oh, Index ow,
                                  Index top, Index left) {
     const Index count = batch * groups * outputs * oh * ow, step = (Index)gridDim.x * blockDim.x;
     for (Index at = (Index)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += step) {
@@ -109,7 +117,8 @@ extern "C" __global__ void plain(const T* __restrict__ x, const T* __restrict__ 
                 if (ih < 0 || ih >= height) continue;
                 for (int kw = 0; kw < KW; ++kw) {
                     const Index iw = c * SW + kw * (Index)DW - left;
-                    if (iw >= 0 && iw < width) sum += image[(i * height + ih) * width + iw] * kernel[(i * KH + kh) * KW + kw];
+                    if (iw >= 0 && iw < width)
+                        sum += image[(i * height + ih) * width + iw] * kernel[(i * KH + kh) * KW + kw];
                 }
             }
         y[at] = sum;
@@ -145,11 +154,12 @@ def kernel_call(spec: ConvSpec) -> KernelCall:
 
     step = next((n for n in range(row.kernel, 0, -1) if staged(n) <= SHARED_BYTES), 0)
     text = defined(
-        T=c_type(spec), KH=row.kernel, KW=col.kernel, SH=row.stride, SW=col.stride, DH=row.dilation, DW=col.dilation,
-        TX=across, TY=8, PIXELS=pixels, CHANNELS=channels, STEP=step or 1,
+        T=c_type(spec), KH=row.kernel, KW=col.kernel, SH=row.stride, SW=col.stride, DH=row.dilation,
+        DW=col.dilation, TX=across, TY=8, PIXELS=pixels, CHANNELS=channels, STEP=step or 1,
     )
     head, tiled, plain = SOURCE.split('extern "C"', 2)
-    sizes = (spec.batch, spec.groups, inputs, outputs, row.size, col.size, row.outputs, col.outputs, row.before, col.before)
+    sizes = (spec.batch, spec.groups, inputs, outputs, row.size, col.size, row.outputs, col.outputs,
+             row.before, col.before)  # fmt: skip
     if step:
         tiles = -(-col.outputs // across) * -(-row.outputs // (8 * pixels)) * -(-outputs // channels)
         kernel = Kernel("tiled", f'{text}{head}extern "C"{tiled}', (across, 8))

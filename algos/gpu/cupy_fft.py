@@ -1,16 +1,18 @@
-"""Products in the frequency domain with cuFFT: both plans, the transformed weights and the buffers are made in ``prepare``.
+"""Products in the frequency domain with cuFFT: both plans, the transformed weights and the buffers are made
+in ``prepare``.
 
-The kernel is placed so that the first output lands at index 0, and the cyclic length need only reach size + max(padding):
-what wraps round meets zeros, or falls on outputs that are not kept. With few channels a pass over memory for each input channel
-makes the products; with more, frequencies become the leading axis and cuBLAS multiplies one small matrix for each of them.
+The kernel is placed so that the first output lands at index 0, and the cyclic length need only reach size +
+max(padding): what wraps round meets zeros, or falls on outputs that are not kept. With few channels a pass
+over memory for each input channel makes the products; with more, frequencies become the leading axis and
+cuBLAS multiplies one small matrix for each of them.
 
-Cost, for each image, with F = length of the cyclic grid: 2.5 F log2 F for every input and output channel, and 4 F operations
-for every pair of channels in a group. Workspace: transformed weights (4 or 8 bytes x F x O x C/groups), images and
-transforms of ``block_bytes`` of images, and cuFFT's own work areas, reckoned as large as the transforms.
-Accuracy: normwise: errors are relative to the largest output, so small outputs beside huge ones are noise. One NaN or
-infinity in an image makes all outputs of the channels that read it NaN.
-Range: weights are scaled by powers of two; images are not: see ``caveat``.
-Forward, 1-D to 3-D, float32 and float64, every stride (outputs are subsampled), dilation (zeros between taps), padding, groups.
+Cost, for each image, with F = length of the cyclic grid: 2.5 F log2 F for every input and output channel, and
+4 F operations for every pair of channels in a group. Workspace: transformed weights (4 or 8 bytes x F x O x
+C/groups), images and transforms of ``block_bytes`` of images, and cuFFT's own work areas, reckoned as large
+as the transforms. Accuracy: normwise: errors are relative to the largest output, so small outputs beside huge
+ones are noise. One NaN or infinity in an image makes all outputs of the channels that read it NaN. Range:
+weights are scaled by powers of two; images are not: see ``caveat``. Forward, 1-D to 3-D, float32 and float64,
+every stride (outputs are subsampled), dilation (zeros between taps), padding, groups.
 
 Source: Mathieu, Henaff and LeCun, "Fast training of convolutional networks through FFTs", arXiv:1312.5851.
 Equivalent: ``cupyx.scipy.signal.fftconvolve(x, w[..., ::-1, ::-1])``.
@@ -34,7 +36,8 @@ from algos.gpu._cupy import CupyAlgorithm, broken, device_cost
 from algos.spec import ConvSpec
 
 FACTORS = (2, 3, 5, 7)  # cuFFT has special code for these
-FEW_CHANNELS = 4  # up to here a pass over memory for each input channel beats a small product for each frequency
+# Up to here a pass over memory for each input channel beats a small product for each frequency
+FEW_CHANNELS = 4
 FREQUENCIES = 1 << 14  # multiplied at a time, which bounds both reordered copies and cuBLAS's batch
 
 
@@ -45,7 +48,9 @@ def cyclic_size(spec: ConvSpec) -> tuple[int, ...]:
 
 
 def positions(spec: ConvSpec, axis: int) -> np.ndarray:
-    """(taps, length): a single 1 in each row, where the tap stands: at padding - tap * dilation, modulo the length."""
+    """(taps, length): a single 1 in each row, where the tap stands: at padding
+    - tap * dilation, modulo the length.
+    """
     length, (before, _) = cyclic_size(spec)[axis], spec.padding[axis]
     result = np.zeros((spec.kernel[axis], length), spec.in_dtype)
     taps = np.arange(spec.kernel[axis])
@@ -93,7 +98,9 @@ class CupyFft(CupyAlgorithm):
 
     def _images(self, spec: ConvSpec) -> int:
         """Images of a block: equal blocks, since a plan knows one shape."""
-        each = (spec.in_channels + spec.out_channels) * math.prod(self._half(spec)) * 2 * spec.in_dtype.itemsize
+        each = (
+            (spec.in_channels + spec.out_channels) * math.prod(self._half(spec)) * 2 * spec.in_dtype.itemsize
+        )
         return -(-spec.batch // -(-spec.batch // max(1, self.block_bytes // each)))
 
     def _dense(self, spec: ConvSpec) -> bool:
@@ -112,7 +119,11 @@ class CupyFft(CupyAlgorithm):
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         lengths, images, unit = math.prod(cyclic_size(spec)), self._images(spec), spec.in_dtype.itemsize
-        points, inputs, outputs = math.prod(self._half(spec)), images * spec.in_channels, images * spec.out_channels
+        points, inputs, outputs = (
+            math.prod(self._half(spec)),
+            images * spec.in_channels,
+            images * spec.out_channels,
+        )
         kernels = spec.out_channels * (spec.in_channels // spec.groups) * points * 2
         products = 0 if self._in_place(spec) else outputs * points * 2
         if self._dense(spec):
@@ -121,17 +132,21 @@ class CupyFft(CupyAlgorithm):
             products += outputs * points * 2
         planned = 2 * points * (inputs + outputs)
         running = inputs * lengths + inputs * points * 2 + products + outputs * lengths
-        placing = math.prod(self._placed(spec)) * (spec.in_channels // spec.groups) * (2 * lengths + 4 * points)
+        placing = (
+            math.prod(self._placed(spec)) * (spec.in_channels // spec.groups) * (2 * lengths + 4 * points)
+        )
         placing += sum(k * n for k, n in zip(spec.kernel, cyclic_size(spec), strict=True))
         return (kernels + planned + max(running, inputs * lengths + placing)) * unit
 
     def _kernels(self, spec: ConvSpec, weights: Any) -> Any:
         """(group, output, input, frequency), or dense (frequency, group, input, output)."""
         xp, lengths, points = self.xp, cyclic_size(spec), math.prod(self._half(spec))
-        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        groups = spec.groups
+        inputs, outputs = spec.in_channels // groups, spec.out_channels // groups
         unit = np.result_type(spec.in_dtype, np.complex64)
         dense, axes = self._dense(spec), tuple(range(2, 2 + spec.ndim))
-        result = xp.empty((points, groups, inputs, outputs) if dense else (groups, outputs, inputs, points), unit)
+        result = xp.empty((points, groups, inputs, outputs) if dense else (groups, outputs, inputs, points),
+                          unit)
         taps = weights.reshape(groups, outputs, inputs, *spec.kernel)
         where = [xp.asarray(positions(spec, axis)) for axis in range(spec.ndim)]
         many, step = self._placed(spec)
@@ -154,15 +169,24 @@ class CupyFft(CupyAlgorithm):
         return result
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
-        xp, fft, lengths, half, images = self.xp, self.fft, cyclic_size(spec), self._half(spec), self._images(spec)
-        groups, inputs, outputs = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        xp, fft, lengths = self.xp, self.fft, cyclic_size(spec)
+        half, images = self._half(spec), self._images(spec)
+        groups, inputs, outputs = (
+            spec.groups,
+            spec.in_channels // spec.groups,
+            spec.out_channels // spec.groups,
+        )
         axes, points = tuple(range(2, 2 + spec.ndim)), math.prod(half)
         scaling = Scaling(weights, math.prod(lengths), xp)
         kernels = self._kernels(spec, scaling.weights)
         image = xp.zeros((images, spec.in_channels, *lengths), spec.in_dtype)  # its border stays zero
-        products = None if self._in_place(spec) else xp.empty((images, spec.out_channels, *half), kernels.dtype)
+        products = (
+            None if self._in_place(spec) else xp.empty((images, spec.out_channels, *half), kernels.dtype)
+        )
         forward = self.plan(image, lengths, axes, "R2C")
-        spectra = products if products is not None else xp.empty((images, spec.in_channels, *half), kernels.dtype)
+        spectra = (
+            products if products is not None else xp.empty((images, spec.in_channels, *half), kernels.dtype)
+        )
         backward = self.plan(spectra, lengths, axes, "C2R")
         del spectra
         inside = tuple(slice(n) for n in spec.size)
@@ -179,7 +203,8 @@ class CupyFft(CupyAlgorithm):
                 step = max(1, FREQUENCIES // groups)
                 for first in range(0, points, step):
                     part = slice(first, first + step)
-                    columns = xp.ascontiguousarray(x[..., part].transpose(3, 1, 0, 2))  # (frequency, group, n, input)
+                    # (frequency, group, n, input)
+                    columns = xp.ascontiguousarray(x[..., part].transpose(3, 1, 0, 2))
                     y[..., part] = xp.matmul(columns, kernels[part]).transpose(2, 1, 3, 0)
                 return products
             xp.multiply(x[:, :, :1], kernels[:, :, 0], out=y)
@@ -213,7 +238,9 @@ class CupyFft(CupyAlgorithm):
         operations = 2.5 * points * math.log2(max(2, points)) * channels + 4 * points * pairs
         blocks = -(-spec.batch // self._images(spec))
         weights = pairs // spec.batch * points * unit * blocks
-        return device_cost(operations, spec.min_bytes + 8 * points * channels * unit + weights, 12 * blocks, 2e12)
+        return device_cost(
+            operations, spec.min_bytes + 8 * points * channels * unit + weights, 12 * blocks, 2e12
+        )
 
 
 ALGORITHMS = [CupyFft()]

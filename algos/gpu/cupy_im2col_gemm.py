@@ -1,18 +1,19 @@
-"""im2col on a GPU: one kernel copies every window into a column of a matrix, then cuBLAS does all channels and taps.
+"""im2col on a GPU: one kernel copies every window into a column of a matrix, then cuBLAS does all channels
+and taps.
 
-The columns of many images stand side by side in one matrix, as many as ``block_bytes`` hold, so that late layers of 7x7
-pixels still make one wide product; its result is copied into the order of y unless a single block is all there is. The
-kernel reads x itself, zero border included, and each thread writes all taps of one channel and pixel: neighbours write
-neighbouring columns. A 1x1 kernel with stride 1 needs no copy.
+The columns of many images stand side by side in one matrix, as many as ``block_bytes`` hold, so that late
+layers of 7x7 pixels still make one wide product; its result is copied into the order of y unless a single
+block is all there is. The kernel reads x itself, zero border included, and each thread writes all taps of one
+channel and pixel: neighbours write neighbouring columns. A 1x1 kernel with stride 1 needs no copy.
 
-Cost: 2 * O * C/groups * taps operations for each output pixel in cuBLAS, and C * taps elements written and read for each pixel.
-Workspace: the columns and the products of a block.
-Accuracy: componentwise: TF32 is never used, the algorithm is unavailable where ``CUPY_TF32`` asks for it. NaN and infinity
-spoil only the outputs whose window holds them.
-Forward, 1-D to 3-D, float32 and float64, every stride, dilation, padding and number of groups (many small products: slow).
+Cost: 2 * O * C/groups * taps operations for each output pixel in cuBLAS, and C * taps elements written and
+read for each pixel. Workspace: the columns and the products of a block. Accuracy: componentwise: TF32 is
+never used, the algorithm is unavailable where ``CUPY_TF32`` asks for it. NaN and infinity spoil only the
+outputs whose window holds them. Forward, 1-D to 3-D, float32 and float64, every stride, dilation, padding and
+number of groups (many small products: slow).
 
-Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
-Equivalent: ``w @ torch.nn.functional.unfold(x, kernel)`` on CUDA.
+Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document
+processing", 2006. Equivalent: ``w @ torch.nn.functional.unfold(x, kernel)`` on CUDA.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from algos.contract import Cost, Support
 from algos.gpu._cupy import CupyAlgorithm, Kernel, blocks_for, c_type, defined, device_cost
 from algos.spec import ConvSpec
 
-# x: (n, channels, depth, height, width); columns: (channels, KD, KH, KW, images, pixels) of images from n0, pixels from p0
+# x: (n, channels, depth, height, width); columns: (channels, KD, KH, KW, images, pixels) of images from n0,
+# pixels from p0
 SOURCE = r"""
 typedef long long Index;
 
-extern "C" __global__ void unfold(const T* __restrict__ x, T* __restrict__ columns, Index n0, Index images, Index p0,
-                                  Index pixels, Index channels, Index depth, Index height, Index width, Index oh, Index ow,
+extern "C" __global__ void unfold(const T* __restrict__ x, T* __restrict__ columns, Index n0, Index images,
+                                  Index p0, Index pixels, Index channels, Index depth, Index height,
+                                  Index width, Index oh, Index ow,
                                   Index front, Index top, Index left) {
     const Index row = images * pixels, step = (Index)gridDim.x * blockDim.x;
     for (Index at = (Index)blockIdx.x * blockDim.x + threadIdx.x; at < channels * row; at += step) {
@@ -83,7 +86,8 @@ class CupyIm2colGemm(CupyAlgorithm):
     def _block(self, spec: ConvSpec) -> tuple[int, int]:
         """Images and pixels of a block: whole images, or equal parts of one."""
         pixels = math.prod(spec.output_size)
-        most = max(1, self.block_bytes // (spec.in_channels * math.prod(spec.kernel) * spec.in_dtype.itemsize))
+        most = max(1,
+                   self.block_bytes // (spec.in_channels * math.prod(spec.kernel) * spec.in_dtype.itemsize))
         if most >= pixels:
             return -(-spec.batch // -(-spec.batch // (most // pixels))), pixels
         return 1, -(-pixels // -(-pixels // most))
@@ -109,14 +113,20 @@ class CupyIm2colGemm(CupyAlgorithm):
         return [Kernel("unfold", defined(T=c_type(spec), **geometry) + SOURCE)]
 
     def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
-        xp, groups, outputs, channels = self.xp, spec.groups, spec.out_channels // spec.groups, spec.in_channels
+        xp, groups, outputs, channels = (
+            self.xp,
+            spec.groups,
+            spec.out_channels // spec.groups,
+            spec.in_channels,
+        )
         w = weights.reshape(groups, outputs, -1)
         total = math.prod(spec.output_size)
         if is_pointwise(spec):
 
             def run_pointwise(x: Any, out: Any = None) -> Any:
                 y = xp.empty(spec.output_shape, spec.out_dtype) if out is None else out
-                xp.matmul(w, x.reshape(spec.batch, groups, -1, total), out=y.reshape(spec.batch, groups, outputs, total))
+                xp.matmul(w, x.reshape(spec.batch, groups, -1, total),
+                          out=y.reshape(spec.batch, groups, outputs, total))  # fmt: skip
                 return y
 
             return run_pointwise
@@ -125,10 +135,20 @@ class CupyIm2colGemm(CupyAlgorithm):
         images, pixels = self._block(spec)
         rows = channels * math.prod(spec.kernel)
         columns = xp.empty(rows * images * pixels, spec.in_dtype)
-        products = None if self._straight(spec) else xp.empty(spec.out_channels * images * pixels, spec.in_dtype)
+        products = (
+            None if self._straight(spec) else xp.empty(spec.out_channels * images * pixels, spec.in_dtype)
+        )
         depth, height, width = in_3d(spec.size, 1)
         _, oh, ow = in_3d(spec.output_size, 1)
-        sizes = (channels, depth, height, width, oh, ow, *in_3d(tuple(before for before, _ in spec.padding), 0))
+        sizes = (
+            channels,
+            depth,
+            height,
+            width,
+            oh,
+            ow,
+            *in_3d(tuple(before for before, _ in spec.padding), 0),
+        )
 
         def run(x: Any, out: Any = None) -> Any:
             y = xp.empty(spec.output_shape, spec.out_dtype) if out is None else out
@@ -142,7 +162,9 @@ class CupyIm2colGemm(CupyAlgorithm):
                     if products is None:
                         xp.matmul(w, matrix, out=y.reshape(groups, outputs, total))
                         continue
-                    product = products[: spec.out_channels * some * part].reshape(groups, outputs, some * part)
+                    product = products[: spec.out_channels * some * part].reshape(
+                        groups, outputs, some * part
+                    )
                     xp.matmul(w, matrix, out=product)
                     result[n : n + some, :, p : p + part] = product.reshape(-1, some, part).transpose(1, 0, 2)
             return y

@@ -1,16 +1,17 @@
-"""A kernel that is a sum of few outer products, on a GPU: along the rows into shared memory, then down the columns.
+"""A kernel that is a sum of few outer products, on a GPU: along the rows into shared memory, then down the
+columns.
 
-A block of threads makes 32 x 8 ``PIXELS`` outputs of one output channel. For every input channel and product it filters the
-rows that its outputs need, straight from x into shared memory, then sums down the columns into registers: what lies between
-the passes never leaves the chip, and no workspace is needed. As many rows as fit are filtered at a time; where stride or
-dilation leave rows out, only those that some tap reads.
+A block of threads makes 32 x 8 ``PIXELS`` outputs of one output channel. For every input channel and product
+it filters the rows that its outputs need, straight from x into shared memory, then sums down the columns into
+registers: what lies between the passes never leaves the chip, and no workspace is needed. As many rows as fit
+are filtered at a time; where stride or dilation leave rows out, only those that some tap reads.
 
-Cost: 2 * rank * KH operations for each output pixel and pair of channels, and 2 * rank * KW for each of the rows between,
-(8 PIXELS + KH - 1) / (8 PIXELS) per output at stride 1. Workspace: the factors.
-Accuracy: lowrank: rounding of both passes; the factors form each tap within a few roundings. One NaN or infinity
-spoils the outputs whose window holds it.
-Forward, 1 to min(KH, KW) ranks that the spec promises (``plan()`` looks for a rank in up to 4 kernels), float32 and float64,
-every stride, dilation, padding and number of groups; with many channels every pair is its own filter: no gain over GEMM.
+Cost: 2 * rank * KH operations for each output pixel and pair of channels, and 2 * rank * KW for each of the
+rows between, (8 PIXELS + KH - 1) / (8 PIXELS) per output at stride 1. Workspace: the factors. Accuracy:
+lowrank: rounding of both passes; the factors form each tap within a few roundings. One NaN or infinity spoils
+the outputs whose window holds it. Forward, 1 to min(KH, KW) ranks that the spec promises (``plan()`` looks
+for a rank in up to 4 kernels), float32 and float64, every stride, dilation, padding and number of groups;
+with many channels every pair is its own filter: no gain over GEMM.
 
 Source: Podlozhnyuk, "Image convolution with CUDA", NVIDIA, 2007.
 Equivalent: ``cupyx.scipy.signal.sepfir2d`` for rank 1.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Any
+from typing import Any, ClassVar
 
 from algos.contract import Cost, Support
 from algos.engine.blocks import axes
@@ -28,7 +29,8 @@ from algos.engine.outer import factor_bytes, factors
 from algos.gpu._cupy import SHARED_BYTES, CupyAlgorithm, Kernel, c_type, defined, device_cost
 from algos.spec import ConvSpec
 
-# x: (n, groups * inputs, height, width); down: (o, inputs, RANK, KH); along: (o, inputs, RANK, KW); y: (n, o, oh, ow)
+# x: (n, groups * inputs, height, width); down: (o, inputs, RANK, KH); along: (o, inputs, RANK, KW); y: (n, o,
+# oh, ow)
 SOURCE = r"""
 typedef long long Index;
 
@@ -42,12 +44,14 @@ typedef long long Index;
 #define ROW_OF(slot) (slot)
 #endif
 
-extern "C" __global__ void separable(const T* __restrict__ x, const T* __restrict__ down, const T* __restrict__ along,
-                                     T* __restrict__ y, Index batch, Index groups, Index inputs, Index outputs, Index height,
+extern "C" __global__ void separable(const T* __restrict__ x, const T* __restrict__ down,
+                                     const T* __restrict__ along, T* __restrict__ y, Index batch,
+                                     Index groups, Index inputs, Index outputs, Index height,
                                      Index width, Index oh, Index ow, Index top, Index left) {
     __shared__ T passed[SLOTS * TX];
     const int tx = threadIdx.x, ty = threadIdx.y, thread = ty * TX + tx;
-    const Index across = (ow + TX - 1) / TX, below = (oh + TY * PIXELS - 1) / (TY * PIXELS), channels = groups * outputs;
+    const Index across = (ow + TX - 1) / TX, below = (oh + TY * PIXELS - 1) / (TY * PIXELS);
+    const Index channels = groups * outputs;
     for (Index block = blockIdx.x; block < batch * channels * below * across; block += gridDim.x) {
         const Index ow0 = block % across * TX, oh0 = block / across % below * (TY * PIXELS);
         const Index o = block / (across * below) % channels, n = block / (across * below * channels);
@@ -81,7 +85,8 @@ extern "C" __global__ void separable(const T* __restrict__ x, const T* __restric
                     for (int kh = 0; kh < taps; ++kh) {
                         const T tap = columns[kh0 + kh];
                         #pragma unroll
-                        for (int p = 0; p < PIXELS; ++p) sums[p] += tap * passed[SLOT(ty + p * TY, kh) * TX + tx];
+                        for (int p = 0; p < PIXELS; ++p)
+                            sums[p] += tap * passed[SLOT(ty + p * TY, kh) * TX + tx];
                     }
                     __syncthreads();
                 }
@@ -120,15 +125,17 @@ def kernel_call(spec: ConvSpec) -> KernelCall:
 
     step = next(n for n in range(row.kernel, 0, -1) if held(n)[0] <= most)
     text = defined(
-        T=c_type(spec), RANK=spec.rank, KH=row.kernel, KW=col.kernel, SH=row.stride, SW=col.stride, DH=row.dilation,
-        DW=col.dilation, TX=across, TY=8, PIXELS=pixels, STEP=step, GAPS=int(held(step)[1]),
+        T=c_type(spec), RANK=spec.rank, KH=row.kernel, KW=col.kernel, SH=row.stride, SW=col.stride,
+        DH=row.dilation, DW=col.dilation, TX=across, TY=8, PIXELS=pixels, STEP=step, GAPS=int(held(step)[1]),
     )
     sizes = (
-        spec.batch, spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups, row.size, col.size,
-        row.outputs, col.outputs, row.before, col.before,
-    )
+        spec.batch, spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups, row.size,
+        col.size, row.outputs, col.outputs, row.before, col.before,
+    )  # fmt: skip
     tiles = -(-col.outputs // across) * -(-row.outputs // (8 * pixels))
-    return KernelCall(Kernel("separable", text + SOURCE, (across, 8)), spec.batch * spec.out_channels * tiles, sizes)
+    return KernelCall(
+        Kernel("separable", text + SOURCE, (across, 8)), spec.batch * spec.out_channels * tiles, sizes
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,11 @@ class CupySeparable(CupyAlgorithm):
     support: ClassVar[Support | None] = Support()
 
     def beyond(self, spec: ConvSpec) -> str | None:
-        return None if spec.rank is not None else "the spec promises no rank: add rank1 if each kernel is an outer product"
+        return (
+            None
+            if spec.rank is not None
+            else "the spec promises no rank: add rank1 if each kernel is an outer product"
+        )
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         pairs = spec.out_channels * (spec.in_channels // spec.groups)
@@ -165,7 +176,11 @@ class CupySeparable(CupyAlgorithm):
         return run
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
-        operations = spec.flops * (spec.rank or 0) * (1 / spec.kernel[0] + 1 / spec.kernel[1] * (1 + spec.kernel[0] / 32))
+        operations = (
+            spec.flops
+            * (spec.rank or 0)
+            * (1 / spec.kernel[0] + 1 / spec.kernel[1] * (1 + spec.kernel[0] / 32))
+        )
         return device_cost(operations, spec.min_bytes, 1, 2e12 if spec.dtype == "float32" else 3e11)
 
 

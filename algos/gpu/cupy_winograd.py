@@ -1,17 +1,18 @@
-"""Winograd's minimal filtering on a GPU: a tile of m x m outputs for (m + r - 1)^2 products instead of (m r)^2.
+"""Winograd's minimal filtering on a GPU: a tile of m x m outputs for (m + r - 1)^2 products instead of (m
+r)^2.
 
-One kernel transforms tiles of the input (B^T d B), one thread for a tile and channel; cuBLAS multiplies with the transformed
-weights, a matrix product over the channels for each of the t^2 points; another kernel transforms back (A^T m A). The
-matrices are written into the kernels as sums, so that zeros and ones cost nothing. Tiles of all images stand in one row,
-as many as ``block_bytes`` hold.
+One kernel transforms tiles of the input (B^T d B), one thread for a tile and channel; cuBLAS multiplies with
+the transformed weights, a matrix product over the channels for each of the t^2 points; another kernel
+transforms back (A^T m A). The matrices are written into the kernels as sums, so that zeros and ones cost
+nothing. Tiles of all images stand in one row, as many as ``block_bytes`` hold.
 
-Cost: for 3x3 kernels 2.25 (F2) or 4 (F4) times fewer multiplications than the definition, and two transforms per tile and
-channel. Workspace: t^2 / r^2 times the weights, and a block of transformed tiles of the input and of products.
-Accuracy: winograd: rounding is amplified by the transforms, little by F2, more by F4; TF32 is never used. One NaN or
-infinity spoils the whole tiles around it: up to 16 (F2) or 36 (F4) outputs instead of 9.
-Range: weights near an end of the type are scaled by powers of two; images are not: see ``caveat``.
-Forward, 2-D, stride 1, dilation 1, kernels of 2 to 5 on each axis, float32 and float64, every padding and number of groups
-(with few channels in a group the transforms cost more than they save).
+Cost: for 3x3 kernels 2.25 (F2) or 4 (F4) times fewer multiplications than the definition, and two transforms
+per tile and channel. Workspace: t^2 / r^2 times the weights, and a block of transformed tiles of the input
+and of products. Accuracy: winograd: rounding is amplified by the transforms, little by F2, more by F4; TF32
+is never used. One NaN or infinity spoils the whole tiles around it: up to 16 (F2) or 36 (F4) outputs instead
+of 9. Range: weights near an end of the type are scaled by powers of two; images are not: see ``caveat``.
+Forward, 2-D, stride 1, dilation 1, kernels of 2 to 5 on each axis, float32 and float64, every padding and
+number of groups (with few channels in a group the transforms cost more than they save).
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308.
 Equivalent: ``torch.nn.functional.conv2d`` on CUDA with stride 1.
@@ -32,12 +33,13 @@ from algos.engine.toom_cook import PLAIN, Matrix, Tiled
 from algos.gpu._cupy import CupyAlgorithm, Kernel, blocks_for, c_type, defined, device_cost
 from algos.spec import ConvSpec
 
-# x: (n, groups * inputs, height, width); spectra: (groups, TH * TW, inputs, tiles) of ``count`` tiles from ``first``;
-# products: (groups, TH * TW, outputs, tiles); y: (n, groups * outputs, oh, ow), to be multiplied by both of ``ups``. into_h and
-# its like apply one matrix.
+# x: (n, groups * inputs, height, width); spectra: (groups, TH * TW, inputs, tiles) of ``count`` tiles from
+# ``first``; products: (groups, TH * TW, outputs, tiles); y: (n, groups * outputs, oh, ow), to be multiplied
+# by both of ``ups``. into_h and its like apply one matrix.
 SPREAD = r"""
-extern "C" __global__ void spread(const T* __restrict__ x, T* __restrict__ spectra, Index first, Index count, Index groups,
-                                  Index inputs, Index height, Index width, Index tiles_h, Index tiles_w, Index top,
+extern "C" __global__ void spread(const T* __restrict__ x, T* __restrict__ spectra, Index first, Index count,
+                                  Index groups, Index inputs, Index height, Index width, Index tiles_h,
+                                  Index tiles_w, Index top,
                                   Index left) {
     const Index step = (Index)gridDim.x * blockDim.x;
     for (Index at = (Index)blockIdx.x * blockDim.x + threadIdx.x; at < groups * inputs * count; at += step) {
@@ -71,13 +73,14 @@ extern "C" __global__ void spread(const T* __restrict__ x, T* __restrict__ spect
 }
 """
 GATHER = r"""
-extern "C" __global__ void gather(const T* __restrict__ products, const T* __restrict__ ups, T* __restrict__ y, Index first,
-                                  Index count, Index groups, Index outputs, Index oh, Index ow, Index tiles_h,
-                                  Index tiles_w) {
+extern "C" __global__ void gather(const T* __restrict__ products, const T* __restrict__ ups,
+                                  T* __restrict__ y, Index first, Index count, Index groups,
+                                  Index outputs, Index oh, Index ow, Index tiles_h, Index tiles_w) {
     const Index step = (Index)gridDim.x * blockDim.x;
     for (Index at = (Index)blockIdx.x * blockDim.x + threadIdx.x; at < groups * outputs * count; at += step) {
         const Index tile = at % count, o = at / count, place = first + tile;
-        const Index n = place / (tiles_h * tiles_w), oh0 = place / tiles_w % tiles_h * M, ow0 = place % tiles_w * M;
+        const Index n = place / (tiles_h * tiles_w);
+        const Index oh0 = place / tiles_w % tiles_h * M, ow0 = place % tiles_w * M;
         const T* from = products + (o / outputs * (TH * TW) * outputs + o % outputs) * count + tile;
         T half[TH][M];
         #pragma unroll
@@ -154,7 +157,8 @@ class CupyWinograd(Tiled, CupyAlgorithm):
         points, unit = self._points(spec), spec.in_dtype.itemsize
         pairs = spec.out_channels * (spec.in_channels // spec.groups)
         running = points * (spec.in_channels + spec.out_channels) * self._block(spec)
-        building = pairs * (2 * points + math.prod(spec.kernel)) * 8  # in double precision, half done and done
+        # In double precision, half done and done
+        building = pairs * (2 * points + math.prod(spec.kernel)) * 8
         return max((pairs * points + running) * unit, building + pairs * points * unit)
 
     def kernels(self, spec: ConvSpec) -> list[Kernel]:
@@ -170,7 +174,8 @@ class CupyWinograd(Tiled, CupyAlgorithm):
         kernels = xp.ldexp(weights, -taken).astype(np.float64)
         for axis in self.transforms(spec):  # each takes the first spatial axis away and appends its transform
             kernels = xp.tensordot(kernels, xp.asarray(np.array(axis[1], np.float64)), axes=(2, 1))
-        shape = (spec.groups, spec.out_channels // spec.groups, spec.in_channels // spec.groups, self._points(spec))
+        shape = (spec.groups, spec.out_channels // spec.groups, spec.in_channels // spec.groups,
+                 self._points(spec))
         ordered = kernels.reshape(shape).transpose(0, 3, 1, 2).astype(spec.in_dtype)
         return xp.ascontiguousarray(ordered).reshape(-1, *shape[1:3])
 
@@ -192,9 +197,21 @@ class CupyWinograd(Tiled, CupyAlgorithm):
                 some = min(block, total - first)
                 into = spectra[: groups * points * inputs * some].reshape(groups * points, inputs, some)
                 product = products[: groups * points * outputs * some].reshape(groups * points, outputs, some)
-                spread(blocks_for(spec.in_channels * some), x, into, first, some, groups, inputs, *spec.size, *tiles, *before)
+                spread(blocks_for(spec.in_channels * some), x, into, first, some, groups, inputs, *spec.size,
+                       *tiles, *before)  # fmt: skip
                 xp.matmul(kernels, into, out=product)
-                gather(blocks_for(spec.out_channels * some), product, ups, y, first, some, groups, outputs, *size, *tiles)
+                gather(
+                    blocks_for(spec.out_channels * some),
+                    product,
+                    ups,
+                    y,
+                    first,
+                    some,
+                    groups,
+                    outputs,
+                    *size,
+                    *tiles,
+                )
             return y
 
         return run

@@ -65,7 +65,8 @@ def _planes(spec: ConvSpec) -> Lowered:
         y[...] = result.reshape(spec.batch, deep, *result.shape[1:]).swapaxes(1, 2)
 
     elements = count(part.input_shape)
-    weights = lambda w: w.reshape(part.weight_shape)  # noqa: E731  # (O, C / groups, KD, KH, KW), KD already beside C
+    # (O, C / groups, KD, KH, KW), KD already beside C
+    weights = lambda w: w.reshape(part.weight_shape)  # noqa: E731
     return Lowered(
         (Part(part, weights, operands, place, copied=elements, held=elements),), "planes as pictures"
     )

@@ -1,20 +1,22 @@
-"""OpenCV behind the contract: ``cv2.filter2D``, and ``cv2.sepFilter2D`` for kernels that are an outer product.
+"""OpenCV behind the contract: ``cv2.filter2D``, and ``cv2.sepFilter2D`` for kernels that are an outer
+product.
 
-Each plane is filtered by one call on a zero border (``BORDER_CONSTANT``), with the kernel's anchor at the spec's padding:
-so "same" of any kind, asymmetric or with even kernels, writes the result itself. Less padding computes the "same" size and
-crops, since a view handed over from NumPy can't show OpenCV what lies around it; more padding is added by
-``cv2.copyMakeBorder``. Both are in the clock. Dilated kernels get zeros between their taps, in ``prepare``. Sums over input
-channels and strides are not what OpenCV offers: unsupported.
+Each plane is filtered by one call on a zero border (``BORDER_CONSTANT``), with the kernel's anchor at the
+spec's padding: so "same" of any kind, asymmetric or with even kernels, writes the result itself. Less padding
+computes the "same" size and crops, since a view handed over from NumPy can't show OpenCV what lies around it;
+more padding is added by ``cv2.copyMakeBorder``. Both are in the clock. Dilated kernels get zeros between
+their taps, in ``prepare``. Sums over input channels and strides are not what OpenCV offers: unsupported.
 
-filter2D skips taps that are zero, and changes its method at 130 taps, zeros included, in float32 on x86 and at 50 else: from
-there on it is an FFT by tiles of at least 256 x 256, in double precision for both types. So 12 x 12 taps take 3.5 to 6 times
-as long as 11 x 11 (512 x 512 pixels, float32). All of it ran on one thread, whatever ``cv2.setNumThreads`` says (OpenCV 5.0).
+filter2D skips taps that are zero, and changes its method at 130 taps, zeros included, in float32 on x86 and
+at 50 else: from there on it is an FFT by tiles of at least 256 x 256, in double precision for both types. So
+12 x 12 taps take 3.5 to 6 times as long as 11 x 11 (512 x 512 pixels, float32). All of it ran on one thread,
+whatever ``cv2.setNumThreads`` says (OpenCV 5.0).
 
-Cost: 2 operations for each pixel and tap, 2 * (KH + KW) when separable. Workspace: rows of a ring buffer, two tiles for the
-FFT, a bordered and a cropped image where the padding asks for them. Accuracy: normwise for filter2D, because float64 kernels
-of 50 taps go through the FFT (below the change each sum is a plain one in the type of the image); lowrank for sepFilter2D.
-NaN and infinity stay in the windows that hold them, except in the FFT, where they spoil a tile.
-Forward, 1-D (as an image of one row) and 2-D, float32 and float64.
+Cost: 2 operations for each pixel and tap, 2 * (KH + KW) when separable. Workspace: rows of a ring buffer, two
+tiles for the FFT, a bordered and a cropped image where the padding asks for them. Accuracy: normwise for
+filter2D, because float64 kernels of 50 taps go through the FFT (below the change each sum is a plain one in
+the type of the image); lowrank for sepFilter2D. NaN and infinity stay in the windows that hold them, except
+in the FFT, where they spoil a tile. Forward, 1-D (as an image of one row) and 2-D, float32 and float64.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -75,7 +77,9 @@ class Frame:
 def frames(spec: ConvSpec) -> tuple[Frame, Frame]:
     """Rows and columns; a 1-D spec has one row."""
     found = []
-    for size, extent, (before, _), kept in zip(spec.size, spec.kernel_extent, spec.padding, spec.output_size, strict=True):
+    for size, extent, (before, _), kept in zip(
+        spec.size, spec.kernel_extent, spec.padding, spec.output_size, strict=True
+    ):
         over = max(0, before - extent + 1)  # the anchor must lie in the kernel
         border = (over, max(0, kept - size - over))
         found.append(Frame(border, before - over, size + sum(border), kept))
@@ -101,7 +105,9 @@ class Filter(Algorithm):
         if set(spec.stride) != {1}:
             return "computes every output, it has no stride"
         if spec.batch * spec.out_channels > LARGEST_CALLS:
-            return f"{spec.batch * spec.out_channels} planes, each filtered on its own: at most {LARGEST_CALLS}"
+            return (
+                f"{spec.batch * spec.out_channels} planes, each filtered on its own: at most {LARGEST_CALLS}"
+            )
         return None
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
@@ -117,7 +123,9 @@ class Filter(Algorithm):
         row = frames(spec)[1].computed + width
         return spec.in_dtype.itemsize * (spec.out_channels * height * width + (height + 4) * row)
 
-    def _filter(self, spec: ConvSpec, weights: np.ndarray) -> Callable[[np.ndarray, int, np.ndarray | None], np.ndarray]:
+    def _filter(
+        self, spec: ConvSpec, weights: np.ndarray
+    ) -> Callable[[np.ndarray, int, np.ndarray | None], np.ndarray]:
         """``filter(plane, o, dst)`` with the kernel of output channel o."""
         raise NotImplementedError
 
@@ -140,7 +148,9 @@ class Filter(Algorithm):
             for image, outputs in zip(x.reshape(images), y, strict=True):
                 for c, plane in enumerate(image):
                     if copied:
-                        plane = cv2.copyMakeBorder(plane, *rows.border, *cols.border, cv2.BORDER_CONSTANT, value=0)
+                        plane = cv2.copyMakeBorder(
+                            plane, *rows.border, *cols.border, cv2.BORDER_CONSTANT, value=0
+                        )
                     for o in range(c * each, c * each + each):
                         if direct:
                             filtered(plane, o, outputs[o])
@@ -177,7 +187,9 @@ class Filter2D(Filter):
         ring = super()._inside_bytes(spec)
         return ring + 2 * 8 * self._tile(spec) if self._is_dft(spec) else ring
 
-    def _filter(self, spec: ConvSpec, weights: np.ndarray) -> Callable[[np.ndarray, int, np.ndarray | None], np.ndarray]:
+    def _filter(
+        self, spec: ConvSpec, weights: np.ndarray
+    ) -> Callable[[np.ndarray, int, np.ndarray | None], np.ndarray]:
         import cv2
 
         kernels = stuffed(weights, spec.dilation).reshape(spec.out_channels, *_plane(spec.kernel_extent))
@@ -189,7 +201,9 @@ class Filter2D(Filter):
         pixels, planes = self._pixels(spec), spec.batch * spec.out_channels
         traffic = spec.min_bytes + 2 * self.workspace_bytes(spec, threads)
         if self._is_dft(spec):
-            return Cost(5.0 * pixels * math.log2(max(self._tile(spec), 2)), traffic, 4 * planes, 5e9, parallel=False)
+            return Cost(
+                5.0 * pixels * math.log2(max(self._tile(spec), 2)), traffic, 4 * planes, 5e9, parallel=False
+            )
         speed = 5e10 if spec.dtype == "float32" else 1.1e10
         return Cost(2.0 * pixels * math.prod(spec.kernel), traffic, 4 * planes, speed, parallel=False)
 
@@ -206,7 +220,9 @@ class SepFilter2D(Filter):
             return reason
         return None if spec.rank == 1 else "filters with one outer product: the spec does not promise rank1"
 
-    def _filter(self, spec: ConvSpec, weights: np.ndarray) -> Callable[[np.ndarray, int, np.ndarray | None], np.ndarray]:
+    def _filter(
+        self, spec: ConvSpec, weights: np.ndarray
+    ) -> Callable[[np.ndarray, int, np.ndarray | None], np.ndarray]:
         import cv2
 
         down, along = (stuffed(part[:, 0], step)[:, 0] for part, step in zip(

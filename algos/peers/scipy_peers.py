@@ -1,17 +1,19 @@
 """SciPy's own convolutions behind the contract: correlate2d, fftconvolve, oaconvolve and ndimage.correlate.
 
-Each is called as a SciPy user would call it, in the mode that needs the fewest copies: borders wider than the kernel are
-padded (``np.pad``), narrower ones come from mode "full" or from the function's own zero border, and are cropped. What SciPy
-lacks is built around it, in the clock: channels are summed one call at a time (fftconvolve and oaconvolve take all channels
-of an image in one call), a stride keeps every s-th output of a full computation. Dilated kernels get zeros between their
-taps, and kernels that a convolution needs reversed are reversed, in ``prepare``: nothing is converted in a run.
+Each is called as a SciPy user would call it, in the mode that needs the fewest copies: borders wider than the
+kernel are padded (``np.pad``), narrower ones come from mode "full" or from the function's own zero border,
+and are cropped. What SciPy lacks is built around it, in the clock: channels are summed one call at a time
+(fftconvolve and oaconvolve take all channels of an image in one call), a stride keeps every s-th output of a
+full computation. Dilated kernels get zeros between their taps, and kernels that a convolution needs reversed
+are reversed, in ``prepare``: nothing is converted in a run.
 
-Cost: correlate2d and ndimage 2 operations for each output at stride 1, tap and pair of channels; fftconvolve transforms
-image and kernel, to the size of the full output, at every call; oaconvolve does so by tiles. Workspace: one or two padded
-images and results, and for the FFTs the transforms of a call. More than ``LARGEST_CALLS`` pairs of channels are refused.
-Accuracy: componentwise for correlate2d, which sums in the input's type, and ndimage, which sums in double precision;
-normwise for the FFTs. NaN and infinity stay in the windows that hold them, except in an FFT's whole image or tile.
-ndimage leaves out taps of 2.2e-16 and less in magnitude, and NaN: such weights are refused.
+Cost: correlate2d and ndimage 2 operations for each output at stride 1, tap and pair of channels; fftconvolve
+transforms image and kernel, to the size of the full output, at every call; oaconvolve does so by tiles.
+Workspace: one or two padded images and results, and for the FFTs the transforms of a call. More than
+``LARGEST_CALLS`` pairs of channels are refused. Accuracy: componentwise for correlate2d, which sums in the
+input's type, and ndimage, which sums in double precision; normwise for the FFTs. NaN and infinity stay in the
+windows that hold them, except in an FFT's whole image or tile. ndimage leaves out taps of 2.2e-16 and less in
+magnitude, and NaN: such weights are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,9 +34,11 @@ from algos.spec import ConvSpec, SpecError
 
 LEAST_TAP = float(np.finfo(np.float64).eps)  # of scipy.ndimage, whatever the type
 LARGEST_CALLS = 4096  # pairs of channels, times images
-TRANSFORM_COPIES = 5.5  # of a transform's points: both spectra, the result, a padded copy, and rounding up the length
+# Of a transform's points: both spectra, the result, a padded copy, and rounding up the length
+TRANSFORM_COPIES = 5.5
 TILED_COPIES = 6.0
-TUPLES_BYTES, MOST_TUPLES_BYTES = 300, 200_000  # of NumPy's padding that CPython keeps for new ones: of a call, and of all
+# Of NumPy's padding that CPython keeps for new ones: of a call, and of all
+TUPLES_BYTES, MOST_TUPLES_BYTES = 300, 200_000
 PLAIN_COPIES = 2.5  # where every axis has one tap and SciPy multiplies without a transform
 
 
@@ -46,7 +50,9 @@ def pairs_of(spec: ConvSpec) -> Iterator[tuple[int, int, int, int]]:
 
 
 def sum_pairs(spec: ConvSpec, y: np.ndarray, found: Callable[[int, int, int, int], np.ndarray]) -> None:
-    """y[n, o] = the sum of ``found`` over the input channels; no result is kept while the next one is computed."""
+    """y[n, o] = the sum of ``found`` over the input channels; no result is kept while the next one is
+    computed.
+    """
     for n, o, c, i in pairs_of(spec):
         if i:
             y[n, o] += found(n, o, c, i)
@@ -56,7 +62,10 @@ def sum_pairs(spec: ConvSpec, y: np.ndarray, found: Callable[[int, int, int, int
 
 def is_centred(spec: ConvSpec) -> bool:
     """Whether mode "same" is what the spec asks: odd extents and half of each as padding."""
-    return all(extent % 2 and pair == (extent // 2,) * 2 for extent, pair in zip(spec.kernel_extent, spec.padding, strict=True))
+    return all(
+        extent % 2 and pair == (extent // 2,) * 2
+        for extent, pair in zip(spec.kernel_extent, spec.padding, strict=True)
+    )
 
 
 def every(spec: ConvSpec, first: tuple[int, ...]) -> tuple[slice, ...]:
@@ -117,7 +126,9 @@ class Correlate2d(Peer):
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            sum_pairs(spec, y, lambda n, o, c, i: correlate2d(padded(x[n, c], border), weights[o, i], mode)[kept])
+            sum_pairs(
+                spec, y, lambda n, o, c, i: correlate2d(padded(x[n, c], border), weights[o, i], mode)[kept]
+            )
             return y
 
         return run
@@ -135,9 +146,13 @@ class NdimageCorrelate(Peer):
     name: str = "scipy_ndimage_correlate"
 
     def _border(self, spec: ConvSpec) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
-        """Zeros to add so that every output is centred inside the image, and where the first output then lies."""
+        """Zeros to add so that every output is centred inside the image, and where the first output then
+        lies.
+        """
         widths, firsts = [], []
-        for axis, (size, extent, (before, _)) in enumerate(zip(spec.size, spec.kernel_extent, spec.padding, strict=True)):
+        for axis, (size, extent, (before, _)) in enumerate(
+            zip(spec.size, spec.kernel_extent, spec.padding, strict=True)
+        ):
             first = extent // 2 - before  # ndimage centres a kernel on its element number extent // 2
             last = first + (spec.output_size[axis] - 1) * spec.stride[axis]
             widths.append((max(0, -first), max(0, last - size + 1)))
@@ -149,20 +164,27 @@ class NdimageCorrelate(Peer):
         image = math.prod(n + b + a for n, (b, a) in zip(spec.size, widths, strict=True))
         copies = 2 if any(map(any, widths)) else 1
         # ndimage keeps offsets for every tap at every distance from the border
-        return spec.in_dtype.itemsize * (copies * image + _stuffed_elements(spec)) + 8 * math.prod(spec.kernel_extent)
+        return spec.in_dtype.itemsize * (copies * image + _stuffed_elements(spec)) + 8 * math.prod(
+            spec.kernel_extent
+        )
 
     def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
         from scipy.ndimage import correlate
 
         if not ((np.abs(weights) > LEAST_TAP) | (weights == 0)).all():
-            raise SpecError(f"{self.name} leaves out weights that are NaN or no larger than {LEAST_TAP:.2g}: scale them up")
+            raise SpecError(
+                f"{self.name} leaves out weights that are NaN or no larger than {LEAST_TAP:.2g}: scale them "
+                "up"
+            )
         w = stuffed(weights, spec.dilation)
         widths, firsts = self._border(spec)
         kept = every(spec, firsts)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
-            sum_pairs(spec, y, lambda n, o, c, i: correlate(padded(x[n, c], widths), w[o, i], mode="constant")[kept])
+            sum_pairs(
+                spec, y, lambda n, o, c, i: correlate(padded(x[n, c], widths), w[o, i], mode="constant")[kept]
+            )
             return y
 
         return run
@@ -191,7 +213,9 @@ class FftConvolve(Peer):
             (max(0, b - extent + 1), max(0, a - extent + 1))
             for extent, (b, a) in zip(spec.kernel_extent, spec.padding, strict=True)
         )
-        firsts = tuple(max(0, extent - 1 - b) for extent, (b, _) in zip(spec.kernel_extent, spec.padding, strict=True))
+        firsts = tuple(
+            max(0, extent - 1 - b) for extent, (b, _) in zip(spec.kernel_extent, spec.padding, strict=True)
+        )
         return "full", over, firsts
 
     def _calls(self, spec: ConvSpec) -> int:
@@ -201,7 +225,8 @@ class FftConvolve(Peer):
         """Points of one transform."""
         _, over, _ = self._border(spec)
         return math.prod(
-            n + b + a + extent - 1 for n, extent, (b, a) in zip(spec.size, spec.kernel_extent, over, strict=True)
+            n + b + a + extent - 1
+            for n, extent, (b, a) in zip(spec.size, spec.kernel_extent, over, strict=True)
         )
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
@@ -212,9 +237,15 @@ class FftConvolve(Peer):
         return spec.in_channels if self._calls(spec) == spec.batch else spec.in_channels // spec.groups
 
     def _held(self, spec: ConvSpec, copies: float, points: int) -> int:
-        """Bytes of the weights, twice while they are turned, or with a call's copies and other channels' bordered one."""
+        """Bytes of the weights, twice while they are turned, or with a call's
+        copies and other channels' bordered one.
+        """
         _, over, _ = self._border(spec)
-        image = math.prod(n + b + a for n, (b, a) in zip(spec.size, over, strict=True)) if any(map(any, over)) else 0
+        image = (
+            math.prod(n + b + a for n, (b, a) in zip(spec.size, over, strict=True))
+            if any(map(any, over))
+            else 0
+        )
         copies = copies if max(spec.kernel) > 1 else PLAIN_COPIES
         run = copies * self._channels(spec) * points + (spec.in_channels - self._channels(spec)) * image
         return int(spec.in_dtype.itemsize * (_stuffed_elements(spec) + max(run, _stuffed_elements(spec))))
@@ -241,7 +272,9 @@ class FftConvolve(Peer):
                         continue
                     for o in range(spec.out_channels):
                         some = image[o // outputs * inputs :][:inputs]
-                        np.sum(function(some, w[o], mode, axes=axes)[(slice(None), *kept)], axis=0, out=result[o])
+                        np.sum(
+                            function(some, w[o], mode, axes=axes)[(slice(None), *kept)], axis=0, out=result[o]
+                        )
             return y
 
         return run
@@ -262,14 +295,17 @@ class OaConvolve(FftConvolve):
     function: str = "oaconvolve"
 
     def _tiles(self, spec: ConvSpec) -> tuple[int, int]:
-        """Points of one tile's transform and number of tiles, by SciPy's rule (it weighs a longer tile against its overlap)."""
+        """Points of one tile's transform and number of tiles, by SciPy's rule (it weighs
+        a longer tile against its overlap).
+        """
         _, over, _ = self._border(spec)
         points, tiles = 1, 1
         for n, extent, (before, after) in zip(spec.size, spec.kernel_extent, over, strict=True):
             long, short = max(n + before + after, extent), min(n + before + after, extent)
             overlap, tile = short - 1, long + short - 1
             if overlap and long != short:
-                best = 0.0  # solves best = overlap * (1 + log(2 * best)), which is Lambert's W of SciPy's text
+                # Solves best = overlap * (1 + log(2 * best)), which is Lambert's W of SciPy's text
+                best = 0.0
                 for _ in range(20):
                     best = overlap * (1 + math.log(2 * max(best, overlap)))
                 tile = fast_length(math.ceil(best), COMPLEX_FACTORS) if best < long else tile

@@ -1,19 +1,24 @@
-"""PyTorch's conv1d, conv2d and conv3d behind the contract: oneDNN and its own code on a CPU, cuDNN on CUDA with TF32 off.
+"""PyTorch's conv1d, conv2d and conv3d behind the contract: oneDNN and its own code on a CPU, cuDNN on CUDA
+with TF32 off.
 
-Operands are shared with torch, not copied (``torch.from_numpy``, DLPack for CuPy's arrays), and so is the result; ``out``
-costs a copy, since torch's convolutions write arrays of their own. Symmetric padding is an argument; of other padding the
-excess is added by ``torch.nn.functional.pad``, in the clock. Three layouts:
-- ``torch_nchw``: as most code calls it. In float32 oneDNN copies x, w and y from and to blocks of channels at every call.
-- ``torch_channels_last``: x, y and the weights channels-last, which oneDNN computes on in place; only w is copied.
-- ``torch_prepacked``: the same with weights in oneDNN's own order, as ``torch.compile`` freezes them. It saves that copy, which
-  counts where weights outweigh the picture (512x512x3x3 on 7x7 pixels: 3.7 -> 2.4 ms on one thread), not elsewhere.
+Operands are shared with torch, not copied (``torch.from_numpy``, DLPack for CuPy's arrays), and so is the
+result; ``out`` costs a copy, since torch's convolutions write arrays of their own. Symmetric padding is an
+argument; of other padding the excess is added by ``torch.nn.functional.pad``, in the clock. Three layouts:
+- ``torch_nchw``: as most code calls it. In float32 oneDNN copies x, w and y from and to blocks of channels at
+every call.
+- ``torch_channels_last``: x, y and the weights channels-last, which oneDNN computes on in place; only w is
+copied.
+- ``torch_prepacked``: the same with weights in oneDNN's own order, as ``torch.compile`` freezes them. It
+saves that copy, which
+  counts where weights outweigh the picture (512x512x3x3 on 7x7 pixels: 3.7 -> 2.4 ms on one thread), not
+  elsewhere.
 
-Cost: the definition's operations. Workspace: an estimate of what the libraries allocate out of sight: the copies above, and
-in float64, or for few channels of a single small image, the im2col matrix of the whole batch.
-Accuracy: componentwise on a CPU; on CUDA normwise, since cuDNN, searching for the fastest (``cudnn.benchmark``), may come
-to Winograd or FFT, which also spread NaN. Float32 and float64; every stride, dilation, padding and number of groups.
-Gradients on the CPU (``aten.convolution_backward``). The number of threads, and on CUDA the flags for TF32 and for
-searching, belong to the whole process.
+Cost: the definition's operations. Workspace: an estimate of what the libraries allocate out of sight: the
+copies above, and in float64, or for few channels of a single small image, the im2col matrix of the whole
+batch. Accuracy: componentwise on a CPU; on CUDA normwise, since cuDNN, searching for the fastest
+(``cudnn.benchmark``), may come to Winograd or FFT, which also spread NaN. Float32 and float64; every stride,
+dilation, padding and number of groups. Gradients on the CPU (``aten.convolution_backward``). The number of
+threads, and on CUDA the flags for TF32 and for searching, belong to the whole process.
 """
 
 from __future__ import annotations
@@ -106,7 +111,8 @@ class DeviceTensor(DeviceArray):
             return DeviceTensor(torch.nn.functional.pad(tensor, _flat(widths), value=constant_values))
         for axis, pair in enumerate(widths):
             if any(pair):
-                source = torch.from_numpy(np.pad(np.arange(tensor.shape[axis]), pair, mode))  # type: ignore[call-overload]
+                source = torch.from_numpy(np.pad(np.arange(tensor.shape[axis]), pair,
+                                                 mode))  # type: ignore[call-overload]
                 tensor = tensor.index_select(axis, source.to(tensor.device))
         return DeviceTensor(tensor)
 
@@ -138,7 +144,9 @@ class TorchConv(Algorithm):
         return None
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        """What oneDNN, or torch's im2col, allocates besides y, and a bordered x where the padding is not symmetric."""
+        """What oneDNN, or torch's im2col, allocates besides y, and a bordered x
+        where the padding is not symmetric.
+        """
         _, excess = _split(spec.padding)
         x, w, y = (math.prod(shape) for shape in (spec.input_shape, spec.weight_shape, spec.output_shape))
         bordered = spec.batch * spec.in_channels * math.prod(spec.padded_size) if any(map(any, excess)) else 0
@@ -147,12 +155,15 @@ class TorchConv(Algorithm):
         elif math.prod(spec.kernel) == math.prod(spec.stride) == 1 and not any(map(any, spec.padding)):
             copied = w
         else:
-            copied = w + self._columns(spec, threads) + (y if spec.groups > 1 else 0)  # a call and a result for each group
+            # A call and a result for each group
+            copied = w + self._columns(spec, threads) + (y if spec.groups > 1 else 0)
             copied += x if spec.direction == "input_gradient" else 0
         return spec.in_dtype.itemsize * (bordered + copied)
 
     def _is_onednn(self, spec: ConvSpec, threads: int) -> bool:
-        """Whether torch gives the spec to oneDNN: float32, and neither a small image nor 1x1 taps on one thread."""
+        """Whether torch gives the spec to oneDNN: float32, and neither a small image nor 1x1 taps on one
+        thread.
+        """
         if spec.dtype != "float32":
             return False
         plain = max(spec.stride) == max(spec.dilation) == 1 and spec.batch < 16 and threads == 1
@@ -169,7 +180,9 @@ class TorchConv(Algorithm):
         return each * (min(spec.batch, threads) if spec.direction == "input_gradient" else spec.batch)
 
     def _copied(self, spec: ConvSpec, x: int, w: int, y: int) -> int:
-        """Elements that oneDNN copies at a call: to blocks of as many channels as a vector has lanes, and back."""
+        """Elements that oneDNN copies at a call: to blocks of as many channels as a vector has lanes, and
+        back.
+        """
         block = 16 if vector_extension() == "AVX-512" else 8
         few = spec.in_channels <= 4  # are read as they lie
         blocked_x = 0 if few else x * -(-spec.in_channels // block) * block // spec.in_channels
@@ -212,11 +225,14 @@ class TorchConv(Algorithm):
 
         backward = torch.ops.aten.convolution_backward
         rest = (None, spec.stride, both, spec.dilation, False, (0,) * spec.ndim, spec.groups)
-        unread = torch.empty(1, dtype=getattr(torch, spec.dtype))  # only the shape of an absent operand matters
+        # Only the shape of an absent operand matters
+        unread = torch.empty(1, dtype=getattr(torch, spec.dtype))
         if spec.direction == "weight_gradient":
             kernels = unread.expand(spec.weight_shape)
             return lambda x, grad: backward(grad, x, kernels, *rest, (False, True, False))[1]
-        image = unread.expand(*spec.input_shape[:2], *(n + b + a for n, (b, a) in zip(spec.size, excess, strict=True)))
+        image = unread.expand(
+            *spec.input_shape[:2], *(n + b + a for n, (b, a) in zip(spec.size, excess, strict=True))
+        )
         inside = (..., *(slice(b, b + n) for n, (b, _) in zip(spec.size, excess, strict=True)))
         return lambda grad: self._ordered(backward(grad, image, w, *rest, (True, False, False))[0][inside])
 
@@ -249,7 +265,9 @@ class TorchConv(Algorithm):
             speed = 7e10 if inputs > 1 and outputs > 1 else 2.5e10 if spec.groups > 1 else 5e9
         else:
             speed = 2.2e10 if outputs > 1 else 5e8
-        return Cost(spec.flops, spec.min_bytes + 2 * self.workspace_bytes(spec, threads), calls=6, flops_per_s=speed)
+        return Cost(
+            spec.flops, spec.min_bytes + 2 * self.workspace_bytes(spec, threads), calls=6, flops_per_s=speed
+        )
 
 
 @dataclass(frozen=True)
@@ -274,7 +292,9 @@ class ChannelsLast(TorchConv):
 
 @dataclass(frozen=True)
 class Prepacked(ChannelsLast):
-    """The same with the weights in oneDNN's order; calls operators that ``torch.compile`` calls and that are private."""
+    """The same with the weights in oneDNN's order; calls operators that
+    ``torch.compile`` calls and that are private.
+    """
 
     name: str = "torch_prepacked"
 
@@ -318,7 +338,11 @@ class TorchCuda(TorchConv):
         if reason := super().unavailable():
             return reason
         installed = version("torch") or ""
-        return f"torch {installed} is built without CUDA" if "+cpu" in installed else _broken("torch_on_CUDA", PROBE_CUDA)
+        return (
+            f"torch {installed} is built without CUDA"
+            if "+cpu" in installed
+            else _broken("torch_on_CUDA", PROBE_CUDA)
+        )
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         """A guess, as large as the operands: cuDNN takes what the method that it found asks for."""
