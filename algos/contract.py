@@ -17,6 +17,7 @@ FAMILIES = ("direct", "gemm", "fft", "separable", "winograd", "toeplitz", "peer"
 ACCURACIES = ("componentwise", "normwise", "lowrank", "winograd")
 BYTES_PER_S, CACHED_BYTES_PER_S = 2e10, 6e10  # from memory, and from the last cache where everything fits it
 CALL_S = 1.5e-6  # one NumPy call on small arrays
+PLAIN_TYPES = ("float32", "float64")  # about which every algorithm is asked
 PREPARE_S, PREPARE_BYTES_PER_S = 30e-6, 2e9
 
 
@@ -65,7 +66,9 @@ class Support(NamedTuple):
 
     ndim: tuple[int, ...] = (2,)
     directions: tuple[str, ...] = ("forward",)
-    dtypes: tuple[str, ...] = ("float32", "float64")
+    dtypes: tuple[str, ...] = PLAIN_TYPES
+    # ``prepare(spec, weights, threads, bias)`` applies the spec's bias and activation
+    epilogues: bool = False
 
     def lacks(self, spec: ConvSpec) -> str | None:
         """Why ``spec`` is beyond it, or None."""
@@ -120,7 +123,8 @@ class Algorithm:
         """Why it cannot solve ``spec``, in words that stand in reports, or None.
 
         It is asked about canonical problems only: zeros around the picture, padding of 0 or more, weights
-        that are not flipped, and at least one image. What it refuses is lowered to what it does not, where
+        that are not flipped, at least one image, float32 or float64, no bias and no activation, or what
+        ``support`` names beyond that. What it refuses is lowered to what it does not, where
         there is a way (``algos/lower``).
         """
         if self.support is None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from algos.arrays import is_device_array, module_of
 from algos.contract import Algorithm
+from algos.dtypes import TYPES
 from algos.engine.blas import blas_limit, blas_threads_set
 from algos.engine.threads import warm_up
 from algos.grammar import shown
@@ -67,17 +68,17 @@ class Door:
             "input_gradient": (("grad", *y),),
             "weight_gradient": (("x", *x), ("grad", *y)),
         }[spec.direction]
-        self._result = (spec.result_shape, spec.in_dtype if spec.direction != "forward" else spec.out_dtype)
+        self._result = (spec.result_shape, spec.result_dtype)
         self._plain, self._ordered = self.algorithm.device == "cpu", self.algorithm.layout == "nchw"
 
-    def prepare(self, weights: Any) -> Run:
-        """What the chain prepares for regular weights, or what serves an empty batch."""
+    def prepare(self, weights: Any, bias: Any = None) -> Run:
+        """What the chain prepares for regular weights and bias, or what serves an empty batch."""
         if not self.spec.batch:
             return _empty_batch(self.spec)
         if self.algorithm.device != "cpu":
-            return self.chain.prepare(weights, self.threads)
+            return self.chain.prepare(weights, self.threads, bias)
         warm_up(self.threads)
-        return partial(self._limited, self._limited(self.chain.prepare, weights, self.threads))
+        return partial(self._limited, self._limited(self.chain.prepare, weights, self.threads, bias))
 
     def _limited(self, function: Callable[..., Any], *operands: Any, **options: Any) -> Any:
         """What it returns, with BLAS held to the plan's threads."""
@@ -132,7 +133,7 @@ def as_array(name: str, array: Any) -> Any:
     if type(array) is not np.ndarray and not is_device_array(array):
         array = _converted(name, array)
     dtype = array.dtype
-    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+    if dtype.newbyteorder("=").name not in TYPES:
         target = "np.float64" if dtype.itemsize > 8 else "np.float32"
         advice = NO_NUMBERS.get(dtype.kind, f"convert it first, with np.asarray({{0}}, {target})")
         if dtype.names:
@@ -142,7 +143,7 @@ def as_array(name: str, array: Any) -> Any:
 
 
 NO_NUMBERS = {  # kinds of dtype that a conversion to floats would harm
-    "c": "convolve {0}.real and {0}.imag apart",
+    "c": "convert it first, with {0}.astype(np.complex128)",
     "O": "make an array of numbers of its objects first, with np.array({0}, np.float64)",
     "U": "text is no number, use np.array({0}, np.float64)",
     "S": "text is no number, use np.array({0}, np.float64), or np.frombuffer({0}, np.uint8) for its bytes",
@@ -292,9 +293,7 @@ def _empty_batch(spec: ConvSpec) -> Callable[..., Any]:
 
     def run(*operands: Any, out: Any = None) -> Any:
         if out is None:
-            return np.zeros(
-                spec.result_shape, spec.out_dtype if spec.direction == "forward" else spec.in_dtype
-            )
+            return np.zeros(spec.result_shape, spec.result_dtype)
         out[...] = 0
         return out
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from algos import auto, registry
 from algos.arrays import is_device_array
-from algos.contract import Algorithm
+from algos.contract import PLAIN_TYPES, Algorithm
 from algos.door import OWN_STATE, Door, apart, as_array, overlaps, regular
+from algos.dtypes import promoted, whole
 from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
 from algos.host import usable_cores
@@ -49,16 +50,16 @@ class Plan:
         Predicted: held since prepare plus the peak of a run, without operands and result.
     """
 
-    def __init__(self, door: Door, weights: Any) -> None:
+    def __init__(self, door: Door, weights: Any, bias: Any = None) -> None:
         self.spec, self.algorithm, self.threads = (
             door.spec,
             registry.variant_name(door.algorithm),
             door.threads,
         )
         self.workspace_bytes = door.chain.workspace_bytes(door.threads) if door.spec.batch else 0
-        self._door, self._weights = door, weights
+        self._door, self._weights, self._bias = door, weights, bias
         self._lock, self._busy, self._apart = threading.RLock(), False, OWN_STATE.copy().run
-        self._run = door.prepare(weights)
+        self._run = door.prepare(weights, bias)
         door.chain.compiled_now()
         _plans.add(self)
 
@@ -76,7 +77,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         w = self._door.algorithm.to_host(self._weights) if is_device_array(self._weights) else self._weights
-        return plan, (str(self.spec), w, self.algorithm, self.threads)
+        return plan, (str(self.spec), w, self.algorithm, self.threads, self._bias)
 
 
 _plans: weakref.WeakSet[Plan] = weakref.WeakSet()
@@ -96,19 +97,24 @@ if hasattr(os, "register_at_fork"):
 
 
 def plan(
-    spec: ConvSpec | str, w: Any = None, algorithm: str = "auto", threads: int | None = None
-) -> Plan:
+    spec: ConvSpec | str, w: Any = None, algorithm: str = "auto", threads: int | None = None,
+    bias: Any = None, activation: str | None = None,
+) -> Plan:  # fmt: skip
     """Prepare ``spec`` with weights ``w`` for many calls.
 
     Parameters
     ----------
     spec : ConvSpec or str
         The problem, or its text.
-    w : array of ``spec.weight_shape`` and ``spec.in_dtype``; None for weight_gradient
+    w : array of ``spec.weight_shape`` and ``spec.w_dtype``; None for weight_gradient
     algorithm : str
         A name, or "auto" for the fastest one expected over many calls.
     threads : int, optional
         The usable cores when left out.
+    bias : array (O,), optional
+        Of ``spec.out_dtype``: one number for each output channel, which makes the spec's ``bias`` True.
+    activation : str, optional
+        In place of the spec's: none, relu, relu6, sigmoid or silu.
 
     Raises
     ------
@@ -116,11 +122,15 @@ def plan(
         For operands that don't fit the spec, weights that break its rank, or an algorithm that cannot solve
         it.
     """
-    return apart(_plan, spec, w, algorithm, threads)
+    return apart(_plan, spec, w, algorithm, threads, bias, activation)
 
 
-def _plan(spec: ConvSpec | str, w: Any, algorithm: str, threads: int | None) -> Plan:
+def _plan(
+    spec: ConvSpec | str, w: Any, algorithm: str, threads: int | None, bias: Any, activation: str | None
+) -> Plan:
     spec = ConvSpec.of(spec)
+    if activation is not None or (bias is not None and not spec.bias):
+        spec = spec.with_(bias=bias is not None or spec.bias, activation=activation or spec.activation)
     threads = checked_threads(threads)
     if spec.direction == "weight_gradient":
         if w is not None:
@@ -129,20 +139,25 @@ def _plan(spec: ConvSpec | str, w: Any, algorithm: str, threads: int | None) -> 
     if w is None:
         raise ValueError(f"w is missing: pass weights of shape {spec.weight_shape}")
     # A plan keeps its weights, whatever becomes of the caller's array.
-    w = regular("w", w, spec.weight_shape, spec.in_dtype, None).copy(order="C")
+    w = regular("w", w, spec.weight_shape, spec.w_dtype, None).copy(order="C")
     ranked = _ranked(spec, w)
-    return prepared(spec, w, _resolve(ranked, algorithm, threads, w), threads, ranked)
+    return prepared(spec, w, _resolve(ranked, algorithm, threads, w), threads, ranked, bias)
 
 
 def prepared(
-    spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked: ConvSpec | None = None
-) -> Plan:
-    """A plan of that very algorithm, registered or not; ``ranked`` is ``spec``
-    with the rank that w is known to keep.
+    spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked: ConvSpec | None = None,
+    bias: Any = None,
+) -> Plan:  # fmt: skip
+    """A plan of that very algorithm, registered or not; ``ranked`` is ``spec`` with the rank that w is known
+    to keep.
     """
     if w is not None:
-        w = regular("w", w, spec.weight_shape, spec.in_dtype, None)
-    return apart(Plan, Door(spec, chain(algorithm, ranked or spec, threads), threads), w)
+        w = regular("w", w, spec.weight_shape, spec.w_dtype, None)
+    if spec.bias:
+        if bias is None:
+            raise ValueError(f"bias is missing: pass {spec.out_channels} numbers, one per output channel")
+        bias = checked_bias(bias, spec.out_channels, spec.out_dtype, spec.ndim)
+    return apart(Plan, Door(spec, chain(algorithm, ranked or spec, threads), threads), w, bias)
 
 
 def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any) -> Algorithm:
@@ -335,7 +350,7 @@ def once(door: Door, w: Any, operands: tuple[Any, ...], out: Any) -> Any:
         w = w if w.dtype == dtype else w.astype(dtype)
         if isinstance(out, np.ndarray) and overlaps(out, w):
             raise ValueError("out overlaps w: pass an array of its own")
-        w = regular("w", w, spec.weight_shape, spec.in_dtype, door.algorithm)
+        w = regular("w", w, spec.weight_shape, spec.w_dtype, door.algorithm)
     door.calls_left -= 1
     run = door.prepare(w)
     if not door.prepared:
@@ -370,7 +385,7 @@ def _spec_of(
             f"x has {x.ndim} axes: a {ndim}-D convolution needs {ndim + 2}, (N, C, *size), or one less "
             "without N"
         )
-    dtype = np.result_type(x.dtype, w.dtype)
+    dtype = promoted(x.dtype, w.dtype)
     batch, (channels, *size) = (1 if x.ndim == ndim + 1 else x.shape[0]), x.shape[-ndim - 1 :]
     spec = ConvSpec(batch, channels, tuple(size), w.shape[0], w.shape[2:], stride, padding, dilation, groups,
                     dtype=dtype.name, padding_mode=mode)
@@ -404,7 +419,7 @@ def checked_bias(bias: Any, channels: int, dtype: np.dtype, ndim: int) -> Any:
     if not np.can_cast(bias.dtype, dtype, "same_kind"):
         raise ValueError(f"bias is {bias.dtype}, the result {dtype}: convert bias first")
     held = bias.astype(dtype)
-    if (held != bias if held.dtype.kind in "iu" else np.isinf(held) & ~np.isinf(bias)).any():
+    if (held != bias if whole(dtype) else np.isinf(held) & ~np.isinf(bias)).any():
         raise ValueError(
             f"bias goes beyond {dtype}, the type of the result: use smaller numbers or a wider type"
         )
@@ -418,7 +433,7 @@ def _ranked(spec: ConvSpec, w: Any) -> ConvSpec:
     """``spec`` with the rank that ``w`` keeps: verified when promised, looked for, tap
     by tap, when there are few kernels.
     """
-    if spec.ndim != 2 or is_device_array(w) or spec.in_dtype.kind != "f":
+    if spec.ndim != 2 or is_device_array(w) or spec.dtype not in PLAIN_TYPES:
         return spec
     if spec.rank is not None:
         found = numerical_rank(w, spec.in_dtype)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from algos.dtypes import TYPES, kind, limits, whole
+
 DIRECTIONS = ("forward", "input_gradient", "weight_gradient")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
-FLOAT_TYPES = ("float16", "float32", "float64")
-INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-WORDS = (*DIRECTIONS, *PADDING_MODES, *FLOAT_TYPES, *INTEGER_TYPES, "flip", "psame", "psame_lower", "pfull",
-         "constant:0")  # fmt: skip
+ACTIVATIONS = ("none", "relu", "relu6", "sigmoid", "silu")
+WORDS = (*DIRECTIONS, *PADDING_MODES, *TYPES, "flip", "psame", "psame_lower", "pfull", "constant:0", "bias",
+         *ACTIVATIONS[1:])  # fmt: skip
 
 SHOWN = 60  # characters of a caller's value in a message
 # Of the largest number, in text and in fields alike; sums and products of sizes are checked where they are
@@ -30,6 +31,7 @@ _INTS = re.compile(rf"([sd])({_NUMBER}(?:x{_NUMBER})*)")
 _PAIR = rf"-?{_NUMBER}(?::-?{_NUMBER})?"
 _PADDING = re.compile(rf"p({_PAIR}(?:x{_PAIR})*|same|same_lower|full)")
 _RANK = re.compile(rf"rank({_NUMBER})")
+_ZERO_POINTS = re.compile(rf"zp(-?{_NUMBER}):(-?{_NUMBER})")
 
 
 class SpecError(ValueError):
@@ -54,9 +56,18 @@ def parse_option(text: str, ndim: int) -> tuple[str, Any]:
         return "flip", True
     if text in PADDING_MODES or text.startswith("constant:"):
         return "padding_mode", text
-    if text.partition(">")[0] in FLOAT_TYPES + INTEGER_TYPES:
+    if text == "bias":
+        return "bias", True
+    if text in ACTIVATIONS[1:]:
+        return "activation", text
+    if match := _ZERO_POINTS.fullmatch(text):
+        return "zero_points", (int(match[1]), int(match[2]))
+    if re.split("[*>]", text)[0] in TYPES:
         return "dtype", text
-    advice = "use s2, p1, psame, psame_lower, pfull, d2, rank1, a dtype, a padding mode, a direction or flip"
+    advice = (
+        "use s2, p1, psame, psame_lower, pfull, d2, rank1, a dtype, a padding mode, a direction, flip, bias, "
+        "an activation or zp3:0"
+    )
     raise SpecError(f"unknown option {text!r}: {meant(text, WORDS, advice)}")
 
 
@@ -73,31 +84,31 @@ def constant(text: str, dtype: np.dtype) -> Fraction:
             f"{named!r} is not constant:V with a finite number V of at most {CHARACTERS} characters"
         )
     value = Fraction(text)
-    if dtype.kind in "iu":
-        whole = np.iinfo(dtype)
+    if whole(dtype):
+        info = np.iinfo(dtype)
         if value.denominator != 1:
             raise SpecError(f"{named!r} does not fit {dtype}: use a whole number")
-        if not whole.min <= value <= whole.max:
-            raise SpecError(f"{named!r} does not fit {dtype}: use {whole.min} to {whole.max}")
+        if not info.min <= value <= info.max:
+            raise SpecError(f"{named!r} does not fit {dtype}: use {info.min} to {info.max}")
         return value
     value = _rounded(value, dtype)
-    if abs(value) > Fraction(float(np.finfo(dtype).max)):
+    if abs(value) > Fraction(float(limits(dtype).max)):
         raise SpecError(f"{named!r} does not fit {dtype}: use a smaller number")
     return value
 
 
 def _rounded(value: Fraction, dtype: np.dtype) -> Fraction:
     """The nearest number of a float type without a largest exponent."""
-    limits = np.finfo(dtype)
+    info = limits(dtype)
     exponent = value.numerator.bit_length() - value.denominator.bit_length()
     exponent -= abs(value) < Fraction(2) ** exponent  # now 2**exponent <= abs(value) < 2**(exponent + 1)
-    unit = Fraction(2) ** (max(exponent, int(limits.minexp)) - int(limits.nmant))
+    unit = Fraction(2) ** (max(exponent, int(info.minexp)) - int(info.nmant))
     return round(value / unit) * unit
 
 
 def constant_text(value: Fraction, dtype: np.dtype) -> str:
     """The shortest text that ``constant`` reads as ``value``; whole numbers in full up to 16 digits."""
-    if dtype.kind in "iu" or (value.denominator == 1 and abs(value) < 10**16):
+    if whole(dtype) or (value.denominator == 1 and abs(value) < 10**16):
         return str(int(value))
     texts = (f"{float(value):.{digits}g}" for digits in range(1, 18))
     return next(text for text in texts if _rounded(Fraction(text), dtype) == value)
@@ -113,24 +124,32 @@ def shown(value: Any) -> str:
 
 
 def checked_dtype(given: Any) -> str:
-    """Canonical dtype text; ``a>a`` becomes ``a``."""
-    known = FLOAT_TYPES + INTEGER_TYPES
+    """Canonical text of a type: ``a`` for x, w and y, ``a>c`` for another of y, ``a*b>c`` for another of w.
+    """
     text = given
     if not isinstance(text, str):
         try:
             text = "" if text is None else np.dtype(text).name
         except Exception:  # NumPy has many
             text = ""
-    source, mixed, target = text.partition(">")
-    target = target if mixed else source
-    if source not in known or target not in known:
-        raise SpecError(f"unknown dtype {shown(given)}: use {', '.join(known)} or in>out such as int8>int32")
-    a, b = np.dtype(source), np.dtype(target)
-    if (a.kind == "f") != (b.kind == "f") or not np.can_cast(a, b, "safe"):
+    operands, mixed, target = text.partition(">")
+    first, differ, second = operands.partition("*")
+    names = (first, second if differ else first, target if mixed else first)
+    if any(name not in TYPES for name in names):
+        advice = "or in>out such as int8>int32, or x*w>out such as uint8*int8>int32"
+        raise SpecError(f"unknown dtype {shown(given)}: use {', '.join(TYPES)}, {advice}")
+    x, w, y = map(np.dtype, names)
+    if x != w and not whole(x):
+        raise SpecError(f"dtype {text!r} mixes floats: give x and w one type")
+    if any((kind(a) in "fc" and kind(a) != kind(y)) or whole(a) != whole(y) for a in (x, w)) or not (
+        np.can_cast(x, y, "safe") and np.can_cast(w, y, "safe")
+    ):
         raise SpecError(
-            f"dtype {text!r} would lose values: the second type must hold every value of the first"
+            f"dtype {text!r} would lose values: the last type must hold every value of the others"
         )
-    return source if a == b else text
+    if x != w:
+        return f"{first}*{second}>{y.name}"
+    return first if x == y else f"{first}>{y.name}"
 
 
 def checked_int(name: str, value: Any, least: int | None = None) -> int:

@@ -1,7 +1,8 @@
 """ConvSpec: one convolution problem, without data; its text is its name everywhere.
 
 ``1x64x56x56,128x64x3x3,p1`` reads: input N x C x H x W, weights O x I x KH x KW, then options in the fixed
-order stride, padding, dilation, rank, dtype, padding mode, direction, flip, each left out at its default.
+order stride, padding, dilation, rank, dtype, padding mode, direction, flip, bias, activation, zero points,
+each left out at its default.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from algos.dtypes import kind, whole
 from algos.grammar import (
+    ACTIVATIONS,
     DIRECTIONS,
     PADDING_MODES,
     SHAPE,
@@ -58,13 +61,22 @@ class ConvSpec:
     rank : int, optional
         2-D only: promises that each channel's kernel is a sum of that many outer products.
     dtype : str
-        A NumPy float or integer type, or ``in>out`` such as ``int8>int32``.
+        A float, complex or integer type, or ``in>out`` such as ``int8>int32``, or ``x*w>out`` such as
+        ``uint8*int8>int32``. Floats narrower than float32 are summed in float32 and rounded once; integers
+        are exact, and a result that does not fit its type is an error.
     padding_mode : str
         zeros, reflect, replicate, circular, symmetric or ``constant:V``.
     direction : str
         forward, input_gradient or weight_gradient.
     flip : bool
         Reverse the weights in space: true convolution.
+    bias : bool
+        A number for each output channel is added. Forward only.
+    activation : str
+        none, relu, relu6, sigmoid or silu, of the result with its bias, before it is rounded. Forward only.
+    zero_points : (int, int)
+        Of whole numbers: what stands for 0 in x and in w, and is subtracted from them; what the padding holds
+        is 0 after that. Forward only.
 
     Raises
     ------
@@ -86,6 +98,9 @@ class ConvSpec:
     padding_mode: str = "zeros"
     direction: Literal["forward", "input_gradient", "weight_gradient"] = "forward"
     flip: bool = False
+    bias: bool = False
+    activation: str = "none"
+    zero_points: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -115,6 +130,7 @@ class ConvSpec:
             raise SpecError(f"flip is {shown(self.flip)}: use True or False")
         put("flip", bool(self.flip))
         self._validate_rank()
+        self._validate_forward()
         for axis, (have, need) in enumerate(zip(self.padded_size, self.kernel_extent, strict=True)):
             if need > have:
                 raise SpecError(
@@ -144,6 +160,35 @@ class ConvSpec:
             raise SpecError(
                 f"rank {self.rank} is outside 1..{min(self.kernel)} for kernel {times(self.kernel)}"
             )
+
+    def _validate_forward(self) -> None:
+        """What forward passes alone have."""
+        if not isinstance(self.bias, bool | np.bool_):
+            raise SpecError(f"bias is {shown(self.bias)}: use True or False, and give its numbers to plan()")
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
+            raise SpecError(
+                f"unknown activation {shown(self.activation)}: use one of {', '.join(ACTIVATIONS)}"
+            )
+        points = checked_ints("zero_points", self.zero_points)
+        if len(points) != 2:
+            raise SpecError(f"zero_points has {len(points)} entries: give two, of x and of w")
+        object.__setattr__(self, "bias", bool(self.bias))
+        object.__setattr__(self, "zero_points", points)
+        x, w, y = self.in_dtype, self.w_dtype, self.out_dtype
+        if self.direction != "forward" and (
+            self.bias or self.activation != "none" or any(points) or x != w
+        ):
+            raise SpecError(
+                f"{self.direction} has no bias, activation, zero points or type of its own for w: leave them "
+                "out"
+            )
+        if self.activation != "none" and (kind(y) == "c" or (whole(y) and "relu" not in self.activation)):
+            raise SpecError(f"there is no {self.activation} of {y}: leave it out")
+        for name, point, dtype in zip("xw", points, (x, w), strict=True):
+            if point and not whole(dtype):
+                raise SpecError(f"zero points are of whole numbers, not of {dtype}: leave zp out")
+            if point and not np.iinfo(dtype).min <= point <= np.iinfo(dtype).max:
+                raise SpecError(f"the zero point {point} of {name} does not fit {dtype}")
 
     def _pairs(self, padding: Padding) -> tuple[tuple[int, int], ...]:
         if isinstance(padding, str):
@@ -189,8 +234,13 @@ class ConvSpec:
 
     @cached_property
     def in_dtype(self) -> np.dtype:
-        """Type of x and w."""
-        return np.dtype(self.dtype.partition(">")[0])
+        """Type of x, and of w unless they differ."""
+        return np.dtype(self.dtype.partition(">")[0].partition("*")[0])
+
+    @cached_property
+    def w_dtype(self) -> np.dtype:
+        """Type of w."""
+        return np.dtype(self.dtype.partition(">")[0].rpartition("*")[2])
 
     @cached_property
     def out_dtype(self) -> np.dtype:
@@ -205,7 +255,7 @@ class ConvSpec:
         if not self.padding_mode.startswith("constant:"):
             return 0
         value = constant(self.padding_mode.removeprefix("constant:"), self.in_dtype)
-        return int(value) if self.in_dtype.kind in "iu" else float(value)
+        return int(value) if whole(self.in_dtype) else float(value)
 
     @property
     def kernel_extent(self) -> tuple[int, ...]:
@@ -270,8 +320,14 @@ class ConvSpec:
     @property
     def min_bytes(self) -> int:
         """x and w read once and y written once."""
-        read = math.prod(self.input_shape) + math.prod(self.weight_shape)
-        return read * self.in_dtype.itemsize + math.prod(self.output_shape) * self.out_dtype.itemsize
+        shapes = (self.input_shape, self.weight_shape, self.output_shape)
+        types = (self.in_dtype, self.w_dtype, self.out_dtype)
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, types, strict=True))
+
+    @property
+    def result_dtype(self) -> np.dtype:
+        """Of what a plan returns; gradients have the type of x and w."""
+        return self.out_dtype if self.direction == "forward" else self.in_dtype
 
     @cached_property
     def unread(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -367,7 +423,11 @@ class ConvSpec:
             )
             if value != _DEFAULTS[name]
         ]
-        return ",".join(parts + ["flip"] * self.flip)
+        parts += ["flip"] * self.flip + ["bias"] * self.bias
+        parts += [self.activation] * (self.activation != "none")
+        if any(self.zero_points):
+            parts.append("zp{}:{}".format(*self.zero_points))
+        return ",".join(parts)
 
     def __str__(self) -> str:
         return self._text

@@ -294,7 +294,7 @@ def _winograd(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     if node.leaves == (plain(trial.spec),):
         return bound(trial)
 
-    def solve(leaf: ConvSpec, w: Any) -> Callable[..., np.ndarray]:
+    def solve(leaf: ConvSpec, w: Any, bias: Any) -> Callable[..., np.ndarray]:
         return lambda x, *late: bound(Trial(leaf, Operands(x, late[0] if w is None else w, None)))
 
     data, wide = trial.data, tree(trial.spec.with_(dtype="float64"), _names(algorithm, trial.spec))

@@ -72,7 +72,6 @@ def test_broadcast_arrays_of_stride_zero() -> None:
     ("x", "w", "says"),
     [
         (X.astype(object), W, "dtype object"),
-        (X.astype(complex), W, "dtype complex"),
         (X > 0, W, "dtype bool"),
         (np.array([["a"]]), W, "dtype <U1"),
         ([[1, 2], [3]], W, "not a regular array"),
@@ -80,7 +79,6 @@ def test_broadcast_arrays_of_stride_zero() -> None:
         (X[0, 0], W, "x has 2 axes"),
         (X, W[0], "w has 3 axes"),
         (X, np.ones((6, 3, 3, 3), np.float32), "channels"),
-        (X.astype(np.int64), np.ones((6, 2, 3, 3), np.int64), "int64"),
         (X[:, :, :2], W, "exceeds the padded input"),
         (X[:, :, :0], W, "size is 0x13"),
         (X, np.ones((0, 2, 3, 3), np.float32), "out_channels is 0"),

@@ -47,7 +47,7 @@ def drawn(rng: random.Random) -> ConvSpec:
             continue
 
 
-def by_definition(leaf: ConvSpec, weights: Any) -> Callable[..., np.ndarray]:
+def by_definition(leaf: ConvSpec, weights: Any, bias: Any) -> Callable[..., np.ndarray]:
     """Runs a leaf; insists on operands as an algorithm gets them."""
     assert weights is None or (weights.flags.c_contiguous and weights.shape == leaf.weight_shape)
 

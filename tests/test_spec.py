@@ -84,7 +84,7 @@ def test_text_is_made_canonical(text: str, canonical: str) -> None:
         ("9x9,3x3,rank4", "outside 1..3"),
         ("1x1x9,1x1x3,rank1", "2-D"),
         ("9x9,3x3,float32>int8", "lose"),
-        ("9x9,3x3,complex64", "unknown"),
+        ("9x9,3x3,complex32", "unknown"),
         ("9x9,3x3,constant:nan", "finite"),
         ("9x9,3x3,int8,constant:0.5", "whole number"),
         ("3x3,1x1,p1:-3", "crops all"),

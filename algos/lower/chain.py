@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import combinations
 from typing import Any
 
@@ -20,24 +20,27 @@ import numpy as np
 
 from algos.arrays import DeviceArray, is_device_array
 from algos.build import lowering_code
-from algos.contract import Algorithm, Cost, modelled_prepare_s, said
+from algos.contract import PLAIN_TYPES, Algorithm, Cost, modelled_prepare_s, said
+from algos.dtypes import whole
 from algos.engine.kept import compiled_now, compiling_s
 from algos.lower.axes import axes
 from algos.lower.border import border
 from algos.lower.direction import exchange, residues, shuffle, spaced
+from algos.lower.epilogue import epilogue
 from algos.lower.flip import flip
 from algos.lower.geometry import crop, dilation, groups, padding, stride
 from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, count
+from algos.lower.types import types
 from algos.spec import ConvSpec, SpecError
 
 Run = Callable[..., Any]
-# A leaf and its weights, None where they come with each call -> what runs
-Solve = Callable[[ConvSpec, Any], Run]
+# A leaf, its weights, None where they come with each call, and its bias -> what runs
+Solve = Callable[[ConvSpec, Any, Any], Run]
 
 STEPS: dict[str, Callable[[ConvSpec], Lowered | None]] = {
-    "border": border, "flip": flip, "residues": residues, "shuffle": shuffle, "spaced": spaced,
-    "exchange": exchange, "crop": crop, "groups": groups, "stride": stride, "dilation": dilation,
-    "padding": padding, "axes": axes,
+    "types": types, "border": border, "flip": flip, "epilogue": epilogue, "residues": residues,
+    "shuffle": shuffle, "spaced": spaced, "exchange": exchange, "crop": crop, "groups": groups,
+    "stride": stride, "dilation": dilation, "padding": padding, "axes": axes,
 }  # fmt: skip
 ALWAYS = ("border", "flip", "crop")
 TURNS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -152,23 +155,25 @@ class Chain:
         names = {node.name for _, node in self.node.steps()}
         return " ".join((*_ordered(tuple(names)), lowering_code())) if names else ""
 
-    def prepare(self, weights: Any, threads: int) -> Run:
+    def prepare(self, weights: Any, threads: int, bias: Any = None) -> Run:
         """All one-off work; what it returns takes a call's regular operands and ``out``."""
         if self.node.lowered is None:  # calls that prepare each time are not kept waiting
-            return self.algorithm.prepare(self.node.spec, _there(self.algorithm, weights), threads)
+            return _prepared(self.algorithm, self.node.spec, weights, threads, bias)
         if isinstance(weights, DeviceArray):  # a wrapper cannot be taken apart
             weights = self.algorithm.to_host(weights)
-        return compose(self.node, weights, lambda leaf, w: _leaf(self.algorithm, leaf, w, threads))
+        return compose(self.node, weights, partial(_leaf, self.algorithm, threads), bias)
 
     def workspace_bytes(self, threads: int = 1) -> int:
         """What is held after prepare and the peak of a run, of all leaves and of what is moved between them.
         """
         total = sum(int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
         for lowered, _ in self.node.steps():
-            kept = sum(part.held + part.made * count(part.spec.weight_shape) for part in lowered.parts)
-            passing = max((part.copied - part.held + part.beside + _placed(part) for part in lowered.parts),
-                          default=0)  # fmt: skip
-            total += (kept + passing) * self.spec.in_dtype.itemsize
+            kept, passing = 0, 0
+            for part in lowered.parts:
+                size = part.spec.in_dtype.itemsize
+                kept += (part.held + part.made * count(part.spec.weight_shape)) * size
+                passing = max(passing, (part.copied - part.held + part.beside + _placed(part)) * size)
+            total += kept + passing
         return total
 
     def costs(self, threads: int = 1) -> list[Cost]:
@@ -227,9 +232,16 @@ def _placed(part: Part) -> int:
     return count(part.spec.result_shape) if part.place is not None else 0
 
 
-def _leaf(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int) -> Run:
+def _prepared(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int, bias: Any) -> Run:
+    there = _there(algorithm, weights)
+    if algorithm.support is None or not algorithm.support.epilogues:
+        return algorithm.prepare(spec, there, threads)
+    return algorithm.prepare(spec, there, threads, bias)  # type: ignore[call-arg]
+
+
+def _leaf(algorithm: Algorithm, threads: int, spec: ConvSpec, weights: Any, bias: Any) -> Run:
     if weights is not None or spec.direction == "weight_gradient":
-        return algorithm.prepare(spec, _there(algorithm, weights), threads)
+        return _prepared(algorithm, spec, weights, threads, bias)
 
     if algorithm.device == "cpu" and compiling_s(algorithm, spec):  # now, and not in the first call
         algorithm.prepare(spec, np.zeros(spec.weight_shape, spec.in_dtype), threads)
@@ -247,30 +259,40 @@ def _there(algorithm: Algorithm, weights: Any) -> Any:
     return algorithm.to_device(weights) if apart else weights
 
 
-def compose(node: Node, weights: Any, solve: Solve) -> Run:
+def compose(node: Node, weights: Any, solve: Solve, bias: Any = None) -> Run:
     """What runs a tree, given what runs a leaf."""
     lowered = node.lowered
     if lowered is None:
-        return solve(node.spec, weights)
+        return solve(node.spec, weights, bias)
+    run = _composed(node, lowered, weights, solve, bias)
+    return run if lowered.guard is None else lowered.guard(weights, bias, run)
+
+
+def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: Any) -> Run:
     # They come with each call, as the last operand
     late = weights is None and node.spec.direction == "forward"
     runs: list[tuple[Move, Run, Any]] = [
         (
             _with_weights(part) if late else part.operands(),
-            compose(child, None if weights is None else part.weights(weights), solve),
+            compose(child, None if weights is None else part.weights(weights), solve,
+                    part.bias(bias) if child.spec.bias else None),
             part.place,
         )
         for part, child in zip(lowered.parts, node.children, strict=True)
     ]
+    finish = lowered.finish(bias) if lowered.finish is not None else None
     if len(runs) == 1 and runs[0][2] is None:
         move, inside = runs[0][:2]
 
         def straight(*arrays: Any, out: Any = None) -> Any:
             moved = move(*arrays)
-            return inside(*moved) if out is None else inside(*moved, out=out)
+            y = inside(*moved) if out is None else inside(*moved, out=out)
+            if finish is not None:
+                finish(y)
+            return y
 
         return straight if lowered.words else inside
-    shape, dtype, cleared = node.spec.result_shape, _result_type(node.spec), lowered.cleared
+    shape, dtype, cleared = node.spec.result_shape, node.spec.result_dtype, lowered.cleared
 
     def run(*arrays: Any, out: Any = None) -> Any:
         y = np.empty_like(arrays[0], shape=shape, dtype=dtype, order="C") if out is None else out
@@ -278,6 +300,8 @@ def compose(node: Node, weights: Any, solve: Solve) -> Run:
             y[...] = 0
         for move, inside, place in runs:
             place(y, inside(*move(*arrays)))
+        if finish is not None:
+            finish(y)
         return y
 
     return run
@@ -286,10 +310,6 @@ def compose(node: Node, weights: Any, solve: Solve) -> Run:
 def _with_weights(part: Part) -> Move:
     move = part.operands()
     return lambda x, w: (*move(x), part.weights(w))
-
-
-def _result_type(spec: ConvSpec) -> np.dtype:
-    return spec.out_dtype if spec.direction == "forward" else spec.in_dtype
 
 
 # ---- the search --------------------------------------------------------------------------------------------
@@ -352,13 +372,15 @@ def _searched(algorithm: Algorithm, spec: ConvSpec) -> _Found:
 def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]], str]:
     if algorithm.family == "auto":
         return [()], ""
-    peer, reason = algorithm.family == "peer", ""
+    peer, reason, always = algorithm.family == "peer", "", _always(algorithm, spec)
+    if "types" in always and whole(spec.in_dtype) and algorithm.accuracy != "componentwise":
+        return [], "its roundings may change whole numbers"
     found: list[tuple[str, ...]] = []
     for turn in TURNS[spec.direction]:
         if (found and turn != ("shuffle",)) or (peer and turn):
             break
         try:
-            base = tree(spec, _ordered(OF_PEERS if peer else (*ALWAYS, *turn)))
+            base = tree(spec, _ordered((*always, *turn)))
         except SpecError as error:  # beyond any machine
             reason = str(error)
             continue
@@ -374,7 +396,7 @@ def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]]
             continue
         refused = _refused(algorithm, base)
         if refused is None:
-            found.append(_ordered(OF_PEERS if peer else (*ALWAYS, *turn)))
+            found.append(_ordered((*always, *turn)))
             continue
         reason = refused
         if peer or any(leaf.direction != "forward" for leaf in base.leaves):
@@ -382,12 +404,21 @@ def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]]
         traits = _traits(base)
         for size in range(1, len(traits) + 1):
             names = next((names for some in combinations(traits, size)
-                          if _fits(algorithm, spec, names := _ordered((*ALWAYS, *turn, *some)))),
+                          if _fits(algorithm, spec, names := _ordered((*always, *turn, "epilogue", *some)))),
                          None)  # fmt: skip
             if names:
                 found.append(names)
                 break
     return found, reason
+
+
+def _always(algorithm: Algorithm, spec: ConvSpec) -> tuple[str, ...]:
+    """What is lowered whatever the algorithm says; it is asked about the rest."""
+    known, support = OF_PEERS if algorithm.family == "peer" else ALWAYS, algorithm.support
+    applies = support is not None and support.epilogues
+    if algorithm.family != "peer" and spec.dtype not in (PLAIN_TYPES if support is None else support.dtypes):
+        known = (*known, "types")
+    return known if applies else (*known, "epilogue")
 
 
 def _fits(algorithm: Algorithm, spec: ConvSpec, names: tuple[str, ...]) -> bool:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from algos.engine.casts import convert
 from algos.spec import ConvSpec
 
 MOST_LEAVES = 16
@@ -45,6 +48,8 @@ class Part:
         Elements that are there for a moment while operands are made or results placed.
     made : bool
         Its weights are an array of their own, and no view of the problem's.
+    bias : callable
+        The problem's bias -> that of the part, where the part has one; at prepare.
     """
 
     spec: ConvSpec
@@ -56,6 +61,7 @@ class Part:
     held: int = 0
     beside: int = 0
     made: bool = False
+    bias: Callable[[Any], Any] = lambda bias: bias
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,19 @@ class Lowered:
         y is zeros before the parts write to it: they add, or leave some of it alone.
     spreads : bool
         It adds products with zeros that the definition has not, so that a NaN reaches further.
+    finish : callable or None
+        ``finish(bias)`` makes what is done in place to y after all parts; at prepare.
+    guard : callable or None
+        ``guard(weights, bias, run)`` is what runs instead, where only the numbers themselves tell whether the
+        parts may be used.
     """
 
     parts: tuple[Part, ...]
     words: str = ""
     cleared: bool = False
     spreads: bool = False
+    finish: Callable[[Any], Callable[[Any], None]] | None = None
+    guard: Callable[[Any, Any, Callable[..., Any]], Callable[..., Any]] | None = None
 
 
 def inner(slices: Iterable[Any]) -> tuple[Any, ...]:
@@ -114,3 +127,34 @@ def turned(array: Any) -> Any:
 
 def count(shape: Iterable[int]) -> int:
     return math.prod(shape)
+
+
+def operand_shapes(spec: ConvSpec) -> tuple[tuple[int, ...], ...]:
+    """Of a call's operands."""
+    x, grad = spec.input_shape, spec.output_shape
+    return {"forward": (x,), "input_gradient": (grad,), "weight_gradient": (x, grad)}[spec.direction]
+
+
+def converted(a: Any, dtype: Any, point: int = 0) -> Any:
+    """A copy in another type, less a zero point."""
+    made = np.empty_like(a, dtype=dtype, order="C")
+    convert(made, a)
+    if point:
+        made -= point
+    return made
+
+
+def converting(dtype: Any, points: tuple[int, ...] = (0, 0)) -> Move:
+    """Operands in another type, less their zero points, in buffers that stay."""
+    kept: list[Any] = []
+
+    def move(*operands: Any) -> tuple[Any, ...]:
+        if not kept:
+            kept.extend(np.empty_like(a, dtype=dtype, order="C") for a in operands)
+        for buffer, a, point in zip(kept, operands, points, strict=False):
+            convert(buffer, a)
+            if point:
+                buffer -= point
+        return tuple(kept)
+
+    return move

@@ -1,0 +1,186 @@
+"""Every type of elements, in every direction: against loops over Python's integers and over complex128."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import algos
+from algos import ConvSpec
+from algos.dtypes import BFLOAT16, limits, real
+from algos.functional import prepared
+from algos.lower.chain import unsupported
+from algos.registry import registry
+
+TYPES = ("float16", "bfloat16", "complex64", "complex128", "int8", "uint8", "int16", "uint16", "int32",
+         "uint32", "int64", "uint64", "int8>int32", "uint8>int32", "uint8*int8>int32", "int8*uint8>int16",
+         "int16>int64", "bfloat16>float32", "float16>float64", "float32>float64",
+         "complex64>complex128")  # fmt: skip
+MODES = ("zeros", "reflect", "circular", "replicate", "symmetric", "constant:3")
+ALWAYS = ("im2col_gemm", "direct_shift")  # the others now and then
+
+
+def definition(spec: ConvSpec, x: Any, w: Any, grad: Any, bias: Any) -> np.ndarray:
+    """Element by element, in whole numbers without end, or in complex128."""
+    work = object if spec.in_dtype.kind in "iu" else np.complex128
+    inner, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    y = np.zeros(spec.result_shape, work)
+    for n, o, *place in np.ndindex(*spec.output_shape):
+        for c, *tap in np.ndindex(inner, *spec.kernel):
+            at, channel = [], o // outer * inner + c
+            for axis, (i, t) in enumerate(zip(place, tap, strict=True)):
+                step = spec.kernel[axis] - 1 - t if spec.flip else t
+                padded = i * spec.stride[axis] + step * spec.dilation[axis] - spec.padding[axis][0]
+                at.append(_source(padded, spec.size[axis], spec.padding_mode))
+            outside = min(at) < 0
+            if spec.direction == "input_gradient":
+                if not outside:
+                    y[(n, channel, *at)] += work_of(grad[(n, o, *place)]) * conjugate(w[(o, c, *tap)])
+                continue
+            fixed = spec.padding_mode.startswith("constant:")
+            value = (spec.border - spec.zero_points[0] if fixed else 0) if outside else (
+                work_of(x[(n, channel, *at)]) - spec.zero_points[0])  # fmt: skip
+            if spec.direction == "forward":
+                y[(n, o, *place)] += value * (work_of(w[(o, c, *tap)]) - spec.zero_points[1])
+            else:
+                y[(o, c, *tap)] += work_of(grad[(n, o, *place)]) * conjugate(value)
+    if bias is not None:
+        y = y + np.array([work_of(b) for b in bias], work).reshape(-1, *(1,) * spec.ndim)
+    real_y = y if work is object else y.real
+    return {"none": lambda: y, "relu": lambda: np.maximum(real_y, 0),
+            "relu6": lambda: np.minimum(np.maximum(real_y, 0), 6),
+            "sigmoid": lambda: 1 / (1 + np.exp(-real_y)),
+            "silu": lambda: real_y / (1 + np.exp(-real_y))}[spec.activation]()  # fmt: skip
+
+
+def work_of(number: Any) -> Any:
+    return int(number) if np.asarray(number).dtype.kind in "iu" else complex(number)
+
+
+def conjugate(number: Any) -> Any:
+    return work_of(number) if isinstance(work_of(number), int) else work_of(number).conjugate()
+
+
+def _source(at: int, size: int, mode: str) -> int:
+    """Which element stands there; -1 where none does."""
+    if 0 <= at < size:
+        return at
+    if mode in ("zeros",) or mode.startswith("constant:"):
+        return -1
+    turned = {"replicate": lambda: min(max(at, 0), size - 1), "circular": lambda: at % size,
+              "symmetric": lambda: min(at % (2 * size), 2 * size - 1 - at % (2 * size)),
+              "reflect": lambda: min(at % max(2 * size - 2, 1),
+                                     2 * size - 2 - at % max(2 * size - 2, 1))}  # fmt: skip
+    return turned[mode]()
+
+
+def numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, largest: bool) -> np.ndarray:
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        low, high = (info.min, info.max) if largest else (max(info.min, -9), 9)
+        return rng.integers(low, high, shape, dtype=dtype, endpoint=True)
+    made = rng.standard_normal(shape)
+    return (made + 1j * rng.standard_normal(shape) if dtype.kind == "c" else made).astype(dtype)
+
+
+def problem(rng: np.random.Generator, dtype: str) -> ConvSpec:
+    def each(low: int, high: int, count: int) -> tuple[int, ...]:
+        return tuple(int(v) for v in rng.integers(low, high + 1, count))
+
+    ndim, groups = int(rng.choice([1, 2, 2, 3])), int(rng.integers(1, 3))
+    directions = ["forward"] * (2 + 20 * ("*" in dtype)) + ["input_gradient", "weight_gradient"]
+    direction = str(rng.choice(directions)) if "*" not in dtype else "forward"
+    kernel, gaps, most = each(1, 3, ndim), each(1, 2, ndim), 4 if ndim < 3 else 2
+    size = tuple(
+        (k - 1) * d + 1 + extra for k, d, extra in zip(kernel, gaps, each(0, most, ndim), strict=True)
+    )
+    forward, kind = direction == "forward", np.dtype(dtype.split(">")[0].split("*")[0]).kind
+    named = {"i": ["none", "relu", "relu6"], "u": ["none", "relu", "relu6"], "c": ["none"]}
+    activations = named.get(kind, ["none", "relu", "sigmoid", "silu"]) if forward else ["none"]
+    points = each(0, 99, 2) if kind in "iu" and forward and rng.integers(2) else (0, 0)
+    return ConvSpec(int(rng.integers(1, 3)), groups * int(rng.integers(1, 3)), size,
+                    groups * int(rng.integers(1, 3)), kernel, each(1, 2, ndim),
+                    tuple(zip(each(0, 2, ndim), each(0, 2, ndim), strict=True)), gaps, groups, dtype=dtype,
+                    padding_mode=str(rng.choice(MODES)), direction=direction, flip=bool(rng.integers(2)),
+                    bias=bool(forward and rng.integers(2)), activation=str(rng.choice(activations)),
+                    zero_points=points)  # fmt: skip
+
+
+def judge(spec: ConvSpec, rng: np.random.Generator, largest: bool, names: list[str]) -> int:
+    """How many algorithms agree with the definition, which each must."""
+    x = numbers(rng, spec.input_shape, spec.in_dtype, largest)
+    w = numbers(rng, spec.weight_shape, spec.w_dtype, largest)
+    grad = numbers(rng, spec.output_shape, spec.out_dtype, largest)
+    bias = numbers(rng, (spec.out_channels,), spec.out_dtype, largest) if spec.bias else None
+    with np.errstate(all="ignore"):
+        exact = definition(spec, x, w, grad, bias)
+    call = {"forward": (x,), "input_gradient": (grad,), "weight_gradient": (x, grad)}[spec.direction]
+    weights, agreed = None if spec.direction == "weight_gradient" else w, 0
+    for name in names:
+        algorithm = registry()[name]
+        if unsupported(algorithm, spec):
+            continue
+        agreed += 1
+        plan = prepared(spec, weights, algorithm, int(rng.integers(1, 3)), bias=bias)
+        if spec.in_dtype.kind in "iu":
+            info = np.iinfo(spec.result_dtype)
+            if min(exact.flat) < info.min or max(exact.flat) > info.max:
+                with pytest.raises(OverflowError, match="does not fit"):
+                    plan(*call)
+                continue
+            y = plan(*call)
+            assert all(int(a) == b for a, b in zip(y.flat, exact.flat, strict=True)), (str(spec), name)
+        else:
+            y = plan(*call)
+            unit = float(limits(real(spec.result_dtype)).eps)
+            off = np.abs(y.astype(np.complex128) - exact).max() / max(float(np.abs(exact).max()), 1e-3)
+            room = 8 if algorithm.accuracy == "componentwise" else 512
+            assert off < room * unit, (str(spec), name, off)
+        assert y.dtype == spec.result_dtype
+    return agreed
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_random_problems_are_the_definition(dtype: str, request: pytest.FixtureRequest) -> None:
+    rng = np.random.default_rng([7, TYPES.index(dtype)])
+    thorough = request.config.option.exhaustive
+    own = [a.name for a in registry().values() if a.device == "cpu" and a.family not in ("peer", "auto")
+           and (thorough or a.runtime == "numpy")]  # others compile first
+    count = 60 if thorough else 6
+    agreed = 0
+    for k in range(count):
+        others = [str(name) for name in rng.choice(own, 2)]
+        agreed += judge(problem(rng, dtype), rng, bool(k % 2), [*ALWAYS, *others])
+    assert agreed > 2 * count
+
+
+def test_sums_beyond_float64_are_exact_or_refused() -> None:
+    w = np.array([[[3, 2**40 + 1]]], np.int64)
+    plan = algos.plan("1x1x3,1x1x2,int64", w)
+    assert plan(np.array([[[5, 7, 2**22]]], np.int64)).tolist() == [
+        [[15 + 7 * (2**40 + 1), 21 + 2**22 * (2**40 + 1)]]
+    ]
+    with pytest.raises(OverflowError, match="does not fit int64"):
+        plan(np.array([[[2**62, 2**62, 2**62]]], np.int64))
+
+
+def test_narrow_floats_are_rounded_once() -> None:
+    """2048 + 1 + 1 is 2050 in float32, and 2048 where every sum is rounded to float16."""
+    x = np.array([[[2048, 1, 1]]], np.float16)
+    assert algos.conv1d(x, np.ones((1, 1, 3), np.float16)).tolist() == [[[2050.0]]]
+    y = algos.conv1d(np.array([[[256, 1, 1]]], BFLOAT16), np.ones((1, 1, 3), BFLOAT16))
+    assert y.dtype == BFLOAT16 and float(y[0, 0, 0]) == 258.0
+
+
+def test_a_plan_with_bias_and_activation() -> None:
+    rng = np.random.default_rng(0)
+    w, b = rng.standard_normal((4, 3, 3, 3), np.float32), rng.standard_normal(4, np.float32)
+    x = rng.standard_normal((2, 3, 8, 8), np.float32)
+    plain = algos.plan("2x3x8x8,4x3x3x3,p1", w)(x)
+    plan = algos.plan("2x3x8x8,4x3x3x3,p1", w, bias=b, activation="relu")
+    assert str(plan.spec) == "2x3x8x8,4x3x3x3,p1,bias,relu"
+    assert np.allclose(plan(x), np.maximum(plain + b[:, None, None], 0), atol=1e-5)
+    with pytest.raises(ValueError, match="bias is missing"):
+        algos.plan("2x3x8x8,4x3x3x3,p1,bias", w)
