@@ -15,7 +15,7 @@ import numpy as np
 
 from algos.arrays import is_device_array, module_of
 from algos.contract import Algorithm
-from algos.dtypes import TYPES
+from algos.dtypes import BFLOAT16, TYPES
 from algos.engine.blas import blas_limit, blas_threads_set
 from algos.engine.threads import warm_up
 from algos.grammar import shown
@@ -143,7 +143,6 @@ def as_array(name: str, array: Any) -> Any:
 
 
 NO_NUMBERS = {  # kinds of dtype that a conversion to floats would harm
-    "c": "convert it first, with {0}.astype(np.complex128)",
     "O": "make an array of numbers of its objects first, with np.array({0}, np.float64)",
     "U": "text is no number, use np.array({0}, np.float64)",
     "S": "text is no number, use np.array({0}, np.float64), or np.frombuffer({0}, np.uint8) for its bytes",
@@ -152,7 +151,7 @@ NO_NUMBERS = {  # kinds of dtype that a conversion to floats would harm
 }
 OTHER_ARRAYS = {"toarray": "{0}.toarray()",
                 "__cuda_array_interface__": "a copy of it on the host, or a CuPy array",
-                "__dlpack__": "np.from_dlpack({0})"}  # fmt: skip
+                "__dlpack__": "a copy of it on the host"}  # fmt: skip
 
 
 def _converted(name: str, given: Any) -> np.ndarray:
@@ -161,7 +160,7 @@ def _converted(name: str, given: Any) -> np.ndarray:
     if isinstance(given, np.ma.MaskedArray):
         raise ValueError(masked)
     try:
-        array = np.asarray(given)
+        array = _shared(given) if hasattr(type(given), "__dlpack__") else np.asarray(given)
     except Exception as error:  # every library has its own
         said = " ".join(str(error).split())
         advice = _tensor_advice(given) or f"is not a regular array of numbers: {said[:200]}"
@@ -178,6 +177,17 @@ def _converted(name: str, given: Any) -> np.ndarray:
             "floats"
         )
     return array
+
+
+def _shared(given: Any) -> np.ndarray:
+    """The memory of another library's array on the CPU."""
+    if str(getattr(given, "dtype", "")) == "torch.bfloat16":  # which NumPy has under no name of torch's
+        import torch
+
+        return given.view(torch.int16).numpy().view(BFLOAT16)
+    array = np.asarray(given)
+    host = array.dtype == object and not array.ndim and given.__dlpack_device__()[0] == 1
+    return np.from_dlpack(given) if host else array
 
 
 def _kinds(given: Any) -> set[type]:
@@ -202,8 +212,8 @@ def _tensor_advice(given: Any) -> str:
         return f"is a tensor on {given.device}: pass {{0}}.cpu()"
     if given.requires_grad:
         return "is a tensor that records gradients, which would be lost: pass {0}.detach()"
-    if given.is_complex():
-        return f"is a tensor of {given.dtype}: {NO_NUMBERS['c']}"
+    if given.is_conj():
+        return "is a lazily conjugated tensor: pass {0}.resolve_conj()"
     if given.is_neg():
         return "is a lazily negated tensor: pass {0}.resolve_neg()"
     return f"is a tensor of {given.dtype}: convert it first, with {{0}}.float()"

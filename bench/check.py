@@ -206,8 +206,10 @@ def _called_again(trial: Trial, court: Court, plan: Sitting, result: np.ndarray)
 def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
     """Bytes of workspace; the run in which they are seen has weights that are all the same."""
     trial = trials.flat(spec, seed)
+    if spec.in_dtype.kind != "f" and not _fits(trial):
+        trial = trials.seeded(spec, seed, "normal")  # equal numbers would not fit the type of the result
     seen, result = court.traced(trial)
-    if result is not None and (spec.in_dtype.kind == "f" or _fits(trial)):
+    if result is not None:
         _judge(
             trial,
             result,
