@@ -28,7 +28,7 @@ from bench.lessons import REMEMBERED, disturbed, known, taught
 from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record, turn_time
 from bench.store import Store
-from bench.timing import believable, looks
+from bench.timing import believable, explained, looks
 
 LEAST_LIMIT_S = 1.0
 # What may be over at the next run
@@ -391,25 +391,33 @@ class Runner:
         warm = self._ask(state, allowed_s, do="warm", move=moving)
         if warm is None:
             return False
-        asked = perf_counter()
+        doubted = state.disagreements > 0
+        asked, busy = perf_counter(), state.worker.busy_s() if doubted else 0.0
         reply = self._ask(state, allowed_s, do="sample")
         turn_s = perf_counter() - asked
+        if doubted:
+            state.busy_s += state.worker.busy_s() - busy
         if reply is None or self._ask(state, settings.answer_s, do="rest") is None:
             return False
         self.outcome.spent.prepared_runs += reply["spent_s"]
         state.spent_s += warm["spent_s"] + turn_s  # waiting for quiet is not the case's time
         if believable(reply["samples_s"], loops, turn_s, settings.cold):
-            state.disagreements = 0
+            state.disagreements, state.busy_s, state.claimed_s = 0, 0.0, 0.0
             state.turns.append([float(f"{s:.6g}") for s in reply["samples_s"]])
             return True
         state.turns.append([])
+        total = sum(reply["samples_s"]) * loops
         state.disagreements += 1
+        state.claimed_s += total if doubted else 0.0
         if state.disagreements < DISAGREEMENTS:
             return True
-        total = sum(reply["samples_s"]) * loops
-        self._fail(
-            state.case, "wrong", f"its clock is wrong: samples of {total:.3g} s in a turn of {turn_s:.3g} s"
-        )
+        told = f"samples of {total:.3g} s in a turn of {turn_s:.3g} s"
+        if explained(state.claimed_s, state.busy_s, state.record.threads, DISAGREEMENTS - 1):
+            self._fail(
+                state.case, "timeout", f"other work held up every turn, {told}: measure when it is calmer"
+            )
+        else:
+            self._fail(state.case, "wrong", f"its clock is wrong: {told}")
         return False
 
     # ---- the judge -----------------------------------------------------------------------------------------
@@ -498,6 +506,7 @@ class _Open:
         self.turns: list[list[float]] = []  # samples of each round, empty where it gave none
         self.spent_s = 0.0
         self.disagreements = 0
+        self.busy_s = self.claimed_s = 0.0  # of the processor, and by its own clock, since turns disagree
         self.retried = False
         self.workspace_seen_bytes: int | None = None
 

@@ -122,6 +122,14 @@ def believable(samples: Sequence[float], loops: int, turn_s: float, cold: bool) 
     return cold or turn_s - total <= CLOCK_SHARE * total + CLOCK_SLACK_S
 
 
+def explained(claimed_s: float, busy_s: float, threads: int, turns: int) -> bool:
+    """Whether turns that took longer than their samples waited for a processor: then the algorithm's
+    processes had no more of it, by the system's books, than the samples claim. A clock that runs slow hides
+    what it had.
+    """
+    return busy_s <= threads * claimed_s * (1 + CLOCK_SHARE) + turns * CLOCK_SLACK_S
+
+
 def cache_flusher(cache_bytes: int) -> Thunk:
     """Something that pushes everything else out of a cache of that many bytes."""
     buffer = np.zeros(2 * cache_bytes // 8)

@@ -17,7 +17,7 @@ from bench.cases import Settings, cases_of
 from bench.check import check
 from bench.runner import Runner
 from bench.store import Store
-from bench.timing import believable
+from bench.timing import believable, explained
 from tests import cheats
 from tests.conftest import HUNG_S, Convbench
 
@@ -158,3 +158,10 @@ def test_samples_must_add_up_to_the_turn() -> None:
     assert not believable(samples, 2, 0.2, cold=False)
     assert believable(samples, 2, 0.2, cold=True)  # emptying the caches is not theirs
     assert not believable([0.0] * 10, 2, 0.02, cold=False)
+
+
+def test_a_turn_that_waited_for_a_processor_is_told_from_a_clock_that_runs_slow() -> None:
+    """19 turns of 16 ms: samples of 2 ms, while the process had the processor for 2 ms each, or for all."""
+    assert explained(19 * 0.002, 19 * 0.0025, 1, 19)
+    assert explained(19 * 0.002, 19 * 0.005, 2, 19)
+    assert not explained(19 * 0.002, 19 * 0.015, 1, 19)
