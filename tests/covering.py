@@ -11,15 +11,36 @@ from typing import Any
 
 import pytest
 
+from algos.contract import Algorithm
 from algos.spec import ConvSpec
 
 Trait = tuple[str, Hashable]  # what, which
 
 
-def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
+def covering(
+    cases: Sequence[Iterable[Hashable]], codes: Sequence[Hashable] = (), known: Iterable[Hashable] = ()
+) -> set[int]:
     """Positions of cases that together hold everything that any of them holds: each time the one that adds
     most.
+
+    ``codes`` tells what each case needs compiled, where it needs anything. Compiling takes longest, so that
+    as few codes as will do are chosen first, and then among their cases; those that are ``known`` are
+    compiled anyway.
     """
+    free = {None, *known}
+    if free.issuperset(codes):
+        return _covering(cases)
+    of_code: dict[Hashable, set[Hashable]] = defaultdict(set)
+    for case, code in zip(cases, codes, strict=True):
+        of_code[code].update(case)
+    held = set().union(*(of_code.pop(code, ()) for code in free))
+    compiled = list(of_code)
+    free.update(compiled[i] for i in _covering([of_code[code] - held for code in compiled]))
+    cheap = [i for i, code in enumerate(codes) if code in free]
+    return {cheap[j] for j in _covering([cases[i] for i in cheap])}
+
+
+def _covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
     number: dict[Hashable, int] = defaultdict(count().__next__)
     masks = [sum(1 << number[one] for one in set(case)) for case in cases]
     missing, chosen = (1 << len(number)) - 1, set()
@@ -37,15 +58,23 @@ def covering(cases: Sequence[Iterable[Hashable]]) -> set[int]:
     return chosen
 
 
+def code_of(algorithm: Algorithm, spec: ConvSpec) -> Hashable:
+    """What it has compiled for a problem; None where nothing is."""
+    compiled = algorithm.runtime == "numba"
+    return (type(algorithm).__module__, *algorithm.specialised(spec)) if compiled else None
+
+
 def pairs(traits: Iterable[Trait]) -> list[tuple[Trait, Trait]]:
     return list(combinations(sorted(traits, key=repr), 2))
 
 
-def covered(cases: Sequence[tuple[Any, ...]], traits: Sequence[Iterable[Trait]]) -> list[Any]:
+def covered(
+    cases: Sequence[tuple[Any, ...]], traits: Sequence[Iterable[Trait]], codes: Sequence[Hashable] = ()
+) -> list[Any]:
     """The cases as parameters of a test. Those without which all pairs of traits still
     meet run with ``--exhaustive`` only.
     """
-    chosen = covering([pairs(each) for each in traits])
+    chosen = covering([pairs(each) for each in traits], codes)
     return [
         case if i in chosen else pytest.param(*case, marks=pytest.mark.exhaustive)
         for i, case in enumerate(cases)
