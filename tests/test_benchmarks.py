@@ -1,5 +1,5 @@
-"""The benchmarks of ``pytest --benchmark``: one group per spec, one test per
-algorithm. Plain pytest runs each once.
+"""The benchmarks of ``pytest --benchmark``: one group per spec, one test per algorithm. Plain pytest runs
+so many once that every algorithm and every spec occurs, with ``--exhaustive`` all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bench.runner import Runner
 from bench.store import Store
 from bench.timing import Budget
 from bench.worker import quieten
+from tests.covering import covering
 
 SPECS = [
     "1x1x256x256,1x1x3x3,p1",
@@ -34,6 +35,7 @@ SPECS = [
     "1x1x48000,1x1x127,p126:0,flip",
 ]
 CASES = [(text, a) for text in SPECS for a in algos.algorithms(text) if a.name != "auto"]
+ONCE = covering([{text, a.name} for text, a in CASES])
 RACE = Settings(launches=2, budget=Budget(turn_s=0.006, rounds=16), slow_s=0.1)
 Raced = dict[tuple[str, str], tuple[Record, dict[str, Any]]]
 
@@ -63,8 +65,10 @@ def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.benchmark(max_time=0.1)
-@pytest.mark.parametrize(("text", "algorithm"), [pytest.param(text, a, id=f"{text}-{a.name}") for text,
-                                                 a in CASES])
+@pytest.mark.parametrize(("text", "algorithm"), [
+    pytest.param(text, a, id=f"{text}-{a.name}", marks=[] if i in ONCE else pytest.mark.exhaustive)
+    for i, (text, a) in enumerate(CASES)
+])  # fmt: skip
 def test_speed(benchmark: Any, raced: Raced | None, text: str, algorithm: algos.Algorithm) -> None:
     """Right first, then timed: prepared and warmed, so that neither compilation nor preparation is in the
     clock.

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.covering import covered, covering, pairs
-from tests.test_contract import CASES, TRAITS
+from tests.test_contract import CASES, CODES, TRAITS
 
 
 def test_a_covering_holds_every_pair_and_is_small() -> None:
@@ -25,8 +25,21 @@ def test_a_covering_holds_every_pair_and_is_small() -> None:
     assert [i for i, case in enumerate(marked) if case == (i,)] == sorted(chosen)
 
 
+def test_a_covering_compiles_no_more_than_it_must() -> None:
+    """Two codes hold all between them, though most cases have one of their own; a known one comes first."""
+    cases = [{i, i + 1} for i in range(9)] + [set(range(6)), set(range(4, 10)), {0, 1}, {2}]
+    codes = [f"own {i}" for i in range(9)] + ["first", "second", "first", None]
+    assert covering(cases, codes) == {9, 10}
+    for known in ({"own 8"}, {"own 8", "own 7"}):
+        chosen = covering(cases, codes, known)
+        assert set().union(*(cases[i] for i in chosen)) == set(range(10))
+        assert len({codes[i] for i in chosen} - known) == 2
+    assert covering(cases[:9], codes[:9], codes) == covering(cases[:9])
+
+
 def test_every_algorithm_meets_every_kind_of_problem_that_it_solves() -> None:
-    chosen = covering([pairs(traits) for traits in TRAITS])
+    chosen = covering([pairs(traits) for traits in TRAITS], CODES)
+    assert set().union(*(pairs(TRAITS[i]) for i in chosen)) == set().union(*map(pairs, TRAITS))
     assert len(chosen) < len(CASES) / 3
     for name in {name for name, *_ in CASES}:
         solved, tried = set(), set()

@@ -267,7 +267,7 @@ from algos import ConvSpec, get
 from algos.engine.jit import cache_folder
 from bench import peaks
 spec = ConvSpec.parse("1x1x9x8,1x1x3x3,p1")
-algorithm = get("numba_direct")
+algorithm = get("numba_im2col")  # which compiles fastest
 assert algorithm.unavailable() is None
 y = algorithm.prepare(spec, np.ones(spec.weight_shape, np.float32))(np.ones(spec.input_shape, np.float32))
 assert y[0, 0, 4, 4] == 9 and peaks.multiply_add_float64(3) > 0
