@@ -18,7 +18,7 @@ from bench.check import check
 from bench.data import operands
 from tests.covering import covered, traits
 from tests.cuda_on_cpu import on_numpy
-from tests.test_contract import GRID, LARGER, SLACK
+from tests.test_contract import GRID, LARGER, SLACK, some
 from tests.test_images import alone
 
 MORE = [
@@ -75,10 +75,16 @@ def test_support_does_not_shrink(name: str) -> None:
     assert len(solved(get(name))) >= SOLVED[name]
 
 
+WHOLE = pytest.mark.parametrize(
+    "whole", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["covering", "grid"]
+)
+
+
+@WHOLE
 @pytest.mark.parametrize(("name", "block_bytes"), BLOCKED)
-def test_right_in_many_blocks(name: str, block_bytes: int) -> None:
+def test_right_in_many_blocks(name: str, block_bytes: int, whole: bool) -> None:
     algorithm = twin(name, block_bytes=block_bytes)
-    for spec in (s for s in solved(algorithm) if s.macs < 1 << 15):
+    for spec in some(algorithm, (s for s in SPECS if s.macs < 1 << 15), whole):
         verdict = check(spec, algorithm)
         assert verdict.ok, f"{spec}: {verdict.reason}"
 
@@ -110,16 +116,17 @@ def test_predictions_are_plain_numbers(name: str) -> None:
         assert cost.operations > 0 and cost.bytes > 0 and 0 < cost.seconds() < 1
 
 
+@WHOLE
 @pytest.mark.parametrize("name", NAMES)
-def test_workspace_is_as_predicted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workspace_is_as_predicted(name: str, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """seen <= predicted <= 2 x seen, with kernels that do nothing; cuFFT's work areas
     are predicted and don't exist here.
     """
     algorithm, off = twin(name), []
     monkeypatch.setattr(type(algorithm), "compiled", lambda self, kernel: lambda blocks, *arguments: None)
     allowed = 4 if name == "cupy_fft" else 2
-    for spec in map(ConvSpec.parse, [*GRID, *MORE, *LARGER]):
-        if not spec.batch or spec != plain(spec) or algorithm.unsupported(spec) is not None:
+    for spec in some(algorithm, map(ConvSpec.parse, [*GRID, *MORE, *LARGER]), whole):
+        if not spec.batch:
             continue
         data = operands(spec, 0, "normal")
         out = np.empty(spec.output_shape, spec.out_dtype)

@@ -16,7 +16,7 @@ NAMES = [a.name for a in algorithms() if a.device == "cpu" and a.unavailable() i
 BATCHES = [
     "3x1x64x64,1x1x15x15,p7",  # one tile for each image
     "3x1x40x150,1x1x9x9,p4,s2",
-    "3x1x30x31,1x1x5x5,p2,rank1,float64",
+    "3x1x30x31,1x1x3x3,p1,rank1,float64",
     "3x3x20x21,4x3x3x3,p1",
     "3x20x14x14,24x20x3x3,p1",
     "3x4x12x11,4x1x3x3,p1",
@@ -98,7 +98,7 @@ OURS = [name for name in NAMES if get(name).family != "peer"]
 
 @pytest.mark.parametrize("name", [*OURS, "auto"])
 @pytest.mark.parametrize("dtype", SIZES)
-@pytest.mark.parametrize("text", ["1x64x32x32,64x64x3x3,p1", "2x1x64x65,1x1x15x15,p7", "1x3x400,2x3x9,p4"])
+@pytest.mark.parametrize("text", ["1x64x18x18,64x64x3x3,p1", "2x1x64x65,1x1x15x15,p7", "1x3x400,2x3x9,p4"])
 def test_what_the_type_holds_is_computed_in_it(name: str, dtype: str, text: str) -> None:
     """Neither the sums inside a transform nor subnormal numbers show."""
     spec, rng = ConvSpec.parse(text).with_(dtype=dtype), np.random.default_rng(5)
