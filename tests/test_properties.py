@@ -22,10 +22,11 @@ from algos.lower.chain import unsupported
 
 OWN = [a.name for a in algos.algorithms() if a.device == "cpu" and a.family not in ("peer", "auto")]
 # In short and in full: most of the compiled ones compile for each kernel
-EXAMPLES = {"numpy": (12, 60), "numba": (6, 30)}
+EXAMPLES = {"numpy": (12, 60), "numba": (5, 30)}
 # Times the products in a result and the largest of each operand. Winograd's tiles multiply rounding by up to
 # 1e3.
 ROUNDING = {"componentwise": 1e-15, "lowrank": 4e-15, "normwise": 4e-15, "winograd": 1e-12}
+STRIDED = ConvSpec.parse("1x1x5x8,1x1x3x3,s2,float64")
 MODES = ("zeros", "zeros", "reflect", "replicate", "circular", "symmetric")
 
 
@@ -49,21 +50,30 @@ class Solver:
         self.threads = draw(st.integers(1, 2))
 
     def spec(self, **fixed: Any) -> ConvSpec:
-        """Any geometry, but for what is fixed; of the compiled ones with few kernels."""
+        """Any geometry, but for what is fixed; few kernels for the compiled ones.
+
+        Some sizes become kernels, and strides become others where they are lowered.
+        """
         some, compiled = self.draw, self.algorithm.runtime == "numba"
         ndim = 2 if compiled else some(st.sampled_from([1, 2, 2, 3]))
         each = lambda *values: tuple(some(st.sampled_from(values)) for _ in range(ndim))  # noqa: E731
         groups = fixed.get("groups", some(st.sampled_from([1, 1, 2])))
         kernel = (3, 3) if compiled else each(1, 2, 3, 4)
-        steps = (some(st.sampled_from([1, 1, 2])),) * 2 if compiled else each(1, 1, 2)
+        steps = each(1, 1, 2)
+        if compiled:
+            native = self.algorithm.unsupported(STRIDED) is None
+            steps = (some(st.sampled_from([1, 1, 2])) if native else 1,) * 2
+        more, padding = each(0, 2, 5, 6), tuple(zip(each(0, 1, 2), each(0, 1, 2), strict=True))
+        if compiled:
+            more, padding = some(st.sampled_from([(0, 0), (2, 2)])), some(st.integers(0, 1))
         gaps = 1 if compiled else each(1, 1, 2)
         extents = [(k - 1) * d + 1 for k, d in zip(kernel, np.broadcast_to(gaps, ndim), strict=True)]
         values = {
             "batch": some(st.integers(1, 2)), "in_channels": groups * some(st.integers(1, 3)),
             "groups": groups,
-            "size": tuple(extent + more for extent, more in zip(extents, each(0, 2, 5, 6), strict=True)),
+            "size": tuple(map(sum, zip(extents, more, strict=True))),
             "out_channels": groups * some(st.integers(1, 3)), "kernel": kernel, "stride": steps,
-            "dilation": gaps, "padding": tuple(zip(each(0, 1, 2), each(0, 1, 2), strict=True)),
+            "dilation": gaps, "padding": padding,
             "padding_mode": some(st.sampled_from(MODES)), "flip": some(st.booleans()), "dtype": "float64",
         }  # fmt: skip
         return ConvSpec(**(values | fixed))  # type: ignore[arg-type]
