@@ -11,12 +11,13 @@ import pytest
 from algos import Algorithm, ConvSpec, algorithms, get
 from algos.lower.chain import chain, plain, unsupported
 from bench.data import operands
-from tests.test_contract import SLACK
+from tests.covering import code_of
+from tests.test_contract import CHOSEN_CODES, SLACK
 
 TRACED = [
     a for a in algorithms() if a.device == "cpu" and a.runtime in ("numpy", "numba") and a.family != "auto"
 ]
-SPECS = {"numpy": 12, "numba": 3}  # of each algorithm: most of the compiled ones compile anew for each kernel
+SPECS = {False: 12, True: 3}  # of each algorithm: of any code few, since each is compiled
 LARGEST = 1 << 20  # elements of an array
 DIRECTIONS = ("forward", "input_gradient", "input_gradient", "weight_gradient")
 MODES = ("zeros", "zeros", "reflect", "replicate", "circular", "symmetric", "constant:2")
@@ -68,15 +69,30 @@ def seen(algorithm: Algorithm, spec: ConvSpec, threads: int) -> int:
         tracemalloc.stop()
 
 
+def compiled_anyway(algorithm: Algorithm, *specs: ConvSpec) -> bool:
+    """Whether test_contract.py needs the same code: most of the compiled ones compile for each kernel."""
+    return all(code_of(algorithm, spec) in {None, *CHOSEN_CODES} for spec in specs)
+
+
+ANY = pytest.mark.parametrize(
+    "any_code", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["known code", "any code"]
+)
+
+
+@ANY
 @pytest.mark.parametrize("name", [a.name for a in TRACED if a.unavailable() is None])
-def test_no_problem_takes_more_memory_than_predicted(name: str) -> None:
-    algorithm, rng, off, left = get(name), random.Random(name), [], SPECS[get(name).runtime]
+def test_no_problem_takes_more_memory_than_predicted(name: str, any_code: bool) -> None:
+    algorithm, rng, off, left = get(name), random.Random(name), [], SPECS[any_code]
     while left:
         try:
             spec, threads = drawn(rng), rng.choice((1, 2, 3))
         except ValueError:
             continue
-        if algorithm.unsupported(spec) is None and algorithm.cost(spec).seconds() < SLOWEST_S:
+        if (
+            algorithm.unsupported(spec) is None
+            and (any_code or compiled_anyway(algorithm, spec))
+            and algorithm.cost(spec).seconds() < SLOWEST_S
+        ):
             left -= 1
             predicted = algorithm.workspace_bytes(spec, threads)
             if (held := seen(algorithm, spec, threads)) > predicted + SLACK:
@@ -96,11 +112,12 @@ def other(spec: ConvSpec, rng: random.Random) -> ConvSpec:
 
 
 # Python's own
+@ANY
 @pytest.mark.parametrize(
     "name", [a.name for a in TRACED if a.unavailable() is None and a.name != "direct_loops"]
 )
-def test_no_lowering_takes_more_memory_than_predicted(name: str) -> None:
-    algorithm, rng, off, left = get(name), random.Random(name), [], SPECS[get(name).runtime]
+def test_no_lowering_takes_more_memory_than_predicted(name: str, any_code: bool) -> None:
+    algorithm, rng, off, left = get(name), random.Random(name), [], SPECS[any_code]
     while left:
         try:
             spec, threads = other(drawn(rng), rng), rng.choice((1, 2, 3))
@@ -110,6 +127,7 @@ def test_no_lowering_takes_more_memory_than_predicted(name: str) -> None:
             unsupported(algorithm, spec) is None
             and (way := chain(algorithm, spec, threads)).seconds() < SLOWEST_S
             and way.words
+            and (any_code or compiled_anyway(algorithm, *way.leaves))
         ):
             left -= 1
             predicted = way.workspace_bytes(threads)
