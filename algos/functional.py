@@ -75,6 +75,11 @@ class Plan:
             finally:
                 self._busy = False
 
+    def __repr__(self) -> str:
+        words = self._door.chain.words
+        way = f"{self.algorithm} via {words}" if words else self.algorithm
+        return f"<plan of {self.spec} by {way}, {self.threads} thread{'s' if self.threads > 1 else ''}>"
+
     def __reduce__(self) -> tuple[Any, ...]:
         w = self._door.algorithm.to_host(self._weights) if is_device_array(self._weights) else self._weights
         return plan, (str(self.spec), w, self.algorithm, self.threads, self._bias)

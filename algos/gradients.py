@@ -172,7 +172,8 @@ def conv_transpose2d(
     padding : int, (int, int), or ((before, after), (before, after))
         What the result lacks on either side of the full one.
     output_padding : int or (int, int)
-        What it gains at the end.
+        What it gains at the end, in torch less than stride or dilation; here any number of 0 or more: what no
+        tap reaches holds the bias.
     groups : int
     algorithm, threads, out
         As of ``conv2d``.

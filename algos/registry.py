@@ -2,8 +2,9 @@
 CONVBENCH_PATH.
 
 A module ends with ``ALGORITHMS = [...]``; nothing else registers it. A module whose third-party import is
-missing becomes an unavailable entry that says so; any other error in it is a bug and propagates, from a file
-of CONVBENCH_PATH by its name.
+missing becomes an unavailable entry that says so; any other error in it is a bug and propagates. From a file
+of CONVBENCH_PATH it becomes an unavailable entry with file and line, so that the others work meanwhile;
+commands that would use it refuse to (``usable``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 import os
 import re
 import sys
+import traceback
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
@@ -38,11 +41,12 @@ ALLOWED = {"family": FAMILIES, "accuracy": ACCURACIES, "device": ("cpu", "cuda")
 @dataclass(frozen=True)
 class Missing(Algorithm):
     """Stands for a module that could not be imported, so that ``list`` can say why; ``file`` is one from
-    outside.
+    outside, ``broken`` by an error of its own.
     """
 
     reason: str = ""
     file: str = ""
+    broken: bool = False
 
     def unavailable(self) -> str:
         return self.reason
@@ -65,7 +69,7 @@ def registry() -> dict[str, Algorithm]:
     ------
     ValueError
         For a duplicate name, an unknown family, accuracy, device, runtime or layout, and for a folder of
-        CONVBENCH_PATH that does not exist or a file in it that cannot be imported.
+        CONVBENCH_PATH that does not exist.
     """
     found: dict[str, Algorithm] = {}
     entries = [entry for path in _files() for entry in _load(path)]
@@ -191,6 +195,20 @@ def algorithms(spec: ConvSpec | str | None = None) -> list[Algorithm]:
     return [a for a in registry().values() if refusal(a) is None and refusal(a, asked) is None]
 
 
+def usable(chosen: Sequence[Algorithm]) -> Sequence[Algorithm]:
+    """``chosen``, where no file of theirs is broken.
+
+    Raises
+    ------
+    ValueError
+        With the file and what is wrong with it.
+    """
+    for algorithm in chosen:
+        if isinstance(algorithm, Missing) and algorithm.broken:
+            raise ValueError(algorithm.reason)
+    return chosen
+
+
 def is_external(algorithm: Algorithm) -> bool:
     """Whether it comes from a folder of CONVBENCH_PATH rather than from this distribution."""
     return type(algorithm).__module__.startswith(EXTERNAL_PREFIX)
@@ -236,6 +254,8 @@ def _load(path: Path) -> list[tuple[Algorithm, str]]:
         if _is_ours(error):
             raise
         return [(_missing(path, str(error.name), inside), str(path))]
+    except _BrokenFileError as error:
+        return [(Missing(_name(path), "direct", reason=str(error), file=str(path), broken=True), str(path))]
     listed = getattr(module, "ALGORITHMS", None)
     if listed is None:
         raise ValueError(f"{path} defines no ALGORITHMS: end it with ALGORITHMS = [YourAlgorithm()]")
@@ -256,8 +276,13 @@ def _missing(path: Path, module: str, inside: bool) -> Missing:
     family = "peer" if path.parent.name == "peers" else "direct"
     if inside:
         return Missing(path.stem, family, reason=f"{absent} is not installed")
-    name = re.sub(r"\W|^(?=\d)", "_", path.stem)
-    return Missing(name, family, reason=f"{absent} is not installed, which {path} imports", file=str(path))
+    reason = f"{absent} is not installed, which {path} imports"
+    return Missing(_name(path), family, reason=reason, file=str(path))
+
+
+def _name(path: Path) -> str:
+    """That of a file, as an algorithm may be called."""
+    return re.sub(r"\W|^(?=\d)", "_", path.stem)
 
 
 def _is_ours(error: ModuleNotFoundError) -> bool:
@@ -282,7 +307,16 @@ def _import_file(path: Path) -> ModuleType:
             isinstance(error, ModuleNotFoundError) and not _is_ours(error)
         ):
             raise
-        raise ValueError(
-            f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
+        raise _BrokenFileError(f"{path} cannot be imported: {_told(error, path)}") from error
     return module
+
+
+class _BrokenFileError(Exception):
+    """A file from outside raised, other than for want of a package."""
+
+
+def _told(error: BaseException, path: Path) -> str:
+    """The error in one line, with that of the file."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return text if isinstance(error, SyntaxError) or not lines else f"{text} (line {lines[-1]})"

@@ -59,7 +59,8 @@ class ConvSpec:
     groups : int
         Divides both channel counts; weights are (O, C / groups, *kernel).
     rank : int, optional
-        2-D only: promises that each channel's kernel is a sum of that many outer products.
+        2-D only, and not for weight_gradient: promises that each channel's kernel is a sum of that many outer
+        products.
     dtype : str
         A float, complex or integer type, or ``in>out`` such as ``int8>int32``, or ``x*w>out`` such as
         ``uint8*int8>int32``. Floats narrower than float32 are summed in float32 and rounded once; integers
@@ -129,6 +130,7 @@ class ConvSpec:
         if not isinstance(self.flip, bool | np.bool_):
             raise SpecError(f"flip is {shown(self.flip)}: use True or False")
         put("flip", bool(self.flip))
+        self._validate_crop()
         self._validate_rank()
         self._validate_forward()
         for axis, (have, need) in enumerate(zip(self.padded_size, self.kernel_extent, strict=True)):
@@ -150,10 +152,22 @@ class ConvSpec:
             if getattr(self, name) % self.groups:
                 raise SpecError(f"{name} {getattr(self, name)} is not divisible by groups {self.groups}")
 
+    def _validate_crop(self) -> None:
+        """All may be cropped of a transposed convolution only: its output padding is left, to which nothing
+        is added.
+        """
+        if self.padding_mode == "zeros" and self.direction == "input_gradient":
+            return
+        for size, (before, after) in zip(self.size, self.padding, strict=True):
+            if size + min(before, 0) + min(after, 0) < 1:
+                raise SpecError(f"padding {before}:{after} crops all of an input of {size}: leave at least 1")
+
     def _validate_rank(self) -> None:
         if self.rank is None:
             return
         object.__setattr__(self, "rank", checked_int("rank", self.rank))
+        if self.direction == "weight_gradient":
+            raise SpecError("rank promises what weights are, a weight_gradient computes them: leave rank out")
         if self.ndim != 2:
             raise SpecError(f"rank is for 2-D kernels, this spec is {self.ndim}-D: leave rank out")
         if not 1 <= self.rank <= min(self.kernel):
@@ -193,11 +207,7 @@ class ConvSpec:
     def _pairs(self, padding: Padding) -> tuple[tuple[int, int], ...]:
         if isinstance(padding, str):
             return self._named_padding(padding)
-        pairs = padding_pairs(padding, self.ndim)
-        for size, (before, after) in zip(self.size, pairs, strict=True):
-            if size + min(before, 0) + min(after, 0) < 1:
-                raise SpecError(f"padding {before}:{after} crops all of an input of {size}: leave at least 1")
-        return pairs
+        return padding_pairs(padding, self.ndim)
 
     def _named_padding(self, name: str) -> tuple[tuple[int, int], ...]:
         if name == "valid":
@@ -442,6 +452,10 @@ class ConvSpec:
     def with_(self, **changes: Any) -> ConvSpec:
         """A copy with some fields changed, validated again."""
         return replace(self, **changes)
+
+    def directed(self, direction: str) -> ConvSpec:
+        """The same convolution in another direction; no rank is promised of weights that are computed."""
+        return self.with_(direction=direction, rank=None if direction == "weight_gradient" else self.rank)
 
 
 def _picture(x: tuple[int, ...], w: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

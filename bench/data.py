@@ -114,15 +114,14 @@ def _spans(spec: ConvSpec, span: tuple[float, float]) -> tuple[int, int, float]:
              spec.out_dtype if spec.direction == "weight_gradient" else spec.in_dtype]
     largest = [exact_limit(spec) if t.kind == "f" else int(np.iinfo(t).max) for t in types]
     a, b = (int(min(s, n)) for s, n in zip(span, largest, strict=True))
-    ranked = bool(spec.rank) and spec.direction != "weight_gradient"
-    if spec.rank and ranked:
+    if spec.rank:
         b = spec.rank * _factor(spec, min(b, SPAN[1])) ** 2
     border = abs(int(border_value(spec))) if spec.direction != "input_gradient" else 0
     limit, terms = exact_limit(spec), max(reduction(spec), 1)
     while terms * max(a, border) * b >= limit:
-        if a > 1 and (a >= b or ranked):
+        if a > 1 and (a >= b or spec.rank):
             a //= 2
-        elif b > 1 and not ranked:
+        elif b > 1 and not spec.rank:
             b //= 2
         else:  # too many terms even for ones: most of the second operand becomes zero
             return a, b, limit / (2 * terms * max(a, border) * b)

@@ -196,7 +196,8 @@ def _gathered(spec: ConvSpec, dx: np.ndarray) -> np.ndarray:
         moved = np.moveaxis(dx, axis + 2, 0)
         inside = range(max(before, 0), before + size - max(-after, 0))  # positions that hold the input itself
         result = np.zeros_like(moved, shape=(size, *moved.shape[1:]))
-        result[inside.start - before : inside.stop - before] = moved[inside.start : inside.stop]
+        if inside:
+            result[inside.start - before : inside.stop - before] = moved[inside.start : inside.stop]
         for position, index in enumerate(source):
             if index >= 0 and position not in inside:
                 result[index] += moved[position]

@@ -49,7 +49,8 @@ def _chosen(names: list[str] | None, plugins: bool) -> list[Any]:
     kinds = {"own": [a for a in every if a.family not in ("peer", "auto")],
              "peers": [a for a in every if a.family == "peer"]}  # fmt: skip
     if names is None:
-        return [a for a in every if is_external(a)] if plugins else kinds["own"]
+        broken = [a for a in every if getattr(a, "broken", False)]  # which older code does not list
+        return [a for a in every if is_external(a)] + broken if plugins else kinds["own"]
     found: list[Any] = []
     for name in names:
         with suppress(ValueError):  # an unknown one: the other side may have it

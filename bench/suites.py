@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path
 
 from algos.contract import Algorithm
-from algos.grammar import meant
-from algos.spec import ConvSpec
+from algos.grammar import meant, shown
+from algos.spec import ConvSpec, SpecError
 from bench import versus
 from bench.cases import Settings
 from bench.csv_file import read_csv
@@ -86,7 +86,7 @@ def resolve(targets: Sequence[str], batch: int | None = None) -> tuple[list[Conv
         elif target.lower().endswith(".csv") or ("," not in target and os.path.isfile(target)):
             specs += read_csv(Path(target))
         elif "," in target:
-            specs.append(ConvSpec.parse(target))
+            specs.append(_parsed(target, among=len(targets)))
         else:
             advice = meant(
                 target,
@@ -98,6 +98,16 @@ def resolve(targets: Sequence[str], batch: int | None = None) -> tuple[list[Conv
     if batch is not None:
         specs = [spec.with_(batch=batch) for spec in specs]
     return list(dict.fromkeys(specs)), alone or Settings()
+
+
+def _parsed(text: str, among: int) -> ConvSpec:
+    """The spec of that text, which an error names where there are others."""
+    try:
+        return ConvSpec.parse(text)
+    except SpecError as error:
+        if among == 1:
+            raise
+        raise SpecError(f"{shown(text)}: {error}") from None
 
 
 def suited(targets: Sequence[str], algorithms: Sequence[Algorithm]) -> list[Algorithm]:

@@ -27,7 +27,7 @@ from bench.runner import Runner
 from bench.store import Store
 
 SLOWEST = 20.0
-DIRECTIONS = {"forward": "", "input gradient": ",input_gradient", "weight gradient": ",weight_gradient"}
+DIRECTIONS = {name: name.replace(" ", "_") for name in ("forward", "input gradient", "weight gradient")}
 KINDS = {
     1: ("4x16x4096,16x16x9,p4", "4x32x4096,32x1x9,p4"),
     2: ("2x32x56x56,32x32x3x3,p1", "2x64x56x56,64x1x3x3,p1", "1x1x256x256,1x1x9x9,p4,rank1"),
@@ -55,8 +55,8 @@ class Cell(NamedTuple):
 def specs() -> dict[ConvSpec, tuple[str, int]]:
     """Each problem with its direction and dimension."""
     return {
-        ConvSpec.parse(f"{text}{option}"): (direction, ndim)
-        for direction, option in DIRECTIONS.items()
+        ConvSpec.parse(text).directed(name): (direction, ndim)
+        for direction, name in DIRECTIONS.items()
         for ndim, texts in KINDS.items()
         for text in texts
     }

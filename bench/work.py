@@ -168,7 +168,7 @@ def _trained(table: str, batch: int, direction: str) -> list[Layer]:
     names = {layer.spec: layer.name for layer in reversed(layers)}
     network = table if direction == "forward" else f"{table} {direction.replace('_', ' ')}"
     return [
-        Layer(names[spec], spec.with_(batch=batch, direction=direction), count, network)
+        Layer(names[spec], spec.with_(batch=batch).directed(direction), count, network)
         for spec, count in counts.items()
     ]
 

@@ -105,7 +105,7 @@ def test_between_the_chosen_elements_of_large_problems_nothing_is_off(
     ("text", "dtype", "direction"), covered(RIGHT, [set(enumerate(case)) for case in RIGHT])
 )
 def test_right_passes(text: str, dtype: str, direction: Any) -> None:
-    spec = ConvSpec.parse(text).with_(dtype=dtype, direction=direction)
+    spec = ConvSpec.parse(text).with_(dtype=dtype).directed(direction)
     verdict = check(spec, Right())
     assert verdict.ok, verdict.reason
     if spec.batch:
@@ -123,7 +123,7 @@ def test_right_passes(text: str, dtype: str, direction: Any) -> None:
     "text", ["2x6x9x8,4x3x3x3,s2,p1", "1x70x9x9,3x70x3x3,p1,symmetric", "1x2x9x9,3x2x4x4,p2,rank1,flip"]
 )
 def test_right_passes_in_every_type(text: str, dtype: str, direction: Any) -> None:
-    verdict = check(ConvSpec.parse(text).with_(dtype=dtype, direction=direction), Right())
+    verdict = check(ConvSpec.parse(text).with_(dtype=dtype).directed(direction), Right())
     assert verdict.ok, verdict.reason
     assert verdict.nonzero > 0.3
 
@@ -170,7 +170,7 @@ FAULTS = (*wrong.ARITHMETIC, *wrong.WRITING)
 
 def shows(fault: type[Right], text: str, dtype: str = "float32", direction: Any = "forward") -> bool:
     """Whether a caller sees the fault; the door hands on copies of what it pads or reverses."""
-    spec = ConvSpec.parse(text).with_(dtype=dtype, direction=direction)
+    spec = ConvSpec.parse(text).with_(dtype=dtype).directed(direction)
     if fault in (wrong.ChangedInput, wrong.ChangedWeights) and spec != plain(spec):
         return False
     if direction == "weight_gradient" and (fault.kernel is not Right.kernel or fault is wrong.RepeatedImage):
@@ -203,10 +203,10 @@ def test_fault_is_found_behind_a_looser_bound(fault: type[Right], text: str) -> 
     if shows(fault, text, direction=direction)
 ])
 def test_fault_is_found_in_gradients(fault: type[Right], text: str, direction: Any) -> None:
-    refused(str(ConvSpec.parse(text).with_(direction=direction)), fault())
+    refused(str(ConvSpec.parse(text).directed(direction)), fault())
 
 
-GRADIENTS = [str(ConvSpec.parse(text).with_(direction=direction))
+GRADIENTS = [str(ConvSpec.parse(text).directed(direction))
              for text in (*FAULTY, "2x3x11x11,4x3x2x2,s3", "1x4x20,2x4x2,s4", "1x6x40,4x3x5,s2,p2",
                           "2x4x12x11,6x2x3x3,p1,flip,symmetric")
              for direction in ("input_gradient", "weight_gradient")]  # fmt: skip

@@ -35,7 +35,7 @@ TAKEN = {"forward": ("x", "w"), "input_gradient": ("w", "grad"), "weight_gradien
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("text", SPECS)
 def test_shapes_types_and_repetition(text: str, direction: Any, kind: str) -> None:
-    spec = ConvSpec.parse(text).with_(direction=direction)
+    spec = ConvSpec.parse(text).directed(direction)
     data, again, other = operands(spec, 5, kind), operands(spec, 5, kind), operands(spec, 6, kind)
     expected = {
         "x": (spec.input_shape, spec.in_dtype), "w": (spec.weight_shape, spec.in_dtype),
@@ -55,7 +55,7 @@ def test_shapes_types_and_repetition(text: str, direction: Any, kind: str) -> No
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("text", SPECS)
 def test_whole_numbers_sum_exactly(text: str, direction: Any) -> None:
-    spec = ConvSpec.parse(text).with_(direction=direction)
+    spec = ConvSpec.parse(text).directed(direction)
     data = operands(spec, 0, "integer")
     arrays = [None if a is None else np.abs(a.astype(np.float64)) for a in (data.x, data.w, data.grad)]
     sums = oracle(spec, *arrays, fill=abs(border_value(spec)))

@@ -296,6 +296,46 @@ def _as_torch(torch: Any, rng: random.Random, array: Any) -> tuple[Any, Any, str
     return getattr(algos, f"{name}_{kind}")(*given, *options, **use), want, told
 
 
+@pytest.mark.parametrize(("length", "taps", "options"), [  # stride, padding, output padding, groups, dilation
+    (1, 1, (2, 1, 2, 1, 3)), (1, 1, (2, 2, 4, 1, 5)), (2, 2, (2, 4, 5, 1, 6)), (3, 2, (2, 5, 7, 1, 8)),
+])  # fmt: skip
+def test_what_a_transposed_convolution_does_not_reach_is_its_bias(
+    length: int, taps: int, options: tuple[int, ...]
+) -> None:
+    """Also where the padding takes all but the output padding."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    made = np.random.default_rng(0).standard_normal
+    x, w, bias = made((2, 3, length)), made((3, 4, taps)), made(4)
+    want = torch.nn.functional.conv_transpose1d(*map(torch.from_numpy, (x, w, bias)), *options).numpy()
+    for name in ("auto", "im2col_gemm", "fft", "direct_shift"):
+        out = np.full_like(want, 7)
+        have = algos.conv_transpose1d(x, w, bias, *options, algorithm=name)
+        assert algos.conv_transpose1d(x, w, bias, *options, algorithm=name, out=out) is out
+        np.testing.assert_allclose(have, want, rtol=0, atol=1e-13)
+        np.testing.assert_array_equal(out, have)
+
+
+def test_output_padding_may_go_beyond_the_stride() -> None:
+    made = np.random.default_rng(0).standard_normal
+    x, w, bias = made((2, 3, 5)), made((3, 4, 3)), made(4)
+    y = algos.conv_transpose1d(x, w, bias, 2, 1, 1)
+    longer = algos.conv_transpose1d(x, w, bias, 2, 1, 4)
+    np.testing.assert_allclose(longer[..., :-3], y, rtol=0, atol=1e-13)
+    # The padding took one place that taps reach; the second and third gained lie beyond
+    np.testing.assert_array_equal(longer[..., -3:], np.broadcast_to(bias[:, None], (2, 4, 3)))
+
+
+@pytest.mark.parametrize("text", [
+    "2x2x1x3,4x2x1x1,s2x1,p5:-5x5:-4,d1x2,input_gradient", "1x3x2,2x3x2,s2,p-2:3,float64,input_gradient",
+    "1x2x2,2x2x1,p4:-2,int8>int32,input_gradient",
+])  # fmt: skip
+def test_a_crop_of_everything_is_checked_like_anything_else(text: str) -> None:
+    for name in ("im2col_gemm", "direct_loops", "fft", "winograd_f2"):
+        if unsupported(algos.get(name), ConvSpec.parse(text)) is None:
+            assert check(text, algos.get(name)).ok
+    assert unsupported(algos.get("im2col_gemm"), ConvSpec.parse(text)) is None
+
+
 def test_gradients_of_a_bias_are_sums() -> None:
     grad = np.arange(24.0).reshape(2, 3, 4)
     np.testing.assert_array_equal(algos.conv1d_bias(grad), grad.sum((0, 2)))

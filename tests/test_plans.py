@@ -37,6 +37,14 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
+def test_a_plan_tells_what_it_is() -> None:
+    native = algos.plan("1x3x9x9,4x3x3x3", np.ones((4, 3, 3, 3), np.float32), "direct_shift", threads=1)
+    assert repr(native) == "<plan of 1x3x9x9,4x3x3x3 by direct_shift, 1 thread>"
+    text = "1x3x9x9,4x3x3x3,p1,input_gradient"
+    back = algos.plan(text, np.ones((4, 3, 3, 3), np.float32), "direct_shift", threads=1)
+    assert repr(back) == f"<plan of {text} by direct_shift via input gradient as a forward pass, 1 thread>"
+
+
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("algorithm", ["im2col_gemm", "fft", "direct_channels:block_k=64", "torch_nchw"])
 def test_a_copy_of_a_plan_is_a_plan_of_its_own(how: str, algorithm: str) -> None:

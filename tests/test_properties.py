@@ -82,7 +82,7 @@ class Solver:
         return self.rng.standard_normal(shape)
 
     def __call__(self, spec: ConvSpec, w: np.ndarray | None, *arrays: np.ndarray) -> np.ndarray:
-        if self.algorithm.accuracy == "lowrank" and spec.ndim == 2:
+        if self.algorithm.accuracy == "lowrank" and spec.ndim == 2 and spec.direction != "weight_gradient":
             spec = spec.with_(rank=min(spec.kernel))  # which any weights keep
         if unsupported(self.algorithm, spec):
             raise NotClaimed
@@ -149,7 +149,7 @@ def adjoint_of_weights(solve: Solver) -> None:
     """<conv(x, w), g> = <w, weight gradient of x and g>, which is what <conv(x, w), g> changes by."""
     spec = solve.spec()
     x, w, g = drawn(solve, spec)
-    dw = solve(spec.with_(direction="weight_gradient"), None, x, g)
+    dw = solve(spec.directed("weight_gradient"), None, x, g)
     solve.same((solve(spec, w, x) * g).sum(), (dw * w).sum(), spec.macs, x, w, g)
     changes(solve, spec, (x, w, g), w, dw)
 

@@ -88,6 +88,8 @@ def test_text_is_made_canonical(text: str, canonical: str) -> None:
         ("9x9,3x3,constant:nan", "finite"),
         ("9x9,3x3,int8,constant:0.5", "whole number"),
         ("3x3,1x1,p1:-3", "crops all"),
+        ("3x3,1x1,p1:-3,reflect,input_gradient", "crops all"),
+        ("9x9,3x3,rank1,weight_gradient", "weight_gradient computes them: leave rank out"),
         ("9x9,3x3,constant:1e300", "does not fit float32"),
         ("9x9,3x3,int8,constant:200", "does not fit int8"),
         ("9x9,3x3,int64,constant:9223372036854775808", "to 9223372036854775807"),
@@ -232,6 +234,8 @@ def specs(draw: st.DrawFn) -> ConvSpec:
         (k - 1) * d + 1 + extra for k, d, extra in zip(kernel, dilation, draw(axes(0, 9)), strict=True)
     )
     padding = tuple(zip(draw(axes(0, 3)), draw(axes(0, 3)), strict=True))
+    direction = draw(st.sampled_from(DIRECTIONS))
+    ranked = ndim == 2 and direction != "weight_gradient"
     return ConvSpec(
         draw(st.integers(0, 3)),
         groups * per_in,
@@ -242,10 +246,10 @@ def specs(draw: st.DrawFn) -> ConvSpec:
         padding,
         dilation,
         groups,
-        rank=draw(st.one_of(st.none(), st.integers(1, min(kernel)))) if ndim == 2 else None,
+        rank=draw(st.one_of(st.none(), st.integers(1, min(kernel)))) if ranked else None,
         dtype=draw(st.sampled_from(["float32", "float64", "int8>int32", "float16>float32"])),
         padding_mode=draw(st.sampled_from(["zeros", "replicate", "constant:3", "constant:-7"])),
-        direction=draw(st.sampled_from(DIRECTIONS)),
+        direction=direction,
         flip=draw(st.booleans()),
     )
 

@@ -233,3 +233,11 @@ def test_a_table_of_more_specs_than_could_be_measured_is_refused(
     file.write_text("spec\n" + "".join(f"{8 + i}x8,3x3\n" for i in range(100)))
     with pytest.raises(ValueError, match=r"long\.csv holds more than 20 different specs: split it"):
         read_csv(file)
+
+
+def test_one_bad_spec_among_others_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^'9x9,3x3,p': ") as error:
+        resolve(["9x9,3x3", "9x9,3x3,p", "quick"])
+    with pytest.raises(ValueError) as alone:
+        resolve(["9x9,3x3,p"])
+    assert str(error.value) == f"'9x9,3x3,p': {alone.value}"

@@ -395,6 +395,8 @@ def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]]
         if algorithm.accuracy in LOCAL and any(lowered.spreads for lowered, _ in base.steps()):
             continue
         refused = _refused(algorithm, base)
+        if not base.leaves and algorithm.accuracy == "lowrank":
+            refused = "there is nothing to separate"
         if refused is None:
             found.append(_ordered((*always, *turn)))
             continue

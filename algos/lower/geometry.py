@@ -19,6 +19,8 @@ def crop(spec: ConvSpec) -> Lowered | None:
     if min(map(min, spec.padding)) >= 0:
         return None
     left = tuple(slice(max(-b, 0), n - max(-a, 0)) for n, (b, a) in zip(spec.size, spec.padding, strict=True))
+    if any(at.stop <= at.start for at in left):
+        return Lowered((), "crop of everything", cleared=True)
     size = tuple(at.stop - at.start for at in left)
     part = spec.with_(size=size, padding=tuple((max(b, 0), max(a, 0)) for b, a in spec.padding))
     if spec.direction == "input_gradient":

@@ -148,12 +148,12 @@ def names_of(values: str | None) -> list[str]:
 
 def algorithms_of(arguments: argparse.Namespace) -> list[Any]:
     """The named algorithms; all, or all of a kind, that the targets are meant for."""
-    from algos.registry import get, registry
+    from algos.registry import get, registry, usable
     from bench.suites import suited
 
     every = list(registry().values())
     if arguments.algorithms is None:
-        return suited(arguments.targets, every)
+        return list(usable(suited(arguments.targets, every)))
     kinds = {
         "own": [a for a in every if a.family not in ("peer", "auto")],
         "peers": [a for a in every if a.family == "peer"],
@@ -163,7 +163,7 @@ def algorithms_of(arguments: argparse.Namespace) -> list[Any]:
         found += suited(arguments.targets, kinds[name]) if name in kinds else [get(name)]
     if not found:
         raise ValueError("--algorithms names none: write --algorithms a,b, with names from convbench list")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(usable(found)))
 
 
 def threads_of(values: str | None) -> list[int]:
