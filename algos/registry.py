@@ -318,5 +318,6 @@ class _BrokenFileError(Exception):
 def _told(error: BaseException, path: Path) -> str:
     """The error in one line, with that of the file."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     return text if isinstance(error, SyntaxError) or not lines else f"{text} (line {lines[-1]})"

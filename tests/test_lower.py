@@ -414,11 +414,10 @@ def test_an_empty_batch_has_an_empty_gradient_or_zeros(algorithm: str) -> None:
 @pytest.mark.parametrize("text", [
     "1x1x2000000,1x1x1000,s1000000,input_gradient", "1x1x9000x9000,1x1x3x3,s4500,input_gradient",
     "1x1x2000000,1x1x3,s7,d900000,weight_gradient", "1x1x100000,1x1x3,p90000,circular,input_gradient",
-    "1x1x100000,1x1x3,p250000,reflect,input_gradient",
+    "1x1x100000,1x1x3,p250000,reflect,input_gradient", "1x1x5,1x1x5,p400000,reflect,input_gradient",
 ])  # fmt: skip
 def test_lowering_takes_steps_for_taps_and_not_for_elements(text: str) -> None:
-    spec = ConvSpec.parse(text)
-    steps = 0
+    spec, fft, steps = ConvSpec.parse(text), algos.get("fft"), 0
 
     def count(frame: Any, event: str, argument: Any) -> None:
         nonlocal steps
@@ -426,7 +425,7 @@ def test_lowering_takes_steps_for_taps_and_not_for_elements(text: str) -> None:
 
     sys.setprofile(count)
     try:
-        way = chain(algos.get("fft"), spec)
+        way = chain(fft, spec)
         if spec.padding_mode != "zeros":
             fold(spec, np.ones((1, 1, *spec.padded_size)), dx := np.empty(spec.input_shape))
             assert dx.sum() == spec.padded_size[0]

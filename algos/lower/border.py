@@ -18,6 +18,8 @@ from algos.spec import ConvSpec
 PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap",
                              "symmetric": "symmetric"}  # fmt: skip
 
+MOST_TURNS = 4  # of a border, that are folded one by one
+
 Run = tuple[slice, slice, int]  # where it belongs, where it stands, and 1, -1 or 0
 
 
@@ -30,7 +32,9 @@ def border(spec: ConvSpec) -> Lowered | None:
         whole = Part(part, operands=lambda: padding(spec), copied=(elements := count(part.input_shape)),
                      held=elements, beside=_beside(spec))  # fmt: skip
         return Lowered((whole,), "border")
-    between = 2 * max(_stages(spec, spec.size, spec.padded_size)[:-1], default=0)
+    stages = _stages(spec, spec.size, spec.padded_size)
+    turning = (k for k in range(spec.ndim) if _turns(spec.size[k], spec.padding[k], spec.padding_mode))
+    between = 2 * max(stages[:-1], default=0) + 2 * max((stages[k] for k in turning), default=0)
     return Lowered((Part(part, place=lambda dx, result: fold(spec, result, dx), beside=between),), "border")
 
 
@@ -61,13 +65,16 @@ def _repeated(at: np.ndarray, size: int, mode: str) -> np.ndarray:
     """The same of places that are counted from the first element."""
     if mode == "replicate":
         return at.clip(0, size - 1)
-    if mode == "circular":
-        return at % size
-    if mode in ("reflect", "symmetric"):
-        edge = mode == "symmetric"  # whether the outermost element is repeated
-        at = at % max(2 * size - 2 + 2 * edge, 1)
-        return np.where(at < size, at, 2 * size - 2 + edge - at)
+    if turn := _turn(size, mode):
+        at = at % turn
+        return at if mode == "circular" else np.where(at < size, at, turn - at - (mode == "symmetric"))
     return np.where((at >= 0) & (at < size), at, -1)
+
+
+def _turn(size: int, mode: str) -> int:
+    """After how many places the border repeats itself; 0 where it does not."""
+    # Symmetric repeats the outermost elements, reflect does not
+    return {"circular": size, "symmetric": 2 * size, "reflect": max(2 * size - 2, 1)}.get(mode, 0)
 
 
 def padding(spec: ConvSpec) -> Move:
@@ -152,14 +159,34 @@ def fold(spec: ConvSpec, padded: Any, dx: Any) -> None:
         shape = *padded.shape[:axis], n, *padded.shape[axis + 1 :]
         result = dx if axis == dx.ndim - 1 else np.empty_like(padded, shape=shape)
         result[...] = 0
-        result[(*all_before, slice(first, last))] = padded[
-            (*all_before, slice(first + pair[0], last + pair[0]))
-        ]
-        for begin, end in ((0, first + pair[0]), (last + pair[0], n + sum(pair))):
+        borders = [(0, first + pair[0]), (last + pair[0], n + sum(pair))]
+        if _turns(n, pair, spec.padding_mode):
+            turn = _turn(n, spec.padding_mode)
+            padded, borders = _one_turn(padded, axis, turn), [(0, turn)]
+        else:
+            result[(*all_before, slice(first, last))] = padded[
+                (*all_before, slice(first + pair[0], last + pair[0]))
+            ]
+        for begin, end in borders:
             for target, taken, step in _runs(n, pair, spec.padding_mode, begin, end):
                 reached = padded[(*all_before, taken)]
                 result[(*all_before, target)] += reached if step else reached.sum(axis, keepdims=True)
         padded = result
+
+
+def _turns(n: int, pair: tuple[int, int], mode: str) -> bool:
+    """Whether the border goes round so often that its turns are summed before they are folded."""
+    return 0 < MOST_TURNS * _turn(n, mode) < n + sum(pair)
+
+
+def _one_turn(padded: Any, axis: int, turn: int) -> Any:
+    """The sum of all turns along the axis, the last of which may be a part of one."""
+    turns = padded.shape[axis] // turn
+    whole, rest = ((slice(None),) * axis + (at,) for at in (slice(turns * turn), slice(turns * turn, None)))
+    shape = *padded.shape[:axis], turns, turn, *padded.shape[axis + 1 :]
+    total = padded[whole].reshape(shape).sum(axis)
+    total[(slice(None),) * axis + (slice(padded.shape[axis] - turns * turn),)] += padded[rest]
+    return total
 
 
 @lru_cache(256)
