@@ -120,7 +120,7 @@ class Fft(Algorithm):
             )
         elif spec.in_channels > spec.groups:
             products += outputs * points * 2
-        if images > 1 and not self._in_place(spec):
+        if images > 1:
             # Seen with several images: NumPy takes a copy of the result on its way
             products += outputs * points * 2
         scaling = 4 * spec.out_channels * (spec.in_channels // spec.groups) * math.prod(spec.kernel)
