@@ -101,6 +101,8 @@ GRID = [
     "1x2x9x9,3x2x3x3,float16",
     "1x2x9x9,3x2x3x3,p1,input_gradient",
     "1x2x9x9,3x2x3x3,p1,weight_gradient",
+    "2x3x9x21,6x1x3x5,p1x2,s1x2,weight_gradient",
+    "2x3x40,3x1x5,p2:0,s3,d2,float64,weight_gradient",
 ]
 
 # Problems of the grid that each of ours solves at least, so that nothing becomes silently unsupported.

@@ -218,6 +218,17 @@ def test_the_input_gradient_of_a_single_output_takes_no_more_operations_than_it_
     np.testing.assert_array_equal(y, oracle(spec, data.x, data.w, data.grad))
 
 
+@pytest.mark.parametrize("text", [
+    "2x3x9x10,3x1x3x3,p1", "2x4x19x34,8x1x3x3,s2,p1", "1x3x9x40,3x1x5x11,s3x2,p2:0x5,d2x1", "2x3x40,6x1x9,p4",
+    "2x3x7x7,3x1x3x3,p4,d3,s5", "2x3x9x10,3x1x3x3,p2:-1,circular,flip",
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_depthwise_layers_compute_the_gradient_of_their_weights_themselves(text: str, dtype: str) -> None:
+    spec = ConvSpec.parse(text).with_(dtype=dtype, direction="weight_gradient")
+    depthwise = algos.get("depthwise")
+    assert "exchanged" not in chain(depthwise, spec).words and check(spec, depthwise).ok
+
+
 def test_a_nan_reaches_no_further_by_the_shuffle() -> None:
     """3 taps at stride 2 leave residues of 2 and of 1, to which zeros would be added."""
     spec = ConvSpec.parse("1x8x16x16,8x8x3x3,s2,p1,input_gradient")

@@ -20,6 +20,8 @@ from algos.spec import ConvSpec
 class Work(NamedTuple):
     """A plan's work: ``kernel(x, y, *arguments, job)``, compiled, forks ``job`` into ranges of ``items``.
 
+    Of a weight gradient it is ``kernel(x, grad, dw, *arguments, job)``.
+
     Attributes
     ----------
     kernel : function
@@ -50,20 +52,36 @@ class Compiled(Algorithm):
 
     runtime: str = "numba"
 
-    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
-        """What a run for ``spec`` does, with all that is prepared for it."""
+    def work(self, spec: ConvSpec, weights: Any, threads: int) -> Work:
+        """What a run for ``spec`` does, with all that is prepared for it; weights are None for
+        weight_gradient.
+        """
         raise NotImplementedError(f"{type(self).__name__} must say its work")
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def prepare(
+        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1
+    ) -> Callable[..., np.ndarray]:
         kernel, arguments, items, threads, seconds, as_2d = self.work(spec, weights, threads)
         crew = helpers()
         job = crew.job(items, threads)
         hands, long = int(job[HELPERS]), seconds > SPIN_S
         fixed = (*arguments, job)
         operand = np.empty((1,) * (4 if as_2d else spec.ndim + 2), spec.in_dtype)
+        widened = as_2d and spec.ndim == 1
+        if spec.direction == "weight_gradient":
+            compile_for(kernel, operand, operand, operand, *fixed)
+
+            def run_gradient(x: np.ndarray, grad: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+                dw = np.empty(spec.weight_shape, spec.in_dtype) if out is None else out
+                if hands:
+                    crew.wake(hands, long)
+                arrays = (x, grad, dw)
+                kernel(*(map(in_2d, arrays) if widened else arrays), *fixed)
+                return dw
+
+            return run_gradient
         compile_for(kernel, operand, operand, *fixed)
         new_result = results_of(spec)
-        widened = as_2d and spec.ndim == 1
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = new_result() if out is None else out

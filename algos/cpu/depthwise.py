@@ -11,10 +11,13 @@ and strides and dilations up to 4 are in the types, so that one function compile
 them; wider dilations and row strides are numbers at run time, and so is all of it for wider column strides,
 in one loop over the taps (``algos/engine/planes.py``). Threads take planes through ``algos/engine/relay.py``.
 
+The weights' gradient of a channel is one product of two pictures for each tap: rows of the gradient by rows
+of the input, shifted, without a copy.
+
 Cost: 2 * O * taps operations for each output pixel; small layers are bound by memory. Workspace: a row of
-zeros. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D
-and 2-D, float32 and float64, every stride, dilation and padding, up to ``MOST_TAPS`` taps; fast for column
-strides 1 to 4. For one channel it is a picture's filter.
+zeros. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward and
+weight gradient, 1-D and 2-D, float32 and float64, every stride, dilation and padding, forward up to
+``MOST_TAPS`` taps; fast for column strides 1 to 4, gradients for 1. For one channel it is a picture's filter.
 
 Source: Zhang, Lo and Lu, "High performance depthwise and pointwise convolutions on mobile devices",
 arXiv:2001.02504. Equivalent: ``torch.nn.functional.conv2d(x, w, groups=x.shape[1])``.
@@ -34,6 +37,8 @@ from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import axes
 from algos.engine.jit import compiled, linked
 from algos.engine.planes import Planes, tile_rows, tile_size
+from algos.engine.products import MOST_TAPS as MOST_SHARED
+from algos.engine.products import add_products
 from algos.engine.relay import SHARES, fork
 from algos.engine.simd import VECTOR_BYTES, place
 from algos.engine.tables import named, table_of
@@ -47,6 +52,9 @@ ROWS, PRODUCTS = 7, 256
 UNROLLED_STRIDE, UNROLLED_STEP, UNROLLED_COLUMNS = 4, 4, 1 << 30
 PICKING = 1, 1.5, 3.5, 3.5, 12  # what column strides 1 to 4, and wider ones, cost beside 1, measured
 SHARED_S = 1e-5  # less work than this stays on one thread
+# Of weight gradients, one thread, measured: a row of taps of a plane, a vector's masks, a product of two
+# vectors at column strides 1, 2 and others.
+TAPS_S, MASKS_S, PRODUCT_S = 2.5e-8, 2e-9, (9e-10, 4e-9, 1e-8)
 FLOPS_PER_S = 5e10  # of one thread, float32, measured on AVX2
 
 
@@ -92,6 +100,40 @@ def all_planes(x, y, w, zeros, table, shape, job):
     fork(planes, (place(x, 0), place(y, 0), place(w, 0), place(zeros, 0), place(table, 0), shape), job)
 
 
+@linked(error_model="numpy")
+def products(x, y, dw, images, table, shape, slot, first, last):
+    """Channels [first, last) of dw; all are addresses, of x, of the gradient y, of dw and of ``Planes``."""
+    layer = named(Planes, table)
+    taps, size = len(shape[1]), tile_size(shape)[1]
+    stride, inputs = layer.stride_h, layer.channels // layer.multiplier
+    picture, result = layer.height * layer.width * size, layer.out_height * layer.out_width * size
+    for o in range(first, last):
+        for n in range(images):
+            source = x + (n * inputs + o // layer.multiplier) * picture  # x[n][c]
+            given = y + (n * layer.channels + o) * result  # y[n][o]
+            for kh in range(layer.kernel_h):
+                shift = kh * layer.dilation_h - layer.top  # row oh reads oh * stride + shift
+                low = max(0, (stride - 1 - shift) // stride)
+                high = min(layer.out_height, (layer.height - 1 - shift) // stride + 1)
+                if low >= high:
+                    continue
+                read = source + (low * stride + shift) * layer.width * size
+                wanted = given + low * layer.out_width * size
+                target = dw + (o * layer.kernel_h + kh) * layer.kernel_w * size  # dw[o][0][kh]
+                for kw in range(0, layer.kernel_w, taps):
+                    start = min(kw, layer.kernel_w - taps)  # the last ones overlap the ones before
+                    add_products(read, wanted, target + start * size, high - low, start, kw - start, layer,
+                                 shape)  # fmt: skip
+
+
+@compiled(error_model="numpy")
+def all_products(x, y, dw, table, shape, job):
+    """Every channel; ``shape``: as ``add_products`` has it, beside ``Planes`` in ``table``."""
+    dw[...] = 0
+    arguments = place(x, 0), place(y, 0), place(dw, 0), len(x), place(table, 0), shape
+    fork(products, arguments, job)
+
+
 def _written(spec: ConvSpec) -> tuple[int, ...]:
     """What of ``SHAPE`` is compiled into the code, 0 for a number at run time; or (column stride or 2) alone.
     """
@@ -100,6 +142,13 @@ def _written(spec: ConvSpec) -> tuple[int, ...]:
         return (min(col.stride, 2),)
     down, row_gap, gap = (n if n <= UNROLLED_STEP else 0 for n in (row.stride, row.dilation, col.dilation))
     return row.kernel, col.kernel, down, col.stride, row_gap, gap
+
+
+def _shared_taps(spec: ConvSpec) -> tuple[int, int]:
+    """Of a row of the kernel, how many are summed at a time; the column stride, 0 for what is gathered."""
+    _, col = axes(spec)
+    far = col.stride > 2 or spec.padded_size[-1] > UNROLLED_COLUMNS
+    return -(-col.kernel // -(-col.kernel // MOST_SHARED)), 0 if far else col.stride
 
 
 @dataclass(frozen=True)
@@ -115,20 +164,25 @@ class Depthwise(Compiled):
     name: str = "depthwise"
     family: str = "direct"
     rows: int = 0
-    support: ClassVar[Support | None] = Support(ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2), directions=("forward", "weight_gradient"))
 
     def beyond(self, spec: ConvSpec) -> str | None:
         if spec.in_channels != spec.groups:
             inputs = spec.in_channels // spec.groups
             return f"computes depthwise layers, with one input channel a group, not {inputs}"
-        if math.prod(spec.kernel) > MOST_TAPS:
+        if spec.direction == "forward" and math.prod(spec.kernel) > MOST_TAPS:
             return f"computes kernels of up to {MOST_TAPS} taps, not {math.prod(spec.kernel)}"
         return None
 
     def _seconds(self, spec: ConvSpec) -> float:
         """Of one thread: whole vectors of outputs, and for a few taps their loads and stores."""
-        _, col = axes(spec)
+        row, col = axes(spec)
         vector = VECTOR_BYTES // spec.in_dtype.itemsize
+        if spec.direction == "weight_gradient":
+            taps, stride = _shared_taps(spec)
+            times = spec.batch * spec.out_channels * row.kernel * -(-col.kernel // taps)
+            each = taps * row.outputs * PRODUCT_S[stride - 1]  # of a vector of columns; 0 is the last
+            return times * (TAPS_S + -(-col.outputs // vector) * (MASKS_S + each))
         vectors = math.prod(spec.output_shape) / col.outputs * -(-col.outputs // vector)
         each = (
             math.prod(spec.kernel)
@@ -152,6 +206,8 @@ class Depthwise(Compiled):
         """(threads worth using, rows of a tile, bands of rows of a plane)."""
         row, _ = axes(spec)
         threads = threads if self._seconds(spec) > SHARED_S else 1
+        if spec.direction == "weight_gradient":
+            return min(threads, spec.out_channels), 1, 1
         rows = self._rows(spec)
         wanted = SHARES * threads if threads > 1 else 1
         return threads, rows, max(1, min(-(-wanted // (spec.batch * spec.out_channels)), row.outputs // rows))
@@ -160,23 +216,33 @@ class Depthwise(Compiled):
         return self.variants(lambda one: one._cut(spec, threads), rows=range(1, ROWS + 1))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        if spec.direction == "weight_gradient":
+            return 0
         return axes(spec)[1].size * spec.in_dtype.itemsize
 
-    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
+    def work(self, spec: ConvSpec, weights: np.ndarray | None, threads: int) -> Work:
         row, col = axes(spec)
         threads, rows, bands = self._cut(spec, threads)
         planes = Planes(row.size, col.size, row.outputs, col.outputs, row.before, col.before, bands,
                         spec.out_channels, spec.out_channels // spec.groups, row.kernel, col.kernel,
                         row.stride, col.stride, row.dilation, col.dilation)  # fmt: skip
+        if weights is None:
+            shape = (spec.in_dtype.type(0), *((0,) * n for n in _shared_taps(spec)))
+            return Work(all_products, (table_of(planes), shape), spec.out_channels, threads,
+                        self._seconds(spec), as_2d=True)  # fmt: skip
         shape = (spec.in_dtype.type(0), *((0,) * n for n in (rows, *_written(spec))))
         arguments = weights, np.zeros(col.size, spec.in_dtype), table_of(planes), shape
         return Work(all_planes, arguments, spec.batch * spec.out_channels * bands, threads,
                     self._seconds(spec))
 
     def compile_s(self, spec: ConvSpec) -> float:
+        if spec.direction == "weight_gradient":
+            return 0.35
         return 0.7 + 0.01 * (math.prod(spec.kernel) if len(_written(spec)) > 1 else 0)
 
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
+        if spec.direction == "weight_gradient":
+            return spec.dtype, spec.ndim, spec.direction, *_shared_taps(spec)
         return spec.dtype, spec.ndim, self._rows(spec), *_written(spec)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
