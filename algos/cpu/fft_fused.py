@@ -252,6 +252,9 @@ class FftFused(Compiled):
             if pairs > spec.groups
             else 0.0
         )
+        inputs = spec.in_channels // spec.groups
+        if inputs * points * spec.in_dtype.itemsize >= caches()["L2"] // 4:
+            spectra *= 1.5  # beside the kernels' those of the inputs leave the cache, for each output again
         seconds = self._plan(spec, 1).seconds * (0.85 if spec.ndim == 1 else 1.7)
         return Cost(seconds * 2e10, spec.min_bytes + spectra, 4, 2e10, parallel=plan.threads > 1)
 

@@ -50,6 +50,7 @@ TURNS: dict[str, tuple[tuple[str, ...], ...]] = {
 TRIED = ("groups", "stride", "dilation", "padding", "axes")
 OF_PEERS = ("border", "flip")  # more would measure our lowering, and not their library
 LOCAL = ("componentwise", "lowrank")  # classes of accuracy in which a NaN spoils only what reads it
+SCATTERED_PER_S = 7e8  # elements, measured
 SLOW_S, SLOWER = 0.01, 20.0  # what a way may take, and times as long as the definition at 1 GFLOP/s
 UNWISE = 3.0  # times the operations of the definition, beyond which a chain is no candidate
 CHAINS = 1 << 12
@@ -185,7 +186,8 @@ class Chain:
                     sum(2 * part.copied + 2 * _placed(part) for part in lowered.parts)
                     * node.spec.in_dtype.itemsize
                 )
-                found.append(Cost(0, moved, calls=4 * len(lowered.parts), parallel=False))
+                scattered = sum(part.scattered for part in lowered.parts)
+                found.append(Cost(scattered, moved, 4 * len(lowered.parts), SCATTERED_PER_S, parallel=False))
         return found
 
     def seconds(self, threads: int = 1) -> float:

@@ -241,5 +241,7 @@ def exchange(spec: ConvSpec) -> Lowered | None:
         copied += count(spec.input_shape)
     if min(spec.batch, o) > 1:
         copied += count(spec.output_shape)
-    whole = Part(part, operands=lambda: move, place=place, weights_last=True, copied=copied)
+    scattered = count(spec.weight_shape) if min(c, o) > 1 else 0  # of (C, O) to (O, C)
+    whole = Part(part, operands=lambda: move, place=place, weights_last=True, copied=copied,
+                 scattered=scattered)  # fmt: skip
     return Lowered((whole,), words)

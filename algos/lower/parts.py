@@ -44,6 +44,8 @@ class Part:
         Elements of its operands that a call copies.
     held : int
         Elements that stay in a buffer from call to call.
+    scattered : int
+        Elements of its result that are written far from their neighbours.
     beside : int
         Elements that are there for a moment while operands are made or results placed.
     made : bool
@@ -59,6 +61,7 @@ class Part:
     weights_last: bool = False
     copied: int = 0
     held: int = 0
+    scattered: int = 0
     beside: int = 0
     made: bool = False
     bias: Callable[[Any], Any] = lambda bias: bias
