@@ -321,7 +321,7 @@ def burning(plan: Callable[..., Any], share: float) -> Callable[..., Any]:
             end = now + owed
             while now < end:
                 now = perf_counter()
-            owed = end - now  # what was burnt too long is paid back
+            owed = max(end - now, -LEAST_BURN_S)  # paid back, but for what the system took while it burnt
         return result
 
     return run
