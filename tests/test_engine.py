@@ -98,7 +98,8 @@ def test_ctrl_c_leaves_nobody_writing(threads: int) -> None:
 
     def job(first: int, last: int) -> None:
         # Releases the GIL, and only once: on a busy machine whoever holds it may have to wait for a core.
-        # The caller needs half as long as the others, who have begun by then: some interrupts meet it waiting.
+        # The caller needs half as long as the others, who have begun by then: some interrupts meet it
+        # waiting.
         part = state[first:last]
         if first:
             np.cos(part, out=part)

@@ -10,6 +10,7 @@ import pytest
 import algos
 from algos import ConvSpec
 from algos.dtypes import BFLOAT16, limits, real
+from algos.engine import casts
 from algos.functional import prepared
 from algos.lower.chain import unsupported
 from algos.registry import registry
@@ -184,3 +185,46 @@ def test_a_plan_with_bias_and_activation() -> None:
     assert np.allclose(plan(x), np.maximum(plain + b[:, None, None], 0), atol=1e-5)
     with pytest.raises(ValueError, match="bias is missing"):
         algos.plan("2x3x8x8,4x3x3x3,p1,bias", w)
+
+
+@pytest.mark.parametrize(
+    ("text", "wide"),
+    [
+        ("2x2x60x60,4x1x3x3,p1,complex64", "complex128"),
+        ("2x2x60x60,4x2x3x3,p1,complex64,input_gradient", "complex128"),
+        ("1x3x60x60,4x3x3x3,p1,float16", "float64"),
+        ("1x3x60x60,4x3x3x3,p1,bfloat16", "float64"),
+        ("1x3x60x60,4x3x3x3,p1,int8>int32", "float64"),
+        ("1x64x60x60,4x64x3x3,p1,uint8*int8>int32,zp3:1", "float64"),
+    ],
+)
+def test_large_arrays_are_converted_by_loops_that_agree(text: str, wide: str) -> None:
+    spec, rng = ConvSpec.parse(text), np.random.default_rng(1)
+    w = numbers(rng, spec.weight_shape, spec.w_dtype, True)
+    a = numbers(
+        rng, spec.input_shape if spec.direction == "forward" else spec.output_shape, spec.in_dtype, True
+    )
+    assert a.size >= casts.LEAST
+    if wide == "float64" and spec.in_dtype.kind not in "iu":
+        a.flat[:3] = np.inf, np.nan, 1e-7  # in a corner
+    y = algos.plan(spec, w, "direct_shift")(a)
+    x_zero, w_zero = spec.zero_points
+    same = spec.with_(dtype=wide, zero_points=(0, 0))
+    right = algos.plan(same, w.astype(wide) - w_zero, "direct_shift")(a.astype(wide) - x_zero)
+    if spec.in_dtype.kind in "iu":
+        assert np.array_equal(y, right)
+    else:
+        expected = right.astype(spec.result_dtype)
+        assert np.array_equal(np.isfinite(y), np.isfinite(expected))
+        y, right = (np.where(np.isfinite(expected), v, 0).astype(right.dtype) for v in (y, right))
+        assert np.abs(y - right).max() <= 2 * float(limits(spec.result_dtype).eps) * np.abs(right).max()
+
+
+def test_a_sum_that_does_not_fit_is_refused_by_the_loops_too() -> None:
+    w = np.ones((1, 1, 1, 1), np.int8)
+    plan = algos.plan("1x1x64x64,1x1x1x1,int8,zp0:-1", w)
+    x = np.full((1, 1, 64, 64), 63, np.int8)
+    assert (plan(x) == 126).all()
+    x[0, 0, -1, -1] = 64
+    with pytest.raises(OverflowError, match="a sum of 128 does not fit int8"):
+        plan(x)

@@ -1,15 +1,54 @@
-"""From one type of elements to another, all at once."""
+"""From one type of elements to another, all at once: by compiled loops where NumPy's are slow and there are
+many elements, else by NumPy.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from algos.dtypes import BFLOAT16
+from algos.host import cpu_features
+
+LEAST = 1 << 12  # elements; below, a call of a loop and its compilation do not pay
+HALF, SINGLE = np.dtype(np.float16), np.dtype(np.float32)
+NARROW = {(HALF, SINGLE): "halves_in", (SINGLE, HALF): "halves_out", (BFLOAT16, SINGLE): "brains_in",
+          (SINGLE, BFLOAT16): "brains_out"}  # fmt: skip
+
+
+@cache
+def _compiles(half: bool) -> bool:
+    from algos.engine.jit import disabled
+
+    return disabled() is None and (not half or bool(cpu_features().get("f16c")))
+
+
+def _loop(name: str, *arrays: Any) -> Callable[..., Any] | None:
+    """The compiled loop of that name, where it serves these arrays."""
+    if not all(type(a) is np.ndarray and a.flags.c_contiguous and a.size >= LEAST for a in arrays):
+        return None
+    if not _compiles("halves" in name):
+        return None
+    from algos.engine import casting
+
+    return getattr(casting, name)
+
 
 def convert(target: Any, a: Any) -> None:
     """target[...] = a, rounded to nearest where the type is narrower."""
-    target[...] = a
+    name = NARROW.get((a.dtype, target.dtype))
+    if name is None or (loop := _loop(name, a, target)) is None:
+        target[...] = a
+    else:
+        loop(_bits(a), _bits(target))
+
+
+def _bits(a: np.ndarray) -> np.ndarray:
+    """Flat; of types that Numba does not have, their bits."""
+    return (a.view(np.uint16) if a.itemsize == 2 else a).reshape(-1)
 
 
 def store_whole(y: Any, result: Any) -> None:
@@ -20,14 +59,52 @@ def store_whole(y: Any, result: Any) -> None:
     OverflowError
         For one that does not fit the type of y.
     """
-    info = np.iinfo(y.dtype)
-    for value in (int(result.min()), int(result.max())) if result.size else ():
-        if not info.min <= value <= info.max:
-            raise OverflowError(beyond(value, y.dtype))
-    y[...] = result
+    info, floats = np.iinfo(y.dtype), result.dtype.type
+    high = floats(info.max)
+    if int(high) > info.max:  # rounded up
+        high = np.nextafter(high, floats(0))
+    loop = _loop("wholes_out", y, result)
+    if loop is not None and y.itemsize < 8:
+        fits = not loop(result.reshape(-1), y.reshape(-1), floats(info.min), high)
+    else:
+        fits = not result.size or (int(result.min()) >= info.min and int(result.max()) <= info.max)
+        if fits:
+            y[...] = result
+    if not fits:
+        off = max(int(result.max()) - info.max, info.min - int(result.min()))
+        value = int(result.max()) if int(result.max()) - info.max == off else int(result.min())
+        raise OverflowError(beyond(value, y.dtype))
 
 
 def beyond(value: int, dtype: np.dtype) -> str:
     """What to do about a result that does not fit."""
     wider = "int32" if dtype.itemsize < 4 else "int64"
     return f"a sum of {value} does not fit {dtype}: give the spec a wider result, such as {dtype}>{wider}"
+
+
+def split(a: Any, first: Any, second: Any) -> None:
+    """Real and imaginary parts."""
+    floats = np.dtype(f"f{a.itemsize // 2}")
+    loop = _loop("parts", a, first, second) if first.dtype == second.dtype == floats else None
+    if loop is None:
+        first[...], second[...] = a.real, a.imag
+    else:
+        loop(a.reshape(-1).view(floats), first.reshape(-1), second.reshape(-1))
+
+
+def combined(y: Any, products: Any, conjugate: bool) -> None:
+    """y from the real products of its parts: those of [real, imaginary] images with [real, imaginary]
+    weights, the latter's sign turned if ``conjugate``.
+    """
+    (a, b), (c, d) = products[0], products[1]  # a: real with real; b: real image, imaginary weights; ...
+    floats = np.dtype(f"f{y.itemsize // 2}")
+    loop = _loop("joined", y, a, b, c, d) if a.dtype == floats else None
+    if loop is not None:
+        flat = [p.reshape(-1) for p in ((a, c, b, d) if conjugate else (a, b, c, d))]
+        loop(*flat, floats.type(-1 if conjugate else 1), y.reshape(-1).view(floats))
+    elif conjugate:
+        np.add(a, d, out=y.real)
+        np.subtract(c, b, out=y.imag)
+    else:
+        np.subtract(a, d, out=y.real)
+        np.add(b, c, out=y.imag)

@@ -16,7 +16,7 @@ import numpy as np
 
 from algos.arrays import module_of
 from algos.dtypes import accumulator, kind, real, whole
-from algos.engine.casts import convert
+from algos.engine.casts import LEAST, combined, convert, split
 from algos.lower.border import border
 from algos.lower.parts import Lowered, Move, Part, converted, converting, count, operand_shapes
 from algos.lower.whole import integers
@@ -86,7 +86,7 @@ def _splitting(spec: ConvSpec, bordered: Move, dtype: Any) -> Move:
     def images(a: Any) -> Any:
         """[real, imaginary] of a batch."""
         made = np.empty_like(a, shape=(2, *a.shape), dtype=dtype, order="C")
-        made[0], made[1] = a.real, a.imag
+        split(a, made[0], made[1])
         return made.reshape(2 * a.shape[0], *a.shape[1:])
 
     def move(*operands: Any) -> tuple[Any, ...]:
@@ -112,15 +112,15 @@ def _joined(spec: ConvSpec, y: Any, result: Any) -> None:
     if spec.direction == "weight_gradient":
         o, *inner = spec.weight_shape
         r = result.reshape(spec.groups, 2, o // spec.groups, *inner)
-        split = y.reshape(spec.groups, o // spec.groups, *inner)
-        split.real, split.imag = r[:, 0], r[:, 1]
+        grouped = y.reshape(spec.groups, o // spec.groups, *inner)
+        grouped.real, grouped.imag = r[:, 0], r[:, 1]
         return
     n, c, *size = y.shape
-    r = result.reshape(2, n, spec.groups, 2, c // spec.groups, *size)
-    split = y.reshape(n, spec.groups, c // spec.groups, *size)
-    if spec.direction == "forward":
-        np.subtract(r[0, :, :, 0], r[1, :, :, 1], out=split.real)
-        np.add(r[0, :, :, 1], r[1, :, :, 0], out=split.imag)
-    else:  # with the conjugate of w
-        np.add(r[0, :, :, 0], r[1, :, :, 1], out=split.real)
-        np.subtract(r[1, :, :, 0], r[0, :, :, 1], out=split.imag)
+    whole = y.reshape(n * spec.groups, c // spec.groups, *size)
+    products = result.reshape(2, n * spec.groups, 2, c // spec.groups, *size).swapaxes(1, 2)
+    conjugate = spec.direction != "forward"
+    if whole[0].size < LEAST:
+        combined(whole, products, conjugate)
+    else:  # one after another: the products of each lie together
+        for k in range(len(whole)):
+            combined(whole[k], products[:, :, k], conjugate)
