@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from bench.noise import Model, Taken, discoveries, judged, standing
+from bench.noise import Model, Ratio, Taken, discoveries, judged, standing
 
 SPECS, TABLES = 10, 12
 KINDS = {
@@ -50,6 +50,13 @@ def verdicts(ratio: float, kind: str) -> list[str]:
         model = Model.of(made)
         found += judged([model.compare(*pair) for pair in made])
     return found
+
+
+@pytest.mark.parametrize(("centre", "needed"), [(0.0, 16), (0.01, 25), (0.05, 16), (0.1, 5), (0.3, 5)])
+def test_an_interval_narrows_with_the_root_of_the_launches(centre: float, needed: int) -> None:
+    """From 4 launches and nearly 10% either way to within 5%, or to where it leaves out 1."""
+    ratio = Ratio(*(math.exp(centre + x) for x in (0, -0.099, 0.099)), 1.0, 4, True, "undecided")
+    assert Model().launches_for(ratio, 0.05) == needed
 
 
 @pytest.mark.parametrize("kind", KINDS)
