@@ -204,15 +204,12 @@ def test_a_commit_of_somebodys_plugins(tmp_path: Path, monkeypatch: pytest.Monke
 # ---- the command ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("burn", "launches"), [
-    (3, 2), pytest.param(0.5, 5, marks=pytest.mark.exhaustive),
-])  # fmt: skip
-def test_a_planted_slowdown_is_found(
-    burn: float, launches: int, convbench: Convbench, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("burn", [3, pytest.param(0.5, marks=pytest.mark.exhaustive)])
+def test_a_planted_slowdown_is_found(burn: float, convbench: Convbench, tmp_path: Path) -> None:
+    """After three launches; on a busy machine, which makes their turns differ, after five or eight."""
     old = plugin(tmp_path / "old")
     new = plugin(tmp_path / "new", burn=burn, block=2, more=', replace(Windows(), name="fresh")')
-    done = convbench("duel", old, new, SPEC, "--threads", "1", "--launches", str(launches), "--json")
+    done = convbench("duel", old, new, SPEC, "--threads", "1", "--launches", "8", "--json")
     assert done.returncode == 1, done.stderr
     told = json.loads(done.stdout)
     (case,) = told["cases"]
