@@ -69,6 +69,8 @@ class Support(NamedTuple):
     dtypes: tuple[str, ...] = PLAIN_TYPES
     # ``prepare(spec, weights, threads, bias)`` applies the spec's bias and activation
     epilogues: bool = False
+    # ``prepare(spec, None, threads)`` of a forward pass returns ``run(x, w, out=None)``
+    weights_as_operands: bool = False
 
     def lacks(self, spec: ConvSpec) -> str | None:
         """Why ``spec`` is beyond it, or None."""

@@ -353,8 +353,11 @@ def _transposed(ndim: int, x: Any, w: Any, options: tuple) -> ConvSpec:
     )
     if min(size) < 1:
         raise SpecError(f"the result would have size {times(size)}: use less padding")
+    number = per_axis("groups", groups, 1)[0]
+    if number > 0 and w.shape[0] % number:
+        raise SpecError(f"w takes {w.shape[0]} channels, which are not divisible by groups {number}")
     spec = ConvSpec(
-        1 if x.ndim == ndim + 1 else x.shape[0], w.shape[1] * per_axis("groups", groups, 1)[0], size,
+        1 if x.ndim == ndim + 1 else x.shape[0], w.shape[1] * number, size,
         w.shape[0], w.shape[2:], steps,
         tuple((b, a - extra) for (b, a), extra in zip(pairs, more, strict=True)),
         gaps, groups, dtype=np.result_type(x.dtype, w.dtype).name, direction="input_gradient",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import algos
-from algos.contract import Algorithm
+from algos.contract import Algorithm, Support
 from algos.lower.border import fold
 from algos.lower.chain import STEPS, TRIED, _known, chain, chains, compose, tree, unsupported
 from algos.spec import ConvSpec, SpecError
@@ -120,6 +120,85 @@ class Plain(Algorithm):
             return np.einsum("nchwij,ocij->nohw", windows, weights, out=out)
 
         return run
+
+
+class OnlyWeights(Algorithm):
+    """Knows the weights' gradient of one valid 2-D correlation, stride 1, and nothing else."""
+
+    support = Support(directions=("weight_gradient",))
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        plain = spec.groups, spec.stride, spec.dilation, spec.padding
+        simple = plain == (1, (1, 1), (1, 1), ((0, 0), (0, 0)))
+        return self.support.lacks(spec) or (None if simple else "computes plain gradients")
+
+    def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        return spec.min_bytes * int(np.prod(spec.kernel))
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
+        def run(x: Any, grad: Any, out: Any = None) -> Any:
+            windows = np.lib.stride_tricks.sliding_window_view(x, spec.kernel, axis=(2, 3))
+            return np.einsum("nchwij,nohw->ocij", windows, grad, out=out)
+
+        return run
+
+
+@pytest.mark.parametrize("text", [
+    "2x3x9x10,4x3x3x3,p1", "2x4x9x10,6x2x3x3", "2x3x9x10,4x3x3x3,s2,p1", "2x3x12x11,4x3x3x3,d2,p1",
+    "2x3x12x11,4x3x3x3,s2,p1,d2", "2x3x12x11,4x3x3x3,s4x3,d2x5,p2:6", "2x4x9x10,6x2x3x3,s2,p1:0,reflect,flip",
+    "2x3x40,4x3x5,p2,s3", "2x3x5x6x7,4x3x3x3x3,p1,s2x1x1", "2x3x3x3,4x3x1x1,s3,p3",
+])  # fmt: skip
+def test_one_plain_weight_gradient_solves_them_all(text: str) -> None:
+    spec, plain = ConvSpec.parse(text).directed("weight_gradient"), OnlyWeights("plain", "gemm")
+    verdict = check(spec, plain)
+    assert verdict.ok, f"{chain(plain, spec).words}: {verdict.reason}"
+    assert sum(leaf.macs for leaf in chain(plain, spec).leaves) <= 1.5 * spec.macs  # no zeros between
+
+
+class TakesWeights(Plain):
+    """The same as ``Plain``, its weights with each call."""
+
+    support = Support(weights_as_operands=True)
+
+    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
+        of = super().prepare
+        if weights is None:
+            return lambda x, w, out=None: of(spec, w)(x, out)
+        return of(spec, weights)
+
+
+def test_weights_may_be_operands_of_each_call() -> None:
+    """Then nothing is prepared at a call of what is prepared once."""
+    spec, prepared = ConvSpec.parse("2x3x9x10,4x3x3x3,p1,weight_gradient"), []
+    for algorithm in (TakesWeights("takes", "gemm"), algos.get("kn2row_gemm")):
+        assert check(spec, algorithm).ok
+        assert "exchanged" in chain(algorithm, spec).words
+        original = type(algorithm).prepare
+
+        def counted(self: Any, *arguments: Any, of: Any = original) -> Any:
+            prepared.append(arguments)
+            return of(self, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(algorithm), "prepare", counted)
+            run = chain(algorithm, spec).prepare(None, 1)
+            before, data = len(prepared), operands(spec, 0)
+            first = run(*data.call)
+            assert len(prepared) == before and np.array_equal(run(*data.call), first)
+
+
+def test_reasons_say_what_they_are_about() -> None:
+    depthwise = algos.get("depthwise")
+    assert unsupported(depthwise, ConvSpec.parse("1x4x9x9,6x2x3x3")) == (
+        "computes depthwise layers, with one input channel a group, not 2"
+    )
+    plain, weights = Plain("plain", "gemm"), OnlyWeights("weights", "gemm")
+    reason = unsupported(algos.get("winograd_f4"), ConvSpec.parse("1x3x56x56,4x3x3x3,weight_gradient"))
+    assert reason and "not 54x54" in reason and "images and channels exchanged" in reason
+    assert unsupported(weights, ConvSpec.parse("1x4x9x9,6x4x3x3")) == "computes weight_gradient, not forward"
+    many = ConvSpec.parse("1x34x9x9,34x1x3x3,weight_gradient")  # groups, one problem each
+    assert unsupported(weights, many) == "computes plain gradients"
+    assert unsupported(plain, ConvSpec.parse("1x4x9x9,6x4x3x3,weight_gradient")) is None
 
 
 OPERATOR = [
@@ -363,6 +442,7 @@ def test_gradients_of_a_bias_are_sums() -> None:
     (lambda a: algos.conv2d_input(a(1, 2, 5, 5), a(3, 2, 3, 3), a(1, 3, 3, 3)), "pass its shape"),
     (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(2, 3, 3, 3)), "channels"),
     (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(3, 2, 3, 3), padding=9), "less padding"),
+    (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(3, 2, 3, 3), groups=2), "^w takes 3 channels"),
     (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(3, 2, 3, 3), padding="same"), "numbers"),
     (lambda a: algos.conv_transpose2d(a(1, 3, 4, 4), a(3, 2, 3, 3), output_padding=-1), "0 or more"),
 ])  # fmt: skip

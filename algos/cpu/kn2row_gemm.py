@@ -44,7 +44,7 @@ class Kn2rowGemm(Algorithm):
     name: str = "kn2row_gemm"
     family: str = "gemm"
     block_bytes: int = 4 << 20
-    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), weights_as_operands=True)
 
     def beyond(self, spec: ConvSpec) -> str | None:
         return (
@@ -66,16 +66,20 @@ class Kn2rowGemm(Algorithm):
         weights = math.prod(spec.weight_shape) if math.prod(spec.kernel) > 1 else 0
         return (products + buffers + weights) * spec.in_dtype.itemsize
 
-    def prepare(self, spec: ConvSpec, weights: np.ndarray, threads: int = 1) -> Callable[..., np.ndarray]:
+    def prepare(
+        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1
+    ) -> Callable[..., np.ndarray]:
         groups, outputs, taps = spec.groups, spec.out_channels // spec.groups, math.prod(spec.kernel)
-        # (groups, taps * outputs, inputs): all taps of an output channel's row stand in one matrix
-        by_tap = weights.reshape(groups, outputs, -1, taps).transpose(0, 3, 1, 2)
-        w = np.ascontiguousarray(by_tap).reshape(groups, taps * outputs, -1)
         step, inner = self._step(spec), math.prod(spec.size[1:])
         buffer = np.empty(spec.out_channels * taps * step * inner, spec.in_dtype)
         ranges = [[reach(spec, axis, t) for t in range(count)] for axis, count in enumerate(spec.kernel)]
 
-        def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        def packed(weights: np.ndarray) -> np.ndarray:
+            """(groups, taps * outputs, inputs): all taps of an output channel's row stand in one matrix."""
+            by_tap = weights.reshape(groups, outputs, -1, taps).transpose(0, 3, 1, 2)
+            return np.ascontiguousarray(by_tap).reshape(groups, taps * outputs, -1)
+
+        def multiplied(w: np.ndarray, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
             y[...] = 0
             for image, result in zip(x, y.reshape(spec.batch, groups, outputs, *spec.output_size),
@@ -104,7 +108,10 @@ class Kn2rowGemm(Algorithm):
             reads = tuple(read_slice(spec, axis, tap[axis], *inside[axis]) for axis in range(1, spec.ndim))
             result[:, :, low:high, *rest] += product[:, :, low + shift - first : high + shift - first, *reads]
 
-        return run
+        if weights is None:
+            return lambda x, w, out=None: multiplied(packed(w), x, out)
+        kept = packed(weights)
+        return lambda x, out=None: multiplied(kept, x, out)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         taps, pixels = math.prod(spec.kernel), spec.batch * math.prod(spec.size)

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from algos.lower.parts import Lowered, Move, Part, count
+from algos.lower.parts import Lowered, Move, Part, contiguous, count, operand_shapes
 from algos.spec import ConvSpec
 
 
 def axes(spec: ConvSpec) -> Lowered | None:
-    """1-D with a row of one, 3-D as pictures; of forward passes."""
+    """1-D with a row of one; 3-D as pictures, but for input gradients."""
     if spec.ndim == 1:
         return _row(spec)
-    return _planes(spec) if spec.ndim == 3 else None
+    return _planes(spec) if spec.ndim == 3 and spec.direction != "input_gradient" else None
 
 
 def _row(spec: ConvSpec) -> Lowered:
@@ -22,8 +22,11 @@ def _row(spec: ConvSpec) -> Lowered:
     part = spec.with_(size=(1, *spec.size), kernel=(1, *spec.kernel), stride=(1, *spec.stride),
                       dilation=(1, *spec.dilation), padding=((0, 0), *spec.padding))
 
-    def move(x: Any, *rest: Any) -> tuple[Any, ...]:
-        return x.reshape(part.input_shape), *rest
+    shapes = operand_shapes(part)
+
+    def move(*operands: Any) -> tuple[Any, ...]:
+        mine = (a.reshape(shape) for a, shape in zip(operands, shapes, strict=False))
+        return *mine, *operands[len(shapes) :]
 
     def place(y: Any, result: Any) -> None:
         y[...] = result.reshape(y.shape)
@@ -57,16 +60,23 @@ def _planes(spec: ConvSpec) -> Lowered:
                 if outputs.stop > outputs.start:
                     # x[n][c][d] -> [n][od][c][kd]
                     kept[0][:, outputs, :, tap] = x[:, :, planes].swapaxes(1, 2)
-            return kept[0].reshape(part.input_shape), *rest
+            x = kept[0].reshape(part.input_shape)
+            if spec.direction == "forward":
+                return x, *rest
+            return x, contiguous(rest[0].swapaxes(1, 2)).reshape(part.output_shape)  # [n][o][d] -> [n][d][o]
 
         return move
 
     def place(y: Any, result: Any) -> None:
-        y[...] = result.reshape(spec.batch, deep, *result.shape[1:]).swapaxes(1, 2)
+        if spec.direction == "forward":
+            y[...] = result.reshape(spec.batch, deep, *result.shape[1:]).swapaxes(1, 2)
+        else:
+            y[...] = result.reshape(y.shape)  # KD already beside C
 
     elements = count(part.input_shape)
+    copied = elements + (0 if spec.direction == "forward" else count(part.output_shape))
     # (O, C / groups, KD, KH, KW), KD already beside C
     weights = lambda w: w.reshape(part.weight_shape)  # noqa: E731
     return Lowered(
-        (Part(part, weights, operands, place, copied=elements, held=elements),), "planes as pictures"
+        (Part(part, weights, operands, place, copied=copied, held=elements),), "planes as pictures"
     )

@@ -106,8 +106,6 @@ def tree(spec: ConvSpec, names: tuple[str, ...]) -> Node:
     """``spec`` through the lowerings of those names, each where it applies."""
     spec = tidy(spec)
     for k, name in enumerate(names):
-        if name in TRIED and spec.direction != "forward":
-            continue
         if (lowered := STEPS[name](spec)) is not None:
             children = tuple(tree(part.spec, names[k + 1 :]) for part in lowered.parts)
             return Node(spec, lowered, children, name)
@@ -191,9 +189,12 @@ class Chain:
         return found
 
     def seconds(self, threads: int = 1) -> float:
-        """The model's time of a run; a leaf whose weights come with each call is prepared then."""
+        """The model's time of a run; a leaf whose weights come with each call, and which does not take them
+        so, is prepared then.
+        """
         total = math.fsum(cost.seconds(threads) for cost in self.costs(threads))
-        if any(part.weights_last for lowered, _ in self.node.steps() for part in lowered.parts):
+        late = any(part.weights_last for lowered, _ in self.node.steps() for part in lowered.parts)
+        if late and not _takes_weights(self.algorithm):
             held = (int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
             total += math.fsum(map(modelled_prepare_s, held))
         return total
@@ -242,7 +243,7 @@ def _prepared(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int, 
 
 
 def _leaf(algorithm: Algorithm, threads: int, spec: ConvSpec, weights: Any, bias: Any) -> Run:
-    if weights is not None or spec.direction == "weight_gradient":
+    if weights is not None or spec.direction == "weight_gradient" or _takes_weights(algorithm):
         return _prepared(algorithm, spec, weights, threads, bias)
 
     if algorithm.device == "cpu" and compiling_s(algorithm, spec):  # now, and not in the first call
@@ -253,6 +254,10 @@ def _leaf(algorithm: Algorithm, threads: int, spec: ConvSpec, weights: Any, bias
         return prepared(x) if out is None else prepared(x, out=out)
 
     return run
+
+
+def _takes_weights(algorithm: Algorithm) -> bool:
+    return algorithm.support is not None and algorithm.support.weights_as_operands
 
 
 def _there(algorithm: Algorithm, weights: Any) -> Any:
@@ -378,6 +383,7 @@ def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]]
     if "types" in always and whole(spec.in_dtype) and algorithm.accuracy != "componentwise":
         return [], "its roundings may change whole numbers"
     found: list[tuple[str, ...]] = []
+    support = algorithm.support
     for turn in TURNS[spec.direction]:
         if (found and turn != ("shuffle",)) or (peer and turn):
             break
@@ -402,8 +408,11 @@ def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]]
         if refused is None:
             found.append(_ordered((*always, *turn)))
             continue
-        reason = refused
-        if peer or any(leaf.direction != "forward" for leaf in base.leaves):
+        # Who computes this direction itself is asked about nothing else in the end
+        itself = support is not None and spec.direction in support.directions
+        if not (turn and itself and reason):
+            reason = f"{refused} ({base.words})" if base.words else refused
+        if peer or (not turn and support is not None and not itself):
             continue
         traits = _traits(base)
         for size in range(1, len(traits) + 1):

@@ -105,11 +105,12 @@ def contiguous(array: Any) -> Any:
     return array if array.flags.c_contiguous else array.copy(order="C")
 
 
-def taken(at: tuple[Any, ...]) -> Callable[[], Move]:
-    """Operands whose first one is that part of a call's."""
+def taken(*parts: tuple[Any, ...]) -> Callable[[], Move]:
+    """Operands whose first ones are those parts of a call's."""
 
-    def move(first: Any, *rest: Any) -> tuple[Any, ...]:
-        return contiguous(first[at]), *rest
+    def move(*operands: Any) -> tuple[Any, ...]:
+        moved = (contiguous(a[at]) for a, at in zip(operands, parts, strict=False))
+        return *moved, *operands[len(parts) :]
 
     return lambda: move
 
