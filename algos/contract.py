@@ -153,7 +153,8 @@ class Algorithm:
         """All one-off work for one spec and one set of weights; returns what runs.
 
         The result is any callable: ``plan(x) -> y`` forward, ``plan(grad) -> dx`` for input_gradient and
-        ``plan(x, grad) -> dw`` for weight_gradient (weights None), each with ``out=None``. It returns a fresh
+        ``plan(x, grad) -> dw`` for weight_gradient (weights None), each with ``out=None``; where ``support``
+        has ``weights_as_operands``, ``plan(x, w) -> y`` forward when weights are None. It returns a fresh
         array unless ``out`` is given and never changes an operand.
         """
         raise NotImplementedError(f"{type(self).__name__} must prepare a plan")

@@ -308,6 +308,13 @@ def test_depthwise_layers_compute_the_gradient_of_their_weights_themselves(text:
     assert "exchanged" not in chain(depthwise, spec).words and check(spec, depthwise).ok
 
 
+@pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
+def test_depthwise_layers_of_three_dimensions_are_solved_tap_by_tap(direction: str) -> None:
+    spec = ConvSpec.parse("2x3x5x6x9,3x1x3x3x3,p1").directed(direction)
+    depthwise = algos.get("depthwise")
+    assert "3 taps apart" in chain(depthwise, spec).words and check(spec, depthwise).ok
+
+
 def test_a_nan_reaches_no_further_by_the_shuffle() -> None:
     """3 taps at stride 2 leave residues of 2 and of 1, to which zeros would be added."""
     spec = ConvSpec.parse("1x8x16x16,8x8x3x3,s2,p1,input_gradient")

@@ -1,4 +1,6 @@
-"""One dimension as two, and three as two: planes become images whose depth taps lie among the channels."""
+"""One dimension as two, and three as two: planes become images, whose depth taps lie among the channels
+(``axes``) or are problems apart, which keep the channels that a group has (``depth``).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.lower.parts import Lowered, Move, Part, contiguous, count, operand_shapes
+from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, contiguous, count, inner, operand_shapes
 from algos.spec import ConvSpec
 
 
@@ -35,19 +37,70 @@ def _row(spec: ConvSpec) -> Lowered:
                    "a picture of one row")
 
 
+def _flat(spec: ConvSpec) -> ConvSpec:
+    """A 3-D problem's without its depth."""
+    return spec.with_(size=spec.size[1:], kernel=spec.kernel[1:], stride=spec.stride[1:],
+                      dilation=spec.dilation[1:], padding=spec.padding[1:])  # fmt: skip
+
+
+def _reads(spec: ConvSpec) -> list[tuple[int, slice, slice]]:
+    """By depth tap that reads anything: the planes of the result for which it does, and those that it reads.
+    """
+    step, gap, before, found = spec.stride[0], spec.dilation[0], spec.padding[0][0], []
+    for tap in range(spec.kernel[0]):
+        first = max(-(-(before - tap * gap) // step), 0)
+        last = min((spec.size[0] - 1 + before - tap * gap) // step + 1, spec.output_size[0])
+        start = first * step + tap * gap - before
+        if last > first:
+            end = start + (last - first - 1) * step + 1
+            found.append((tap, slice(first, last), slice(start, end, step)))
+    return found
+
+
+def depth(spec: ConvSpec) -> Lowered | None:
+    """3-D as pictures, those of each depth tap by themselves, summed."""
+    if spec.ndim != 3 or spec.kernel[0] > MOST_LEAVES:
+        return None
+    flat, parts, reads = _flat(spec), [], _reads(spec)
+    for tap, outputs, planes in reads:
+        part = flat.with_(batch=spec.batch * (outputs.stop - outputs.start))
+        of_x, of_y = inner([planes]), inner([outputs])
+        taken, placed = {"forward": ((of_x,), of_y), "input_gradient": ((of_y,), of_x),
+                         "weight_gradient": ((of_x, of_y), inner([tap]))}[spec.direction]  # fmt: skip
+        parts.append(Part(part, _tap(tap), _pictures(taken), _summed(spec, placed), made=True,
+                          copied=sum(map(count, operand_shapes(part)))))  # fmt: skip
+    return Lowered(tuple(parts), f"planes as pictures, {len(parts)} taps apart", cleared=True)
+
+
+def _tap(at: int) -> Any:
+    return lambda w: contiguous(w[:, :, at])
+
+
+def _pictures(parts: tuple[Any, ...]) -> Any:
+    """Operands whose first ones are those planes of a call's, each an image."""
+
+    def move(*operands: Any) -> tuple[Any, ...]:
+        moved = (contiguous(a[at].swapaxes(1, 2)) for a, at in zip(operands, parts, strict=False))
+        mine = (a.reshape(-1, *a.shape[2:]) for a in moved)  # [n][d][c] -> [n * d][c]
+        return *mine, *operands[len(parts) :]
+
+    return lambda: move
+
+
+def _summed(spec: ConvSpec, at: tuple[Any, ...]) -> Any:
+    def place(y: Any, result: Any) -> None:
+        if spec.direction == "weight_gradient":
+            y[at] = result
+        else:
+            y[at] += result.reshape(spec.batch, -1, *result.shape[1:]).swapaxes(1, 2)
+
+    return place
+
+
 def _planes(spec: ConvSpec) -> Lowered:
     """Each plane of the result is a picture's: its depth taps are KD times as many channels."""
-    deep, (taps, step, gap, (before, _)) = spec.output_size[0], (
-        spec.kernel[0], spec.stride[0], spec.dilation[0], spec.padding[0])
-    part = spec.with_(batch=spec.batch * deep, in_channels=spec.in_channels * taps, size=spec.size[1:],
-                      kernel=spec.kernel[1:], stride=spec.stride[1:], dilation=spec.dilation[1:],
-                      padding=spec.padding[1:])
-    reads = []  # by tap: the planes of the result that find it inside, and what they read
-    for tap in range(taps):
-        first = max(-(-(before - tap * gap) // step), 0)
-        last = min((spec.size[0] - 1 + before - tap * gap) // step + 1, deep)
-        start = first * step + tap * gap - before
-        reads.append((tap, slice(first, last), slice(start, start + max(last - first, 0) * step, step)))
+    deep, taps, reads = spec.output_size[0], spec.kernel[0], _reads(spec)
+    part = _flat(spec).with_(batch=spec.batch * deep, in_channels=spec.in_channels * taps)
 
     def operands() -> Move:
         kept: list[Any] = []
@@ -57,9 +110,7 @@ def _planes(spec: ConvSpec) -> Lowered:
                 kept.append(np.zeros_like(x, shape=(spec.batch, deep, spec.in_channels, taps, *spec.size[1:]),
                                           order="C"))  # fmt: skip
             for tap, outputs, planes in reads:
-                if outputs.stop > outputs.start:
-                    # x[n][c][d] -> [n][od][c][kd]
-                    kept[0][:, outputs, :, tap] = x[:, :, planes].swapaxes(1, 2)
+                kept[0][:, outputs, :, tap] = x[:, :, planes].swapaxes(1, 2)  # x[n][c][d] -> [n][od][c][kd]
             x = kept[0].reshape(part.input_shape)
             if spec.direction == "forward":
                 return x, *rest

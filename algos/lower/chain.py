@@ -23,7 +23,7 @@ from algos.build import lowering_code
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, modelled_prepare_s, said
 from algos.dtypes import whole
 from algos.engine.kept import compiled_now, compiling_s
-from algos.lower.axes import axes
+from algos.lower.axes import axes, depth
 from algos.lower.border import border
 from algos.lower.direction import exchange, residues, shuffle, spaced
 from algos.lower.epilogue import epilogue
@@ -40,14 +40,14 @@ Solve = Callable[[ConvSpec, Any, Any], Run]
 STEPS: dict[str, Callable[[ConvSpec], Lowered | None]] = {
     "types": types, "border": border, "flip": flip, "epilogue": epilogue, "residues": residues,
     "shuffle": shuffle, "spaced": spaced, "exchange": exchange, "crop": crop, "groups": groups,
-    "stride": stride, "dilation": dilation, "padding": padding, "axes": axes,
+    "stride": stride, "dilation": dilation, "padding": padding, "axes": axes, "depth": depth,
 }  # fmt: skip
 ALWAYS = ("border", "flip", "crop")
 TURNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "forward": ((),), "input_gradient": ((), ("residues",), ("shuffle",), ("spaced",)),
     "weight_gradient": ((), ("exchange",)),
 }  # fmt: skip
-TRIED = ("groups", "stride", "dilation", "padding", "axes")
+TRIED = ("groups", "stride", "dilation", "padding", "axes", "depth")
 OF_PEERS = ("border", "flip")  # more would measure our lowering, and not their library
 LOCAL = ("componentwise", "lowrank")  # classes of accuracy in which a NaN spoils only what reads it
 SCATTERED_PER_S = 7e8  # elements, measured
@@ -465,5 +465,6 @@ def _traits(node: Node) -> list[str]:
         "dilation": any(max(leaf.dilation) > 1 for leaf in leaves),
         "padding": any(any(map(any, leaf.padding)) for leaf in leaves),
         "axes": any(leaf.ndim != 2 for leaf in leaves),
+        "depth": any(leaf.ndim == 3 for leaf in leaves),
     }
     return [name for name in TRIED if has[name]]
