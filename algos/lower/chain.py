@@ -465,6 +465,8 @@ def _traits(node: Node) -> list[str]:
         "dilation": any(max(leaf.dilation) > 1 for leaf in leaves),
         "padding": any(any(map(any, leaf.padding)) for leaf in leaves),
         "axes": any(leaf.ndim != 2 for leaf in leaves),
-        "depth": any(leaf.ndim == 3 for leaf in leaves),
+        # Else its taps may as well lie among the channels
+        "depth": any(leaf.ndim == 3 and (leaf.groups == leaf.in_channels > 1
+                                         or leaf.direction == "input_gradient") for leaf in leaves),
     }
     return [name for name in TRIED if has[name]]
