@@ -21,6 +21,13 @@ def is_device_array(array: Any) -> bool:
     return isinstance(array, DeviceArray) or type(array).__module__.partition(".")[0] == "cupy"
 
 
+def layout_of(array: Any) -> str:
+    """How the channels of (N, C, *size) lie: "nhwc" where those of a pixel lie together, else "nchw"."""
+    if not isinstance(array, np.ndarray) or array.ndim < 3 or array.flags.c_contiguous:
+        return "nchw"
+    return "nhwc" if np.moveaxis(array, 1, -1).flags.c_contiguous else "nchw"
+
+
 def module_of(array: Any) -> Any:
     """NumPy, or for a device's arrays what has the same functions: CuPy, or the wrapper's class."""
     if isinstance(array, DeviceArray):

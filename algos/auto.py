@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from algos import wisdom
 from algos.build import build_of
-from algos.contract import Algorithm, Cost
+from algos.contract import LAYOUTS, Algorithm, Cost, relaid_s
 from algos.engine.threads import checked_threads
 from algos.estimate import DOUBT, Estimate, Knowledge, Source
 from algos.grammar import checked_int, shown
@@ -91,6 +91,7 @@ def pick(
     device: str | None = None,
     accuracy: str | None = None,
     peers: bool = False,
+    layout: str = "nchw",
 ) -> Choice:
     """The fastest algorithm that is right for ``spec`` on this machine.
 
@@ -110,6 +111,9 @@ def pick(
         Leaves out FFT and Winograd, whose errors follow the largest values and whose NaNs spread.
     peers : bool
         Ranks other people's libraries as well.
+    layout : {"nchw", "nhwc"}
+        How the channels of the arrays lie; what the copies to and from an algorithm's own order take is
+        counted.
 
     Raises
     ------
@@ -125,6 +129,7 @@ def pick(
     for name, value, known_values in (
         ("device", device, ("cpu", "cuda")),
         ("accuracy", accuracy, ("componentwise",)),
+        ("layout", layout or "", LAYOUTS),
     ):
         if value is not None and (not isinstance(value, str) or value not in known_values):
             raise SpecError(f"{name} is {shown(value)}: use {', '.join(map(repr, known_values))} or None")
@@ -154,7 +159,8 @@ def pick(
         return _distrust(algorithm, spec, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]
-    choice = choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not)
+    choice = choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not,
+                    layout=layout)  # fmt: skip
     return (
         replace(choice, reason=choice.reason + _measured_with_others())
         if choice.source == "model"
@@ -171,6 +177,7 @@ def choose(
     calls: int | None = None,
     unwanted: Callable[[Algorithm], str] = lambda algorithm: "",
     why_not: Callable[[Algorithm], str] = lambda algorithm: "",
+    layout: str = "nchw",
 ) -> Choice:
     """Rank ``found`` on ``spec`` by what ``knowledge`` says of their times.
 
@@ -192,6 +199,8 @@ def choose(
             reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, spec)
             reason = reason or why_not(algorithm)
             estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
+            if estimate and (copies := relaid_s(spec, algorithm, layout)):
+                estimate = replace(estimate, run_s=estimate.run_s + copies)
             if estimate and (seconds := chain(algorithm, spec, threads).compiling_s()):
                 estimate = replace(estimate, compile_s=seconds)
             if estimate and (doubt := chain(algorithm, spec, threads).unwise):
@@ -221,6 +230,8 @@ def choose(
     reason = ("tuned, " if names[id(best)] != best.name else "") + _reason(ranked, calls)
     if words := candidates[0].via:
         reason += f"; {words}"
+    if copies := relaid_s(spec, best, layout):
+        reason += f"; {copies:.2g} s of it copy between {layout.upper()} and {best.layout.upper()}"
     if caveat := getattr(best, "caveat", None):
         texts = dict.fromkeys(map(caveat, chain(best, spec, threads).leaves))
         reason += "".join(f"; {text}" for text in texts)

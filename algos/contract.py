@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -14,11 +15,24 @@ from algos.host import caches
 from algos.spec import ConvSpec
 
 FAMILIES = ("direct", "gemm", "fft", "separable", "winograd", "toeplitz", "peer", "auto")
+LAYOUTS = ("nchw", "nhwc")
 ACCURACIES = ("componentwise", "normwise", "lowrank", "winograd")
 BYTES_PER_S, CACHED_BYTES_PER_S = 2e10, 6e10  # from memory, and from the last cache where everything fits it
 CALL_S = 1.5e-6  # one NumPy call on small arrays
 PLAIN_TYPES = ("float32", "float64")  # about which every algorithm is asked
 PREPARE_S, PREPARE_BYTES_PER_S = 30e-6, 2e9
+
+
+RELAID_BYTES_PER_S = 4e9  # from one memory order into the other, read and written
+
+
+def relaid_s(spec: ConvSpec, algorithm: Algorithm, layout: str) -> float:
+    """What a call takes to copy arrays that lie as ``layout`` says into the algorithm's order, and back."""
+    if algorithm.layout == layout:
+        return 0.0
+    x, y = (math.prod(shape) * dtype.itemsize
+            for shape, dtype in ((spec.input_shape, spec.in_dtype), (spec.output_shape, spec.out_dtype)))
+    return 2 * CALL_S + (x + y) / RELAID_BYTES_PER_S
 
 
 def modelled_prepare_s(workspace_bytes: int) -> float:

@@ -49,6 +49,8 @@ class Door:
         The algorithm, and how it comes to solve ``spec``, or the same with a promise of rank that the weights
         keep.
     threads : int
+    layout : {"nchw", "nhwc"}, optional
+        How the channels of results lie; as the algorithm's own where left out.
 
     Attributes
     ----------
@@ -60,8 +62,9 @@ class Door:
 
     calls_left, faster, prepared = -1, "", False
 
-    def __init__(self, spec: ConvSpec, chain: Chain, threads: int) -> None:
+    def __init__(self, spec: ConvSpec, chain: Chain, threads: int, layout: str | None = None) -> None:
         self.spec, self.chain, self.algorithm, self.threads = spec, chain, chain.algorithm, threads
+        self.layout = layout or chain.algorithm.layout
         x, y = (spec.input_shape, spec.in_dtype), (spec.output_shape, spec.out_dtype)
         self._expected = {
             "forward": (("x", *x),),
@@ -69,7 +72,7 @@ class Door:
             "weight_gradient": (("x", *x), ("grad", *y)),
         }[spec.direction]
         self._result = (spec.result_shape, spec.result_dtype)
-        self._plain, self._ordered = self.algorithm.device == "cpu", self.algorithm.layout == "nchw"
+        self._plain, self._ordered = self.algorithm.device == "cpu", self.layout == "nchw"
 
     def prepare(self, weights: Any, bias: Any = None) -> Run:
         """What the chain prepares for regular weights and bias, or what serves an empty batch."""
@@ -99,8 +102,8 @@ class Door:
         ]
         if self._plain and out is None:
             y = run(*arrays)
-            disordered = self._ordered and type(y) is np.ndarray and not y.flags.c_contiguous
-            return y.copy(order="C") if disordered else y
+            disordered = type(y) is np.ndarray and not (self._ordered and y.flags.c_contiguous)
+            return in_layout(y, self.layout) if disordered else y
         host = algorithm.device == "cpu" or not is_device_array(operands[0])
         if out is not None:
             self._check_out(out, operands, host)

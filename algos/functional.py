@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from algos import auto, registry
-from algos.arrays import is_device_array
-from algos.contract import PLAIN_TYPES, Algorithm
+from algos.arrays import is_device_array, layout_of
+from algos.contract import LAYOUTS, PLAIN_TYPES, Algorithm
 from algos.door import OWN_STATE, Door, apart, as_array, overlaps, regular
 from algos.dtypes import promoted, whole
 from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
+from algos.grammar import shown
 from algos.host import usable_cores
 from algos.lower.chain import chain
 from algos.spec import ConvSpec, Padding
@@ -82,7 +83,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         w = self._door.algorithm.to_host(self._weights) if is_device_array(self._weights) else self._weights
-        return plan, (str(self.spec), w, self.algorithm, self.threads, self._bias)
+        return plan, (str(self.spec), w, self.algorithm, self.threads, self._bias, None, self._door.layout)
 
 
 _plans: weakref.WeakSet[Plan] = weakref.WeakSet()
@@ -103,7 +104,7 @@ if hasattr(os, "register_at_fork"):
 
 def plan(
     spec: ConvSpec | str, w: Any = None, algorithm: str = "auto", threads: int | None = None,
-    bias: Any = None, activation: str | None = None,
+    bias: Any = None, activation: str | None = None, layout: str = "nchw",
 ) -> Plan:  # fmt: skip
     """Prepare ``spec`` with weights ``w`` for many calls.
 
@@ -120,6 +121,10 @@ def plan(
         Of ``spec.out_dtype``: one number for each output channel, which makes the spec's ``bias`` True.
     activation : str, optional
         In place of the spec's: none, relu, relu6, sigmoid or silu.
+    layout : {"nchw", "nhwc"}
+        How the channels of the arrays lie: "nhwc" where those of a pixel lie together, as in torch's
+        channels_last. Results lie the same way; shapes stay (N, C, *size). An algorithm of the other layout
+        copies on the way in and out, which the choice counts.
 
     Raises
     ------
@@ -127,31 +132,35 @@ def plan(
         For operands that don't fit the spec, weights that break its rank, or an algorithm that cannot solve
         it.
     """
-    return apart(_plan, spec, w, algorithm, threads, bias, activation)
+    return apart(_plan, spec, w, algorithm, threads, bias, activation, layout)
 
 
 def _plan(
-    spec: ConvSpec | str, w: Any, algorithm: str, threads: int | None, bias: Any, activation: str | None
-) -> Plan:
+    spec: ConvSpec | str, w: Any, algorithm: str, threads: int | None, bias: Any, activation: str | None,
+    layout: str,
+) -> Plan:  # fmt: skip
     spec = ConvSpec.of(spec)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {shown(layout)}: use 'nchw' or 'nhwc'")
     if activation is not None or (bias is not None and not spec.bias):
         spec = spec.with_(bias=bias is not None or spec.bias, activation=activation or spec.activation)
     threads = checked_threads(threads)
     if spec.direction == "weight_gradient":
         if w is not None:
             raise ValueError("a weight_gradient plan takes no weights: pass w=None")
-        return prepared(spec, None, _resolve(spec, algorithm, threads, None), threads)
+        return prepared(spec, None, _resolve(spec, algorithm, threads, None, layout), threads, layout="nchw")
     if w is None:
         raise ValueError(f"w is missing: pass weights of shape {spec.weight_shape}")
     # A plan keeps its weights, whatever becomes of the caller's array.
     w = regular("w", w, spec.weight_shape, spec.w_dtype, None).copy(order="C")
     ranked = _ranked(spec, w)
-    return prepared(spec, w, _resolve(ranked, algorithm, threads, w), threads, ranked, bias)
+    chosen = _resolve(ranked, algorithm, threads, w, layout)
+    return prepared(spec, w, chosen, threads, ranked, bias, layout)
 
 
 def prepared(
     spec: ConvSpec, w: Any, algorithm: Algorithm, threads: int, ranked: ConvSpec | None = None,
-    bias: Any = None,
+    bias: Any = None, layout: str | None = None,
 ) -> Plan:  # fmt: skip
     """A plan of that very algorithm, registered or not; ``ranked`` is ``spec`` with the rank that w is known
     to keep.
@@ -162,14 +171,14 @@ def prepared(
         if bias is None:
             raise ValueError(f"bias is missing: pass {spec.out_channels} numbers, one per output channel")
         bias = checked_bias(bias, spec.out_channels, spec.out_dtype, spec.ndim)
-    return apart(Plan, Door(spec, chain(algorithm, ranked or spec, threads), threads), w, bias)
+    return apart(Plan, Door(spec, chain(algorithm, ranked or spec, threads), threads, layout), w, bias)
 
 
-def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any) -> Algorithm:
+def _resolve(spec: ConvSpec, name: str, threads: int, operand: Any, layout: str) -> Algorithm:
     """The algorithm of that name, or the picked one, sure to run ``spec`` here."""
     if isinstance(name, str) and name == "auto":
         device = "cuda" if is_device_array(operand) else "cpu"
-        return registry.get(auto.pick(spec, threads=threads, device=device).algorithm)
+        return registry.get(auto.pick(spec, threads=threads, device=device, layout=layout).algorithm)
     chosen = registry.get(name)
     if reason := chosen.unavailable():
         raise ValueError(f"{name} is unavailable: {reason}")
@@ -317,9 +326,10 @@ def door_of(
     choice for calls that prepare each time.
     """
     known: tuple | None
+    layout = layout_of(operand)
     try:
         cores = usable_cores() if threads is None else threads
-        options = (*options, algorithm, threads, cores)
+        options = (*options, algorithm, threads, cores, layout)
         known = arrays, options if PLAIN.issuperset(map(type, options)) else _exact(options)
         door = _memo.get(known)
     except (TypeError, RecursionError):  # no hash: the option is refused below, or is an odd kind of sequence
@@ -327,8 +337,9 @@ def door_of(
     if door is not None and door.calls_left:
         return door
     door = _for_single_calls(
-        make(), algorithm if door is None else door.faster, checked_threads(threads), operand
-    )
+        make(), algorithm if door is None else door.faster, checked_threads(threads), operand,
+        layout,
+    )  # fmt: skip
     if len(_memo) >= MEMO_SIZE:
         _memo.clear()
     if known is not None:
@@ -364,15 +375,18 @@ def once(door: Door, w: Any, operands: tuple[Any, ...], out: Any) -> Any:
     return door.call(run, operands, out)
 
 
-def _for_single_calls(spec: ConvSpec, algorithm: str, threads: int, operand: Any) -> Door:
+def _for_single_calls(spec: ConvSpec, algorithm: str, threads: int, operand: Any, layout: str) -> Door:
     """For calls that prepare each time: fastest with the code that is compiled,
     until compiling other code has paid off.
     """
+    if spec.direction == "weight_gradient":  # whose result has no pixels
+        layout = "nchw"
     if not isinstance(algorithm, str) or algorithm != "auto":
-        return Door(spec, chain(_resolve(spec, algorithm, threads, operand), spec, threads), threads)
+        chosen = _resolve(spec, algorithm, threads, operand, layout)
+        return Door(spec, chain(chosen, spec, threads), threads, layout)
     device = "cuda" if is_device_array(operand) else "cpu"
-    choice = auto.pick(spec, threads=threads, calls=1, device=device)
-    door = Door(spec, chain(registry.get(choice.algorithm), spec, threads), threads)
+    choice = auto.pick(spec, threads=threads, calls=1, device=device, layout=layout)
+    door = Door(spec, chain(registry.get(choice.algorithm), spec, threads), threads, layout)
     if later := auto.pays_off(choice):
         door.calls_left, door.faster = later
     return door
