@@ -35,7 +35,7 @@ BAD = [
     ("pick", "9" * 4000),
     ("pick", "99999999999x99999999999,3x3"),
     ("pick", "9x9,3x3\x1b[31m"),
-    ("pick", "9x9,3x3,int32"),
+    ("pick", "9x9,3x3,int32,sigmoid"),
     ("pick", "9x9,3x3", "--calls", "0"),
     ("pick", "9x9,3x3", "--threads", "no"),
     ("pick", "9x9,3x3", "--max-workspace", "lots"),
