@@ -58,16 +58,13 @@ class Solver:
         ndim = 2 if compiled else some(st.sampled_from([1, 2, 2, 3]))
         each = lambda *values: tuple(some(st.sampled_from(values)) for _ in range(ndim))  # noqa: E731
         groups = fixed.get("groups", some(st.sampled_from([1, 1, 2])))
-        kernel = (3, 3) if compiled else each(1, 2, 3, 4)
-        steps = each(1, 1, 2)
-        if compiled:
-            native = self.algorithm.unsupported(STRIDED) is None
-            steps = (some(st.sampled_from([1, 1, 2])) if native else 1,) * 2
+        kernel, steps, gaps = each(1, 2, 3, 4), each(1, 1, 2), each(1, 1, 2)
         more, padding = each(0, 2, 5, 6), tuple(zip(each(0, 1, 2), each(0, 1, 2), strict=True))
         if compiled:
+            native = self.algorithm.unsupported(STRIDED) is None
+            kernel, steps, gaps = (3, 3), (some(st.sampled_from([1, 1, 2])) if native else 1,) * 2, (1, 1)
             more, padding = some(st.sampled_from([(0, 0), (2, 2)])), some(st.integers(0, 1))
-        gaps = 1 if compiled else each(1, 1, 2)
-        extents = [(k - 1) * d + 1 for k, d in zip(kernel, np.broadcast_to(gaps, ndim), strict=True)]
+        extents = [(k - 1) * d + 1 for k, d in zip(kernel, gaps, strict=True)]
         values = {
             "batch": some(st.integers(1, 2)), "in_channels": groups * some(st.integers(1, 3)),
             "groups": groups,
