@@ -51,6 +51,14 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever measures within the tests' process believes every turn: those of
+    microseconds wait far longer for a core of a busy machine than they take.
+    """
+    monkeypatch.setattr("bench.timing.CLOCK_SLACK_S", HUNG_S)
+
+
+@pytest.fixture
 def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are laid out and not painted, which is most of what a report costs:
     for tests of what stands beside them.

@@ -205,13 +205,15 @@ def test_a_commit_of_somebodys_plugins(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("burn", [3, pytest.param(0.5, marks=pytest.mark.exhaustive)])
-def test_a_planted_slowdown_is_found(burn: float, convbench: Convbench, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("undisturbed")
+def test_a_planted_slowdown_is_found(
+    burn: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """After three launches; on a busy machine, which makes their turns differ, after five or eight."""
     old = plugin(tmp_path / "old")
     new = plugin(tmp_path / "new", burn=burn, block=2, more=', replace(Windows(), name="fresh")')
-    done = convbench("duel", old, new, SPEC, "--threads", "1", "--launches", "8", "--json")
-    assert done.returncode == 1, done.stderr
-    told = json.loads(done.stdout)
+    assert main(("duel", old, new, SPEC, "--threads", "1", "--launches", "8", "--json")) == 1
+    told = json.loads(capsys.readouterr().out)
     (case,) = told["cases"]
     assert (case["spec"], case["algorithm"], case["verdict"]) == (SPEC, "windows", "slower")
     assert 1 < case["low"] <= case["ratio"] <= case["high"]
