@@ -11,6 +11,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 from bench.noise import Model, Verdict, judged, spread_apart
 from bench.record import Record
@@ -18,8 +20,27 @@ from bench.record import Record
 CONTROLS = 5  # pairs of identical code needed to measure the noise between two runs
 ASSUMED_RUN_SIGMA = 0.02  # without them
 
-KEY_PARTS = ("spec", "algorithm", "tunables", "threads", "machine", "cold")
-Key = tuple
+
+class Key(NamedTuple):
+    """What makes records of two stores the same case."""
+
+    spec: str
+    algorithm: str
+    tunables: str
+    threads: int
+    machine: str
+    cold: bool
+
+
+_key = attrgetter(*Key._fields)
+
+
+class _Timed(NamedTuple):
+    """What counts of a record: its build, and the logarithm of the time of each launch."""
+
+    build: str
+    logs: list[float]
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -81,72 +102,54 @@ class Comparison:
         return f"{text}; {little}, {self.run_sigma:.0%} assumed"
 
 
-def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
+def compare(old: Iterable[Record], new: Iterable[Record]) -> Comparison:
     """Judge every case that both stores measured on the same machine; the latest build of each stands for it.
 
     Cases are paired by name where the algorithm's own tunables have changed.
     """
     before, after = _latest(old), _latest(new)
     pairs = _pairs(before, after)
-    times = [(_times(a), _times(b)) for a, b in pairs]
-    model = Model(apart=spread_apart(one for pair in times for one in pair))
-    shifts = [
-        _log_mean(b) - _log_mean(a) for a, b in pairs if a.build == b.build and a.tunables == b.tunables
-    ]
+    model = Model(apart=spread_apart(one.logs for _, *pair in pairs for one in pair))
+    shifts = [b.mean - a.mean for key, a, b in pairs if a.build == b.build and key in after]
     drift, run_sigma = 0.0, ASSUMED_RUN_SIGMA
     if len(shifts) >= CONTROLS:
         drift = statistics.median(shifts)
         run_sigma = max(_spread([shift - drift for shift in shifts]), 1e-3)
-    ratios = [model.compare_apart(*pair, shift=drift, between=run_sigma) for pair in times]
+    ratios = model.compare_apart(
+        [a.logs for _, a, _ in pairs], [b.logs for *_, b in pairs], shift=drift, between=run_sigma
+    )
     changes = [
-        Change(
-            a.spec,
-            a.algorithm,
-            a.threads,
-            math.exp(_log_mean(a)),
-            math.exp(_log_mean(b)),
-            *ratio[:3],
-            verdict,
-        )
-        for (a, b), ratio, verdict in zip(pairs, ratios, judged(ratios), strict=True)
+        Change(key.spec, key.algorithm, key.threads, math.exp(a.mean), math.exp(b.mean), *ratio[:3], verdict)
+        for (key, a, b), ratio, verdict in zip(pairs, ratios, judged(ratios), strict=True)
     ]
     alone = len(before) - len(pairs), len(after) - len(pairs)
     return Comparison(tuple(changes), model.apart, run_sigma, drift, len(shifts), *alone)
 
 
-def _latest(records: Iterable[Record]) -> dict[Key, Record]:
+def _latest(records: Iterable[Record]) -> dict[Key, _Timed]:
     """Own measured records by case; stores keep the order of writing, so the last build wins."""
-    return {
-        tuple(getattr(r, part) for part in KEY_PARTS): r
-        for r in records
-        if r.origin == "convbench" and r.launches
-    }
+    return {Key(*_key(r)): _timed(r) for r in records if r.origin == "convbench" and r.launches}
 
 
-def _pairs(before: dict[Key, Record], after: dict[Key, Record]) -> list[tuple[Record, Record]]:
-    """Records of the same case, old and new.
+def _timed(record: Record) -> _Timed:
+    logs = [math.log(max(launch.median_s, 1e-12)) for launch in record.launches]
+    return _Timed(record.build, logs, math.fsum(logs) / len(logs))
+
+
+def _pairs(before: dict[Key, _Timed], after: dict[Key, _Timed]) -> list[tuple[Key, _Timed, _Timed]]:
+    """Records of the same case, old and new, with the key of the old.
 
     An algorithm whose own tunables have changed is still that algorithm: what is left over of its name on
     both sides, one each, is a pair. More than one are variants that were tried, and nobody can tell which
     replaced which.
     """
-    left: dict[tuple, tuple[list[Record], list[Record]]] = {}
+    left: dict[Key, tuple[list[Key], list[Key]]] = {}
     for mine, others, position in ((before, after, 0), (after, before, 1)):
-        for key, record in mine.items():
+        for key in mine:
             if key not in others:
-                name = tuple(getattr(record, part) for part in KEY_PARTS if part != "tunables")
-                left.setdefault(name, ([], []))[position].append(record)
-    named = [(a[0], b[0]) for a, b in left.values() if len(a) == len(b) == 1]
-    return [(before[key], after[key]) for key in before if key in after] + named
-
-
-def _times(record: Record) -> list[float]:
-    """Logarithms, of each launch."""
-    return [math.log(max(launch.median_s, 1e-12)) for launch in record.launches]
-
-
-def _log_mean(record: Record) -> float:
-    return record.log_mean
+                left.setdefault(key._replace(tunables=""), ([], []))[position].append(key)
+    named = [(a[0], before[a[0]], after[b[0]]) for a, b in left.values() if len(a) == len(b) == 1]
+    return [(key, timed, after[key]) for key, timed in before.items() if key in after] + named
 
 
 def _spread(values: Sequence[float]) -> float:

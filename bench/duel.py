@@ -24,12 +24,13 @@ from algos.grammar import shown
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.cases import Case, Settings
-from bench.noise import FALSE_DISCOVERIES, Model, Ratio, Verdict, judged, taken
+from bench.noise import FALSE_DISCOVERIES, Model, Ratio, Verdict, judged
 from bench.pool import Place, Pool
 from bench.record import Record
 from bench.runner import Progress, Runner
 from bench.sides import Side, SideError, roster
 from bench.store import Store
+from bench.turns import taken
 
 LAUNCHES = 8
 LOOKS = (3, 5, 8, 13, 21, 34, 55)

@@ -10,8 +10,9 @@ from algos import wisdom
 from algos.lower.chain import chain
 from algos.neighbours import parsed
 from algos.registry import registry
-from bench import noise
+from bench.noise import decisions
 from bench.record import CALM, Record
+from bench.turns import FEW_TURNS, taken
 
 REMEMBERED = ("ok", "wrong", "too_slow", "timeout", "crashed", "error")
 
@@ -38,7 +39,7 @@ def _chain(record: Record) -> str:
 def disturbed(record: Record) -> bool:
     """Whether even the calmest turns of each launch disagree: such a time teaches nothing."""
     return bool(record.launches) and all(
-        len(launch.turn_times) >= noise.FEW_TURNS and times[-1] > DISTURBED * times[0]
+        len(launch.turn_times) >= FEW_TURNS and times[-1] > DISTURBED * times[0]
         for launch in record.launches
         for times in [sorted(launch.turn_times.values())[: math.ceil(len(launch.turn_times) / CALM)]]
     )
@@ -52,7 +53,7 @@ def taught(groups: Iterable[Sequence[Record]]) -> list[wisdom.Known]:
         group for found in groups if len(group := [r for r in found if r.launches and not disturbed(r)]) > 1
     ]
     lessons = []
-    for decision in noise.decisions(timed, noise.taken):
+    for decision in decisions(timed, taken):
         lessons.append(known(decision.first, "fastest", 1.0, 1.0))
         lessons += (
             known(record, verdict, ratio.low, ratio.high) for record, ratio, verdict in decision.rivals

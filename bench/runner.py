@@ -22,13 +22,14 @@ from typing import Any
 from algos import wisdom
 from algos.build import build_of
 from algos.registry import get, registry, variant_name
-from bench import mood, noise, perf_counter, seal
+from bench import mood, noise, perf_counter, race, seal
 from bench.cases import MOST_LAUNCHES, Case, Settings, limit_text
 from bench.lessons import REMEMBERED, disturbed, known, taught
 from bench.pool import Judge, JudgeLostError, Pool, Worker, WorkerFailed, measuring
 from bench.record import Launch, Record, turn_time
 from bench.store import Store
 from bench.timing import believable, explained, looks
+from bench.turns import taken
 
 LEAST_LIMIT_S = 1.0
 # What may be over at the next run
@@ -139,7 +140,7 @@ class Runner:
         if self.settings.decide is None or self.store is None or done >= MOST_LAUNCHES:
             return []
         groups = [
-            [(case, noise.taken(self._records[case.record.key])) for case in group]
+            [(case, taken(self._records[case.record.key])) for case in group]
             for group in _groups(cases)
         ]
         groups = [
@@ -275,7 +276,7 @@ class Runner:
         budget = self.settings.budget
         timed = [state for state in running if any(state.turns)]
         if self.settings.race and looks(number):
-            now = noise.standing([state.logs() for state in timed], budget.error)
+            now = race.standing([state.logs() for state in timed], budget.error)
             if now.settled:
                 return timed
             behind = [timed[i] for i in now.behind]

@@ -398,7 +398,7 @@ class Store:
                 row = [same.setdefault(v, v) if isinstance(v, str) else v for v in row]
                 row[_COLD] = bool(row[_COLD])
                 launched = tuple(map(make, own)) if owner == identity else ()
-                yield Record(*row, launches=launched)  # type: ignore[misc]  # mypy cannot count them
+                yield Record.of((*row, launched))
 
     @contextmanager
     def _moment(self) -> Iterator[None]:
@@ -465,21 +465,21 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1 << 12)
-def _ones(turns: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(map(bool, turns))
+def _ones(turns: str) -> tuple[int, ...]:
+    return tuple(map(bool, _numbers(turns)))
 
 
-def _values(row: Sequence[Any]) -> list[Any]:
-    """The fields of a launch in their order, but for its samples."""
-    values = list(row[2:])
-    values[_TURNS], values[_DISTURBED] = _numbers(values[_TURNS]), _numbers(values[_DISTURBED])
-    values[_TOGETHER] = intern(values[_TOGETHER])  # of a score of rivals
-    return values
+@lru_cache
+def _layout(size: int) -> struct.Struct:
+    """Of as many bytes as ``_packed`` gives."""
+    return struct.Struct(f"<II{size // 8 - 1}d")
 
 
 def _launch(row: Sequence[Any]) -> Launch:
     """Of a row with samples."""
-    values = _values(row)
+    values = list(row[2:])
+    values[_TURNS], values[_DISTURBED] = _numbers(values[_TURNS]), _numbers(values[_DISTURBED])
+    values[_TOGETHER] = intern(values[_TOGETHER])  # of a score of rivals
     samples = _Read(json.loads(values[_SAMPLES]))
     samples.text, values[_SAMPLES] = values[_SAMPLES], samples
     return Launch(*values)
@@ -487,18 +487,19 @@ def _launch(row: Sequence[Any]) -> Launch:
 
 def _brief(row: Sequence[Any]) -> Launch:
     """Of a row; its samples are looked at only where its times are missing, or not of this row."""
-    packed = row[1]
+    _, packed, *values = row
     if (
         not isinstance(packed, bytes)
         or len(packed) % 8
         or len(packed) < 16
-        or _HEAD.unpack_from(packed)[0] != _sum(row[2:])
+        or _HEAD.unpack_from(packed)[0] != _sum(values)
     ):
-        packed = _packed(_launch(row), row[2:])
-    values = _values(row)
-    _, count, *times = struct.unpack(f"<II{len(packed) // 8 - 1}d", packed)
+        packed = _packed(_launch(row), values)
+    _, count, *times = _layout(len(packed)).unpack(packed)
     values[_SAMPLES], values[_TURNS] = tuple(times), _ones(values[_TURNS])
-    return Brief(*values, sample_count=count)  # type: ignore[misc]
+    values[_DISTURBED], values[_TOGETHER] = _numbers(values[_DISTURBED]), intern(values[_TOGETHER])
+    values.append(count)
+    return Brief.of(values)
 
 
 def _identity(name: str) -> tuple[int, int] | None:

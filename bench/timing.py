@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench import perf_counter
-from bench.noise import FEW_TURNS
+from bench.turns import FEW_TURNS
 
 Thunk = Callable[[], Any]
 DEVICE_CACHE_BYTES = 128 << 20  # the largest second-level cache of a GPU so far

@@ -44,7 +44,8 @@ KINDS = (
 )
 BATCH = 12  # pairs that are measured together: a minute or two
 SHARES = (0.05, 0.02, 0.05, 0.10)  # planted in turn; that of 5% is what is promised
-MEASURING = ("duel", "mood", "noise", "pool", "record", "runner", "timing", "twins", "worker")
+MEASURING = ("duel", "mood", "noise", "pool", "race", "record", "runner", "spread",
+             "timing", "turns", "twins", "worker")
 NEIGHBOUR = """
 import os, sys, time
 while os.getppid() == int(sys.argv[1]):  # whatever ends it

@@ -11,14 +11,15 @@ import pytest
 import algos
 from algos.engine.threads import usable_cores
 from algos.functional import prepared
-from bench import noise
 from bench.cases import Settings, cases_of
 from bench.check import check
 from bench.data import operands
+from bench.noise import decisions
 from bench.record import Record
 from bench.runner import Runner
 from bench.store import Store
 from bench.timing import Budget
+from bench.turns import taken
 from bench.worker import quieten
 from tests.covering import covering
 
@@ -54,7 +55,7 @@ def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         cases = cases_of(specs, algos.algorithms(), [usable_cores()], RACE)
         records = Runner(RACE, store).run([c for c in cases if not c.record.chosen]).records
     groups = [[r for r in records if r.spec == text and r.launches] for text in SPECS]
-    for decision in noise.decisions(groups, noise.taken):
+    for decision in decisions(groups, taken):
         first = decision.first
         found[first.spec, first.algorithm] = first, {"verdict": decision.verdict}
         for record, ratio, verdict in decision.rivals:

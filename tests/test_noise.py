@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy.special import stdtr, stdtrit
 
-from bench.noise import Model, Ratio, Taken, discoveries, judged, standing
+from bench import turns
+from bench.noise import Model, Ratio, decisions, discoveries, judged
+from bench.race import standing
+from bench.turns import Taken
 
 SPECS, TABLES = 10, 12
 KINDS = {
@@ -168,3 +173,67 @@ def test_of_launches_that_disagree_the_calmer_ones_say_how_much() -> None:
         and 1 < ratio.low < 1.7
         and ratio.high <= 601
     )
+
+
+def by_definition(model: Model, one: Sequence[Taken], other: Sequence[Taken]) -> tuple[float, float, float]:
+    """Mean, its standard error and the degrees of freedom, launch by launch and turn by turn."""
+    values, variances = [], []
+    partners = {x.together: x for x in other}
+    for launch in one:
+        rounds = sorted(launch.turns.keys() & partners[launch.together].turns.keys())
+        x, y = ([case.turns[k] for k in rounds] for case in (launch, partners[launch.together]))
+        n = len(rounds)
+        calm = math.ceil(n / 3)
+        lows = [sorted(logs)[:calm] for logs in (x, y)]
+        values.append(math.fsum(lows[1]) / calm - math.fsum(lows[0]) / calm)
+        cut = [min(b, lows[1][-1]) - min(a, lows[0][-1]) for a, b in zip(x, y, strict=True)]
+        known = statistics.variance(cut) * (n / calm) ** 2 / n * (1 + 2 / n) if n >= 4 else model.turn**2
+        calmest = [statistics.fmean(sorted(x.turns.values())[: math.ceil(len(x.turns) / 3)]) for x in one]
+        variances.append(model.process**2 + (2e-7 / math.exp(statistics.fmean(calmest))) ** 2 + known)
+    weights = [1 / v for v in variances]
+    mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+    squares = sum(w * (v - mean) ** 2 for w, v in zip(weights, values, strict=True))
+    freedom = model.freedom + len(values) - 1
+    mood = 0.04 * statistics.fmean(x.load for x in one)
+    return mean, math.sqrt(max((model.freedom + squares) / freedom, 0.5) / sum(weights) + mood**2), freedom
+
+
+def test_many_pairs_at_once_are_judged_as_each_is_by_definition() -> None:
+    """Whatever rounds they have in common, and however many pairs the arrays hold."""
+    rng, model = np.random.default_rng(11), Model(process=0.02, freedom=5.0, turn=0.03)
+    pairs = []
+    for pair in range(60):
+        both = []
+        for shift in (0.0, rng.choice([0.0, 0.05, 0.2])):
+            launches = []
+            for n in range(1 + pair % 4):
+                rounds = sorted(rng.choice(20, size=rng.choice([3, 4, 9, 16]), replace=False).tolist())
+                logs = {k: math.log(1e-4) + shift + rng.exponential(0.03) for k in (0, *rounds)}
+                launches.append(Taken(f"{pair}|{n}", logs, 0.1 * n))
+            both.append(tuple(launches))
+        pairs.append(tuple(both))
+    for (one, other), ratio in zip(pairs, model.compare_all(pairs), strict=True):
+        mean, error, freedom = by_definition(model, one, other)
+        reach = stdtrit(round(freedom, 2), 0.99) * error
+        expected = (math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+        assert ratio[:3] == pytest.approx(expected, rel=1e-12)
+        assert ratio.p == pytest.approx(2 * stdtr(freedom, -abs(mean) / error), rel=1e-9)
+        assert ratio.launches == len(one) and ratio == model.compare(one, other)
+
+
+def test_pairs_beyond_what_the_arrays_hold_are_judged_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = table(np.random.default_rng(2), 1.1, **KINDS["calm"])
+    whole = Model().compare_all(made)
+    monkeypatch.setattr(turns, "AT_ONCE", 3)
+    assert Model().compare_all(made) == whole
+
+
+def test_a_table_of_turns_that_agree_on_no_order_is_undecided() -> None:
+    """Each is faster than the next in the launches that they took turns in."""
+    def case(*places: tuple[str, float]) -> tuple[Taken, ...]:
+        return tuple(launch(f"{name}{n}", *[log] * 8) for name, log in places for n in range(3))
+
+    a, b, c = (case(("ab", 0.0), ("ca", 0.2)), case(("ab", 0.2), ("bc", 0.0)), case(("bc", 0.2), ("ca", 0.0)))
+    (decision,) = decisions([[a, b, c]], lambda one: one, model=lambda one: Model(freedom=30.0))
+    assert decision.verdict == "undecided"
+    assert decision.first not in [rival for rival, *_ in decision.rivals]

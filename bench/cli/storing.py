@@ -104,8 +104,8 @@ def compare(arguments: argparse.Namespace) -> int:
     from bench.store import Store
 
     with Store(arguments.old, create=False) as old, Store(arguments.new, create=False) as new, _uncollected():
-        before, after = old.records(brief=True), new.records(brief=True)
-        found = judge(before, after)
+        found = judge(old.stream(brief=True), new.stream(brief=True))
+        apart = "" if found.changes else _apart(old.records(brief=True), new.records(brief=True))
     counts = {
         v: sum(c.verdict == v for c in found.changes) for v in ("slower", "faster", "same", "undecided")
     }
@@ -122,7 +122,7 @@ def compare(arguments: argparse.Namespace) -> int:
             f"new\n{found.noise_text()}"
         )
     if not found.changes:
-        complain(f"nothing was compared: {_apart(before, after)}")
+        complain(f"nothing was compared: {apart}")
         return 2
     return 1 if counts["slower"] else 0
 

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from algos.spec import ConvSpec, SpecError
-from bench.noise import Packed
 from bench.record import Record
+from bench.turns import taken
 
 GROUP = ["machine", "threads", "cold"]  # times from different groups are never compared
 PROBLEM = [*GROUP, "spec"]
@@ -106,7 +106,7 @@ def _times_of(record: Record) -> dict[str, Any]:
         noise=_spread(medians) if len(medians) > 1 and min(medians) > 0 else math.nan,
         prepare_cheats=_cheats(record, spec["output_bytes"]),
         launch_medians_s=" ".join(f"{m:.6g}" for m in medians),
-        launches=Packed(record),
+        launches=taken(record),
         left_out=_left_out(record),
         **{
             name: mean([v for x in launches if (v := getattr(x, name)) is not None])

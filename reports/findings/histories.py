@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from bench.noise import Model, Packed, Ratio, Taken, judged, taken
+from bench.noise import Model, Ratio, judged
 from bench.record import Record
+from bench.turns import Taken, Turns, taken
 
 # Pairs of one build on two days that tell the noise between runs, and what it is without them
 CONTROLS, ASSUMED = 5, 0.02
@@ -132,11 +133,11 @@ def _wider(model: Model, between: float, one: Sequence[Taken], other: Sequence[T
 
 def _models(found: dict[CaseKey, dict[tuple[str, str], Record]]) -> dict[tuple[int, str, bool], Model]:
     """The noise of every (threads, machine, cold), learnt from rivals of one build and day."""
-    rivals: dict[tuple[int, str, bool], dict[tuple[str, str], list[Packed]]] = {}
+    rivals: dict[tuple[int, str, bool], dict[tuple[str, str], list[Turns]]] = {}
     for case, points in found.items():
         for (day, _), record in points.items():
             group = rivals.setdefault((case.threads, case.machine, case.cold), {})
-            group.setdefault((case.spec, day), []).append(Packed(record))
+            group.setdefault((case.spec, day), []).append(taken(record))
     return {key: Model.of(list(groups.values())) for key, groups in rivals.items()}
 
 
