@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from algos import wisdom
-from algos.lower.chain import chain
+from algos.lower import chain as lowering
 from algos.neighbours import parsed
 from algos.registry import registry
 from bench.noise import decisions
@@ -20,19 +20,24 @@ REMEMBERED = ("ok", "wrong", "too_slow", "timeout", "crashed", "error")
 DISTURBED = 1.5  # the slowest of a launch's calmest turns over the fastest
 
 
-def known(record: Record, verdict: str = "", low: float = 0.0, high: float = 0.0) -> wisdom.Known:
-    """The record as the machine's wisdom keeps it, with what its turns showed against the fastest."""
+def known(
+    record: Record, verdict: str = "", low: float = 0.0, high: float = 0.0, chain: str | None = None
+) -> wisdom.Known:
+    """The record as the machine's wisdom keeps it, with what its turns showed against the fastest.
+
+    ``chain`` is how the algorithm came to solve the spec, found out unless given.
+    """
     return wisdom.Known(
         record.machine, record.build, record.spec, record.algorithm, record.tunables, record.threads,
         record.status, record.reason, record.prepare_s or 0.0, record.median_s or 0.0, verdict, low, high,
-        _chain(record),
+        _chain(record) if chain is None else chain,
     )  # fmt: skip
 
 
 def _chain(record: Record) -> str:
     """How the algorithm came to solve the spec; empty for one that is gone, or breaks its contract."""
     with suppress(Exception, SystemExit):
-        return chain(registry()[record.algorithm], parsed(record.spec), record.threads).identity
+        return lowering.chain(registry()[record.algorithm], parsed(record.spec), record.threads).identity
     return ""
 
 

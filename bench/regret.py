@@ -23,13 +23,18 @@ MOST = 200  # specs that are judged, evenly spread over those that could be; the
 
 
 class _Counted(NamedTuple):
-    """What counts of a record: all of it, its first launch, and the median of the other launches, NaN
-    without.
+    """What counts of a record: all of it, the times of its first launch, and the median of the other
+    launches, NaN without.
     """
 
     whole: Known
-    first: Known
+    run_s: float
+    prepare_s: float
     rest_s: float
+
+    @property
+    def first(self) -> Known:
+        return replace(self.whole, run_s=self.run_s, prepare_s=self.prepare_s)
 
 
 class Regret:
@@ -51,11 +56,11 @@ class Regret:
                 and record.machine == self._machine and record.origin == "convbench"
                 and self._is_present(record.algorithm, record.build, record.tunables)
             ):  # fmt: skip
-                whole, (one, *others) = known(record), record.launches
-                first = replace(whole, run_s=one.median_s, prepare_s=one.prepare_s)
-                rest_s = statistics.median(launch.median_s for launch in others) if others else math.nan
+                # What is right is remembered of the algorithm, however it was lowered
+                whole, (one, *others) = known(record, chain=""), record.launches
+                rest_s = statistics.median([launch.median_s for launch in others]) if others else math.nan
                 self._groups.setdefault((record.spec, record.threads), []).append(
-                    _Counted(whole, first, rest_s)
+                    _Counted(whole, one.median_s, one.prepare_s, rest_s)
                 )
             yield record
 

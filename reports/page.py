@@ -13,7 +13,7 @@ import math
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -164,8 +164,8 @@ def _paged(folder: Path, name: str, table: tables.Table) -> Paged:
         rows.clear()
         size = 0
 
-    for at in range(SHOWN, len(table.rows)):
-        rows.append(_encoded([_data(cell) for cell in table.rows[at]]))
+    for cells in islice(table.rows, SHOWN, None):
+        rows.append(_encoded([*map(_data, cells)]))
         size += len(rows[-1])
         if size > SCRIPT_BYTES:
             file()
@@ -180,9 +180,10 @@ def _paged(folder: Path, name: str, table: tables.Table) -> Paged:
 def _data(cell: tables.Cell) -> Any:
     """Its text, and what it is sorted by where that is a number; null stands for infinity, which JSON lacks.
     """
-    if isinstance(cell.key, str):
-        return cell.text
-    return [cell.text, cell.key if math.isfinite(cell.key) else None]
+    text, key = cell
+    if isinstance(key, str):
+        return text
+    return cell if math.isfinite(key) else (text, None)
 
 
 def _environment() -> jinja2.Environment:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from bench.text import seconds
 from reports.findings.frame import tuples
@@ -58,18 +59,10 @@ def _dot_figures(
     tick: Callable[[float], str], words: Callable[[float], str], notes: list[str],
 ) -> Iterator[Drawn]:  # fmt: skip
     """One row per spec, a marker per algorithm, the winner in words on the right."""
-    order = rows.drop_duplicates("spec").copy()
-    if order["sweep"].nunique() == 1 and len(order) > 1:
-        order = order.sort_values(["kernel_side", "side"])
-        labels = {row.spec: f"{row.size}, {row.kernel}" for row in tuples(order)}
-    else:
-        known = {spec: index for index, spec in enumerate(scene.winners["spec"])}
-        order = order.iloc[np.argsort([known.get(spec, len(known)) for spec in order["spec"]], kind="stable")]
-        labels = {row.spec: scene.case(row.spec) for row in tuples(order)}
-    best = {row.spec: row for row in tuples(scene.winners)}
-    values = {(row.spec, row.algorithm): getattr(row, value) for row in tuples(rows)}
-    for page, specs in pages(scene, list(order["spec"]), ROWS, "specs", notes):
+    labels = _labels(scene, rows.drop_duplicates("spec"))
+    for page, specs in pages(scene, list(labels), ROWS, "specs", notes):
         part = rows[rows["spec"].isin(specs)]
+        shown = scene.winners[scene.winners["spec"].isin(specs)]
         wide = min(max(len(labels[s]) for s in specs), WIDEST)
         names, look = scene.looks(part)
         others = part["algorithm"].nunique() - len(names)
@@ -78,33 +71,14 @@ def _dot_figures(
         )
         (axis,) = grid(figure, area, 1, 1, left=0.35 + 0.073 * wide, bottom=0.33, right=1.95)
         axis.set_xscale("log")
-        for at, spec in enumerate(specs):
-            inside = part.loc[part["spec"] == spec, value]
-            axis.plot([inside.min(), inside.max()], [at, at], color="#D5D5D5", linewidth=1, zorder=1)
-            winner = best.get(spec)
-            if winner is not None:
-                own = values.get((spec, winner.winner), math.nan)
-                axis.annotate(
-                    f"{label(winner.winner, 20)} {words(own)}{SIGNS[winner.verdict]}",
-                    (1, at), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-                    va="center", fontsize=7.2,
-                )  # fmt: skip
         places = {spec: at for at, spec in enumerate(specs)}
+        _mark_winners(axis, part, shown, value, places, words)
         for algorithm in scene.names(part):
             dots = part[part["algorithm"] == algorithm]
-            mark = dot(algorithm, look[algorithm]) | (
-                {} if algorithm in names else {"zorder": 2, "markersize": 3}
+            faint = {} if algorithm in names else {"zorder": 2, "markersize": 3}
+            axis.plot(
+                dots[value], [places[s] for s in dots["spec"]], **(dot(algorithm, look[algorithm]) | faint)
             )
-            axis.plot(dots[value], [places[s] for s in dots["spec"]], **mark)
-        sure = [row for row in best.values() if row.spec in places and row.verdict == "winner"]
-        ringed = [
-            (values[row.spec, row.winner], places[row.spec])
-            for row in sure
-            if (row.spec, row.winner) in values
-        ]
-        axis.plot([x for x, _ in ringed], [y for _, y in ringed], linestyle="none", marker="o",
-                  markersize=10.5, markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8,
-                  zorder=5)  # fmt: skip
         axis.set_yticks(range(len(specs)), [label(labels[s], WIDEST) for s in specs], fontsize=7.5)
         axis.set_ylim(len(specs) - 0.4, -0.6)
         low, high = part[value].min(), part[value].max()
@@ -112,16 +86,50 @@ def _dot_figures(
         value_ticks(axis, low / 1.25, high * 1.25, tick)
         axis.grid(True, axis="x")
         axis.tick_params(axis="y", length=0)
-        if value == "speed_up":
-            axis.axvline(1, color="#333333", linewidth=1, zorder=2)
         head_line(figure, title)
-        shown = scene.winners[scene.winners["spec"].isin(specs)]
         seen = who_wins(shown, scene.place)
         if value == "speed_up":
+            axis.axvline(1, color="#333333", linewidth=1, zorder=2)
             lead = part.groupby("spec")[value].max()
             ends = f"{ratio_text(lead.min())} to {ratio_text(lead.max())}"
             seen += f" The fastest is {ends} as fast as the baseline."
         yield f"{name}{scene.suffix}{page}", title, reading, seen, figure
+
+
+def _labels(scene: Scene, order: pd.DataFrame) -> dict[str, str]:
+    """Spec -> what its row is called, in the order of the rows."""
+    if order["sweep"].nunique() == 1 and len(order) > 1:
+        order = order.sort_values(["kernel_side", "side"])
+        return {row.spec: f"{row.size}, {row.kernel}" for row in tuples(order)}
+    known = {spec: index for index, spec in enumerate(scene.winners["spec"])}
+    order = order.iloc[np.argsort([known.get(spec, len(known)) for spec in order["spec"]], kind="stable")]
+    return {spec: scene.case(spec) for spec in order["spec"]}
+
+
+def _mark_winners(
+    axis: Axes, part: pd.DataFrame, shown: pd.DataFrame, value: str, places: dict[str, int],
+    words: Callable[[float], str],
+) -> None:  # fmt: skip
+    """A line from the least to the most of each row, who is the fastest in words beside it, and a ring where
+    that is sure.
+    """
+    ends = part.groupby("spec")[value].agg(["min", "max"])
+    for spec, at in places.items():
+        axis.plot(ends.loc[spec], [at, at], color="#D5D5D5", linewidth=1, zorder=1)
+    values = {(row.spec, row.algorithm): getattr(row, value) for row in tuples(part)}
+    ringed = []
+    for row in tuples(shown):
+        own = values.get((row.spec, row.winner), math.nan)
+        axis.annotate(
+            f"{label(row.winner, 20)} {words(own)}{SIGNS[row.verdict]}", (1, places[row.spec]),
+            xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", va="center",
+            fontsize=7.2,
+        )  # fmt: skip
+        if row.verdict == "winner" and own == own:
+            ringed.append((own, places[row.spec]))
+    axis.plot([x for x, _ in ringed], [y for _, y in ringed], linestyle="none", marker="o", markersize=10.5,
+              markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8,
+              zorder=5)  # fmt: skip
 
 
 def few_figure(scene: Scene, rows: pd.DataFrame, notes: list[str]) -> Iterator[Drawn]:

@@ -8,12 +8,13 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from bench.text import seconds, size, three_digits, via
@@ -49,18 +50,24 @@ class Cell(NamedTuple):
 
 
 class Made(Sequence[tuple[Cell, ...]]):
-    """``make(item)`` of every item, each time that it is asked for: cells of many rows are not held together.
+    """``make(items)`` of some items, each time that they are asked for: cells of many rows are not held
+    together.
     """
 
-    def __init__(self, make: Callable[[Any], tuple[Cell, ...]], items: Sequence[Any]) -> None:
+    def __init__(
+        self, make: Callable[[Sequence[Any]], Iterable[tuple[Cell, ...]]], items: Sequence[Any]
+    ) -> None:
         self._make, self._items = make, items
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, at: Any) -> Any:
-        return tuple(map(self._make, self._items[at])) if isinstance(at,
-                                                                     slice) else self._make(self._items[at])
+        return tuple(self._make(self._items[at])) if isinstance(at, slice) else self[at : at + 1 or None][0]
+
+    def __iter__(self) -> Iterator[tuple[Cell, ...]]:
+        for start in range(0, len(self), PART):
+            yield from self[start : start + PART]
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,7 @@ def winners_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({}), wi
     found = winners(frame)
     varying = _group_columns(frame)
     autos = {tuple(getattr(a, n) for n in PROBLEM): a for a in tuples(auto_results(frame))}
-    peers = {(r.algorithm) for r in tuples(frame) if r.family == "peer"}
+    peers = set(frame.loc[frame["family"] == "peer", "algorithm"])
     mark = lambda name: f"{name} (peer)" if name in peers else name  # noqa: E731
     spec_cells, words = _spec_cells(frame, layers, wide), _words(frame)
     rows = []
@@ -279,50 +286,85 @@ def _status_counts(frame: pd.DataFrame) -> str:
 def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> Table:
     """Every measured record, the fastest of each spec first; imported and outdated ones tagged."""
     varying = _group_columns(frame) or ["threads"]
-    tuned = (frame["tunables"] != "{}").any()
+    tuned = bool((frame["tunables"] != "{}").any())
     fastest = {tuple(getattr(w, n) for n in PROBLEM): w.median_s for w in tuples(winners(frame))}
+    of_spec = lru_cache(maxsize=1 << 10)(_spec_cells(frame, layers))
     places = {spec: at for at, spec in enumerate(dict.fromkeys(frame["spec"]))}
-    spec_cells = _spec_cells(frame, layers)
+    keys = frame[[*GROUP, "median_s"]].assign(place=frame["spec"].map(places)).reset_index(drop=True)
+    keys = keys[(frame["launch_count"] > 0).to_numpy()]
+    order = keys.sort_values(["place", *GROUP, "median_s"], kind="stable").index.tolist()
 
-    def cells(row: Any) -> tuple[Cell, ...]:
-        best = fastest.get(tuple(getattr(row, n) for n in PROBLEM), math.nan)
-        notes = [
-            f"chose {row.chosen}" if row.chosen else "",
-            f"imported from {row.origin}" if row.origin != "convbench" else "",
-            "older build" if row.superseded else "",
-            "first run far above the rest" if row.prepare_cheats else "",
-        ]
-        found = {**spec_cells(row.spec), **_group_cells(row, varying)}
-        found["algorithm"] = via(row.algorithm, row.via)
+    def columns(places: Sequence[int]) -> dict[str, list[Cell]]:
+        part = frame.iloc[list(places)]
+        of = {name: part[name].tolist() for name in part if name != "launches"}
+        keys = zip(*(of[name] for name in PROBLEM), strict=True)
+        best = [fastest.get(key, math.nan) for key in keys]
+        found = _columns([of_spec(spec) for spec in of["spec"]])
+        found |= _columns([_group_cells(row, varying) for row in tuples(part)])
+        found["algorithm"] = _texts(map(via, of["algorithm"], of["via"]))
         if tuned:
-            found["tunables"] = "" if row.tunables == "{}" else row.tunables
+            found["tunables"] = _texts("" if text == "{}" else text for text in of["tunables"])
+        of_best = [time / least if origin == "convbench" else math.nan
+                   for time, least, origin in zip(of["median_s"], best, of["origin"], strict=True)]
         found |= {
-            "family": row.family,
-            "time": _time(row.median_s),
-            "of best": _ratio(row.median_s / best if row.origin == "convbench" else math.nan),
-            "launches": Cell(f"{row.launch_count}: {seconds(row.low_s)} to {seconds(row.high_s)}"
-                             if row.launch_count > 1 else "1",
-                             row.noise if row.launch_count > 1 else math.inf),
-            "GFLOP/s": Cell(f"{row.gflops:.3g}" if math.isfinite(row.gflops) else "-", row.gflops),
-            "prepare": _time(row.prepare_s),
-            "first prepare": _time(row.prepare_cold_s),
-            "first run": _time(row.first_run_s),
-            "workspace": Cell(size(row.workspace_bytes), row.workspace_bytes),
-            "error/bound": Cell("-" if math.isnan(row.error_ratio) else f"{row.error_ratio:.2g}",
-                                row.error_ratio),
-            "notes": "; ".join(filter(None, notes)),
+            "family": _texts(of["family"]), "time": _figures(seconds, of["median_s"]),
+            "of best": _figures(ratio_text, of_best), "launches": _launches(of),
+            "GFLOP/s": _figures(lambda rate: f"{rate:.3g}", of["gflops"]),
+            "prepare": _figures(seconds, of["prepare_s"]),
+            "first prepare": _figures(seconds, of["prepare_cold_s"]),
+            "first run": _figures(seconds, of["first_run_s"]),
+            "workspace": _figures(size, of["workspace_bytes"]),
+            "error/bound": _figures(lambda share: f"{share:.2g}", of["error_ratio"]),
+            "notes": _texts(map(_notes, *(of[name] for name in NOTED))),
         }  # fmt: skip
-        columns[:] = found
-        return tuple(map(Cell.of, found.values()))
+        return found
 
-    columns: list[str] = []
-    measured = tuples(frame[frame["launch_count"] > 0])
-    measured.sort(key=lambda row: (places[row.spec], *(getattr(row, name) for name in GROUP), row.median_s))
-    if measured:
-        cells(measured[0])
+    titles = tuple(columns(order[:1])) if len(order) else ()
     figures = ("threads", "time", "of best", "GFLOP/s", "prepare", "first prepare", "first run", "workspace",
                "error/bound")  # fmt: skip
-    return Table(tuple(columns), Made(cells, measured), frozenset(figures), "No algorithm has a time yet.")
+    rows = Made(lambda places: zip(*columns(places).values(), strict=True), order)
+    return Table(titles, rows, frozenset(figures), "No algorithm has a time yet.")
+
+
+NOTED = ("chosen", "origin", "superseded", "prepare_cheats")
+
+
+@lru_cache(maxsize=1 << 10)
+def _notes(chosen: str, origin: str, superseded: bool, cheats: bool) -> str:
+    notes = (f"chose {chosen}" if chosen else "", f"imported from {origin}" if origin != "convbench" else "",
+             "older build" if superseded else "", "first run far above the rest" if cheats else "")
+    return "; ".join(filter(None, notes))
+
+
+def _launches(of: Mapping[Any, list[Any]]) -> list[Cell]:
+    """How many there are, and from what to what their times go."""
+    columns = (of[name] for name in ("launch_count", "low_s", "high_s", "noise"))
+    return [
+        Cell(f"{count}: {seconds(low)} to {seconds(high)}", noise if noise == noise else math.inf)
+        if count > 1 else Cell("1", math.inf)
+        for count, low, high, noise in zip(*columns, strict=True)
+    ]  # fmt: skip
+
+
+def _texts(texts: Iterable[str]) -> list[Cell]:
+    return list(map(_text, texts))
+
+
+@lru_cache(maxsize=1 << 12)
+def _text(text: str) -> Cell:
+    return Cell.of(text)
+
+
+def _figures(text: Callable[[float], str], values: Sequence[float]) -> list[Cell]:
+    return [Cell(text(v), v) if math.isfinite(v) else _NO_FIGURE for v in values]
+
+
+_NO_FIGURE = Cell("-", math.inf)
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Cell]]:
+    """Of rows with equal names."""
+    return {name: [Cell.of(row[name]) for row in rows] for name in (rows[0] if rows else ())}
 
 
 def exclusions_table(frame: pd.DataFrame) -> Table:
@@ -448,20 +490,26 @@ def csv_parts(frame: pd.DataFrame) -> Iterator[str]:
     """``to_csv`` piece by piece."""
     # As the noise model has them; their medians are a column
     frame = frame.drop(columns="launches", errors="ignore")
-    for start in range(-1, len(frame), PART):
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        if start < 0:
-            writer.writerow(frame.columns)
-        part = frame.iloc[max(start, 0) : start + PART]
-        writer.writerows(
-            zip(*(map(_csv_maker(part[name].dtype), part[name].tolist()) for name in part), strict=True)
-        )
-        yield out.getvalue()
+    yield from _csv_lines([list(frame.columns)])
+    for start in range(0, len(frame), PART):
+        part = frame.iloc[start : start + PART]
+        yield from _csv_lines(zip(*(_csv_column(part[name]) for name in part), strict=True))
 
 
-def _csv_maker(dtype: Any) -> Callable[[Any], Any]:
-    """What makes the values of a column harmless: whole numbers are, of few texts each is looked at once."""
-    return (
-        str if dtype.kind in "iub" else lru_cache(maxsize=1024)(csv_cell) if dtype.kind == "O" else csv_cell
-    )
+def _csv_lines(rows: Iterable[Iterable[Any]]) -> Iterator[str]:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    yield out.getvalue()
+
+
+def _csv_column(column: pd.Series) -> Iterable[Any]:
+    """Its values made harmless: whole numbers are, and of what occurs again and again each is looked at once.
+    """
+    if column.dtype.kind in "iub":
+        return map(str, column.tolist())
+    if column.dtype.kind == "O":
+        return map(lru_cache(maxsize=1024)(csv_cell), column.tolist())
+    values, which = np.unique(column.to_numpy(), return_inverse=True)
+    if 2 * len(values) > len(column):
+        return map(csv_cell, column.tolist())
+    return np.array([str(csv_cell(value)) for value in values.tolist()], object)[which].tolist()

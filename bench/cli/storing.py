@@ -16,6 +16,7 @@ from bench.cli.arguments import Command, names_of
 from bench.cli.output import complain, print_json, show
 
 MANY = 2000  # records: beyond, a run reports on its own specs
+SELDOM = 100_000  # new objects after which garbage is looked for while a report is written
 
 
 def _report_arguments(command: argparse.ArgumentParser) -> None:
@@ -77,7 +78,8 @@ def write_report(
     rivals = works() if targets else ()
     frame = in_network_order(frame, networks)
     options = Options(baseline, rows, command, networks, rivals, total)
-    page = write_frame(frame, store.machines(), out / "report", options)
+    with _seldom_collected():
+        page = write_frame(frame, store.machines(), out / "report", options)
     return page, frame, versus(frame, rivals, store.machines())
 
 
@@ -92,6 +94,17 @@ def _uncollected() -> Iterator[None]:
     finally:
         gc.freeze()  # nor is it looked for among these later
         gc.enable()
+
+
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Of what a report is made of, only its pictures refer to themselves."""
+    before = gc.get_threshold()
+    gc.set_threshold(SELDOM, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _compare_arguments(command: argparse.ArgumentParser) -> None:

@@ -31,17 +31,17 @@ def envelope(rows: Iterable[Any]) -> list[Stretch]:
     rows : iterable
         With ``algorithm``, ``prepare_s`` and ``median_s``; those without a known prepare are left out.
     """
-    left = [row for row in rows if math.isfinite(row.prepare_s) and row.median_s > 0]
+    costs = [(row.prepare_s, row.median_s, row.algorithm) for row in rows]
+    left = [cost for cost in costs if math.isfinite(cost[0]) and cost[1] > 0]
     found: list[Stretch] = []
     calls = 1
     while left:
-        best = min(left, key=lambda row: (row.prepare_s + calls * row.median_s, row.median_s, row.algorithm))
-        found.append(Stretch(calls, best.algorithm))
-        left = [row for row in left if row.median_s < best.median_s]
+        *_, name, once, each = min((once + calls * each, each, name, once, each) for once, each, name in left)
+        found.append(Stretch(calls, name))
+        left = [cost for cost in left if cost[1] < each]
         if left:  # the first whole number of calls at which somebody with a shorter run takes less
             calls = min(
-                max(calls, math.floor((row.prepare_s - best.prepare_s) / (best.median_s - row.median_s)) + 1)
-                for row in left
+                max(calls, math.floor((prepare - once) / (each - run)) + 1) for prepare, run, _ in left
             )
     return found
 

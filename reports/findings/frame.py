@@ -5,10 +5,9 @@ figures and what to make of its phases.
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
-from functools import cache
+from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +16,7 @@ import pandas as pd
 
 from algos.spec import ConvSpec, SpecError
 from bench.record import Record
-from bench.turns import taken
+from bench.turns import by_length, taken
 
 GROUP = ["machine", "threads", "cold"]  # times from different groups are never compared
 PROBLEM = [*GROUP, "spec"]
@@ -39,21 +38,19 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     where it is not known), ``started``, ``superseded`` (a later build was measured) and ``competes``.
     """
     specs: dict[str, int] = {}
-    places, rows = [], []
+    places, own, times = [], [], _Times()
     for record in records:
         places.append(specs.setdefault(record.spec, len(specs)))
-        rows.append((*_OWN(record), *_times_of(record).values()))
-    columns = (*_OWN_NAMES, *_times_of(_NOTHING))
-    own = dict(zip(columns, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(columns, ())
-    del rows
+        own.append(_OWN(record))
+        times.add(record)
+    records_own = pd.DataFrame(dict(zip(_OWN_NAMES, zip(*own, strict=True), strict=True)) if own else
+                               dict.fromkeys(_OWN_NAMES, ()))  # fmt: skip
+    del own
     of_specs = pd.DataFrame([_spec_columns(spec) for spec in specs] or [_spec_columns(_NOTHING.spec)]).iloc[
         places
     ]
-    table = pd.DataFrame(own)
-    table = pd.concat(
-        [table[list(_OWN_NAMES)], of_specs.reset_index(drop=True), table[list(columns[len(_OWN_NAMES) :])]],
-        axis=1,
-    )
+    of_specs = of_specs.reset_index(drop=True)
+    table = pd.concat([records_own, of_specs, pd.DataFrame(times.columns(records_own, of_specs))], axis=1)
     if len(table):
         for name in ("max_error", "error_ratio", "workspace_bytes"):
             table[name] = table[name].astype(float)  # None becomes NaN, also where every one is None
@@ -77,70 +74,99 @@ _OWN_NAMES = tuple(f.name for f in fields(Record) if f.name != "launches")
 _OWN = attrgetter(*_OWN_NAMES)
 
 
-def _times_of(record: Record) -> dict[str, Any]:
-    launches, spec = record.launches, _spec_columns(record.spec)
-    medians = [launch.median_s for launch in launches]
-    median = statistics.median(medians) if medians else math.nan
+_LAUNCH_NAMES = ("median_s", "prepare_cold_s", "prepare_s", "first_run_s", "h2d_s", "d2h_s",
+                 "workspace_seen_bytes", "sample_count", "loops", "steal", "load", "loop")  # fmt: skip
+_LAUNCH = attrgetter(*_LAUNCH_NAMES)
+BLOCK = 1 << 14  # launches that lie in tuples at a time
 
-    def mean(values: Sequence[float]) -> float:
-        return statistics.fmean(values) if values else math.nan
 
-    def middle(name: str) -> float:
-        values = [value for launch in launches if (value := getattr(launch, name)) is not None]
-        return statistics.median(values) if values else math.nan
+class _Times:
+    """What launches say, record after record: gathered in arrays, and summed up of all records at once."""
 
-    return dict(
-        median_s=median,
-        low_s=min(medians, default=math.nan),
-        high_s=max(medians, default=math.nan),
-        launch_count=len(launches),
-        sample_count=sum(launch.sample_count for launch in launches),
-        loops=max((launch.loops for launch in launches), default=0),
+    def __init__(self) -> None:
+        self._counts: list[int] = []
+        self._blocks: list[np.ndarray] = []
+        self._figures: list[tuple[Any, ...]] = []
+        self._lists: dict[str, list[Any]] = {"launches": [], "left_out": [], "started": []}
+
+    def add(self, record: Record) -> None:
+        self._counts.append(len(record.launches))
+        self._figures += map(_LAUNCH, record.launches)
+        if len(self._figures) > BLOCK:
+            self._pack()
+        values = taken(record), _left_out(record), min([x.started for x in record.launches], default="")
+        for column, value in zip(self._lists.values(), values, strict=True):
+            column.append(value)
+
+    def _pack(self) -> None:
+        self._blocks.append(np.array(self._figures, float).reshape(-1, len(_LAUNCH_NAMES)))  # None is NaN
+        self._figures.clear()
+
+    def columns(self, own: pd.DataFrame, specs: pd.DataFrame) -> dict[str, Any]:
+        """See ``to_frame``."""
+        self._pack()
+        counts, figures = np.array(self._counts, int), np.concatenate(self._blocks)
+        found: dict[str, Any] = dict.fromkeys(("median_s", "low_s", "high_s"))
+        found["launch_count"] = counts
+        found |= {name: np.zeros(len(counts), int) for name in ("sample_count", "loops")}
+        for name in ("prepare_cold_s", "prepare_s", "first_run_s", "h2d_s", "d2h_s", "workspace_seen_bytes",
+                     "gflops", "noise"):  # fmt: skip
+            found[name] = None
+        found["prepare_cheats"] = np.zeros(len(counts), bool)
+        found["launch_medians_s"] = np.full(len(counts), "", object)
+        found |= dict.fromkeys(("launches", "left_out", "steal", "load", "loop", "started")) | self._lists
+        for name in [name for name, column in found.items() if column is None]:
+            found[name] = np.full(len(counts), math.nan)
+        fresh = np.nan_to_num(specs["output_bytes"].to_numpy(float))[: len(counts)]
+        fresh = fresh + np.nan_to_num(own["workspace_bytes"].to_numpy(float))
+        for rows, places in by_length(counts):
+            if places.shape[1]:
+                of = dict(zip(_LAUNCH_NAMES, np.moveaxis(figures[places], 2, 0), strict=True))
+                for name, column in _summed_up(of, fresh[rows]).items():
+                    found[name][rows] = column
+        median, flops = found["median_s"], specs["flops"].to_numpy(float)[: len(counts)]
+        found["gflops"] = np.divide(flops, median, out=np.full(len(counts), math.nan), where=median > 0) / 1e9
+        return found
+
+
+def _summed_up(of: dict[str, np.ndarray], fresh: np.ndarray) -> dict[str, Any]:
+    """Of records with as many launches each: what all launches say, by the names of columns."""
+    medians, first = of["median_s"], of["first_run_s"]
+    allowed_s = FIRST_RUN_S + FRESH_BYTE_S * fresh[:, None]
+    # Not by page faults, and not once by bad luck
+    cheats = (first > FIRST_RUN_RATIO * medians) & (first - medians > allowed_s)
+    found = {
+        "median_s": np.median(medians, axis=1), "low_s": medians.min(axis=1), "high_s": medians.max(axis=1),
+        "sample_count": of["sample_count"].sum(axis=1), "loops": of["loops"].max(axis=1),
         # Compiled once, in one of the launches
-        prepare_cold_s=max((x.prepare_cold_s for x in launches), default=math.nan),
-        **{name: middle(name) for name in ("prepare_s", "first_run_s", "h2d_s", "d2h_s")},
-        workspace_seen_bytes=max(
-            (b for x in launches if (b := x.workspace_seen_bytes) is not None), default=math.nan
-        ),
-        gflops=spec["flops"] / median / 1e9 if median > 0 else math.nan,
-        noise=_spread(medians) if len(medians) > 1 and min(medians) > 0 else math.nan,
-        prepare_cheats=_cheats(record, spec["output_bytes"]),
-        launch_medians_s=" ".join(f"{m:.6g}" for m in medians),
-        launches=taken(record),
-        left_out=_left_out(record),
-        **{
-            name: mean([v for x in launches if (v := getattr(x, name)) is not None])
-            for name in ("steal", "load", "loop")
-        },
-        started=min((launch.started for launch in launches), default=""),
-    )
+        "prepare_cold_s": of["prepare_cold_s"].max(axis=1), "prepare_cheats": cheats.all(axis=1),
+        "workspace_seen_bytes": _known(np.nanmax, of["workspace_seen_bytes"]),
+        "launch_medians_s": [" ".join([f"{m:.6g}" for m in row]) for row in medians.tolist()],
+    }  # fmt: skip
+    found |= {name: _known(np.nanmedian, of[name]) for name in ("prepare_s", "first_run_s", "h2d_s", "d2h_s")}
+    found |= {name: _known(np.nanmean, of[name]) for name in ("steal", "load", "loop")}
+    if medians.shape[1] > 1:
+        logs = np.log(np.where(medians > 0, medians, math.nan))
+        found["noise"] = logs.std(axis=1, ddof=1)
+    return found
 
 
-def _spread(times: Sequence[float]) -> float:
-    """Relative standard deviation."""
-    logs = [math.log(time) for time in times]
-    mean = math.fsum(logs) / len(logs)
-    return math.sqrt(math.fsum((log - mean) ** 2 for log in logs) / (len(logs) - 1))
+def _known(statistic: Callable[..., np.ndarray], values: np.ndarray) -> np.ndarray:
+    """Row by row what ``statistic`` says of those that are known; NaN where none is."""
+    found, known = np.full(len(values), math.nan), ~np.isnan(values).all(axis=1)
+    if known.any():
+        found[known] = statistic(values[known], axis=1)
+    return found
 
 
 def _left_out(record: Record) -> float:
-    turns = sum(sum(map(bool, launch.turns)) for launch in record.launches)
-    return sum(len(launch.disturbed) for launch in record.launches) / turns if turns else math.nan
+    turns = sum([_rounds(launch.turns) for launch in record.launches])
+    return sum([len(launch.disturbed) for launch in record.launches]) / turns if turns else math.nan
 
 
-def _cheats(record: Record, output_bytes: float) -> bool:
-    """Whether in every launch the first run did far more than a run: not by
-    page faults, and not once by bad luck.
-    """
-    if not record.launches:
-        return False
-    fresh = np.nan_to_num(output_bytes) + (record.workspace_bytes or 0)
-    allowed_s = FIRST_RUN_S + FRESH_BYTE_S * float(fresh)
-    return all(
-        launch.first_run_s > FIRST_RUN_RATIO * launch.median_s
-        and launch.first_run_s - launch.median_s > allowed_s
-        for launch in record.launches
-    )
+@lru_cache(maxsize=1 << 12)
+def _rounds(turns: tuple[int, ...]) -> int:
+    return sum(map(bool, turns))
 
 
 @cache
