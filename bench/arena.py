@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from algos import dtypes  # noqa: F401  # so that NumPy knows bfloat16 by its name
+
 GUARD = 4096  # bytes on either side
 OFFSET = 16  # behind a cache line, where NumPy's own arrays start
 MEMORY_FOLDER = "/dev/shm"
@@ -65,7 +67,7 @@ class Arena:
         """Room for an array, with fresh guards around it."""
         begin = self._next + GUARD
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        slot = Slot(begin + OFFSET, tuple(shape), np.dtype(dtype).str)
+        slot = Slot(begin + OFFSET, tuple(shape), np.dtype(dtype).name)
         self._bytes[self._next : slot.offset] = 0xFF
         end = slot.offset + nbytes
         self._next = -(-end // 64) * 64

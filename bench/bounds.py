@@ -4,27 +4,38 @@ u is the unit roundoff of the accumulator, B = |x| conv |w| and Q = sqrt(x^2 con
 spec and in its direction, K the products in one result. componentwise and lowrank are proven bounds; normwise
 and winograd are calibrated ones, which held with a margin of two on 10,872 checks. No algorithm supplies its
 own bound.
+
+Each part of a complex result sums 2 K real products, which are at most |x| |w| in pairs: both parts together
+are off by sqrt(2) times the bound of such a sum. A bias adds a product and a rounding; an activation passes
+on at most ``STEEPEST`` of an error and rounds a few times. Floats narrower than float32 are summed in float32
+and rounded once, so that only the last rounding is of their own size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache, reduce
 from typing import Any, Protocol
 
 import numpy as np
 
+from algos.dtypes import accumulator, limits, real, whole
 from algos.lower.chain import Node, compose, plain, tree
 from algos.spec import ConvSpec
-from bench.data import Operands
-from bench.oracle import border_value, copies, oracle, oracle_at, padded, reduction
+from bench.data import Operands, widened
+from bench.oracle import activated, border_value, copies, oracle, oracle_at, padded, reduction
 
 PRECISE_MACS = 1 << 26  # the definition is computed in long double up to here, about a third of a second
 TILE_ELEMENTS = 1 << 22  # of a block of Winograd tiles
 LEFT_OVER = 72  # roundings of a tap by which weights may miss the rank that their spec promises
+TAKEN_OVER = 4  # of them where one row and one column of taps, each rounded, stand for a kernel of rank 1
+STEEPEST = {"none": 1.0, "relu": 1.0, "relu6": 1.0, "sigmoid": 0.25, "silu": 1.1}  # slopes of activations
+GATED = ("sigmoid", "silu")  # whose own steps round: an exponential, a sum, a quotient
+GATES = 8  # roundings of them, at most
+FAINTEST = 256  # smallest normal numbers by which their quotient may be off where the exponential overflows
 Transforms = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # per axis A^T (m, t), G (t, r), B^T (t, t)
 
 
@@ -68,15 +79,17 @@ class Trial:
     def evaluate(
         self, change: Callable[[Any], Any] = lambda a: a, w: np.ndarray | None = None, precise: bool = False
     ) -> np.ndarray:
-        """The definition on changed operands, such as their absolute values, with
-        w in place of the weights if given.
+        """The sums of the definition, without bias and activation, on changed operands, such as the absolute
+        values of their differences from zero points, with w in place of the weights if given.
         """
-        w = self.data.w if w is None else w
-        x, w, grad = (None if a is None else change(a) for a in (self.data.x, w, self.data.grad))
+        spec, data, (of_x, of_w) = linear(self.spec), self.data, self.spec.zero_points
+        x, grad = _less(data.x, of_x), data.grad
+        w = _less(data.w, of_w) if w is None else w
+        x, w, grad = (None if a is None else change(a) for a in (x, w, grad))
         fill = float(change(np.float64(border_value(self.spec))))
         if self.points is None:
-            return oracle(self.spec, x, w, grad, precise=precise, fill=fill)
-        return oracle_at(self.spec, x, w, grad, self.points, precise=precise, fill=fill)
+            return oracle(spec, x, w, grad, precise=precise, fill=fill)
+        return oracle_at(spec, x, w, grad, self.points, precise=precise, fill=fill)
 
     def at(self, result: np.ndarray) -> np.ndarray:
         """The elements of a whole result that this trial knows about."""
@@ -85,7 +98,30 @@ class Trial:
     @cached_property
     def exact(self) -> np.ndarray:
         """The definition; for float64 in long double where that is affordable."""
+        spec, data = self.spec, self.data
+        if not whole(spec.in_dtype):
+            shift = 0 if data.bias is None else data.bias.astype(self.sums.dtype)[self.channels]
+            return activated(self.sums + shift, spec.activation)
+        if self.points is None:
+            return oracle(spec, data.x, data.w, data.grad, data.bias)
+        return oracle_at(spec, data.x, data.w, data.grad, self.points, data.bias)
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """Of floats: what the definition sums, before a bias and an activation."""
         return self.evaluate(precise=self.precise)
+
+    @cached_property
+    def shift(self) -> Any:
+        """|bias| of each result."""
+        return 0.0 if self.data.bias is None else np.abs(self.data.bias).astype(np.float64)[self.channels]
+
+    @property
+    def channels(self) -> np.ndarray:
+        """In which output channel each result of a forward pass lies, or what broadcasts to it."""
+        if self.points is not None:
+            return self.points[:, 1]
+        return np.arange(self.spec.out_channels).reshape(-1, *(1,) * self.spec.ndim)
 
     @cached_property
     def magnitude(self) -> np.ndarray:
@@ -95,12 +131,17 @@ class Trial:
     @cached_property
     def deviation(self) -> np.ndarray:
         """Q = sqrt(x^2 conv w^2): the standard deviation of a sum of independent products."""
-        return np.sqrt(self.evaluate(lambda a: np.square(np.asarray(a, np.float64))))
+        return np.sqrt(self.evaluate(lambda a: np.square(_absolute(a))) + self.shift**2)
+
+    @property
+    def parts(self) -> int:
+        """Of a number: a complex one has two, each of which sums two products for one."""
+        return 2 if self.dtype.kind == "c" else 1
 
     @property
     def terms(self) -> int:
-        """K."""
-        return reduction(self.spec)
+        """K, of each part, a bias included."""
+        return self.parts * reduction(self.spec) + self.spec.bias
 
     @property
     def inner_channels(self) -> int:
@@ -110,21 +151,21 @@ class Trial:
             "forward": self.spec.in_channels // groups,
             "input_gradient": self.spec.out_channels // groups,
             "weight_gradient": self.spec.batch,
-        }[self.spec.direction]
+        }[self.spec.direction] * self.parts
 
     @property
     def dtype(self) -> np.dtype:
         """Of the result."""
-        return self.spec.out_dtype if self.spec.direction == "forward" else self.spec.in_dtype
+        return self.spec.result_dtype
 
     @property
     def unit(self) -> float:
         """u of the accumulator, which is float32 at least."""
-        return float(np.finfo(np.promote_types(self.dtype, np.float32)).eps) / 2
+        return float(limits(accumulator(self.dtype)).eps) / 2
 
     @property
     def out_unit(self) -> float:
-        return float(np.finfo(self.dtype).eps) / 2
+        return float(limits(self.dtype).eps) / 2
 
     @property
     def precise(self) -> bool:
@@ -132,9 +173,10 @@ class Trial:
         float64.
         """
         return bool(
-            self.dtype == np.float64
+            real(self.dtype) == np.float64
             and np.finfo(np.longdouble).eps < 2.0**-60
-            and (self.terms * len(self.points) if self.points is not None else self.spec.macs) <= PRECISE_MACS
+            and (self.terms * len(self.points) if self.points is not None else self.spec.macs * self.parts**2)
+            <= PRECISE_MACS
         )
 
     @property
@@ -145,21 +187,39 @@ class Trial:
 
     @cached_property
     def rounding(self) -> np.ndarray:
-        """u_out * |y| + K * tiny: the last rounding, and what underflow may cost, gradual or flushed to zero.
+        """u_out * |y| + K * tiny: the last rounding, and what underflow may cost, gradual or flushed to zero;
+        and what an activation rounds.
 
         A border is folded back in the type of the result, so that what is added there was rounded to it
         before.
         """
-        accumulator = np.promote_types(self.dtype, np.float32)
-        floor = self.terms * float(np.finfo(accumulator).tiny) + float(
-            np.finfo(self.dtype).smallest_subnormal
-        )
-        last = self.out_unit * np.abs(self.exact).astype(np.float64) + floor
+        size = np.abs(self.exact).astype(np.float64)
+        last = self.out_unit * size + self.floor
+        if self.spec.activation in GATED:
+            last = last + GATES * self.unit * size + FAINTEST * float(limits(accumulator(self.dtype)).tiny)
         return last + self.repeats * self.out_unit * self.magnitude if self.repeats > 1 else last
+
+    @property
+    def floor(self) -> float:
+        """What underflow may cost, gradual or flushed to zero."""
+        tiny, smallest = limits(accumulator(self.dtype)).tiny, limits(self.dtype).smallest_subnormal
+        return math.sqrt(self.parts) * (self.terms * float(tiny) + float(smallest))
+
+
+def linear(spec: ConvSpec) -> ConvSpec:
+    """The sums alone: no zero points, bias and activation."""
+    if spec.bias or spec.activation != "none" or any(spec.zero_points):
+        return spec.with_(bias=False, activation="none", zero_points=(0, 0))
+    return spec
+
+
+def _less(a: np.ndarray | None, point: int) -> np.ndarray | None:
+    """Whole numbers less their zero point, in a type that holds them."""
+    return a if a is None or not point else a.astype(object) - point
 
 
 def tolerance(trial: Trial, algorithm: Judgeable) -> np.ndarray:
-    """E + u_out * |y| + K * tiny, float64 in the shape of ``trial.exact``; for float types.
+    """E + u_out * |y| + K * tiny, float64 in the shape of ``trial.exact``; for float and complex types.
 
     Raises
     ------
@@ -173,10 +233,13 @@ def tolerance(trial: Trial, algorithm: Judgeable) -> np.ndarray:
         node = lowered(algorithm, trial.spec)
         key += (node.words, *(_exposed(algorithm, leaf) for leaf in dict.fromkeys(node.leaves)))
     if key not in trial.tolerances:  # algorithms of a class share it
-        bound = _BOUNDS[algorithm.accuracy](trial, algorithm) + trial.rounding
-        if trial.dtype == np.float64 and not trial.precise:
-            bound = bound + _growth(trial) * trial.magnitude  # the float64 definition's own rounding
-        trial.tolerances[key] = bound
+        bound = math.sqrt(trial.parts) * _BOUNDS[algorithm.accuracy](trial, algorithm)
+        if trial.spec.bias:
+            bound = bound + _growth(trial) * trial.shift + trial.unit * np.abs(trial.sums).astype(np.float64)
+        bound = STEEPEST[trial.spec.activation] * (1 + trial.out_unit) * bound + trial.rounding
+        if real(trial.dtype) == np.float64 and not trial.precise:
+            bound = bound + math.sqrt(trial.parts) * _growth(trial) * (trial.magnitude + trial.shift)
+        trial.tolerances[key] = bound  # the definition in float64 rounds as well
     return trial.tolerances[key]
 
 
@@ -187,7 +250,7 @@ def _growth(trial: Trial) -> float:
 
 
 def _absolute(a: Any) -> Any:
-    return np.abs(np.asarray(a, np.float64))
+    return np.abs(a).astype(np.float64)
 
 
 def _componentwise(trial: Trial, algorithm: Judgeable) -> np.ndarray:
@@ -206,17 +269,21 @@ def _lowrank(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     spec, w = trial.spec, trial.data.w
     if w is None or spec.ndim != 2:
         raise UnjudgedError("a low-rank bound needs 2-D weights")
-    rank, size = spec.rank or min(spec.kernel), _absolute(w)
+    size, most = _absolute(w), min(spec.kernel)
+    rank = min(trial.parts * (spec.rank or most), most)  # of each part of a complex kernel
     steps = sum(spec.kernel) + 2 + rank * trial.inner_channels * trial.repeats
     if spec.rank is None:
         return steps * trial.unit * trial.magnitude
-    left, values, right = np.linalg.svd(w.astype(np.float64), full_matrices=False)
+    parts = widened(w).reshape(1, *w.shape) if trial.parts == 1 else np.stack([w.real, w.imag])
+    left, values, right = np.linalg.svd(widened(parts), full_matrices=False)
     left, right = left[..., :rank] * values[..., None, :rank], right[..., :rank, :]
     if rank > 1:
-        size = np.maximum(size, np.abs(left) @ np.abs(right))
-    over = LEFT_OVER * trial.out_unit * size
+        size = np.maximum(size, (np.abs(left) @ np.abs(right)).sum(0))
+    rounding = float(limits(w.dtype).eps) / 2  # of a tap, which a sum in a wider type does not hide
+    over = LEFT_OVER * rounding * size
     if rank == 1:
-        over = np.minimum(np.abs(w - left @ right), over)
+        over = np.minimum(np.abs(parts - left @ right).sum(0), over)
+        over = over + TAKEN_OVER * rounding * size if rounding > trial.unit else over
     return trial.evaluate(_absolute, steps * trial.unit * size + over)
 
 
@@ -250,7 +317,7 @@ def _normwise(trial: Trial, algorithm: Judgeable) -> np.ndarray:
         * math.sqrt(2 * math.log(max(math.prod(spec.result_shape), 2)))
         * np.sqrt(energy / points).astype(float)
     )
-    size = np.abs(trial.exact).astype(np.float64)
+    size = np.abs(trial.sums).astype(np.float64)
     if trial.points is None:
         largest = size.max(tuple(range(2, size.ndim)), initial=0)
     else:
@@ -269,7 +336,7 @@ def _squares(spec: ConvSpec, name: str, a: np.ndarray) -> np.ndarray:
     element as often as it stands there.
     """
     # Wider than squares of the type
-    total = np.square(a.astype(np.longdouble if a.dtype == np.float64 else np.float64))
+    total = np.square(np.abs(a).astype(np.longdouble if real(a.dtype) == np.float64 else np.float64))
     if name != "x":
         return total.sum(tuple(range(2, a.ndim)))
     for count in reversed(copies(spec)):
@@ -284,20 +351,23 @@ def _winograd(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     """4 u sqrt(q) S with q = 2(2t + r) + C + 2 for two equal axes; lowered, that of
     each forward problem where it belongs.
     """
-    node = lowered(algorithm, trial.spec)
+    node, spec = lowered(algorithm, trial.spec), linear(trial.spec)
+    work = accumulator(real(trial.spec.out_dtype)).name
 
     def bound(part: Trial) -> np.ndarray:
-        matrices = winograd_matrices(algorithm, plain(part.spec.with_(dtype=trial.spec.dtype)))
-        q = sum(2 * g.shape[0] + g.shape[1] for _, g, _ in matrices) + part.inner_channels + 2
+        matrices = winograd_matrices(algorithm, plain(part.spec.with_(dtype=work)))
+        channels = part.inner_channels * trial.parts
+        q = sum(2 * g.shape[0] + g.shape[1] for _, g, _ in matrices) + channels + 2
         return 4 * trial.unit * math.sqrt(q) * amplified(part, matrices)
 
-    if node.leaves == (plain(trial.spec),):
-        return bound(trial)
+    if node.leaves == (plain(spec),):
+        return bound(replace(trial, spec=spec))
 
     def solve(leaf: ConvSpec, w: Any, bias: Any) -> Callable[..., np.ndarray]:
         return lambda x, *late: bound(Trial(leaf, Operands(x, late[0] if w is None else w, None)))
 
-    data, wide = trial.data, tree(trial.spec.with_(dtype="float64"), _names(algorithm, trial.spec))
+    # The sums of absolute values: those of complex numbers are no complex problem, but a real one
+    data, wide = trial.data, tree(spec.with_(dtype="float64"), _names(algorithm, trial.spec))
     weights = None if data.w is None else _absolute(data.w)
     return trial.at(compose(wide, weights, solve)(*map(_absolute, data.call)))
 

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from algos.dtypes import accumulator, limits, whole
 from algos.spec import ConvSpec
 from bench import trials
 from bench.bounds import (
+    GATED,
     Judgeable,
     TransformsError,
     Trial,
@@ -26,7 +28,7 @@ from bench.bounds import (
     winograd_matrices,
 )
 from bench.court import AGAIN_S, Court, Described, Obeys, Sitting, WrongResultError, bits
-from bench.data import SPAN, exact_limit
+from bench.data import SPAN, exact_limit, scaled
 from bench.judged import Judged
 from bench.oracle import border_value
 
@@ -115,7 +117,7 @@ def check(
     try:
         spec = _smaller(given, court)
         normals, plan, result = _on_normals(spec, court, seed, figures)
-        floats = spec.batch and spec.in_dtype.kind == "f"
+        floats = spec.batch and not whole(spec.in_dtype)
         if spec.batch:
             figures["gate"] = _on_whole_numbers(spec, court, seed)
         else:
@@ -126,6 +128,8 @@ def check(
         if floats:
             _on_a_photograph(spec, court)
             _on_graded_sizes(spec, court, seed)
+        elif spec.batch:
+            _on_sums_beyond(spec, court, seed)
         if spec != given and (trial := trials.whole_batch(given, seed)) is not None:
             result = court.prepare(trial).call(trial.data.call, out=True)
             _judge(
@@ -167,16 +171,18 @@ def _on_normals(
 ) -> tuple[Trial, Sitting, np.ndarray]:
     """What was judged, its plan and a result that is right; fills in the figures; raises WrongResultError."""
     algorithm, trial = court.algorithm, trials.seeded(spec, seed, "normal")
-    if trial.dtype.kind in "iu" and spec.batch and not _fits(trial):
+    if whole(trial.dtype) and spec.batch and not _fits(trial):
         raise UnjudgedError(f"the sums do not fit {trial.dtype}")
     allowed = _allowed(trial, algorithm)
     plan, call = court.prepare(trial), trial.data.call
 
     # Other operands first, so that neither a buffer that is kept nor memory that is freed holds the right
     # result.
-    spoiled = trials.spoiled(spec, seed) if spec.in_dtype.kind == "f" else []
+    spoiled = [] if whole(spec.in_dtype) else trials.spoiled(spec, seed)
     other = call[0].copy() if spoiled else _other(call[0])
-    for (element, _), value in zip(spoiled, (math.inf, math.nan, -math.inf), strict=False):
+    # Activations are finite at infinity
+    infinity = math.inf if spec.activation == "none" else math.nan
+    for (element, _), value in zip(spoiled, (infinity, math.nan, -infinity), strict=False):
         other[element] = value
     first = plan.call((other, *call[1:]))
     result = plan.call(call, place=1, watch=True, after=True)
@@ -195,8 +201,8 @@ def _called_again(trial: Trial, court: Court, plan: Sitting, result: np.ndarray)
     """
     court.back_to(plan)
     power, (first, *rest) = trials.high(trial.spec), trial.data.call
-    out = plan.call((np.ldexp(first, power) if power else first, *rest), out=True)
-    out = np.ldexp(out, -power) if power else out
+    out = plan.call((scaled(first, power) if power else first, *rest), out=True)
+    out = scaled(out, -power) if power else out
     late = [(f"written into out=, images of 2^{power}: " if power else "written into out=: ", out)]
     for where, again in late + [("called again: ", again) for again in plan.again()]:
         if not np.array_equal(again, result):
@@ -206,7 +212,7 @@ def _called_again(trial: Trial, court: Court, plan: Sitting, result: np.ndarray)
 def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
     """Bytes of workspace; the run in which they are seen has weights that are all the same."""
     trial = trials.flat(spec, seed)
-    if spec.in_dtype.kind != "f" and not _fits(trial):
+    if not _fits(trial):
         trial = trials.seeded(spec, seed, "normal")  # equal numbers would not fit the type of the result
     seen, result = court.traced(trial)
     if result is not None:
@@ -223,13 +229,15 @@ def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
 
 def _allowed(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     """The tolerance; nothing for whole numbers and empty batches."""
-    exact = trial.dtype.kind in "iu" or not trial.spec.batch
+    exact = whole(trial.dtype) or not trial.spec.batch
     return np.zeros(trial.exact.shape) if exact else tolerance(trial, algorithm)
 
 
 def _other(a: np.ndarray) -> np.ndarray:
     """An operand of the same range that gives other results; negating both operands would not."""
-    return a.max(initial=0) - a if a.dtype.kind == "u" else -a
+    if not whole(a.dtype) or not a.size:
+        return -a
+    return a.max() + (a.min() - a)  # modulo the range of its type, to which it comes back
 
 
 def _judge_spoilt(
@@ -243,7 +251,7 @@ def _judge_spoilt(
     if (kept := reads & np.isfinite(have)).any():
         at = int(np.argmax(kept))
         raise WrongResultError(
-            f"with NaN or infinity in its window {have.flat[at]:.9g} at {_place(trial, at)} should not be "
+            f"with NaN or infinity in its window {_shown(have, at)} at {_place(trial, at)} should not be "
             "finite"
         )
     clean = trials.untouched(trial, seed, others_only=algorithm.accuracy not in LOCAL)
@@ -253,8 +261,8 @@ def _judge_spoilt(
         at = int(np.argmax(off))
         image = "" if algorithm.accuracy in LOCAL else " in another image"
         raise WrongResultError(
-            f"NaN or infinity{image} outside its window turns {trial.exact.flat[at]:.9g} at "
-            f"{_place(trial, at)} into {have.flat[at]:.9g}"
+            f"NaN or infinity{image} outside its window turns {_shown(trial.exact, at)} at "
+            f"{_place(trial, at)} into {_shown(have, at)}"
         )
 
 
@@ -272,7 +280,8 @@ def _judge(
     if not exact.size:
         return figures
     figures["nonzero"] = float(np.count_nonzero(have) / have.size)
-    if result.dtype.kind == "f" and not np.isfinite(result).all():
+    floats = not whole(result.dtype)
+    if floats and not np.isfinite(result).all():
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(result))[0])
         raise WrongResultError(
             f"{where}{result[at]} at {at}: {int((~np.isfinite(result)).sum())} elements are not finite",
@@ -293,22 +302,27 @@ def _judge(
             else f", {figures['error_ratio']:.3g} times the tolerance"
         )
         raise WrongResultError(
-            f"{where}{have.flat[worst]:.9g} at {at} should be {exact.flat[worst]:.9g}{share}; "
+            f"{where}{_shown(have, worst)} at {at} should be {_shown(exact, worst)}{share}; "
             f"{int((ratio > 1).sum())} of {exact.size} elements are off",
             **figures,
         )
-    if figures["nonzero"] < 0.5 * np.count_nonzero(exact) / exact.size and result.dtype.kind == "f":
+    if figures["nonzero"] < 0.5 * np.count_nonzero(exact) / exact.size and floats:
         raise WrongResultError(f"{where}only {figures['nonzero']:.0%} of the results are not zero", **figures)
-    if deviations and algorithm.accuracy == "componentwise" and result.dtype.kind == "f":
+    if deviations and algorithm.accuracy == "componentwise" and floats:
         figures["deviations"] = _deviations(trial, error)
         if figures["deviations"] > MOST_DEVIATIONS:
             raise WrongResultError(
                 f"{where}the error is {figures['deviations']:.3g} times u * sqrt(K) * Q, at most "
-                f"{MOST_DEVIATIONS:g} are right: something computes in less than "
-                f"{np.promote_types(trial.dtype, np.float32)}",
+                f"{MOST_DEVIATIONS:g} are right: something computes in less than {accumulator(trial.dtype)}",
                 **figures,
             )
     return figures
+
+
+def _shown(a: np.ndarray, k: int) -> str:
+    """The k-th element."""
+    value = a.flat[k]
+    return str(int(value)) if whole(a.dtype) or a.dtype == object else f"{value:.9g}"
 
 
 def _place(trial: Trial, k: int) -> tuple[int, ...]:
@@ -319,7 +333,8 @@ def _place(trial: Trial, k: int) -> tuple[int, ...]:
 
 def _deviations(trial: Trial, error: np.ndarray) -> float:
     """Error beyond the final rounding in units of u * sqrt(K) * Q: K * u alone is loose for long sums."""
-    error = np.maximum(error - trial.rounding, 0) if trial.out_unit > trial.unit else error
+    rounded = trial.out_unit > trial.unit or trial.spec.activation in GATED
+    error = np.maximum(error - trial.rounding, 0) if rounded else error
     unit = trial.unit * math.sqrt(max(trial.terms, 1)) * trial.deviation
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.where(error > 0, error / unit, 0.0).max())
@@ -327,7 +342,7 @@ def _deviations(trial: Trial, error: np.ndarray) -> float:
 
 def _difference(have: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """have - exact without overflow: in the definition's type, or in Python ints."""
-    if exact.dtype.kind == "f":
+    if exact.dtype.kind in "fc":
         return have.astype(exact.dtype) - exact
     if (
         exact.dtype == np.int64
@@ -339,8 +354,11 @@ def _difference(have: np.ndarray, exact: np.ndarray) -> np.ndarray:
 
 
 def _fits(trial: Trial) -> bool:
-    limits = np.iinfo(trial.dtype)
-    return int(trial.exact.min()) >= limits.min and int(trial.exact.max()) <= limits.max
+    """Whether its results fit their type."""
+    if not whole(trial.dtype):
+        return bool(np.abs(trial.exact).max(initial=0) <= float(limits(trial.dtype).max))
+    info = np.iinfo(trial.dtype)
+    return int(trial.exact.min()) >= info.min and int(trial.exact.max()) <= info.max
 
 
 # ---- photographs, and sizes far apart ----------------------------------------------------------------------
@@ -351,6 +369,8 @@ def _on_a_photograph(spec: ConvSpec, court: Court) -> None:
     filters_pictures = spec.ndim == 2 and spec.in_channels == spec.groups and spec.direction == "forward"
     if filters_pictures and math.prod(spec.size) <= PHOTOGRAPHED:
         trial = trials.photographed(spec.with_(batch=1))
+        if not _fits(trial):
+            return  # it would overflow a half type
         result = court.prepare(trial).call(trial.data.call)
         _judge(
             trial,
@@ -368,22 +388,21 @@ def _on_graded_sizes(spec: ConvSpec, court: Court, seed: int) -> None:
     for graded in trials.graded(spec, seed):
         trial, (first, *rest) = graded.trial, graded.trial.data.call
         plan = plan or court.prepare(trial)
-        scaled = np.ldexp(first, graded.exponents.reshape(-1, *(1,) * (first.ndim - 1))).astype(first.dtype)
-        result = plan.call((scaled, *rest))
+        images = scaled(first, graded.exponents.reshape(-1, *(1,) * (first.ndim - 1)))
+        result = plan.call((images, *rest))
         assert trial.points is not None
         image = 0 if spec.direction == "weight_gradient" else trial.points[:, 0]
         powers = graded.exponents[image]
-        exact = np.ldexp(trial.exact, powers)
-        floor = trial.terms * float(np.finfo(np.promote_types(trial.dtype, np.float32)).tiny)
-        allowed = np.ldexp(tolerance(trial, court.algorithm), powers) + floor
+        exact = trial.exact * np.ldexp(1.0, powers)
+        allowed = np.ldexp(tolerance(trial, court.algorithm), powers) + trial.floor
         have = trial.at(result)
         with np.errstate(invalid="ignore", over="ignore"):
             off = ~(np.abs(have.astype(exact.dtype) - exact) <= allowed)
         if off.any():
             at = int(np.argmax(off))
             raise WrongResultError(
-                f"with images and weights of very different size {have[at]:.9g} at {_place(trial, at)} "
-                f"should be {float(exact[at]):.9g}; {int(off.sum())} of {off.size} elements are off"
+                f"with images and weights of very different size {_shown(have, at)} at {_place(trial, at)} "
+                f"should be {_shown(exact, at)}; {int(off.sum())} of {off.size} elements are off"
             )
     zeros = [np.zeros_like(a) for a in trial.data.call] if plan is not None and plan.took_s <= AGAIN_S else []
     if plan is not None and zeros and plan.call(zeros).any():
@@ -398,9 +417,12 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
     """
     if not float(border_value(spec)).is_integer() or abs(border_value(spec)) > SPAN[0]:
         # A border that is not a small whole number allows no exact sums
-        spec = spec.with_(padding_mode="constant:3")
+        zero = spec.zero_points[0]
+        spec = spec.with_(padding_mode=f"constant:{zero + 3 if zero < 100 else zero - 3}")
+    if spec.activation in GATED:
+        spec = spec.with_(activation="none")  # which gives no whole numbers
     algorithm = court.algorithm
-    rounded, note, reach = algorithm.accuracy != "componentwise" and spec.in_dtype.kind == "f", "", 0.0
+    rounded, note, reach = algorithm.accuracy != "componentwise" and not whole(spec.in_dtype), "", 0.0
     allowed = np.zeros(0)
     for span in SPANS if rounded else SPANS[:1]:
         if math.prod(span) / math.prod(SPANS[0]) * reach > 0.5:
@@ -427,7 +449,7 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
             trial, result, np.abs(_difference(trial.at(result), trial.exact)) <= allowed, "within the bound"
         )
         return note
-    have = np.rint(trial.at(result)) if rounded else trial.at(result)
+    have = np.rint(trial.at(result).astype(trial.exact.dtype)) if rounded else trial.at(result)
     demand = "exact after rounding" if rounded else "exact"
     same = have == trial.exact
     if not rounded and not same.all() and float(trial.magnitude.max()) >= exact_limit(spec):
@@ -435,7 +457,8 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
     _judge_gate(trial, result, same, demand)
     surely = not rounded or float(allowed.max(initial=0)) < 0.25  # at elements that were not chosen as well
     if trial.points is not None and surely and (rows := trials.row_sums(spec, seed, span)) is not None:
-        _judge_rows(np.rint(result) if rounded else result, rows)
+        wide = result.astype(rows.dtype)
+        _judge_rows(np.rint(wide) if rounded else wide, rows)
     sparse = "" if span[2] == 1 else f", {span[2]:.2g} of the weights"
     return f"whole numbers {demand}" + ("" if span == SPANS[0] else f" up to {span[0]} and {span[1]}{sparse}")
 
@@ -445,18 +468,24 @@ def _judge_gate(trial: Trial, result: np.ndarray, same: np.ndarray, demand: str)
         return
     worst = int(np.argmin(same))
     raise WrongResultError(
-        f"on whole numbers {trial.at(result).flat[worst]:.9g} at {_place(trial, worst)} should be "
-        f"{trial.exact.flat[worst]:.9g}, {demand}; {int((~same).sum())} of {same.size} elements are off"
+        f"on whole numbers {_shown(trial.at(result), worst)} at {_place(trial, worst)} should be "
+        f"{_shown(trial.exact, worst)}, {demand}; {int((~same).sum())} of {same.size} elements are off"
     )
 
 
 def _judge_rows(result: np.ndarray, rows: np.ndarray) -> None:
     """Between the chosen points nothing is off either."""
-    off = result.sum(-1, dtype=np.float64) != rows
+    off = result.sum(-1) != rows
     if off.any():
         at = tuple(int(i) for i in np.argwhere(off)[0])
         raise WrongResultError(f"on whole numbers the row at {at} does not sum to {rows[at]:.9g}; "
                                f"{int(off.sum())} of {off.size} rows are off")
+
+
+def _on_sums_beyond(spec: ConvSpec, court: Court, seed: int) -> None:
+    """What does not fit its type is refused: nothing wraps, and nothing saturates."""
+    if (trial := trials.extreme(spec, seed)) is not None and not court.prepare(trial).refuses():
+        raise WrongResultError(f"a sum that does not fit {spec.result_dtype} raises no OverflowError")
 
 
 def _two_by_three(algorithm: Judgeable, spec: ConvSpec) -> bool:

@@ -11,16 +11,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from algos.dtypes import kind
 from algos.spec import ConvSpec
-from bench.arena import Arena, Slot, room, shared_file
+from bench.arena import Arena, room, shared_file
 from bench.bounds import Judgeable, Trial
+from bench.data import Operands
 from bench.judged import LEAST_GROWTH, Judged, overlapping
 
 # Calls of the same plan, and seconds for them: one that took longer is not called again
 AGAIN, AGAIN_S = 60, 0.006
 WORKSPACE_FACTOR, WORKSPACE_SLACK = 2, 1 << 20  # how far a run may exceed its prediction
 HELD_SLACK = 1 << 16  # bytes of a result's buffer beyond twice its own: to align it
-POISON = {"f": math.nan, "i": 113, "u": 113}
+POISON = {"f": math.nan, "c": math.nan, "i": 113, "u": 113}
 
 
 class WrongResultError(Exception):
@@ -73,7 +75,8 @@ class Court:
         self._last: Sitting | None = None
 
     def prepare(self, trial: Trial, beside: bool = False) -> Sitting:
-        """A plan of the judged for the trial's weights; the one before is given up, or stays ``beside`` it.
+        """A plan of the judged for the trial's weights and bias; the one before is given up, or stays
+        ``beside`` it.
         """
         self._last = Sitting(self, trial, beside)
         return self._last
@@ -125,25 +128,39 @@ class Sitting:
         spec, data = trial.spec, trial.data
         arrays = [(a.shape, a.dtype) for a in data.call]
         # Those of a plan beside it stay
-        weights = [] if data.w is None else [(data.w.shape, data.w.dtype)] * 2
+        fixed = [(a.shape, a.dtype) for a in (data.w, data.bias) if a is not None]
         results = [(spec.result_shape, trial.dtype)] * 3
-        self._arena = court.arena(room([*arrays, *weights, *results]))
+        self._arena = court.arena(room([*arrays, *fixed, *fixed, *results]))
         self._operands = [self._arena.take(*a) for a in arrays]
         self._out, *self._results = (self._arena.take(*r) for r in results)
-        self._w: Slot | None = None
-        if data.w is not None:
-            self._w = [self._arena.take(*w) for w in weights][beside]
-            self._arena.view(self._w)[...] = data.w
+        slots = iter([[self._arena.take(*a) for a in fixed] for _ in range(2)][beside])
+        self._w, self._bias = (None if a is None else next(slots) for a in (data.w, data.bias))
+        self._fix(data)
         self.took_s = 0.0
-        self._judged.obey("prepare", spec=str(spec), w=self._w and self._w.text, beside=beside)
+        self._judged.obey("prepare", spec=str(spec), beside=beside, **self._fixed)
+
+    @property
+    def _fixed(self) -> dict[str, Any]:
+        """What is given once, as an order names it."""
+        return {"w": self._w and self._w.text, "bias": self._bias and self._bias.text}
+
+    def _fix(self, data: Operands) -> None:
+        for slot, values in ((self._w, data.w), (self._bias, data.bias)):
+            if slot is not None:
+                self._arena.view(slot)[...] = values
+
+    def refuses(self) -> bool:
+        """Whether a call with the operands of the trial, or preparing for it, raises an OverflowError."""
+        self._lay(self._trial.data.call)
+        facts = self._judged.obey("beyond", spec=str(self._trial.spec),
+                                  operands=[o.text for o in self._operands], **self._fixed)  # fmt: skip
+        return bool(facts["raised"])
 
     def traceable(self, trial: Trial) -> dict[str, Any]:
         """An order to prepare and run ``trial`` in the place of this one."""
         self._lay(trial.data.call)
-        if self._w is not None:
-            assert trial.data.w is not None
-            self._arena.view(self._w)[...] = trial.data.w
-        return {"spec": str(self._trial.spec), "w": self._w and self._w.text,
+        self._fix(trial.data)
+        return {"spec": str(self._trial.spec), **self._fixed,
                 "operands": [o.text for o in self._operands], "result": self._results[0].text}  # fmt: skip
 
     @property
@@ -161,7 +178,7 @@ class Sitting:
         """
         self._lay(operands)
         target = self._arena.view(self._out)
-        target[...] = POISON[target.dtype.kind]
+        target[...] = POISON[kind(target.dtype)]
         facts = self._judged.obey(
             "call", operands=[o.text for o in self._operands], result=self._results[place].text,
             out=self._out.text if out else None, watch=watch, before=self._out.text if after else None,
@@ -240,9 +257,10 @@ class Sitting:
     def _untouched(self, operands: Sequence[np.ndarray]) -> None:
         """Operands and weights hold what they held, and nobody wrote beside an array."""
         named = [*zip(("first operand", "second operand"), self._operands, operands, strict=False)]
-        if self._w is not None:
-            assert self._trial.data.w is not None
-            named.append(("weights", self._w, self._trial.data.w))
+        data = self._trial.data
+        named += [(name, slot, values) for name, slot, values in
+                  (("weights", self._w, data.w), ("bias", self._bias, data.bias))
+                  if slot is not None and values is not None]  # fmt: skip
         for name, slot, values in named:
             if not np.array_equal(bits(self._arena.view(slot)), bits(values)):
                 raise WrongResultError(f"the plan changed its {name}")

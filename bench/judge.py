@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from algos.dtypes import real, whole
 from algos.spec import ConvSpec
 from bench import perf_counter, trials
 from bench.check import check
@@ -19,9 +20,10 @@ from bench.court import Described
 from bench.text import printable
 from bench.worker import enter, finite, quieten
 
-# Largest deviation of timed calls, by bytes of the type: beyond what another order of summation does to the
+# Largest deviation of timed calls, by bytes of a part: beyond what another order of summation does to the
 # largest result.
 DEVIATION = {2: 2e-2, 4: 1e-4, 8: 1e-10}
+WHOLE_DEVIATION = 1e-12
 
 
 class _AbandonedError(Exception):
@@ -104,9 +106,12 @@ def _late(request: dict[str, Any]) -> trials.Late:
 def _same(request: dict[str, Any]) -> bool:
     """Whether calls among and after the timed ones gave what the definition says."""
     spec, right = ConvSpec.parse(request["spec"]), _late(request)
-    dtype = spec.out_dtype if spec.direction == "forward" else spec.in_dtype
-    most = DEVIATION[min(spec.in_dtype.itemsize, dtype.itemsize)] if dtype.kind == "f" else 1e-12
-    return all(right.error(np.array(values, np.float64), value) <= most for value, values in request["calls"])
+    parts = [real(dtype).itemsize for dtype in (spec.in_dtype, spec.result_dtype)]
+    most = WHOLE_DEVIATION if whole(spec.in_dtype) else DEVIATION[min(parts)]
+    return all(
+        right.error(np.array(values, np.float64).view(right.base.dtype), value) <= most
+        for value, values in request["calls"]
+    )
 
 
 def main() -> None:

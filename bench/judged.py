@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from algos.contract import Algorithm
+from algos.dtypes import whole
 from algos.functional import Plan, prepared
 from algos.lower.chain import chain, unsupported
 from algos.spec import ConvSpec
@@ -64,7 +65,7 @@ class Judged:
         self._arena: Arena | None = None
         self._plan: Plan | None = None
         self._earlier: list[Plan] = []
-        self._weights: list[np.ndarray] = []  # none, or those of the plan, where the judge laid them
+        self._weights: list[np.ndarray] = []  # and bias of the plan, where the judge laid them
         self._kept: list[np.ndarray] = []
         self._surroundings = Surroundings()
         self._strangers = threading.enumerate()  # threads that cannot be the algorithm's
@@ -103,17 +104,33 @@ class Judged:
             "transforms": [[[[str(v) for v in row] for row in matrix] for matrix in axis] for axis in found]
         }
 
-    def _prepare(self, spec: str, w: list[Any] | None, beside: bool) -> dict[str, Any]:
+    def _prepare(
+        self, spec: str, w: list[Any] | None, bias: list[Any] | None, beside: bool
+    ) -> dict[str, Any]:
         """A plan; with ``beside`` the one before stays, to be called again."""
         self._kept.clear()
         self._earlier = [self._plan] if beside and self._plan is not None else []
         if self._earlier:
             self._surroundings.undo()
         self._plan = None
-        self._weights = [] if w is None else [self._view(w)]
-        self._plan = prepared(ConvSpec.parse(spec), self._weights[0] if w else None, self._algorithm,
-                              self._threads)
+        self._weights = [self._view(a) for a in (w, bias) if a is not None]
+        self._plan = self._planned(ConvSpec.parse(spec), w, bias)
         return {}
+
+    def _planned(self, spec: ConvSpec, w: list[Any] | None, bias: list[Any] | None) -> Plan:
+        weights, added = (None if a is None else self._view(a) for a in (w, bias))
+        return prepared(spec, weights, self._algorithm, self._threads, bias=added)
+
+    def _beyond(
+        self, spec: str, w: list[Any] | None, bias: list[Any] | None, operands: list[Any]
+    ) -> dict[str, Any]:
+        """Whether sums that do not fit their type are refused."""
+        self._plan, self._earlier = None, []
+        try:
+            self._planned(ConvSpec.parse(spec), w, bias)(*map(self._view, operands))
+        except OverflowError:
+            return {"raised": True}
+        return {"raised": False}
 
     def _return(self) -> dict[str, Any]:
         """Go on with the plan that stayed; the last one stays beside it."""
@@ -155,7 +172,7 @@ class Judged:
         facts |= {
             "array": True,
             "shape": list(y.shape),
-            "dtype": y.dtype.str,
+            "dtype": y.dtype.name if y.dtype.isnative else y.dtype.str,
             "writable": bool(y.flags.writeable),
             "ordered": self._ordered(y),
             "inside": any(np.may_share_memory(y, a) for a in (*given, *self._weights)),
@@ -204,7 +221,7 @@ class Judged:
                 or perf_counter() - start > LONGEST_WATCH_S
             ):
                 break
-        same = np.array_equal(y, copy, equal_nan=y.dtype.kind == "f")
+        same = np.array_equal(y, copy, equal_nan=not whole(y.dtype))
         return {"busy": busy, "moved": not same}
 
     def _again(self, operands: list[Any], results: list[Any], most: int, seconds: float) -> dict[str, Any]:
@@ -307,13 +324,13 @@ class Judged:
         """
         assert self._plan is not None
         first = operands[0].reshape(-1)  # a view: slots are contiguous
-        original = first.copy()
+        original, least, largest = first.copy(), first.min(), first.max()
         times: tuple[list[float], ...] = ([], [], [])
         for k, seen in product(range(PAIRS), times):
             # Written anew every time: caches and waiting helpers are alike
             first[...] = np.roll(original, k + 1)
-            if seen is not times[0]:
-                first[k % first.size] += 1
+            if seen is not times[0]:  # within the range that sums allow
+                first[k % first.size] = least if first[k % first.size] == largest else largest
             start = perf_counter()
             self._plan(*operands)
             seen.append(perf_counter() - start)
@@ -321,7 +338,7 @@ class Judged:
         return min(times[0]) > REMEMBERED * min(map(statistics.median, times[1:])) + REMEMBERED_S
 
     def _trace(
-        self, spec: str, w: list[Any] | None, operands: list[Any], result: list[Any]
+        self, spec: str, w: list[Any] | None, bias: list[Any] | None, operands: list[Any], result: list[Any]
     ) -> dict[str, Any]:
         """Peak bytes of prepare and one run, without operands and result, and what the algorithm predicts.
 
@@ -334,11 +351,11 @@ class Judged:
             return {"seen": None, "predicted": predicted}
         self._plan, self._earlier = None, []
         self._kept.clear()
-        weights, given = None if w is None else self._view(w), [self._view(o) for o in operands]
+        given = [self._view(o) for o in operands]
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            plan = prepared(problem, weights, algorithm, self._threads)
+            plan = self._planned(problem, w, bias)
             start = process_time()
             y = plan(*given)
             took = process_time() - start

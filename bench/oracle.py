@@ -1,5 +1,5 @@
-"""The definition of the operation, in float64 (exact for whole-number types); shares no code with the
-algorithms.
+"""The definition of the operation, in float64 or complex128 (exact for whole-number types); shares no code
+with the algorithms.
 
 For an input padded to ``p`` by index arithmetic, with s = stride, d = dilation and, when flipped, t -> k - 1
 - t:
@@ -7,6 +7,9 @@ For an input padded to ``p`` by index arithmetic, with s = stride, d = dilation 
     forward          y[n, o, i]  = sum over c, t of  w[o, c, t] * p[n, c, i * s + t * d]
     input_gradient   dx[n, c, j] = sum of  w[o, c, t] * grad[n, o, i]  over all o, t, i that read x[n, c, j]
     weight_gradient  dw[o, c, t] = sum over n, i of  grad[n, o, i] * p[n, c, i * s + t * d]
+
+Zero points are subtracted from p and w before, and padding with zeros holds 0 after that. Of complex numbers
+the gradients conjugate w and p. A bias, then an activation, follow the forward sum.
 
 One pass over the kernel's taps, each a small matrix product; ``oracle_at`` gives chosen elements of large
 problems.
@@ -23,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from algos.dtypes import kind, real, whole
 from algos.spec import ConvSpec
 
 
@@ -31,11 +35,12 @@ def oracle(
     x: np.ndarray | None = None,
     w: np.ndarray | None = None,
     grad: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
     *,
     precise: bool = False,
     fill: float | None = None,
 ) -> np.ndarray:
-    """The result of ``spec``, of its own flip and padding mode, computed from the definition.
+    """The result of ``spec``, with all its options, computed from the definition.
 
     Parameters
     ----------
@@ -43,22 +48,22 @@ def oracle(
     x : array of ``spec.input_shape``, for forward and weight_gradient
     w : array of ``spec.weight_shape``, for forward and input_gradient
     grad : array of ``spec.output_shape``, for the gradients
+    bias : array (O,), where the spec has one
     precise : bool
-        Accumulate in long double: slow, for judging float64.
+        Accumulate in long double, or two of them: slow, for judging float64 and complex128.
     fill : float, optional
-        What lies in a constant border, instead of the spec's value rounded to its type.
+        What lies in a constant border, instead of ``border_value(spec)``.
 
     Returns
     -------
     array of ``spec.result_shape``
-        float64, or long double if ``precise``; int64 for integer types, Python ints where int64 would
-        overflow.
+        float64, or long double if ``precise``, complex ones of complex types; int64 for integer types,
+        Python ints where int64 would overflow.
     """
     fill = border_value(spec) if fill is None else fill
     first, second = _pair(spec, x, w, grad)
-    work, final = _types(spec, first, second, precise, fill)
-    a: np.ndarray = first.astype(work)
-    b: np.ndarray = second.astype(work)
+    work, final = _types(spec, first, second, bias, precise, fill)
+    a, b = _centred(first, spec.zero_points[0], work), _centred(second, spec.zero_points[1], work)
     groups, n, p = spec.groups, spec.batch, math.prod(spec.output_size)
     i, o = spec.in_channels // groups, spec.out_channels // groups
     if spec.direction == "forward":
@@ -67,15 +72,16 @@ def oracle(
         for tap, window in _taps(spec):
             piece = a[_last(window)].reshape(n, groups, i, p)
             y += _matmul(b[_last(tap)].reshape(groups, o, i), piece)
-        return y.reshape(spec.output_shape).astype(final)
+        channels = np.arange(spec.out_channels).reshape(-1, *(1,) * spec.ndim)
+        return _followed(spec, y.reshape(spec.output_shape), bias, channels).astype(final)
     if spec.direction == "input_gradient":
-        a = a.reshape(n, groups, o, p)
+        a, b = a.reshape(n, groups, o, p), _conjugate(b)
         dx: np.ndarray = np.zeros((n, spec.in_channels, *spec.padded_size), work)
         for tap, window in _taps(spec):
             piece = _matmul(b[_last(tap)].reshape(groups, o, i).swapaxes(1, 2), a)
             dx[_last(window)] += piece.reshape(n, spec.in_channels, *spec.output_size)
         return _gathered(spec, dx).astype(final)
-    a, b = padded(spec, a, fill), b.reshape(n, groups, o, p)
+    a, b = _conjugate(padded(spec, a, fill)), b.reshape(n, groups, o, p)
     dw: np.ndarray = np.zeros(spec.weight_shape, work)
     for tap, window in _taps(spec):
         piece = a[_last(window)].reshape(n, groups, i, p).swapaxes(2, 3)
@@ -89,6 +95,7 @@ def oracle_at(
     w: np.ndarray | None,
     grad: np.ndarray | None,
     indices: np.ndarray,
+    bias: np.ndarray | None = None,
     *,
     precise: bool = False,
     fill: float | None = None,
@@ -105,10 +112,11 @@ def oracle_at(
     """
     fill = border_value(spec) if fill is None else fill
     first, second = _pair(spec, x, w, grad)
-    work, final = _types(spec, first, second, precise, fill)
+    work, final = _types(spec, first, second, bias, precise, fill)
     at = {"forward": _forward_at, "input_gradient": _input_gradient_at,
-          "weight_gradient": _weight_gradient_at}  # fmt: skip
-    return at[spec.direction](spec, first, second, np.asarray(indices), work, fill).astype(final)
+          "weight_gradient": _weight_gradient_at}[spec.direction]  # fmt: skip
+    total = at(spec, first, second, np.asarray(indices), work, fill)
+    return _followed(spec, total, bias, np.asarray(indices)[:, 1]).astype(final)
 
 
 # ---- geometry ----------------------------------------------------------------------------------------------
@@ -153,26 +161,26 @@ def reduction(spec: ConvSpec) -> int:
 
 
 def border_value(spec: ConvSpec) -> int | float:
-    """What a constant border holds, an exact whole number or rounded once to
-    the type of x; 0 in the other modes.
+    """What a constant border holds, rounded once to the type of x, or an exact whole number less the zero
+    point of x; 0 in the other modes.
     """
     if not spec.padding_mode.startswith("constant:"):
         return 0
     exact = Fraction(spec.padding_mode.partition(":")[2])
-    if spec.in_dtype.kind in "iu":
-        return int(exact)
-    kind = spec.in_dtype.type
+    if whole(spec.in_dtype):
+        return int(exact) - spec.zero_points[0]
+    scalar = real(spec.in_dtype).type
     with np.errstate(all="ignore"):
         # Rounded twice, it may be a neighbour of the nearest, which is even where two are as near
-        near = kind(float(exact))
-        candidates = (near, np.nextafter(near, kind(-np.inf)), np.nextafter(near, kind(np.inf)))
+        near = scalar(float(exact))
+        candidates = (near, np.nextafter(near, scalar(-np.inf)), np.nextafter(near, scalar(np.inf)))
     return min(
         (float(c) for c in candidates if np.isfinite(c)),
-        key=lambda c: (abs(Fraction(c) - exact), _odd(kind(c))),
+        key=lambda c: (abs(Fraction(c) - exact), _odd(scalar(c))),
     )
 
 
-def _odd(number: np.floating) -> int:
+def _odd(number: Any) -> int:
     return int.from_bytes(number.tobytes(), sys.byteorder) & 1
 
 
@@ -246,19 +254,59 @@ def _pair(
     return found[0], found[1]
 
 
-def _types(spec: ConvSpec, a: np.ndarray, b: np.ndarray, precise: bool, fill: float) -> tuple[Any, Any]:
+def _types(
+    spec: ConvSpec, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, precise: bool, fill: float
+) -> tuple[Any, Any]:
     """(type to compute in, type of the result). Whole numbers below 2^53 are exact
     in float64, whose products are fast.
     """
-    if a.dtype.kind == "f":
-        return (np.longdouble, np.longdouble) if precise else (np.float64, np.float64)
-    largest = [max(abs(int(v.max(initial=0))), abs(int(v.min(initial=0)))) for v in (a, b)]
+    if not whole(a.dtype):
+        work = {("f", False): np.float64, ("f", True): np.longdouble,
+                ("c", False): np.complex128, ("c", True): np.clongdouble}[kind(a.dtype), precise]  # fmt: skip
+        return work, work
+    largest = [_largest(v) + abs(point) for v, point in zip((a, b), spec.zero_points, strict=True)]
     if spec.direction != "input_gradient":
         largest[0] = max(largest[0], abs(math.ceil(fill)))
     bound = max(reduction(spec), 1) * max(largest[0], 1) * max(largest[1], 1)
+    bound += 0 if bias is None else _largest(bias)
     if bound < 1 << 53:
         return np.float64, np.int64
     return (np.int64, np.int64) if bound < 1 << 63 else (object, object)
+
+
+def _largest(a: np.ndarray) -> int:
+    return max(abs(int(a.max(initial=0))), abs(int(a.min(initial=0))))
+
+
+def _centred(a: np.ndarray, point: int, work: Any) -> np.ndarray:
+    """In the type to compute in, less a zero point."""
+    wide = a.astype(work)
+    return wide - point if point else wide
+
+
+def _conjugate(a: np.ndarray) -> np.ndarray:
+    return a.conj() if a.dtype.kind == "c" else a
+
+
+def _followed(spec: ConvSpec, y: np.ndarray, bias: np.ndarray | None, channels: np.ndarray) -> np.ndarray:
+    """y, whose elements lie in those output channels, with its bias and its activation."""
+    if spec.bias:
+        if bias is None or bias.shape != (spec.out_channels,):
+            raise ValueError(f"bias must have the shape ({spec.out_channels},)")
+        y = y + bias.astype(y.dtype)[channels]
+    return activated(y, spec.activation)
+
+
+def activated(y: np.ndarray, activation: str) -> np.ndarray:
+    """What follows the sum and its bias."""
+    if activation in ("relu", "relu6"):
+        y = np.maximum(y, 0)
+        return np.minimum(y, 6) if activation == "relu6" else y
+    if activation == "none":
+        return y
+    with np.errstate(over="ignore"):
+        gate = 1 + np.exp(-y)
+    return y / gate if activation == "silu" else 1 / gate
 
 
 def _matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -279,13 +327,14 @@ def _forward_at(
     channel = (o // (spec.out_channels // spec.groups) * inner)[:, None] + np.arange(inner)
     table = [sources(spec, axis) for axis in range(spec.ndim)]
     total: np.ndarray = np.zeros(len(at), work)
+    of_x, of_w = spec.zero_points
     for tap in np.ndindex(*spec.kernel):
         index = [
             table[axis][place[axis] * spec.stride[axis] + offset(spec, axis, t)] for axis, t in enumerate(tap)
         ]
-        values = x[(n[:, None], channel, *(i.clip(0)[:, None] for i in index))].astype(work)
+        values = _centred(x[(n[:, None], channel, *(i.clip(0)[:, None] for i in index))], of_x, work)
         values[np.min(index, axis=0) < 0] = fill
-        total += (values * w[(o, slice(None), *tap)].astype(work)).sum(1)
+        total += (values * _centred(w[(o, slice(None), *tap)], of_w, work)).sum(1)
     return total
 
 
@@ -317,7 +366,8 @@ def _input_gradient_at(
             values: np.ndarray = grad[(n[read, None], channel[read], *(i[read, None] for i in index))].astype(
                 work
             )
-            total[read] += (values * w[(channel[read], c[read, None] % inner, *tap)].astype(work)).sum(1)
+            taps: np.ndarray = w[(channel[read], c[read, None] % inner, *tap)].astype(work)
+            total[read] += (values * _conjugate(taps)).sum(1)
     return total
 
 
@@ -329,7 +379,7 @@ def _weight_gradient_at(
 
     @lru_cache(1)
     def plane(channel: int) -> np.ndarray:
-        return padded(spec, x[:, channel : channel + 1].astype(work), fill)[:, 0]
+        return _conjugate(padded(spec, x[:, channel : channel + 1].astype(work), fill)[:, 0])
 
     total: np.ndarray = np.zeros(len(at), work)
     for k in np.lexsort(at.T[1::-1]):  # by output channel, then by channel: neighbours share the padded plane

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from itertools import product
 
 import numpy as np
 
+from algos.dtypes import accumulator, limits, whole
 from algos.spec import ConvSpec
-from bench.bounds import Trial
-from bench.data import KINDS, SPAN, Operands, operands
+from bench.bounds import Trial, linear
+from bench.data import KINDS, SPAN, Operands, named_operands, operands, scaled, widened
 from bench.footprint import Reach, chosen, inside, reach, some
-from bench.oracle import border_value, oracle, oracle_at, padded, reduction
+from bench.oracle import activated, border_value, oracle, padded, reduction
 from bench.photograph import filters
 
 # Every element is compared up to 2 G multiply-adds; less where the definition is bound by memory: few
@@ -31,9 +32,10 @@ POINT_TERMS = 1 << 31
 TAIL = 8  # last rows, columns and channels that a block may leave over
 FEW_POINTS, FEW_TERMS = 256, 1 << 23  # of the trials beside the first
 WHOLE_BYTES = 1 << 30  # of the arrays of a whole batch; beyond it two images stand for all
-# Powers of two by which images are scaled up, at most, and down, so far that squares are zero, and by which
-# weights fall off along each of three axes.
-SCALES = {2: (2, -2, 2), 4: (100, -76, 12), 8: (960, -540, 12)}
+# By the largest exponent of the type: powers of two by which images are scaled up, at most, and down, so far
+# that squares are zero, and by which weights fall off along each of three axes.
+SCALES = {16: (2, -2, 2), 128: (100, -76, 12), 1024: (960, -540, 12)}
+EXTREMES = 16  # results at which sums that do not fit are looked for
 ABOVE = 8  # powers of two by which single elements, and what is in between, exceed a standard deviation
 
 
@@ -62,22 +64,25 @@ class Late:
     points : int array (points, axes)
         Of the result.
     original : float
-        What the changing element holds in the operands as they are made.
+        What the changing element, or its real part, holds in the operands as they are made.
     base, slope : arrays (points,)
-        The result is base + slope * value.
+        The result is base + slope * value, and ``activation`` of it.
+    activation : str
     """
 
     points: np.ndarray
     original: float
     base: np.ndarray
     slope: np.ndarray
+    activation: str = "none"
 
     def error(self, values: np.ndarray, value: float | None) -> float:
         """Largest deviation of results at the points, over the largest that is right; None is the original
         value.
         """
         right = self.base + self.slope * (self.original if value is None else value)
-        off = np.abs(np.asarray(values, np.float64) - right)
+        right = activated(right, self.activation)
+        off = np.abs(np.asarray(values, right.dtype) - right)
         return float(np.where(np.isfinite(off), off, np.inf).max(initial=0)) / (
             float(np.abs(right).max(initial=0)) or 1.0
         )
@@ -111,34 +116,42 @@ def spoiled(spec: ConvSpec, seed: int) -> list[tuple[tuple[int, ...], Reach]]:
 
 
 def high(spec: ConvSpec) -> int:
-    """Power of two by which all images may be multiplied; 0 for a border of a constant, which would not be.
+    """Power of two by which all images may be multiplied; 0 for whole numbers, a border of a constant, a bias
+    and an activation.
 
     A transform that is normalised at its end, as many are, sums results over all its points before.
     """
-    if spec.in_dtype.kind != "f" or spec.padding_mode.startswith("constant:"):
+    if whole(spec.in_dtype) or _unscaled(spec) != spec:
         return 0
     points = math.prod(p + e - 1 for p, e in zip(spec.padded_size, spec.kernel_extent, strict=True))
-    room = np.finfo(np.promote_types(spec.in_dtype, np.float32)).maxexp - ABOVE
+    room = limits(accumulator(spec.in_dtype)).maxexp - ABOVE
     sums = math.ceil(math.log2(points * math.sqrt(max(reduction(spec), 1))))
-    return min(SCALES[spec.in_dtype.itemsize][0], room - sums)
+    return min(SCALES[limits(spec.in_dtype).maxexp][0], room - sums)
+
+
+def _unscaled(spec: ConvSpec) -> ConvSpec:
+    """The same without what is not scaled as images are: a border that stays as it is, bias and activation.
+    """
+    spec = linear(spec)
+    return spec.with_(padding_mode="replicate") if spec.padding_mode.startswith("constant:") else spec
 
 
 @lru_cache(4)
 def graded(spec: ConvSpec, seed: int) -> list[Graded]:
     """A lone pixel among images of another size, and large images where none were tried yet."""
-    scaled = bool(high(spec))  # for the call that writes into an array
-    if not scaled:
-        spec = spec.with_(padding_mode="replicate")  # a border that stays as it is would not be scaled
-    _, low, fall = SCALES[spec.in_dtype.itemsize]
+    tried = bool(high(spec))  # in the call that writes into an array
+    spec = _unscaled(spec)
+    _, low, fall = SCALES[limits(spec.in_dtype).maxexp]
     data = operands(spec, seed)
     if spec.direction == "weight_gradient":
         trial = Trial(spec, data, _few(spec, _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 7]))))
-        return [] if scaled else [Graded(trial, np.full(spec.batch, high(spec)))]
+        return [] if tried else [Graded(trial, np.full(spec.batch, high(spec)))]
     rng = np.random.default_rng([seed, 7])
     element = chosen(spec, rng)
     if element is None:
         return []
-    first, w = data.call[0], _falling(data.w, fall, element[1], rng)
+    first = data.call[0]
+    data = replace(data, w=_falling(data.w, fall, element[1], rng))
     pixel = np.zeros_like(first[:1])
     pixel[(0, *element[1:])] = 1
     at = reach(spec, (0, *element[1:]))
@@ -146,11 +159,12 @@ def graded(spec: ConvSpec, seed: int) -> list[Graded]:
     rest = _drawn(spec, FEW_POINTS, rng, image=spec.batch - 1)
     if spec.batch > 1:
         image = np.concatenate([pixel, first[1:]])
-        trial = _with_first(spec, image, w, _few(spec, np.concatenate([near, clear, rest])))
+        trial = Trial(spec, _with_first(spec, data, image), _few(spec, np.concatenate([near, clear, rest])))
         return [Graded(trial, np.array([low] + [high(spec)] * (spec.batch - 1)))]
-    lone = Graded(_with_first(spec, pixel, w, _few(spec, np.concatenate([near, clear]))), np.array([low]))
-    large = Graded(_with_first(spec, first, w, _few(spec, rest)), np.array([high(spec)]))
-    return [lone] if scaled else [lone, large]
+    alone = Trial(spec, _with_first(spec, data, pixel), _few(spec, np.concatenate([near, clear])))
+    lone, large = Graded(alone, np.array([low])), Graded(Trial(spec, data, _few(spec, rest)),
+                                                         np.array([high(spec)]))  # fmt: skip
+    return [lone] if tried else [lone, large]
 
 
 @lru_cache(2)
@@ -167,7 +181,7 @@ def whole_batch(spec: ConvSpec, seed: int) -> Trial | None:
         count = max(FEW_POINTS // len(images), 4)
         points = np.concatenate([_drawn(spec, count, rng, image) for image in images])
     data = operands(spec, seed)
-    if data.w is not None and spec.in_dtype.kind == "f":
+    if data.w is not None and not whole(spec.in_dtype):
         data = replace(data, w=_sparse(spec, seed))
     return Trial(spec, data, _few(spec, points))
 
@@ -178,17 +192,32 @@ def flat(spec: ConvSpec, seed: int) -> Trial:
     are positive: what invites short cuts.
     """
     data, points = operands(spec, seed), _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 15]))
-    first = data.call[0] if spec.in_dtype.kind != "f" else np.abs(data.call[0])
+    first = data.call[0] if whole(spec.in_dtype) else np.abs(data.call[0]).astype(spec.in_dtype)
     first[:1] = 2
-    return _with_first(
-        spec, first, None if data.w is None else np.full_like(data.w, 3), _few(spec, points), *data.call[1:]
-    )
+    w = None if data.w is None else np.full_like(data.w, 3)
+    return Trial(spec, _with_first(spec, replace(data, w=w), first), _few(spec, points))
+
+
+@lru_cache(2)
+def extreme(spec: ConvSpec, seed: int) -> Trial | None:
+    """Whole numbers, all as large as their types hold, at a few results of which one does not fit its type;
+    None where all fit.
+    """
+    ends = [[(int(end) - point, end) for end in (np.iinfo(dtype).min, np.iinfo(dtype).max)]
+            for _, dtype, point in named_operands(spec).values()]  # fmt: skip
+    pair = max(product(*ends), key=lambda pair: pair[0][0] * pair[1][0])
+    data = operands(spec, seed)
+    made = {name: np.full(shape, end, dtype)
+            for (name, (shape, dtype, _)), (_, end) in zip(named_operands(spec).items(), pair, strict=True)}
+    points = _few(spec, _drawn(spec, EXTREMES, np.random.default_rng([seed, 19])))
+    trial, info = Trial(spec, replace(data, **made), points), np.iinfo(spec.result_dtype)
+    return None if all(info.min <= int(y) <= info.max for y in trial.exact) else trial
 
 
 @lru_cache(2)
 def photographed(spec: ConvSpec) -> Trial:
     """A smooth, positive picture under kernels with names."""
-    return Trial(spec, Operands(*filters(spec), None))
+    return Trial(spec, Operands(*filters(spec), None, operands(spec).bias))
 
 
 @lru_cache(2)
@@ -196,19 +225,24 @@ def row_sums(spec: ConvSpec, seed: int, span: tuple[float, ...]) -> np.ndarray |
     """What the rows of a forward result of small whole numbers sum to (N, O, *rows): all of it, for the price
     of a column.
 
-    None in the other directions, and for what is too large to hold.
+    None in the other directions, after an activation, and for what is too large to hold.
     """
-    if spec.direction != "forward" or 4 * spec.min_bytes > WHOLE_BYTES:
+    if spec.direction != "forward" or spec.activation != "none" or 4 * spec.min_bytes > WHOLE_BYTES:
         return None
     trial = seeded(spec, seed, "integer", span)
     assert trial.data.x is not None and trial.data.w is not None
-    x = padded(spec, trial.data.x.astype(np.float64), border_value(spec))
+    x, w = (a.astype(np.float64) - point if whole(a.dtype) else widened(a)
+            for a, point in zip((trial.data.x, trial.data.w), spec.zero_points, strict=True))  # fmt: skip
+    x = padded(spec, x, border_value(spec))
     length, stride, dilation = spec.output_size[-1], spec.stride[-1], spec.dilation[-1]
     ends = [(k * dilation, k * dilation + (length - 1) * stride + 1) for k in range(spec.kernel[-1])]
     read = np.stack([x[..., low:high:stride].sum(-1) for low, high in ends], -1)  # by each tap of a row
-    column = spec.with_(size=read.shape[2:], stride=(*spec.stride[:-1], 1), dilation=(*spec.dilation[:-1], 1),
-                        padding=0, padding_mode="zeros", rank=None, dtype="float64")  # fmt: skip
-    return oracle(column, read, trial.data.w.astype(np.float64))[..., 0]
+    column = linear(spec).with_(size=read.shape[2:], stride=(*spec.stride[:-1], 1),
+                                dilation=(*spec.dilation[:-1], 1), padding=0, padding_mode="zeros", rank=None,
+                                dtype=x.dtype.name)  # fmt: skip
+    rows = oracle(column, read, w)[..., 0]
+    bias = trial.data.bias
+    return rows if bias is None else rows + length * bias.astype(x.dtype).reshape(-1, *(1,) * (spec.ndim - 1))
 
 
 def changing(spec: ConvSpec, seed: int, launch: int) -> tuple[int, ...] | None:
@@ -234,32 +268,23 @@ def late(spec: ConvSpec, seed: int, launch: int) -> Late:
         else np.zeros((0, len(spec.result_shape)), np.int64)
     )
     points = _few(spec, np.concatenate([_drawn(spec, FEW_POINTS // 4, rng), near]))
-    data = operands(spec, seed)
-    first, *rest = data.call
-    original, slope = 0.0, np.zeros(len(points))
-    if element is not None:
-        original = float(first[element])
-        first[element] = 0
-        one = np.zeros_like(first)
-        one[element] = 1
-        slope = np.asarray(_definition(spec, one, data.w, rest, points, fill=0.0), np.float64)
-    base = _definition(spec, first, data.w, rest, points, fill=border_value(spec))
-    return Late(points, original, np.asarray(base, np.float64), slope)
+    data, bare, original = operands(spec, seed), spec.with_(activation="none"), 0.0
+    if element is None:
+        base = Trial(bare, data, points).exact
+        slope = np.zeros_like(base)
+    else:
+        first = data.call[0]
+        original = float(first[element].real)
+        first[element] -= first[element].real
+        base = Trial(bare, data, points).exact
+        first[element] += first.dtype.type(1)
+        slope = Trial(bare, data, points).exact - base
+    wide = np.complex128 if spec.in_dtype.kind == "c" else np.float64
+    return Late(points, original, base.astype(wide), slope.astype(wide), spec.activation)
 
 
-def _definition(spec: ConvSpec, first: Any, w: Any, rest: Any, points: np.ndarray, fill: float) -> np.ndarray:
-    if spec.direction == "forward":
-        return oracle_at(spec, first, w, None, points, fill=fill)
-    if spec.direction == "input_gradient":
-        return oracle_at(spec, None, w, first, points, fill=fill)
-    return oracle_at(spec, first, None, rest[0], points, fill=fill)
-
-
-def _with_first(
-    spec: ConvSpec, first: np.ndarray, w: np.ndarray | None, points: np.ndarray, *second: np.ndarray
-) -> Trial:
-    x, grad = (None, first) if spec.direction == "input_gradient" else (first, *second, None)[:2]
-    return Trial(spec, Operands(x, w, grad), points)
+def _with_first(spec: ConvSpec, data: Operands, first: np.ndarray) -> Operands:
+    return replace(data, **{"grad" if spec.direction == "input_gradient" else "x": first})
 
 
 def _sparse(spec: ConvSpec, seed: int) -> np.ndarray:
@@ -274,7 +299,8 @@ def _sparse(spec: ConvSpec, seed: int) -> np.ndarray:
         middle[[(size - 1) // 2, size // 2]] = 1
         kernel = np.multiply.outer(middle, kernel)
     planes = rng.standard_normal(spec.weight_shape[:2]).reshape(*spec.weight_shape[:2], *(1,) * spec.ndim)
-    return (planes * kernel).astype(spec.in_dtype)
+    turned = planes * (1 + 1j) if spec.w_dtype.kind == "c" else planes
+    return (turned * kernel).astype(spec.w_dtype)
 
 
 def _falling(w: np.ndarray | None, most: int, faintest: int, rng: np.random.Generator) -> np.ndarray:
@@ -284,7 +310,7 @@ def _falling(w: np.ndarray | None, most: int, faintest: int, rng: np.random.Gene
     The channel ``faintest`` meets the faintest; where there are several filters the last one is zero.
     """
     assert w is not None
-    result = w * (np.arange(len(w)) < max(len(w) - 1, 1)).reshape(-1, *(1,) * (w.ndim - 1))
+    result = widened(w) * (np.arange(len(w)) < max(len(w) - 1, 1)).reshape(-1, *(1,) * (w.ndim - 1))
     for axis in (1, *range(w.ndim - 2, w.ndim)):
         if axis >= 1 and w.shape[axis] > 1:
             shape = [1] * w.ndim
@@ -292,7 +318,7 @@ def _falling(w: np.ndarray | None, most: int, faintest: int, rng: np.random.Gene
             fall = rng.permutation(np.linspace(0, most, w.shape[axis]).round().astype(int))
             if axis == 1:
                 fall = np.roll(fall, faintest % len(fall) - fall.argmax())
-            result = np.ldexp(result, -fall.reshape(shape))
+            result = scaled(result, -fall.reshape(shape))
     return result.astype(w.dtype)
 
 

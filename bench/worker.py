@@ -129,7 +129,7 @@ class Opened:
             self.flush = (
                 device_cache_flusher(self.algorithm.to_device) if on_device else cache_flusher(caches()["L3"])
             )
-        self.operands, self.weights, self.h2d_s = self._arrays(request["seed"])
+        self.operands, self.weights, self.bias, self.h2d_s = self._arrays(request["seed"])
         self.seed, self.launch, self.moves = request["seed"], request["launch"], Random(request["launch"])
         self.cell = self._changing()
         start = perf_counter()
@@ -165,7 +165,7 @@ class Opened:
         if self.call_s <= request["slow_s"]:
             self.call_s, self.loops = pilot(self.call, self.algorithm.synchronize, self.budget, self.cold)
 
-    def _arrays(self, seed: int) -> tuple[list[Any], Any, float | None]:
+    def _arrays(self, seed: int) -> tuple[list[Any], Any, Any, float | None]:
         """Operands in the algorithm's memory order and on its device; the
         conversion is not timed, the transfer apart.
         """
@@ -175,33 +175,35 @@ class Opened:
         arrays = [in_layout(a, self.algorithm.layout) for a in made.call]
         weights = made.w if self.spec.direction != "weight_gradient" else None
         if self.algorithm.device != "cuda":
-            return arrays, weights, None
+            return arrays, weights, made.bias, None
         self.algorithm.to_device(arrays[0])  # the first transfer also wakes the driver
         self.algorithm.synchronize()
         start = perf_counter()
         moved = [self.algorithm.to_device(a) for a in arrays]
         self.algorithm.synchronize()
-        return moved, weights, perf_counter() - start
+        return moved, weights, made.bias, perf_counter() - start
 
     def _prepare(self) -> Any:
         from algos.functional import prepared
 
-        return prepared(self.spec, self.weights, self.algorithm, self.threads)
+        return prepared(self.spec, self.weights, self.algorithm, self.threads, bias=self.bias)
 
     def _caller(self) -> Callable[[], Any]:
         plan = self.plan if self.burn is None else burning(self.plan, self.burn)
         return caller(plan, self.operands, self.cell)
 
     def _changing(self) -> memoryview | None:
-        """The element that every call finds changed, so that no result can be remembered; None on a device.
+        """The element, or its real part, that every call finds changed, so that no result can be remembered;
+        None on a device.
         """
+        from algos.dtypes import real
         from bench.trials import changing
 
-        element = changing(self.spec, self.seed, self.launch)
-        if element is None or self.algorithm.device != "cpu" or self.spec.in_dtype.itemsize < 4:
+        element, part = changing(self.spec, self.seed, self.launch), real(self.spec.in_dtype)
+        if element is None or self.algorithm.device != "cpu" or part.itemsize < 4:
             return None
         *outer, last = element
-        return memoryview(self.operands[0][(*outer, slice(last, last + 1))])
+        return memoryview(self.operands[0][(*outer, slice(last, last + 1))].view(part)[:1])
 
     def opened(self) -> dict[str, Any]:
         return {
@@ -264,7 +266,8 @@ class Opened:
         end = perf_counter() + LATE_S
         while True:
             on_host = result if self.algorithm.device == "cpu" else self.algorithm.to_host(result)
-            found = np.asarray(on_host)[at].astype(np.float64)
+            found = np.asarray(on_host)[at]
+            found = found.astype(np.complex128 if found.dtype.kind == "c" else np.float64).view(np.float64)
             calls.append((value, [float(v) if np.isfinite(v) else None for v in found]))
             if len(calls) > (LEAST_LATE if perf_counter() > end else MOST_LATE):
                 return {"calls": calls}
