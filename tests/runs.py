@@ -15,6 +15,7 @@ from algos.spec import ConvSpec
 from bench.cases import Settings, cases_of
 from bench.runner import Outcome, Runner
 from bench.store import Store
+from tests.conftest import HUNG_S
 
 
 @contextmanager
@@ -22,6 +23,8 @@ def algorithms_from(folder: Path | str, data: Path, monkeypatch: pytest.MonkeyPa
     """The registry with the files of ``folder`` in it, and ``data`` for what the machine learns meanwhile."""
     monkeypatch.setenv("CONVBENCH_PATH", str(folder))
     monkeypatch.setenv("CONVBENCH_DATA", str(data))
+    # As the fixture ``undisturbed`` has it
+    monkeypatch.setattr("bench.timing.CLOCK_SLACK_S", HUNG_S)
     registry.cache_clear()
     yield
     registry.cache_clear()
