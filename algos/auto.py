@@ -199,13 +199,15 @@ def choose(
             reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, spec)
             reason = reason or why_not(algorithm)
             estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
-            if estimate and (copies := relaid_s(spec, algorithm, layout)):
-                estimate = replace(estimate, run_s=estimate.run_s + copies)
-            if estimate and (seconds := chain(algorithm, spec, threads).compiling_s()):
-                estimate = replace(estimate, compile_s=seconds)
-            if estimate and (doubt := chain(algorithm, spec, threads).unwise):
-                unwise.append((algorithm, estimate, doubt))
-                continue
+            if estimate:
+                way = chain(algorithm, spec, threads)
+                if copies := relaid_s(spec, algorithm, layout):
+                    estimate = replace(estimate, run_s=estimate.run_s + copies)
+                if seconds := way.compiling_s():
+                    estimate = replace(estimate, compile_s=seconds)
+                if doubt := way.unwise:
+                    unwise.append((algorithm, estimate, doubt))
+                    continue
         except (Exception, SystemExit) as error:  # of one algorithm: the others can still be ranked
             reason, estimate = f"breaks the contract: {type(error).__name__}: {error}", None
         if estimate is None:
@@ -222,8 +224,8 @@ def choose(
     ranked.sort(key=lambda pair: pair[1].expected_s(calls) * DOUBT[pair[1].source])
     candidates = tuple(
         Candidate(names[id(a)], e.expected_s(calls), e.run_s, e.prepare_s, e.source,
-                  chain(a, spec, threads).workspace_bytes(threads), compile_s=e.compile_s,
-                  via=chain(a, spec, threads).words)
+                  (way := chain(a, spec, threads)).workspace_bytes(threads), compile_s=e.compile_s,
+                  via=way.words)
         for a, e in ranked
     )  # fmt: skip
     best, estimate = ranked[0]

@@ -267,7 +267,7 @@ class ConvSpec:
         value = constant(self.padding_mode.removeprefix("constant:"), self.in_dtype)
         return int(value) if whole(self.in_dtype) else float(value)
 
-    @property
+    @cached_property
     def kernel_extent(self) -> tuple[int, ...]:
         """What the dilated kernel covers, per axis."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))

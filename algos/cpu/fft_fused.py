@@ -31,7 +31,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -114,6 +113,19 @@ class Plan(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan_for(spec: ConvSpec, threads: int, longest: int) -> Plan:
     """The tiles that make the model of the run's time least."""
+    best: Plan | None = None
+    for first, last, items, each in _choices(spec, longest):
+        for used in {1, min(threads, items)}:
+            seconds = -(-items // used) * each + (HAND_OVER_S if used > 1 else 0)
+            if best is None or seconds < best.seconds:
+                best = Plan(first, last, items, used, seconds)
+    assert best is not None
+    return best
+
+
+@lru_cache(maxsize=1024)
+def _choices(spec: ConvSpec, longest: int) -> list[tuple[Side, Side, int, float]]:
+    """Tiles, how many items there are to share, and the seconds of each."""
     multiple, dtype = lanes(spec.in_dtype), str(spec.in_dtype)
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     flat = spec.ndim == 1
@@ -121,23 +133,21 @@ def plan_for(spec: ConvSpec, threads: int, longest: int) -> Plan:
     lasts = [Side(multiple, 1, 1)] if flat else sides(spec, 1, multiple, longest)
     stages_first = {first.points // 2: Transform(first.points // 2, dtype).cost for first in firsts}
     stages_last = [0.0 if flat else Transform(last.points, dtype).cost for last in lasts]
-    best: Plan | None = None
-    for first, (last, along) in product(firsts, zip(lasts, stages_last, strict=True)):
-        tiles = -(-first.tiles // multiple) if flat else first.tiles * last.tiles
-        items = spec.batch * tiles * spec.groups
+    itemsize, cache, images = spec.in_dtype.itemsize, caches()["L2"], spec.batch * spec.groups
+    found = []
+    for first in firsts:
         half, whole = first.points // 2, _whole(first, multiple)
-        stages = stages_first[half] * half / whole + along
-        points = whole * last.points / multiple
-        moving = (inputs + outputs) * (POINT_S / 2 + STAGE_S * stages) + inputs * outputs * STAGE_S
-        beyond = math.log2(max(1, points * multiple * 16 * spec.in_dtype.itemsize / caches()["L2"]))
-        slower = STAGES_BEYOND ** max(0, beyond - 1) if flat else 1 + BEYOND * min(5, beyond)
-        each = ITEM_S + points * moving * slower
-        for used in {1, min(threads, items)}:
-            seconds = -(-items // used) * each + (HAND_OVER_S if used > 1 else 0)
-            if best is None or seconds < best.seconds:
-                best = Plan(first, last, items, used, seconds)
-    assert best is not None
-    return best
+        across = stages_first[half] * half / whole
+        for last, along in zip(lasts, stages_last, strict=True):
+            tiles = -(-first.tiles // multiple) if flat else first.tiles * last.tiles
+            items = images * tiles
+            points = whole * last.points / multiple
+            moving = (inputs + outputs) * (POINT_S / 2 + STAGE_S * (across + along))
+            moving += inputs * outputs * STAGE_S
+            beyond = math.log2(max(1, points * multiple * 16 * itemsize / cache))
+            slower = STAGES_BEYOND ** max(0, beyond - 1) if flat else 1 + BEYOND * min(5, beyond)
+            found.append((first, last, items, ITEM_S + points * moving * slower))
+    return found
 
 
 @dataclass(frozen=True)

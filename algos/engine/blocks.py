@@ -62,6 +62,7 @@ class Axis:
         return self.phases.index(tap * self.dilation % self.stride), tap * self.dilation // self.stride
 
 
+@lru_cache(maxsize=1024)  # asked by every family of algorithms
 def axes(spec: ConvSpec) -> tuple[Axis, Axis]:
     """Rows and columns of a 1-D or 2-D spec; a 1-D one has a single row."""
     found = [

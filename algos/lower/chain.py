@@ -165,6 +165,16 @@ class Chain:
     def workspace_bytes(self, threads: int = 1) -> int:
         """What is held after prepare and the peak of a run, of all leaves and of what is moved between them.
         """
+        if threads not in self._workspaces:
+            self._workspaces[threads] = self._workspace_bytes(threads)
+        return self._workspaces[threads]
+
+    @cached_property
+    def _workspaces(self) -> dict[int, int]:
+        """By threads: limits, estimates and rankings ask for them, of every algorithm."""
+        return {}
+
+    def _workspace_bytes(self, threads: int) -> int:
         total = sum(int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
         for lowered, _ in self.node.steps():
             kept, passing = 0, 0
@@ -448,6 +458,7 @@ def _refused(algorithm: Algorithm, node: Node) -> str | None:
     )
 
 
+@lru_cache(CHAINS)
 def _ordered(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in STEPS if name in names)
 
