@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from bench.noise import Ratio
 from bench.text import seconds
 from reports.findings.histories import CaseKey, Point
 from reports.scene import Picture, tick
 from reports.sheet import RC, canvas, grid, head_line, label, marker_size, render
-from reports.style import clean, machine_text, ratio_text, short, styles
+from reports.style import Style, clean, machine_text, ratio_text, short, styles
 from reports.tables import Cell, Table
 
 PANELS, MOST_PAGES = 6, 5
@@ -31,29 +31,34 @@ def varying(found: dict[CaseKey, list[Point]]) -> list[str]:
 
 
 def history_table(found: dict[CaseKey, list[Point]]) -> Table:
-    """A row for every point, the changes named."""
+    """A row for every case: since when it is followed, its time now, and the changes beyond the noise."""
     rows = []
     for case, points in found.items():
-        for point in points:
-            rows.append({
-                "spec": case.spec,
-                "algorithm": case.algorithm,
-                **{name: getattr(case, name) for name in varying(found)},
-                "day": point.day,
-                "build": point.build,
-                "launches": point.launches,
-                "time": Cell(seconds(point.median_s), point.median_s),
-                "98% interval": f"{seconds(point.low_s)} to {seconds(point.high_s)}",
-                "against the one before": _against(point.ratio) if point.ratio else "-",
-                "verdict": point.verdict or "first",
-            })  # fmt: skip
+        last, days = points[-1], dict.fromkeys((points[0].day, points[-1].day))
+        rows.append({
+            "spec": case.spec,
+            "algorithm": case.algorithm,
+            **{name: getattr(case, name) for name in varying(found)},
+            "points": len(points),
+            "days": " to ".join(days),
+            "time": Cell(seconds(last.median_s), last.median_s),
+            "98% interval": f"{seconds(last.low_s)} to {seconds(last.high_s)}",
+            "changes": ", ".join(map(_change, filter(_changed, points))),
+        })  # fmt: skip
     columns = tuple(rows[0]) if rows else ()
     cells = [tuple(map(Cell.of, row.values())) for row in rows]
-    return Table(columns, cells, frozenset({"launches", "time", "threads"}), EMPTY)
+    return Table(columns, cells, frozenset({"points", "time", "threads"}), EMPTY)
 
 
-def _against(ratio: Ratio) -> str:
-    return f"{ratio_text(ratio.ratio)} {ratio.low:.2f}-{ratio.high:.2f}"
+def _changed(point: Point) -> bool:
+    return point.verdict in ("faster", "slower")
+
+
+def _change(point: Point) -> str:
+    """What happened, against the point before it."""
+    assert point.ratio is not None
+    interval = f"{ratio_text(point.ratio.ratio)} {point.ratio.low:.2f}-{point.ratio.high:.2f}"
+    return f"{point.verdict} on {point.day} (build {point.build}): {interval}"
 
 
 def history_dicts(found: dict[CaseKey, list[Point]]) -> list[dict[str, Any]]:
@@ -108,51 +113,23 @@ def _page(
     )
     caption = (f"{about}; bars: 98% intervals; a ratio is written where a time changed by more than the "
                "noise explains")  # fmt: skip
-    loud = {
-        spec: _loud({case: points for case, points in found.items() if case.spec == spec}) for spec in specs
+    of_spec = {
+        spec: {case: points for case, points in found.items() if case.spec == spec} for spec in specs
     }
+    loud = {spec: _loud(inside) for spec, inside in of_spec.items()}
     names = [n for n in look if n in {case.algorithm for cases in loud.values() for case in cases}]
     lines = math.ceil(len(specs) / columns)
     figure, area = canvas(caption, look, max(5.2 * columns, 7.0), 3.1 * lines, names)
     axes = grid(figure, area, lines, columns, gap=(0.75, 0.85), left=0.8, bottom=0.5, head=0.25)
     for axis, spec in zip(axes, specs, strict=False):
-        inside = {case: points for case, points in found.items() if case.spec == spec}
-        places = _places(inside)
+        places = _places(of_spec[spec])
         axis.set_yscale("log")
-        for case, points in inside.items():
-            style, stands_out = look[case.algorithm], case in loud[spec]
-            colour = style.colour if stands_out else QUIET
-            xs, ys = [places[key] for key in _keys(points)], [p.median_s for p in points]
-            bars = [[p.median_s - p.low_s for p in points], [p.high_s - p.median_s for p in points]]
-            axis.errorbar(xs, ys, bars, color=colour, marker=style.marker, linestyle=style.line,
-                          linewidth=1.3, capsize=2.5, elinewidth=0.9, markersize=marker_size(style),
-                          markeredgecolor="white", markeredgewidth=0.4,
-                          zorder=4 if stands_out else 2)  # fmt: skip
-            for x, point in zip(xs, points, strict=True):
-                if stands_out and point.ratio and point.verdict in ("faster", "slower"):
-                    slower = point.verdict == "slower"
-                    axis.annotate(
-                        f"{'▲' if slower else '▼'} {ratio_text(point.ratio.ratio)}",
-                        (x, point.high_s if slower else point.low_s), xytext=(0, 4 if slower else -4),
-                        ha="center", va="bottom" if slower else "top", textcoords="offset points", fontsize=8,
-                        fontweight="bold", color="#9A1B1B" if slower else "#0B6B3A", zorder=6,
-                    )  # fmt: skip
-        words = [f"{day}{f' ({turn + 1})' if turn else ''}" for day, turn in places]
-        step = math.ceil(len(words) / TICKS) or 1
-        axis.xaxis.set_major_locator(FixedLocator(list(range(0, len(words), step))))
-        axis.xaxis.set_major_formatter(
-            FuncFormatter(lambda at, _, words=words: words[int(at)] if at < len(words) else "")
-        )
-        axis.tick_params(axis="x", labelsize=6.5)
-        axis.set_xlim(-0.5, len(words) - 0.5)
-        low, high = axis.get_ylim()
-        axis.set_ylim(low / 1.15, high * 1.15)
-        axis.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.grid(True, axis="y")
+        for case, points in of_spec[spec].items():
+            _line(axis, points, [places[key] for key in _keys(points)], look[case.algorithm],
+                  case in loud[spec])  # fmt: skip
+        _scales(axis, [f"{day}{f' ({turn + 1})' if turn else ''}" for day, turn in places])
         axis.set_title(label(short(spec, 44), 44), fontsize=9.5, loc="left", fontweight="bold")
-    changes = sum(p.verdict in ("faster", "slower") for points in found.values() for p in points)
+    changes = sum(map(_changed, (point for points in found.values() for point in points)))
     title = "Time over builds and days"
     head_line(figure, title)
     reading = (
@@ -165,18 +142,51 @@ def _page(
         f"{point.day}"
         for case, points in found.items()
         for point in points
-        if point.ratio and point.verdict in ("faster", "slower")
+        if point.ratio and _changed(point)
     )
     return Picture(
         name, clean(title), reading, clean(seen or "Nothing changed"), clean(about), *render(figure)
     )
 
 
+def _line(axis: Axes, points: Sequence[Point], xs: Sequence[int], style: Style, stands_out: bool) -> None:
+    """One case, with the ratios of its changes where it stands out."""
+    bars = [[p.median_s - p.low_s for p in points], [p.high_s - p.median_s for p in points]]
+    axis.errorbar(xs, [p.median_s for p in points], bars, color=style.colour if stands_out else QUIET,
+                  marker=style.marker, linestyle=style.line, linewidth=1.3, capsize=2.5, elinewidth=0.9,
+                  markersize=marker_size(style), markeredgecolor="white", markeredgewidth=0.4,
+                  zorder=4 if stands_out else 2)  # fmt: skip
+    for x, point in zip(xs, points, strict=True):
+        if stands_out and point.ratio and _changed(point):
+            slower = point.verdict == "slower"
+            axis.annotate(
+                f"{'▲' if slower else '▼'} {ratio_text(point.ratio.ratio)}",
+                (x, point.high_s if slower else point.low_s), xytext=(0, 4 if slower else -4),
+                ha="center", va="bottom" if slower else "top", textcoords="offset points", fontsize=8,
+                fontweight="bold", color="#9A1B1B" if slower else "#0B6B3A", zorder=6,
+            )  # fmt: skip
+
+
+def _scales(axis: Axes, words: Sequence[str]) -> None:
+    """Days below, some of many; times at the left."""
+    step = math.ceil(len(words) / TICKS) or 1
+    axis.xaxis.set_major_locator(FixedLocator(list(range(0, len(words), step))))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda at, _: words[int(at)] if at < len(words) else ""))
+    axis.tick_params(axis="x", labelsize=6.5)
+    axis.set_xlim(-0.5, len(words) - 0.5)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low / 1.15, high * 1.15)
+    axis.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(True, axis="y")
+
+
 def _loud(inside: dict[CaseKey, list[Point]]) -> set[CaseKey]:
     order = sorted(
         inside,
         key=lambda case: (
-            all(p.verdict not in ("faster", "slower") for p in inside[case]),
+            not any(map(_changed, inside[case])),
             inside[case][-1].median_s,
         ),
     )

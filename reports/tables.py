@@ -90,14 +90,15 @@ class Table:
     empty: str = "None."
 
     def text(self, most: int | None = None) -> str:
-        """Aligned columns; in lines of at most ``most`` characters if shorter text can
-        do it, but the first column is whole.
+        """Aligned columns; in lines of at most ``most`` characters if shorter text can do it, but specs, or
+        the first column where there is none, are whole.
         """
         if not self.rows:
             return self.empty
         cells = [self.columns, *(tuple(cell.text for cell in row) for row in self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
-        elastic = [i for i, column in enumerate(self.columns) if i and column not in self.figures]
+        whole = self.columns.index("spec") if "spec" in self.columns else 0
+        elastic = [i for i, column in enumerate(self.columns) if i != whole and column not in self.figures]
         while most and elastic and sum(widths) + 2 * len(widths) - 2 > most:
             widest = max(elastic, key=lambda i: widths[i])
             if widths[widest] <= SHORTEST:
@@ -232,11 +233,15 @@ AUTO = ("auto, the automatic choice: its time over that of the best of ours, and
         "surely slower.")  # fmt: skip
 
 
-def winners_text(frame: pd.DataFrame, machines: dict[str, dict] | None = None) -> str:
-    """The winners for the terminal, with what decides a tie; one clear line when nothing was measured."""
+def winners_text(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) -> str:
+    """The winners for the terminal, with what decides a tie; one clear line when nothing was measured.
+
+    Layers have their names before their specs, where there are some.
+    """
     if frame.empty:
         return NOTHING
-    table = winners_table(frame, wide=False)
+    named = {without_batch(spec) for spec in frame["spec"]} & layers.keys()
+    table = winners_table(frame, layers if named else MappingProxyType({}), wide=False)
     if not table.rows:
         return f"No algorithm has a time yet: {_status_counts(frame)}."
     lines = [table.text(LINE), "", *textwrap.wrap(VERDICTS, LINE), MARGIN]

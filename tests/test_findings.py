@@ -9,9 +9,10 @@ import pytest
 from bench.twins import Rate, Rates
 from reports.findings.advice import MOST_LINES, standouts
 from reports.findings.frame import to_frame
-from reports.findings.networks import in_network_order
+from reports.findings.networks import in_network_order, layer_names
 from reports.findings.ranking import ranked, winners
 from reports.page import Options, write_report
+from reports.tables import winners_text
 from reports.words import calm, crossovers, false_alarms, in_short, who_wins
 from tests.record_makers import MACHINE, layers, record
 
@@ -132,6 +133,11 @@ def test_layers_stand_in_the_order_of_their_network_with_their_names(tmp_path):
     records += [record("auto", 1.5, specs[layer], family="auto", chosen="b") for layer in specs]
     frame = in_network_order(to_frame(records), [NETWORK])
     assert list(dict.fromkeys(frame["spec"])) == [specs["stem"], specs["body"], specs["head"]]
+    lines = winners_text(frame, layer_names([NETWORK])).splitlines()
+    assert [lines[at].split()[0] for at in (0, 2, 3, 4)] == ["layer", "stem", "body", "head"]
+    assert all(spec in line for spec, line in zip(specs.values(), lines[2:5], strict=True)), "specs are whole"
+    plain = to_frame([record("a"), record("b", 2e-3)])
+    assert winners_text(plain, layer_names([NETWORK])) == winners_text(plain)
     write_report(records, {"m1": MACHINE}, tmp_path, Options(networks=[NETWORK]))
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     rows = [

@@ -86,6 +86,10 @@ def test_the_command_prints_draws_and_answers_in_json(tmp_path: Path,
     assert main(["history", SPEC, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "1 faster and 0 slower" in shown and shown.strip().endswith("history.png")
+    rows = [line for line in shown.splitlines() if line.startswith(SPEC)]
+    assert len(rows) == 12, "a line for each case"
+    (better,) = (row for row in rows if "faster" in row)
+    assert " better " in better and "faster on 2026-11-23 (build b2): 0.7" in better
     assert (tmp_path / "report" / "history.svg").stat().st_size > 1000
     asked = ["history", SPEC, "--algorithms", "better,steady1", "--json", "--picture",
              str(tmp_path / "pictures")]  # fmt: skip

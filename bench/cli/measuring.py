@@ -155,6 +155,8 @@ def warn_if_busy() -> None:
 def _answer(arguments: argparse.Namespace, outcome: Any, page: Any, frame: Any, against: Any) -> int:
     """Print what a run found; its exit code."""
     from bench.tuning import own_tunables, remember
+    from bench.versus import wanted
+    from reports.findings.networks import layer_names
     from reports.findings.tunings import tunings
     from reports.tables import to_dicts, winners_dicts, winners_text
     from reports.tuning import tunings_table
@@ -178,7 +180,8 @@ def _answer(arguments: argparse.Namespace, outcome: Any, page: Any, frame: Any, 
             }
         )
     else:
-        show(winners_text(chosen))
+        networks, _ = wanted(arguments.targets, ())
+        show(winners_text(chosen, layer_names(networks)))
         if arguments.tune:
             show(f"\n{tunings_table(tuned).text()}")
         if "versus" in arguments.targets:
