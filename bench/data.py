@@ -239,7 +239,9 @@ def _asymmetric(
             types = (spec.w_dtype, real(spec.w_dtype))  # of complex numbers one factor is real
             factors = (_whole(rng, s, t, factor, 1.0, balanced and s[-1] > 1)
                        for s, t in zip(shapes, types, strict=True))  # fmt: skip
-            column, row = (made.astype(wide).reshape(spec.rank, *spec.weight_shape[:2], -1) for made in factors)
+            column, row = (
+                made.astype(wide).reshape(spec.rank, *spec.weight_shape[:2], -1) for made in factors
+            )
             w = np.einsum("roih,roiw->oihw", column, row)
             w = -w if high < -low else w
             w *= rng.random(w.shape[:2])[..., None, None] < share  # whole kernels: the others keep their rank

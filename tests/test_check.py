@@ -56,7 +56,8 @@ GRID = [
     "0x3x9x9,4x3x3x3",
 ]
 
-MIXED = ["float16", "float16>float32", "float32>float64", "int8", "uint8", "int8>int32", "int16>int64",
+MIXED = ["float16", "bfloat16", "float16>float32", "bfloat16>float32", "float32>float64", "complex64",
+         "complex128", "complex64>complex128", "int8", "uint8", "int8>int32", "int16>int64", "uint32",
          "int64", "uint64"]  # fmt: skip
 
 
@@ -244,8 +245,46 @@ def test_each_mistake_of_gradients_is_met() -> None:
 )
 def test_fault_is_found_in_whole_types(fault: type[Right]) -> None:
     for dtype in ("int8>int32", "uint8"):
-        if fault is not wrong.ReusedBuffer:  # whose floats are copied where no call changes them
-            refused(f"2x3x9x8,4x3x3x3,p1,{dtype}", fault())
+        refused(f"2x3x9x8,4x3x3x3,p1,{dtype}", fault())
+
+
+TYPED = [
+    *(f"2x3x9x8,4x3x3x3,p1,{dtype}"
+      for dtype in ("float16", "bfloat16", "int8", "uint16", "int32", "int64", "uint64")),
+    *(f"2x4x9x8,6x2x3x3,s2x1,p1,complex{bits}{direction}" for bits in (64, 128)
+      for direction in ("", ",input_gradient", ",weight_gradient")),
+    "2x3x12,4x3x3,p1,complex64,reflect,weight_gradient,flip",
+    "2x3x9x8,4x3x3x3,p1,bfloat16,bias,silu", "2x3x9x8,4x3x3x3,p1,float16,bias,relu",
+    "2x3x20,4x3x5,p2,float32,circular,bias,sigmoid", "2x3x9x8,4x3x3x3,p1,bias,relu6",
+    "2x3x9x8,4x3x3x3,p1,float64,constant:0.7,silu", "1x2x5x6x7,3x2x3x2x3,p1,complex128,bias",
+    "2x3x9x8,4x3x3x3,p1,uint8*int8>int32,bias,relu,zp128:3", "2x4x9x8,6x2x3x3,p2,int8*uint8>int32,zp-5:128",
+    "2x3x9x8,4x3x3x3,p1,uint8>int32,constant:9,zp130:120", "2x3x9x8,4x3x3x3,p1,int64,bias,relu6,zp7:-3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_right_passes_with_all_that_follows_a_sum(text: str) -> None:
+    verdict = check(text, Right())
+    assert verdict.ok, verdict.reason
+    if ConvSpec.parse(text).in_dtype.kind not in "iu":
+        assert check(text, Right(accuracy="normwise")).ok
+
+
+@pytest.mark.parametrize("fault, text", [
+    (fault, text) for fault in wrong.TYPES for text in TYPED if fault().shows(plain(ConvSpec.parse(text)))
+])
+def test_a_mistake_of_types_is_found(fault: type[Right], text: str) -> None:
+    refused(text, fault())
+
+
+def test_each_mistake_of_types_is_met() -> None:
+    for fault in wrong.TYPES:
+        assert any(fault().shows(plain(ConvSpec.parse(text))) for text in TYPED), fault.__name__
+
+
+@pytest.mark.parametrize("fault", [wrong.Wraps, wrong.Saturates])
+def test_reason_names_the_sum_that_does_not_fit(fault: type[Right]) -> None:
+    assert "raises no OverflowError" in refused("2x3x9x8,4x3x3x3,p1,int8", fault()).reason
 
 
 def test_half_precision_is_found_where_the_bound_is_loose() -> None:

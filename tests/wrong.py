@@ -10,29 +10,42 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from algos.contract import Algorithm
+from algos.contract import Algorithm, Support
+from algos.dtypes import accumulator, limits, whole
+from algos.grammar import DIRECTIONS
 from algos.lower.border import border
 from algos.lower.parts import Lowered, Part
 from algos.spec import ConvSpec
 
 
+class Every(tuple[str, ...]):
+    """All types, and all mixtures of them."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
 class Right(Algorithm):
-    """Correct in all directions and types; sums in float32 at least, integers in 64 bits."""
+    """Correct in all directions and types, with zero points, bias and activations; sums floats in float32 at
+    least, and integers without end.
+    """
 
     name: str = "right"
     family: str = "gemm"
+    support: ClassVar[Support | None] = Support((1, 2, 3), DIRECTIONS, Every(), epilogues=True)
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         return None
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         """Operands in the wider type, and three times every window."""
-        return 8 * (3 * spec.macs // (spec.out_channels // spec.groups) + 4 * spec.min_bytes)
+        width = 60 if whole(spec.in_dtype) else spec.out_dtype.itemsize + 4
+        return width * (3 * spec.macs // (spec.out_channels // spec.groups) + 4 * spec.min_bytes)
 
     def shows(self, spec: ConvSpec) -> bool:
         """Whether the fault changes anything for this spec."""
@@ -54,27 +67,60 @@ class Right(Algorithm):
         out[...] = y
         return out
 
-    def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
-        dtype = spec.out_dtype if spec.direction == "forward" else spec.in_dtype
-        used = self.geometry(spec)
-        w = None if weights is None else self.kernel(spec, weights)
+    def sums(
+        self, spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndarray | None
+    ) -> np.ndarray:
+        return convolved(spec, a, w, grad)
+
+    def followed(self, spec: ConvSpec, y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        return activated(y if bias is None else y + bias.astype(y.dtype), spec.activation)
+
+    def narrowed(self, spec: ConvSpec, y: np.ndarray) -> np.ndarray:
+        """In the type of the result."""
+        if whole(spec.result_dtype) and y.size and not fits(y, spec.result_dtype):
+            raise OverflowError(f"a sum does not fit {spec.result_dtype}")
+        return y.astype(spec.result_dtype)
+
+    def prepare(
+        self, spec: ConvSpec, weights: Any, threads: int = 1, bias: Any = None
+    ) -> Callable[..., Any]:
+        used, (of_x, of_w) = self.geometry(spec), spec.zero_points
+        w = None if weights is None else less(self.kernel(spec, weights), of_w)
 
         def run(*operands: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             first, *rest = operands
-            y = convolved(used, self.operand(spec, first), w, *rest).astype(dtype)
+            y = self.sums(used, less(self.operand(spec, first), of_x), w, rest[0] if rest else None)
             y = y[tuple(slice(0, n) for n in spec.result_shape)]
+            y = self.narrowed(spec, self.followed(spec, y, bias))
             return self.result(spec, np.ascontiguousarray(y), operands, out)
 
         return run
 
 
+def fits(y: np.ndarray, dtype: np.dtype) -> bool:
+    return bool(np.iinfo(dtype).min <= y.min() and y.max() <= np.iinfo(dtype).max)
+
+
+def less(a: np.ndarray, point: int) -> np.ndarray:
+    return a.astype(object) - point if point else a
+
+
+def activated(y: np.ndarray, activation: str) -> np.ndarray:
+    if activation == "none":
+        return y
+    if activation in ("relu", "relu6"):
+        return y.clip(0, 6 if activation == "relu6" else None)
+    gate = 1 / (1 + np.exp(-y))
+    return gate if activation == "sigmoid" else y * gate
+
+
 def convolved(
-    spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndarray | None = None
+    spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndarray | None = None, fill: int = 0
 ) -> np.ndarray:
-    """The result of ``spec`` with zero padding and no flip; a is x, or grad for input_gradient."""
-    work = np.promote_types(
-        spec.out_dtype, {"f": np.float32, "i": np.int64, "u": np.uint64}[spec.out_dtype.kind]
-    )
+    """The sums of ``spec`` with padding of ``fill`` and no flip; a is x, or grad for input_gradient."""
+    small = spec.in_dtype.itemsize + spec.w_dtype.itemsize <= 4 and spec.out_dtype.itemsize <= 4
+    integer: Any = np.int64 if small else object
+    work = integer if whole(spec.out_dtype) else accumulator(spec.out_dtype)
     n, g, p, t = spec.batch, spec.groups, math.prod(spec.output_size), math.prod(spec.kernel)
     i, o = spec.in_channels // g, spec.out_channels // g
     a = a.astype(work)
@@ -82,6 +128,7 @@ def convolved(
         w = w.astype(work).reshape(g, o, i * t)
     if spec.direction == "input_gradient":
         assert w is not None
+        w = w.conj() if w.dtype.kind == "c" else w
         columns = (w.swapaxes(1, 2) @ a.reshape(n, g, o, p)).reshape(
             n, spec.in_channels, *spec.kernel, *spec.output_size
         )
@@ -93,7 +140,8 @@ def convolved(
             )
             dx[(..., *place)] += columns[(slice(None), slice(None), *tap)]
         return dx[(..., *(slice(b, b + m) for (b, _), m in zip(spec.padding, spec.size, strict=True)))]
-    x = np.pad(a, ((0, 0), (0, 0), *spec.padding))
+    x = np.full((n, spec.in_channels, *spec.padded_size), fill, work)
+    x[(..., *(slice(b, b + m) for (b, _), m in zip(spec.padding, spec.size, strict=True)))] = a
     windows = np.lib.stride_tricks.sliding_window_view(x, spec.kernel_extent, tuple(range(2, x.ndim)))
     steps = (*(slice(None, None, s) for s in spec.stride), *(slice(None, None, d) for d in spec.dilation))
     columns = windows[(slice(None), slice(None), *steps)].reshape(n, g, i, p, t)
@@ -102,6 +150,7 @@ def convolved(
         columns = columns.transpose(0, 1, 2, 4, 3).reshape(n, g, i * t, p)
         return (w @ columns).reshape(spec.output_shape)
     assert grad is not None
+    columns = columns.conj() if columns.dtype.kind == "c" else columns
     columns = columns.transpose(0, 1, 3, 2, 4).reshape(n, g, p, i * t)
     return (grad.astype(work).reshape(n, g, o, p) @ columns).sum(0).reshape(spec.weight_shape)
 
@@ -197,6 +246,178 @@ class RepeatedImage(Right):
 
     def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
         return np.broadcast_to(a[:1], a.shape)
+
+
+# ---- wrong in a type ---------------------------------------------------------------------------------------
+
+
+def narrow(dtype: np.dtype) -> bool:
+    """A float type whose sums are taken in a wider one."""
+    return accumulator(dtype) != dtype
+
+
+class RoundedInside(Right):
+    """The sums of both halves of the taps are rounded to a narrow type before they are added."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return narrow(spec.result_dtype) and spec.direction == "forward" and spec.reduction_length > 1
+
+    def sums(
+        self, spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndarray | None
+    ) -> np.ndarray:
+        assert w is not None
+        half = (np.arange(w[0].size) % 2).reshape(1, *w.shape[1:])
+        parts = (convolved(spec, a, (w * k).astype(w.dtype)) for k in (half, 1 - half))
+        return sum(part.astype(spec.result_dtype).astype(part.dtype) for part in parts)  # type: ignore[return-value]
+
+
+class RoundedBeforeBias(Right):
+    """A pass of its own adds the bias to what was rounded already."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return narrow(spec.result_dtype) and spec.bias
+
+    def followed(self, spec: ConvSpec, y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        return super().followed(spec, y.astype(spec.result_dtype).astype(y.dtype), bias)
+
+
+class Truncated(Right):
+    """The last bits are cut off, and not rounded to nearest."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return narrow(spec.result_dtype)
+
+    def narrowed(self, spec: ConvSpec, y: np.ndarray) -> np.ndarray:
+        unit = np.exp2(np.floor(np.log2(np.maximum(np.abs(y), 1e-30))) - int(limits(spec.result_dtype).nmant))
+        return (np.trunc(y / unit) * unit).astype(spec.result_dtype)
+
+
+class Wraps(Right):
+    """A sum that does not fit keeps its last bits."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return whole(spec.result_dtype) and spec.result_dtype == spec.in_dtype and spec.activation != "relu6"
+
+    def narrowed(self, spec: ConvSpec, y: np.ndarray) -> np.ndarray:
+        bits = 8 * spec.result_dtype.itemsize
+        return (y % (1 << bits)).astype(f"u{bits // 8}").view(spec.result_dtype)
+
+
+class Saturates(Wraps):
+    """A sum that does not fit becomes the largest or the smallest number."""
+
+    def narrowed(self, spec: ConvSpec, y: np.ndarray) -> np.ndarray:
+        info = np.iinfo(spec.result_dtype)
+        return np.minimum(np.maximum(y, int(info.min)), int(info.max)).astype(spec.result_dtype)
+
+
+class Complex(Right):
+    """A fault of complex numbers."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.in_dtype.kind == "c"
+
+
+class DroppedImaginaryPart(Complex):
+    """Of the first operand."""
+
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        return a.real.astype(a.dtype)
+
+
+class DroppedImaginaryResult(Complex):
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
+        return super().result(spec, y.real.astype(y.dtype), operands, out)
+
+
+class ConjugatedForward(Complex):
+    """As if a forward pass were an inner product."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return super().shows(spec) and spec.direction == "forward"
+
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        return w.conj()
+
+
+class UnconjugatedGradient(Complex):
+    def shows(self, spec: ConvSpec) -> bool:
+        return super().shows(spec) and spec.direction != "forward"
+
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        return w.conj()
+
+    def operand(self, spec: ConvSpec, a: np.ndarray) -> np.ndarray:
+        return a.conj() if spec.direction == "weight_gradient" else a
+
+
+class ConjugatedResult(Complex):
+    """The other operand of a gradient is conjugated."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return super().shows(spec) and spec.direction != "forward"
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
+        return super().result(spec, y.conj(), operands, out)
+
+
+class ActivationBeforeBias(Right):
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.bias and spec.activation != "none"
+
+    def followed(self, spec: ConvSpec, y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        assert bias is not None
+        return activated(y, spec.activation) + bias.astype(y.dtype)
+
+
+class BiasTwice(Right):
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.bias
+
+    def followed(self, spec: ConvSpec, y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        assert bias is not None
+        return super().followed(spec, y + bias.astype(y.dtype), bias)
+
+
+class BiasOfTheFirstChannel(Right):
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.bias and spec.out_channels > 1
+
+    def followed(self, spec: ConvSpec, y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        assert bias is not None
+        return super().followed(spec, y, bias[:1])
+
+
+class ForgottenActivation(Right):
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.activation != "none"
+
+    def followed(self, spec: ConvSpec, y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        return super().followed(spec.with_(activation="none"), y, bias)
+
+
+class RawPadding(Right):
+    """The padding is 0 before the zero point is subtracted, and not after."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.zero_points[0] != 0 and any(map(any, spec.padding))
+
+    def sums(
+        self, spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndarray | None
+    ) -> np.ndarray:
+        return convolved(spec, a, w, grad, fill=-spec.zero_points[0])
+
+
+class ForgottenZeroPoint(Right):
+    """Of the weights."""
+
+    def shows(self, spec: ConvSpec) -> bool:
+        return spec.zero_points[1] != 0
+
+    def kernel(self, spec: ConvSpec, w: np.ndarray) -> np.ndarray:
+        return less(w, -spec.zero_points[1])
 
 
 # ---- wrong in what is written ------------------------------------------------------------------------------
@@ -593,6 +814,24 @@ LOWERINGS: dict[str, tuple[str, Change, str]] = {
 }  # fmt: skip
 WITHOUT = {"residues": ("shuffle",), "shuffle": ("residues",), "spaced": ("residues", "shuffle")}
 
+TYPES = (
+    RoundedInside,
+    RoundedBeforeBias,
+    Truncated,
+    Wraps,
+    Saturates,
+    DroppedImaginaryPart,
+    DroppedImaginaryResult,
+    ConjugatedForward,
+    UnconjugatedGradient,
+    ConjugatedResult,
+    ActivationBeforeBias,
+    BiasTwice,
+    BiasOfTheFirstChannel,
+    ForgottenActivation,
+    RawPadding,
+    ForgottenZeroPoint,
+)
 ARITHMETIC = (
     FlippedKernel,
     ShiftedPadding,
