@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from algos.dtypes import limits
 from algos.spec import ConvSpec
-from bench.data import exact_limit, operands, symmetric
+from bench.bounds import linear
+from bench.data import exact_limit, operands, symmetric, widened
 from bench.oracle import border_value, oracle
 
 SPECS = [
@@ -25,20 +28,31 @@ SPECS = [
     "1x3x9x9,4x3x3x3,uint64",
     "1x3x9x9,4x3x3x3,p1,constant:5",
     "1x3x5x6x7,4x3x3x3x3",
+    "1x30x9x9,4x30x3x3,bfloat16",
+    "1x3x9x9,4x3x3x4,complex64,constant:2",
+    "1x2x9x9,4x2x5x5,p2,rank2,complex128",
     "0x3x9x9,4x3x3x3",
 ]
+FORWARD = [
+    "1x3x9x9,4x3x3x3,p1,uint8*int8>int32,bias,zp128:3",
+    "1x3x9x9,4x3x3x3,uint8>uint32,zp3:200",
+    "1x3x9x9,4x3x3x3,p1,int8>int16,constant:9,bias,relu,zp-100:5",
+    "1x2x9x9,4x2x5x5,p2,rank1,uint8>int16,zp200:255",
+    "1x3x9x9,4x3x3x3,int64,bias,zp7:-3",
+    "1x3x9x9,4x3x3x3,bfloat16,bias,silu",
+]
 DIRECTIONS = ["forward", "input_gradient", "weight_gradient"]
+CASES = [*itertools.product(SPECS, DIRECTIONS), *((text, "forward") for text in FORWARD)]
 TAKEN = {"forward": ("x", "w"), "input_gradient": ("w", "grad"), "weight_gradient": ("x", "grad")}
 
 
 @pytest.mark.parametrize("kind", ["normal", "integer"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("text", SPECS)
+@pytest.mark.parametrize(("text", "direction"), CASES)
 def test_shapes_types_and_repetition(text: str, direction: Any, kind: str) -> None:
     spec = ConvSpec.parse(text).directed(direction)
     data, again, other = operands(spec, 5, kind), operands(spec, 5, kind), operands(spec, 6, kind)
     expected = {
-        "x": (spec.input_shape, spec.in_dtype), "w": (spec.weight_shape, spec.in_dtype),
+        "x": (spec.input_shape, spec.in_dtype), "w": (spec.weight_shape, spec.w_dtype),
         "grad": (spec.output_shape, spec.out_dtype),
     }
     for name, (shape, dtype) in expected.items():
@@ -49,22 +63,39 @@ def test_shapes_types_and_repetition(text: str, direction: Any, kind: str) -> No
         assert array.shape == shape and array.dtype == dtype
         assert np.array_equal(array, getattr(again, name))
         assert not array.size or not np.array_equal(array, getattr(other, name))
+    assert (data.bias is not None) is spec.bias
+    assert data.bias is None or (data.bias.shape, data.bias.dtype) == ((spec.out_channels,), spec.out_dtype)
     assert [a.shape for a in data.call] == [expected[n][0] for n in ("x", "grad") if n in TAKEN[direction]]
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("text", SPECS)
+def parts(a: np.ndarray, point: int = 0) -> np.ndarray:
+    """Real and imaginary parts, or differences from a zero point, in float64."""
+    wide = a.astype(np.complex128) - point
+    return np.stack([wide.real, wide.imag])
+
+
+@pytest.mark.parametrize(("text", "direction"), CASES)
 def test_whole_numbers_sum_exactly(text: str, direction: Any) -> None:
     spec = ConvSpec.parse(text).directed(direction)
-    data = operands(spec, 0, "integer")
-    arrays = [None if a is None else np.abs(a.astype(np.float64)) for a in (data.x, data.w, data.grad)]
-    sums = oracle(spec, *arrays, fill=abs(border_value(spec)))
-    assert sums.max(initial=0) < exact_limit(spec)
-    for name in TAKEN[direction]:
-        array = getattr(data, name)
-        assert (array == np.rint(array)).all()
-        assert np.abs(array.astype(np.float64)).max(initial=0) <= 8
+    data, points = operands(spec, 0, "integer"), {"x": spec.zero_points[0], "w": spec.zero_points[1]}
+    made = {name: parts(getattr(data, name), points.get(name, 0)) for name in TAKEN[direction]}
+    sums = oracle(linear(spec), **{name: np.abs(a).sum(0) for name, a in made.items()},
+                  fill=abs(border_value(spec)))  # fmt: skip
+    bias = 0 if data.bias is None else np.abs(parts(data.bias)).max()
+    assert sums.max(initial=0) + bias < exact_limit(spec)
+    for array in made.values():
+        assert (array == np.rint(array)).all() and np.abs(array).max(initial=0) <= 8
         assert not array.size or np.count_nonzero(array)
+
+
+@pytest.mark.parametrize("text", FORWARD[:-1])
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_of_whole_types_fit_their_type(text: str, seed: int) -> None:
+    spec = ConvSpec.parse(text)
+    for kind in ("normal", "integer"):
+        data, info = operands(spec, seed, kind), np.iinfo(spec.out_dtype)
+        y = oracle(spec, data.x, data.w, None, data.bias)
+        assert info.min <= y.min() and y.max() <= info.max and np.count_nonzero(y) > y.size / 8
 
 
 def test_whole_numbers_use_the_range_where_it_is_exact() -> None:
@@ -97,13 +128,13 @@ def test_symmetry_is_seen() -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "integer"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_weights_keep_the_promise_of_rank(rank: int, dtype: str, kind: str) -> None:
     """The rounding of the weights, and that of the decomposition in float64,
     may look like more rank; nothing else.
     """
-    unit = np.finfo(dtype).eps / 2 + 8 * 2.0**-53
+    unit = float(limits(np.dtype(dtype)).eps) / 2 + 8 * 2.0**-53
     for seed in range(5):
         w = operands(ConvSpec.parse(f"1x3x9x9,8x3x5x4,rank{rank}").with_(dtype=dtype), seed, kind).w
         assert w is not None and (kernel_ranks(w, unit) <= rank).all()
@@ -112,7 +143,7 @@ def test_weights_keep_the_promise_of_rank(rank: int, dtype: str, kind: str) -> N
 
 
 def kernel_ranks(w: np.ndarray, unit: float) -> np.ndarray:
-    values = np.linalg.svd(w.astype(np.float64), compute_uv=False)
+    values = np.linalg.svd(widened(w), compute_uv=False)
     return (values > unit * np.sqrt((values**2).sum(-1, keepdims=True))).sum(-1)
 
 

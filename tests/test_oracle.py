@@ -14,6 +14,7 @@ from scipy import ndimage
 from algos.spec import ConvSpec, SpecError
 from bench.data import operands
 from bench.oracle import border_value, oracle, oracle_at, padded, reduction, sources
+from tests import test_types as types
 
 SPECS = [
     "1x1x1,1x1x1",
@@ -91,6 +92,40 @@ def test_gradients_are_adjoints(text: str) -> None:
     dw = oracle(spec.with_(direction="weight_gradient"), x, None, g)
     assert dw.shape == spec.weight_shape
     assert (oracle(spec, x, w) * g).sum() == pytest.approx((w * dw).sum(), rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_gradients_of_complex_numbers_are_adjoints(text: str) -> None:
+    """Of the inner product that conjugates its first factor, as torch has it."""
+    spec = ConvSpec.parse(text).with_(dtype="complex128")
+    x, w, g = (a + 1j * b for a, b in zip(all_operands(spec), all_operands(spec, 1), strict=True))
+    y = oracle(spec, x, w)
+    linear = y - oracle(spec, np.zeros_like(x), w)
+    dx = oracle(spec.with_(direction="input_gradient"), None, w, g)
+    dw = oracle(spec.with_(direction="weight_gradient"), x, None, g)
+    assert np.vdot(linear, g) == pytest.approx(np.vdot(x, dx), rel=1e-10, abs=1e-10)
+    assert np.vdot(y, g) == pytest.approx(np.vdot(w, dw), rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize("dtype", types.TYPES)
+def test_every_type_is_as_python_computes_it(dtype: str) -> None:
+    """Zero points, bias and activations among them, element by element."""
+    rng = np.random.default_rng([23, types.TYPES.index(dtype)])
+    for largest in (False, True, False):
+        spec = types.problem(rng, dtype)
+        x, w, g = (types.numbers(rng, shape, t, largest) for shape, t in (
+            (spec.input_shape, spec.in_dtype), (spec.weight_shape, spec.w_dtype),
+            (spec.output_shape, spec.out_dtype)))  # fmt: skip
+        bias = types.numbers(rng, (spec.out_channels,), spec.out_dtype, largest) if spec.bias else None
+        with np.errstate(over="ignore"):
+            expected = types.definition(spec, x, w, g, bias)
+        whole, every = oracle(spec, x, w, g, bias), np.array(list(np.ndindex(*spec.result_shape)))
+        chosen = oracle_at(spec, x, w, g, every, bias)
+        if spec.in_dtype.kind in "iu":
+            assert whole.ravel().tolist() == chosen.tolist() == expected.ravel().tolist()
+        else:
+            np.testing.assert_allclose(whole, expected, rtol=1e-12, atol=1e-12 * float(abs(expected).max()))
+            np.testing.assert_allclose(chosen, whole.ravel(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
