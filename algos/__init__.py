@@ -19,6 +19,7 @@ from algos.gradients import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from algos.quantized import conv_integer, qlinear_conv
 from algos.registry import algorithms, get
 from algos.spec import ConvSpec, SpecError
 
@@ -26,6 +27,6 @@ __all__ = [
     "Algorithm", "Choice", "ConvSpec", "Cost", "Plan", "SpecError", "Support",
     "algorithms",
     "conv1d", "conv1d_bias", "conv1d_input", "conv1d_weight", "conv2d", "conv2d_bias", "conv2d_input",
-    "conv2d_weight", "conv3d", "conv3d_bias", "conv3d_input", "conv3d_weight", "conv_transpose1d",
-    "conv_transpose2d", "conv_transpose3d", "get", "pick", "plan",
+    "conv2d_weight", "conv3d", "conv3d_bias", "conv3d_input", "conv3d_weight", "conv_integer",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "get", "pick", "plan", "qlinear_conv",
 ]  # fmt: skip
