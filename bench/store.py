@@ -8,23 +8,18 @@ at once.
 from __future__ import annotations
 
 import json
-import marshal
 import os
 import sqlite3
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
-from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from sys import intern
 from types import TracebackType
 from typing import Any
-from zlib import crc32
 
-from bench.record import KEY_FIELDS, Brief, Launch, Record
+from bench import rows
+from bench.record import KEY_FIELDS, Brief, Record
 
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x636F6E76  # "conv": tells a convbench store from any other SQLite file
@@ -32,26 +27,7 @@ FILE_NAME = "convbench.sqlite"
 BUSY_S = 30.0
 _NO_LAUNCHES = (1 << 63, iter(()))  # beyond every record
 
-RECORD_FIELDS = tuple(f.name for f in fields(Record) if f.name != "launches")
-LAUNCH_FIELDS = tuple(f.name for f in fields(Launch))
-_SAMPLES, _TURNS, _TOGETHER, _DISTURBED = map(LAUNCH_FIELDS.index,
-                                              ("samples_s", "turns", "together", "disturbed"))
-_HEAD = struct.Struct("<II")
-_COLD = RECORD_FIELDS.index("cold")
-_TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_ratio": "REAL",
-          "workspace_bytes": "INTEGER", "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL",
-          "prepare_s": "REAL", "first_run_s": "REAL", "h2d_s": "REAL", "d2h_s": "REAL",
-          "workspace_seen_bytes": "INTEGER", "steal": "REAL", "load": "REAL", "loop": "REAL",
-          "times_s": "BLOB"}  # fmt: skip
-_OPTIONAL = ("max_error", "error_ratio", "workspace_bytes", "h2d_s", "d2h_s", "workspace_seen_bytes", "steal",
-             "load", "loop", "times_s")  # fmt: skip
-# Table -> what schema 2 added to launches, and schema 3 to records.
-_ADDED = {
-    "record": {"via": "''"},
-    "launch": {"turns": "'[]'", "together": "''", "disturbed": "'[]'", "steal": "NULL", "load": "NULL",
-               "loop": "NULL", "times_s": "NULL"},
-}  # fmt: skip
-
+_COLD = rows.RECORD_FIELDS.index("cold")
 
 GONE = ("was deleted, moved or replaced while it was written: run the same command again to measure into a "
         "new one")  # fmt: skip
@@ -61,34 +37,7 @@ class StoreError(Exception):
     """The store cannot be used; the message says what to do."""
 
 
-def _columns(names: Iterable[str]) -> str:
-    return ", ".join(f'"{n}" {_TYPES.get(n, "TEXT")}{"" if n in _OPTIONAL else " NOT NULL"}' for n in names)
-
-
-_RECORD_VALUES, _LAUNCH_VALUES = attrgetter(*RECORD_FIELDS), attrgetter(*LAUNCH_FIELDS)
-_RECORD_ROW, _LAUNCH_ROW = (", ".join(f'"{n}"' for n in names) for names in (RECORD_FIELDS, LAUNCH_FIELDS))
-_PUT_RECORD = (
-    f"INSERT INTO record ({_RECORD_ROW}) VALUES ({', '.join('?' * len(RECORD_FIELDS))}) ON CONFLICT DO "
-    "UPDATE SET "
-    + ", ".join(f'"{n}" = excluded."{n}"' for n in RECORD_FIELDS if n not in KEY_FIELDS)
-    + " RETURNING id"
-)
-_PUT_LAUNCH = (
-    f"INSERT OR IGNORE INTO launch (record_id, {_LAUNCH_ROW}, times_s) "
-    f"VALUES ({', '.join('?' * (len(LAUNCH_FIELDS) + 2))})"
-)
-
-_SCHEMA = (
-    "CREATE TABLE machine (id TEXT PRIMARY KEY, description TEXT NOT NULL)",
-    f"CREATE TABLE record (id INTEGER PRIMARY KEY, {_columns(RECORD_FIELDS)}, UNIQUE "
-    f"({', '.join(KEY_FIELDS)}))",
-    "CREATE TABLE launch (record_id INTEGER NOT NULL REFERENCES record(id) ON DELETE CASCADE, "
-    f"""{_columns(LAUNCH_FIELDS)},
-    {_columns(["times_s"])}, UNIQUE (record_id, "index"))""",
-)
-
-
-_ASKED = "CREATE TABLE IF NOT EXISTS asked (name TEXT UNIQUE NOT NULL)"  # made by the first run
+_RECORD_VALUES, _LAUNCH_VALUES = attrgetter(*rows.RECORD_FIELDS), attrgetter(*rows.LAUNCH_FIELDS)
 
 
 class Store:
@@ -151,7 +100,7 @@ class Store:
                 if self._pragma("user_version") == 0:  # nobody else made it in the meantime
                     if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                         raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
-                    self._define(_SCHEMA)
+                    self._define(rows.SCHEMA)
                     self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         if self._pragma("application_id") != APPLICATION_ID:
             raise StoreError(f"{self.path} is not a convbench store: choose another --out folder")
@@ -161,7 +110,7 @@ class Store:
             )
         if create and self._missing():
             with self.transaction():
-                self._define(f"ALTER TABLE {table} ADD COLUMN {_columns([name])} DEFAULT {value}"
+                self._define(f"ALTER TABLE {table} ADD COLUMN {rows.columns([name])} DEFAULT {value}"
                              for table, name, value in self._missing())  # fmt: skip
         if self.path.stat().st_size % self._pragma("page_size"):  # SQLite reads zeros for what is cut off
             raise self._damaged("its end is missing")
@@ -175,7 +124,7 @@ class Store:
 
     def _missing(self) -> list[tuple[str, str, str]]:
         """Table, column and default of what an older schema lacks."""
-        return [(table, name, value) for table, added in _ADDED.items()
+        return [(table, name, value) for table, added in rows.ADDED.items()
                 for name, value in added.items() if name not in self._held(table)]  # fmt: skip
 
     def _define(self, statements: Iterable[str]) -> None:
@@ -283,14 +232,14 @@ class Store:
             self._put(record)
 
     def _put(self, record: Record) -> None:
-        (identity,) = self._db.execute(_PUT_RECORD, _RECORD_VALUES(record)).fetchone()
+        (identity,) = self._db.execute(rows.PUT_RECORD, _RECORD_VALUES(record)).fetchone()
         if record.status != "ok":
             self._db.execute("DELETE FROM launch WHERE record_id = ?", (identity,))
         for launch in record.launches:
             if isinstance(launch, Brief):
                 raise TypeError("a brief launch lacks its samples: nothing is stored without them")
-            row = tuple(map(_sql, LAUNCH_FIELDS, _LAUNCH_VALUES(launch)))
-            self._db.execute(_PUT_LAUNCH, (identity, *row, _packed(launch, row)))
+            row = tuple(map(rows.as_stored, rows.LAUNCH_FIELDS, _LAUNCH_VALUES(launch)))
+            self._db.execute(rows.PUT_LAUNCH, (identity, *row, rows.packed_times(launch, row)))
 
     def forget(self, record: Record) -> None:
         """Remove the case that ``record`` names, with its launches."""
@@ -308,8 +257,8 @@ class Store:
                 self._put_machine(description)
             keys = ", ".join(KEY_FIELDS)
             timed = "EXISTS (SELECT 1 FROM launch WHERE record_id = record.id)"
-            rows = self._db.execute(f"SELECT {keys}, status, {timed} FROM record")
-            held = {tuple(key): (status, has) for *key, status, has in rows}
+            stored = self._db.execute(f"SELECT {keys}, status, {timed} FROM record")
+            held = {tuple(key): (status, has) for *key, status, has in stored}
             for record in records:
                 count += 1
                 status, has = held.get(record.key, ("", False))
@@ -325,7 +274,7 @@ class Store:
         with self.transaction():
             if self.asked() is None and self._db.execute("SELECT 1 FROM record LIMIT 1").fetchone():
                 return
-            self._db.execute(_ASKED)
+            self._db.execute(rows.ASKED)
             self._db.executemany("INSERT OR IGNORE INTO asked VALUES (?)", [(name,) for name in names])
 
     # ---- reading -------------------------------------------------------------------------------------------
@@ -375,20 +324,20 @@ class Store:
         if specs is not None:
             chosen, values = " WHERE spec IN (SELECT value FROM json_each(?))", (json.dumps(list(specs)),)
         of_chosen = f" WHERE record_id IN (SELECT id FROM record{chosen})" if chosen else ""
-        make = _brief if brief else _launch
+        make = rows.brief_of if brief else rows.launch_of
         same: dict[str, str] = {}  # one object for equal texts
         with self._explained(), self._moment():
             lacked = {(table, name): value for table, name, value in self._missing()}
             of_record, of_launch = (
                 ", ".join(lacked.get((table, name), f'"{name}"') for name in names)
-                for table, names in (("record", RECORD_FIELDS), ("launch", LAUNCH_FIELDS))
+                for table, names in (("record", rows.RECORD_FIELDS), ("launch", rows.LAUNCH_FIELDS))
             )
             times = "times_s" if brief and ("launch", "times_s") not in lacked else "NULL"
-            rows = self._db.execute(
+            found = self._db.execute(
                 f"SELECT record_id, {times}, {of_launch} FROM launch{of_chosen} "
                 'ORDER BY record_id, "index"', values,
             )  # fmt: skip
-            launches = groupby(rows, key=itemgetter(0))
+            launches = groupby(found, key=itemgetter(0))
             owner, own = next(launches, _NO_LAUNCHES)
             for identity, *row in self._db.execute(
                 f"SELECT id, {of_record} FROM record{chosen} ORDER BY id", values
@@ -428,78 +377,6 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Read(tuple):
-    """Numbers with the text that they were read from: half of what a merge costs would be writing them anew.
-    """
-
-    text: str
-
-
-def _sql(name: str, value: Any) -> Any:
-    """A field of a launch as its column gives it back: lists as JSON, whole numbers of seconds with a point.
-    """
-    if isinstance(value, tuple):
-        return value.text if isinstance(value, _Read) else f"[{', '.join(map(repr, value))}]"
-    return float(value) if value is not None and _TYPES.get(name) == "REAL" else value
-
-
-def _packed(launch: Launch, row: Sequence[Any]) -> bytes:
-    """What a ``Brief`` needs of the samples: how many they are, and what stands for each turn; with a sum
-    over the row.
-
-    A row that the sum does not fit was changed by somebody else, and is read as a whole.
-    """
-    values = launch.every_turn().values()
-    return struct.pack(f"<II{len(values)}d", _sum(row), launch.sample_count, *values)
-
-
-def _sum(row: Sequence[Any]) -> int:
-    return crc32(marshal.dumps(tuple(row), 2))
-
-
-@lru_cache(maxsize=1 << 12)
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(json.loads(text))
-
-
-@lru_cache(maxsize=1 << 12)
-def _ones(turns: str) -> tuple[int, ...]:
-    return tuple(map(bool, _numbers(turns)))
-
-
-@lru_cache
-def _layout(size: int) -> struct.Struct:
-    """Of as many bytes as ``_packed`` gives."""
-    return struct.Struct(f"<II{size // 8 - 1}d")
-
-
-def _launch(row: Sequence[Any]) -> Launch:
-    """Of a row with samples."""
-    values = list(row[2:])
-    values[_TURNS], values[_DISTURBED] = _numbers(values[_TURNS]), _numbers(values[_DISTURBED])
-    values[_TOGETHER] = intern(values[_TOGETHER])  # of a score of rivals
-    samples = _Read(json.loads(values[_SAMPLES]))
-    samples.text, values[_SAMPLES] = values[_SAMPLES], samples
-    return Launch(*values)
-
-
-def _brief(row: Sequence[Any]) -> Launch:
-    """Of a row; its samples are looked at only where its times are missing, or not of this row."""
-    _, packed, *values = row
-    if (
-        not isinstance(packed, bytes)
-        or len(packed) % 8
-        or len(packed) < 16
-        or _HEAD.unpack_from(packed)[0] != _sum(values)
-    ):
-        packed = _packed(_launch(row), values)
-    _, count, *times = _layout(len(packed)).unpack(packed)
-    values[_SAMPLES], values[_TURNS] = tuple(times), _ones(values[_TURNS])
-    values[_DISTURBED], values[_TOGETHER] = _numbers(values[_DISTURBED]), intern(values[_TOGETHER])
-    values.append(count)
-    return Brief.of(values)
 
 
 def _identity(name: str) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
@@ -15,7 +16,7 @@ from bench.text import three_digits
 from reports.findings.machine import gains, peak
 from reports.scene import COLD, WARM, Drawn, Scene
 from reports.sheet import MANY_MARKS, Ending, canvas, dot, end_labels, grid, head_line, log_axes, marker_size
-from reports.style import machine_text, ratio_text
+from reports.style import Style, machine_text, ratio_text
 
 LEVELS: dict[str, Any] = {"L1d": "-", "L2": (0, (6, 2)), "L3": (0, (6, 2, 1, 2)), "memory": (0, (1, 1.6))}
 ROOF = "#444444"
@@ -23,6 +24,10 @@ DEPTH = 50  # times slower than the slowest winner: points beyond it are below t
 
 
 # ---- roofline ----------------------------------------------------------------------------------------------
+
+
+RING: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none",
+                        "markeredgecolor": "#000000", "markeredgewidth": 0.8}  # fmt: skip
 
 
 def roofline_figures(scene: Scene) -> Iterator[Drawn]:
@@ -53,48 +58,19 @@ def roofline_figures(scene: Scene) -> Iterator[Drawn]:
     fastest = rows.loc[rows.groupby("spec")["median_s"].idxmin()]
     bottom = max(rows["gflops"].min(), fastest["gflops"].min() / DEPTH) / 1.6
     below = int((rows["gflops"] < bottom).sum())
-    roofs = []
-    for level, rate in moved.items():
-        until = min(top * 1e9 / rate, right)
-        axis.plot(
-            [left, until],
-            [rate * left / 1e9, rate * until / 1e9],
-            color=ROOF,
-            linewidth=1.1,
-            linestyle=LEVELS[level],
-        )
-        name = "memory" if level == "memory" else level.removesuffix("d")
-        roofs.append(
-            (
-                Line2D([], [], color=ROOF, linewidth=1.1, linestyle=LEVELS[level]),
-                f"{name}: {rate / 1e9:.3g} GB/s",
-            )
-        )
-    for dtype, rate in flops.items():
-        axis.plot([rate / max(moved.values()), right], [rate / 1e9] * 2, color="#000000", linewidth=1.6)
-        axis.annotate(f"{rate / 1e9:.3g} GFLOP/s\n{dtype}", (1, rate / 1e9),
-                      xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-                      va="center", fontsize=8)  # fmt: skip
+    _roofs(axis, moved, flops, (left, right))
     for algorithm in scene.names(rows):
         mine = rows["algorithm"] == algorithm
         mark = dot(algorithm, look[algorithm]) | ({} if algorithm in names else {"zorder": 2})
         axis.plot(
             intensity[mine], rows.loc[mine, "gflops"], **mark, alpha=0.85, rasterized=len(rows) > MANY_MARKS
         )
-    axis.plot(fastest["flops"] / fastest["min_bytes"], fastest["gflops"], linestyle="none", marker="o",
-              markersize=9, markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8,
-              zorder=5)  # fmt: skip
+    axis.plot(fastest["flops"] / fastest["min_bytes"], fastest["gflops"], **RING, zorder=5)
     axis.set_xlim(left, right)
     axis.set_ylim(bottom, max(top, rows["gflops"].max()) * 1.7)
     axis.set_xlabel("operations per byte of x, w and y, each moved once", labelpad=2)
     axis.set_ylabel("GFLOP/s of the definition", labelpad=2)
     log_axes(axis)
-    roofs.append((Line2D([], [], linestyle="none", marker="o", markersize=9, markerfacecolor="none",
-                         markeredgecolor="#000000", markeredgewidth=0.8), "fastest of its spec"))  # fmt: skip
-    axis.legend(
-        *zip(*roofs, strict=True), loc="lower left", bbox_to_anchor=(1.01, 0.0), frameon=False, fontsize=8,
-        handlelength=2.8, title="measured copy rates", title_fontsize=8, alignment="left", borderaxespad=0.2,
-    )  # fmt: skip
     head_line(figure, "Roofline")
     reading = (
         "A point per algorithm and spec: higher is faster, and the nearer to the roofs the less is left to "
@@ -111,6 +87,32 @@ def roofline_figures(scene: Scene) -> Iterator[Drawn]:
         f"to {share.max():.1%} ({best['algorithm']} on {best['spec']}) of the arithmetic peak."
     )
     yield f"roofline{scene.suffix}", "Roofline", reading, seen, figure
+
+
+def _roofs(
+    axis: Axes, moved: dict[str, float], flops: dict[str, float], ends: tuple[float, float]
+) -> None:
+    """What copying from each level and arithmetic in each type reach between these intensities, and what the
+    lines and rings are.
+    """
+    left, right = ends
+    legend = []
+    for level, rate in moved.items():
+        until = min(max(flops.values()) / rate, right)
+        line = {"color": ROOF, "linewidth": 1.1, "linestyle": LEVELS[level]}
+        axis.plot([left, until], [rate * left / 1e9, rate * until / 1e9], **line)
+        name = "memory" if level == "memory" else level.removesuffix("d")
+        legend.append((Line2D([], [], **line), f"{name}: {rate / 1e9:.3g} GB/s"))
+    for dtype, rate in flops.items():
+        axis.plot([rate / max(moved.values()), right], [rate / 1e9] * 2, color="#000000", linewidth=1.6)
+        axis.annotate(f"{rate / 1e9:.3g} GFLOP/s\n{dtype}", (1, rate / 1e9),
+                      xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+                      va="center", fontsize=8)  # fmt: skip
+    legend.append((Line2D([], [], **RING), "fastest of its spec"))
+    axis.legend(
+        *zip(*legend, strict=True), loc="lower left", bbox_to_anchor=(1.01, 0.0), frameon=False, fontsize=8,
+        handlelength=2.8, title="measured copy rates", title_fontsize=8, alignment="left", borderaxespad=0.2,
+    )  # fmt: skip
 
 
 # ---- threads -----------------------------------------------------------------------------------------------
@@ -143,30 +145,12 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
     lead, look = first.looks(first.own_rows[first.own_rows["algorithm"].isin(names)])
     figure, area = canvas(caption, first.styles, 9.4, 3.5, lead, "dot", others=len(names) - len(lead))
     left, right = grid(figure, area, 1, 2, left=0.6, bottom=0.48, right=0.2, gap=(2.0, 0), head=0.24)
-    endings = []
     low, high = min(0.9, table["gain"].min() / 1.1), max(most / base, table["gain"].max()) * 1.1
-    apart = 0.16 * (counts[0] - base) / max(len(names), 1)
-    for place, name in enumerate(names):
-        style = look[name]
-        mine = table[table["algorithm"] == name]
-        by_count = mine.groupby("threads")["gain"]
-        middle = np.exp(np.log(mine["gain"]).groupby(mine["threads"]).mean())
-        shifted = [float(t) + apart * (place - (len(names) - 1) / 2) for t in middle.index]
-        left.vlines(shifted, by_count.min(), by_count.max(), color=style.colour, linewidth=1.2, alpha=0.6)
-        left.plot([base, *shifted], [1.0, *middle], color=style.colour, marker=style.marker,
-                  linestyle=style.line, markersize=marker_size(style), markeredgecolor="white",
-                  markeredgewidth=0.4, linewidth=1.4)  # fmt: skip
-        if name in lead:
-            endings.append(Ending(shifted[-1], float(middle.iloc[-1]), name, style.colour))
-        large = mine[mine["threads"] == most]
-        right.plot(large["flops"], large["gain"], **dot(name, style), alpha=0.85)
-    left.plot(
-        [base, *counts], [count / base for count in [base, *counts]], color="#999999", linewidth=1, zorder=1
-    )
-    left.set_xlim(base - 0.06 * (most - base), most + 0.14 * (most - base))
-    left.xaxis.set_major_locator(FixedLocator([base, *counts]))
-    left.set_xlabel("threads", labelpad=2)
-    left.set_title("mean over the specs", fontsize=9.5, loc="left", fontweight="bold")
+    endings = [end for end in _gains(left, table, base, {name: look[name] for name in names})
+               if end.text in lead]  # fmt: skip
+    for name in names:
+        large = table[(table["algorithm"] == name) & (table["threads"] == most)]
+        right.plot(large["flops"], large["gain"], **dot(name, look[name]), alpha=0.85)
     right.set_xscale("log")
     for axis in (left, right):
         axis.set_yscale("log")
@@ -200,6 +184,31 @@ def _scaling_figure(scenes: Sequence[Scene], table: pd.DataFrame) -> Drawn:
         f"problems; {means.index[0]} least, {ratio_text(means.iloc[0])}."
     )
     return f"scaling{suffix}", title, reading, seen, figure
+
+
+def _gains(axis: Axes, table: pd.DataFrame, base: int, look: dict[str, Style]) -> list[Ending]:
+    """The mean gain of each algorithm by its threads, with bars from the worst spec to the best."""
+    counts = sorted(set(table["threads"]))
+    most, endings = counts[-1], []
+    apart = 0.16 * (counts[0] - base) / max(len(look), 1)
+    for place, (name, style) in enumerate(look.items()):
+        mine = table[table["algorithm"] == name]
+        by_count = mine.groupby("threads")["gain"]
+        middle = np.exp(np.log(mine["gain"]).groupby(mine["threads"]).mean())
+        shifted = [float(t) + apart * (place - (len(look) - 1) / 2) for t in middle.index]
+        axis.vlines(shifted, by_count.min(), by_count.max(), color=style.colour, linewidth=1.2, alpha=0.6)
+        axis.plot([base, *shifted], [1.0, *middle], color=style.colour, marker=style.marker,
+                  linestyle=style.line, markersize=marker_size(style), markeredgecolor="white",
+                  markeredgewidth=0.4, linewidth=1.4)  # fmt: skip
+        endings.append(Ending(shifted[-1], float(middle.iloc[-1]), name, style.colour))
+    axis.plot(
+        [base, *counts], [count / base for count in [base, *counts]], color="#999999", linewidth=1, zorder=1
+    )
+    axis.set_xlim(base - 0.06 * (most - base), most + 0.14 * (most - base))
+    axis.xaxis.set_major_locator(FixedLocator([base, *counts]))
+    axis.set_xlabel("threads", labelpad=2)
+    axis.set_title("mean over the specs", fontsize=9.5, loc="left", fontweight="bold")
+    return endings
 
 
 def _count(value: float) -> str:
