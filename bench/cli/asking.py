@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from algos.contract import LAYOUTS
+from algos.lower.chain import chain, unsupported
 from algos.spec import ConvSpec
 from bench import text
 from bench.cli.arguments import Command, threads_of, to_count, to_size
@@ -19,7 +21,6 @@ def _list_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def list_algorithms(arguments: argparse.Namespace) -> int:
-    from algos.lower.chain import chain
     from algos.registry import refusal, registry
 
     spec = ConvSpec.parse(arguments.spec) if arguments.spec else None
@@ -81,6 +82,8 @@ def _pick_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--calls", type=to_count, metavar="N", help="share prepare over so many calls")
     command.add_argument("--threads", metavar="N")
     command.add_argument("--peers", action="store_true", help="rank other people's libraries too")
+    command.add_argument("--layout", choices=LAYOUTS, default="nchw",
+                         help="how the channels of the arrays lie: nhwc, those of a pixel together")
     command.add_argument("--measure", action="store_true", help="measure every candidate now, then pick")
 
 
@@ -94,7 +97,7 @@ def pick(arguments: argparse.Namespace) -> int:
     if arguments.measure:
         _measure(spec, arguments)
     choice = algos.pick(spec, threads=threads, max_workspace_bytes=arguments.max_workspace,
-                        calls=arguments.calls, peers=arguments.peers)  # fmt: skip
+                        calls=arguments.calls, peers=arguments.peers, layout=arguments.layout)  # fmt: skip
     if arguments.json:
         return print_json({"spec": str(spec), **asdict(choice)})
     show(f"{choice.algorithm}\n{choice.reason}\n")
@@ -128,7 +131,12 @@ def _measure(spec: ConvSpec, arguments: argparse.Namespace) -> None:
     from bench.runner import Runner
     from bench.store import Store
 
-    found = [a for a in registry().values() if a.family != "auto" and (arguments.peers or a.family != "peer")]
+    most, (threads,) = arguments.max_workspace, threads_of(arguments.threads)
+    found = [
+        a for a in registry().values()
+        if a.family != "auto" and (arguments.peers or a.family != "peer")
+        and (most is None or unsupported(a, spec) or chain(a, spec, threads).workspace_bytes(threads) <= most)
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store, Bar() as progress:
         Runner(Settings(), store, progress).run(
             cases_of([spec], found, threads_of(arguments.threads), Settings())
