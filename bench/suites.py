@@ -15,7 +15,7 @@ from bench import versus
 from bench.cases import Settings
 from bench.csv_file import read_csv
 from bench.timing import Budget
-from bench.work import PICTURE, Layer, Suite, pictures, sweep, tables, training
+from bench.work import PICTURE, Layer, Suite, pictures, sweep, tables, training, types
 
 # One of each kind: large and strided, four depths of 3x3, pointwise, many groups, depthwise, a row of taps,
 # 5x5.
@@ -55,7 +55,7 @@ def suites() -> dict[str, Suite]:
             "cuda",
         ),
     ]
-    return {suite.name: suite for suite in (*found, versus.suite(), training(), *tables().values())}
+    return {suite.name: suite for suite in (*found, types(), versus.suite(), training(), *tables().values())}
 
 
 def _gpu() -> list[Layer]:

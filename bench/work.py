@@ -13,13 +13,22 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
+from algos.dtypes import COMPLEX_TYPES, FLOAT_TYPES, INTEGER_TYPES
 from algos.grammar import DIRECTIONS
 from algos.spec import ConvSpec
 from bench.cases import Settings
 from bench.csv_file import layer_spec
+from bench.timing import Budget
 
 PICTURE = "1x1x64x64,1x1x3x3,p1"
 WORKLOADS = Path(__file__).parent / "workloads"
+# In every type: a picture under a kernel, a layer, a filter of audio
+TYPED = {
+    "picture": "1x1x256x256,1x1x7x7,p3", "layer": "1x32x28x28,32x32x3x3,p1", "fir": "1x1x16384,1x1x127,p63",
+}  # fmt: skip
+MIXED_TYPES = ("int8>int32", "uint8>int32", "int16>int64", "uint8*int8>int32,zp128:0", "bfloat16>float32")
+FOLLOWED = ("bias,relu", "bias,silu")  # a layer in these types, with what follows it
+FOLLOWED_TYPES = ("float32", "float16", "bfloat16")
 TRAINED, BATCHES = ("vgg16", "resnet50_v1_5", "timm_mobilenetv2_100", "unet_paper"), (1, 8)
 
 
@@ -157,6 +166,22 @@ def training() -> Suite:
             for name, batch, direction in product(TRAINED, BATCHES, DIRECTIONS)
             for layer in _trained(name, batch, direction)
         ],
+    )
+
+
+@cache
+def types() -> Suite:
+    """The problems of ``TYPED`` in every type, and layers with what follows them."""
+    options = (*FLOAT_TYPES, *COMPLEX_TYPES, *INTEGER_TYPES, *MIXED_TYPES)
+    wanted = [*product(TYPED, options), *product(("layer",), map(",".join, product(FOLLOWED_TYPES, FOLLOWED)))]
+    return Suite(
+        "types",
+        f"a {', a '.join(TYPED)} in each of {len(options)} types, and layers with bias and activation",
+        "ours",
+        lambda: [
+            Layer(f"{name} {option}", ConvSpec.parse(f"{TYPED[name]},{option}")) for name, option in wanted
+        ],
+        Settings(budget=Budget(turn_s=0.006, rounds=24), slow_s=0.08),
     )
 
 

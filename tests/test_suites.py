@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import algos
+from algos.dtypes import TYPES
 from algos.lower.chain import chain, unsupported
 from algos.spec import ConvSpec
 from bench.csv_file import LAYER, MOST_SPECS, read_csv
@@ -41,12 +42,18 @@ def test_every_suite_parses_and_names_its_source() -> None:
             assert ConvSpec.parse(str(layer.spec)) == layer.spec
 
 
-@pytest.mark.parametrize("name", ["training", "transposed", "video", "audio"])
+@pytest.mark.parametrize("name", ["training", "transposed", "video", "audio", "types"])
 def test_what_is_lowered_is_worth_it_for_several_of_our_algorithms(name: str) -> None:
     own = [a for a in algos.algorithms() if a.family not in ("peer", "auto") and a.device == "cpu"]
     for layer in suites()[name].layers:
         ways = [chain(a, layer.spec) for a in own if unsupported(a, layer.spec) is None]
         assert sum(way.unwise is None for way in ways) > 2, f"{layer.network} {layer.name}: {layer.spec}"
+
+
+def test_types_are_all_that_there_are() -> None:
+    specs = [layer.spec for layer in suites()["types"].layers]
+    assert {str(t) for spec in specs for t in (spec.in_dtype, spec.w_dtype, spec.out_dtype)} == set(TYPES)
+    assert len(specs) == len(set(specs)) and {spec.activation for spec in specs} == {"none", "relu", "silu"}
 
 
 def test_training_is_every_layer_in_every_direction_at_both_batches() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from algos.arrays import DeviceArray, is_device_array
 from algos.build import lowering_code
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, modelled_prepare_s, said
-from algos.dtypes import whole
+from algos.dtypes import kind, whole
 from algos.engine.kept import compiled_now, compiling_s
 from algos.lower.axes import axes, depth
 from algos.lower.border import border
@@ -233,10 +233,11 @@ class Chain:
         """Why it is no candidate although it would be right."""
         if reason := self.algorithm.unwise(self.spec):
             return reason
-        operations = sum(leaf.flops for leaf in self.leaves)
-        if self.words and operations > UNWISE * self.node.spec.flops:
-            return f"would take {operations / self.node.spec.flops:.3g} times the operations: {self.words}"
-        if self.words and self.seconds() > SLOW_S + SLOWER * 1e-9 * self.node.spec.flops:
+        spec, operations = self.node.spec, sum(leaf.flops for leaf in self.leaves)
+        definition = spec.flops * (4 if kind(spec.in_dtype) == "c" else 1)  # of real numbers
+        if self.words and operations > UNWISE * definition:
+            return f"would take {operations / definition:.3g} times the operations: {self.words}"
+        if self.words and self.seconds() > SLOW_S + SLOWER * 1e-9 * definition:
             return f"would take about {self.seconds():.2g} s: {self.words}"
         return None
 
