@@ -173,7 +173,8 @@ def training() -> Suite:
 def types() -> Suite:
     """The problems of ``TYPED`` in every type, and layers with what follows them."""
     options = (*FLOAT_TYPES, *COMPLEX_TYPES, *INTEGER_TYPES, *MIXED_TYPES)
-    wanted = [*product(TYPED, options), *product(("layer",), map(",".join, product(FOLLOWED_TYPES, FOLLOWED)))]
+    followed = (f"{dtype},{after}" for dtype, after in product(FOLLOWED_TYPES, FOLLOWED))
+    wanted = [*product(TYPED, options), *(("layer", option) for option in followed)]
     return Suite(
         "types",
         f"a {', a '.join(TYPED)} in each of {len(options)} types, and layers with bias and activation",
@@ -181,7 +182,7 @@ def types() -> Suite:
         lambda: [
             Layer(f"{name} {option}", ConvSpec.parse(f"{TYPED[name]},{option}")) for name, option in wanted
         ],
-        Settings(budget=Budget(turn_s=0.006, rounds=24), slow_s=0.08),
+        Settings(budget=Budget(turn_s=0.006, rounds=24), slow_s=0.3),
     )
 
 

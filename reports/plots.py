@@ -3,7 +3,8 @@
 Whole networks come first. Then comes a set for each direction, forward or either gradient: specs that vary in
 image and kernel size only form a sweep and get a winner map, times against either size and speed-up;
 everything else (the layers of a network) gets one row per spec. Then, where the records allow it: roofline,
-error against time, prepare against run, workspace. Over several numbers of threads, the scaling.
+error against time, the same of each problem in several types, prepare against run, workspace. Over several
+numbers of threads, the scaling.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from reports.pictures_networks import network_figures
 from reports.pictures_specs import few_figure, layer_figures, speed_figures
 from reports.pictures_sweep import crossover_figures, map_figures, times_figures
 from reports.pictures_tradeoffs import calls_figures, error_figures, workspace_figures
+from reports.pictures_types import type_figures
 from reports.scene import MANY, Drawn, Picture, Scene, scenes
 from reports.sheet import RC, render
 
@@ -99,6 +101,7 @@ def _draw(scene: Scene, notes: list[str]) -> Iterator[Drawn]:
             yield from _safely(notes, speed_figures, scene, speed, " per spec", "-layers", notes)
     yield from _safely(notes, roofline_figures, scene)
     yield from _safely(notes, error_figures, scene)
+    yield from _safely(notes, type_figures, scene, notes)
     yield from _safely(notes, calls_figures, scene)
     yield from _safely(notes, workspace_figures, scene)
 

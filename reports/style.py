@@ -85,6 +85,21 @@ def styles(families: dict[str, str]) -> dict[str, Style]:
     return found
 
 
+def type_styles(names: Iterable[str]) -> dict[str, Style]:
+    """A style for every type of elements: one hue for floats, complex numbers and integers with and without a
+    sign, another for mixed types.
+    """
+    hues = {"float": "direct", "bfloat": "direct", "complex": "separable", "int": "gemm", "uint": "fft"}
+    counts: dict[str, int] = {}
+    found = {}
+    for name in names:
+        family = hues.get(name.rstrip("0123456789"), "peer")
+        at = counts[family] = counts.get(family, -1) + 1
+        shades = HUES[family]
+        found[name] = Style(shades[at % len(shades)], MARKERS[at % len(MARKERS)], "-")
+    return found
+
+
 def faded(style: Style) -> Style:
     """The same, for one that does not stand out."""
     return Style(GREY, style.marker, style.line)

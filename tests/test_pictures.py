@@ -13,6 +13,7 @@ from reports.findings.frame import to_frame
 from reports.findings.machine import peak
 from reports.findings.networks import BEST, BEST_OWN, networks_of
 from reports.findings.ranking import ranked
+from reports.findings.types import in_order, typed
 from reports.plots import pictures
 from reports.words import stretches_text
 from tests.record_makers import HOSTILE, MACHINE, PEAKS, layers, record, sweep
@@ -121,6 +122,27 @@ def test_the_front_holds_whoever_is_not_beaten_in_both():
     assert set(table.index) == {"fast", "exact", "both", "worse"}, "no error, no point"
     assert table.loc["exact", "time"] == pytest.approx(20), "the fastest of all counts, whatever its error"
     assert table.loc["exact", "error"] == pytest.approx(1e-6 * 2**24 / 3)
+
+
+def test_a_problem_in_several_types_has_a_picture_of_them():
+    of = "1x1x64x64,1x1x3x3,p1{}".format
+    records = [
+        record("a", 1e-3, of(""), max_error=1e-6), record("b", 2e-3, of(""), max_error=1e-7),
+        record("a", 3e-3, of(",bfloat16"), max_error=1e-2),
+        record("b", 4e-3, of(",complex64"), max_error=1e-6),
+        record("a", 5e-3, of(",uint8*int8>int32,zp3:0"), max_error=0.0), record("a", 1, "9x9,3x3,int8"),
+    ]  # fmt: skip
+    made, notes = pictures(to_frame(records), {"m1": MACHINE})
+    (picture,) = [picture for picture in made if picture.name.startswith("types")]
+    assert not notes and picture.name == "types-t2"
+    assert picture.seen == (
+        f"{of('')}, from the fastest type on: float32 1.00 ms (a), bfloat16 3.00 ms (a), "
+        "complex64 4.00 ms (b), uint8*int8>int32 5.00 ms (a)."
+    )
+    (table,) = typed(ranked(to_frame(records))).values()
+    assert table["error"].tolist() == pytest.approx([1e-6 / 3, 1e-7 / 3, 1e-2 / 3, 1e-6 / 6, 0])
+    assert in_order(table["dtype"]) == ["bfloat16", "float32", "complex64", "uint8*int8>int32"]
+    assert "types-t2" not in names_of(records[:2])
 
 
 def way(name, prepare_s, median_s):

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from algos.dtypes import kind
 from algos.spec import ConvSpec, SpecError
+from bench.oracle import reduction
 from bench.record import Record
 from bench.turns import by_length, taken
 
@@ -181,6 +183,7 @@ def _spec_columns(text: str) -> dict[str, Any]:
             "kernel": "",
             "direction": "",
             "sweep": "",
+            "problem": "",
             "valid": False,
         }
     padding = _padding_name(spec)
@@ -203,7 +206,10 @@ def _spec_columns(text: str) -> dict[str, Any]:
     ]
     parts += [f"{name} {value}" for name, (value, default) in options.items() if value not in (default, None)]
     parts += [str(value) for value, default in plain.values() if value != default]
-    parts += ["flip"] * spec.flip
+    parts += ["flip"] * spec.flip + ["bias"] * spec.bias
+    parts += [spec.activation] * (spec.activation != "none")
+    parts += ["zero points {} and {}".format(*spec.zero_points)] * any(spec.zero_points)
+    typical = math.sqrt(max(reduction(spec), 1)) * (2 if kind(spec.in_dtype) == "c" else 1)
     return {
         "batch": spec.batch, "channels": spec.in_channels, "out_channels": spec.out_channels,
         "size": _times(spec.size), "height": spec.size[-2] if spec.ndim > 1 else 1, "width": spec.size[-1],
@@ -213,7 +219,8 @@ def _spec_columns(text: str) -> dict[str, Any]:
         "rank": spec.rank or math.nan, "dtype": spec.dtype, "padding_mode": spec.padding_mode,
         "direction": spec.direction, "flip": spec.flip, "ndim": spec.ndim, "macs": spec.macs,
         "flops": spec.flops, "min_bytes": spec.min_bytes, "reduction": spec.reduction_length,
-        "output_bytes": math.prod(spec.result_shape) * spec.out_dtype.itemsize,
+        "output_bytes": math.prod(spec.result_shape) * spec.result_dtype.itemsize, "typical": typical,
+        "problem": str(spec.with_(dtype="float32", zero_points=(0, 0))),
         "sweep": ", ".join(parts[1:] if spec.ndim == 2 else parts), "valid": True,
     }  # fmt: skip
 
