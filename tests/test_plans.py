@@ -226,9 +226,18 @@ class Dying:
     def __del__(self):
         check(plans[0], right[0])
 
+depth = 0
+
 def handler(*ignored):
-    for plan, y in zip(plans, right):
-        check(plan, y)
+    global depth
+    if depth == 5:  # a busy machine is interrupted faster than it computes
+        return
+    depth += 1
+    try:
+        for plan, y in zip(plans, right):
+            check(plan, y)
+    finally:
+        depth -= 1
 
 signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
