@@ -26,6 +26,5 @@ def typed(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def in_order(dtypes: pd.Series) -> list[str]:
-    """Each type once: those of one name as they are listed, then mixed ones as they come."""
-    names = list(dict.fromkeys(dtypes))
-    return sorted(names, key=lambda name: TYPES.index(name) if name in TYPES else len(TYPES))
+    """Each type once: those of one name as they are listed, then mixed ones."""
+    return sorted(set(dtypes), key=lambda name: (TYPES.index(name) if name in TYPES else len(TYPES), name))
