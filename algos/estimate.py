@@ -140,9 +140,10 @@ class Knowledge:
         """The best answer that there is for a spec as the caller states it."""
         entry = self.measured(algorithm, spec, threads)
         if entry is not None and entry.status == "ok":
-            return Estimate(
-                entry.run_s, entry.prepare_s, "measured", f"measured on {entry.spec}", known=entry
-            )
+            run_s = entry.run_s
+            if spec.finished and not parsed(entry.spec).finished:
+                run_s += chain(algorithm, spec, threads).finishing_s(threads)
+            return Estimate(run_s, entry.prepare_s, "measured", f"measured on {entry.spec}", known=entry)
         return self.guess(algorithm, spec, threads)
 
     def guess(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Estimate:

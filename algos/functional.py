@@ -298,17 +298,16 @@ def _conv(
 ) -> Any:
     x, w = as_array("x", x), as_array("w", w)
     options = stride, padding, dilation, groups, mode
-    arrays = ndim, x.shape, x.dtype, w.shape, w.dtype
-    door = door_of(arrays, options, lambda: _spec_of(ndim, x, w, *options), algorithm, threads, x)
+    biased = bias is not None
+    arrays = ndim, x.shape, x.dtype, w.shape, w.dtype, biased
+    door = door_of(arrays, options, lambda: _spec_of(ndim, x, w, biased, *options), algorithm, threads, x)
     spec = door.spec
     single, result = x.ndim == ndim + 1, out
     if single:
         x, out = x[None], batched(out, spec.output_shape)
-    if bias is not None:
+    if biased:
         bias = checked_bias(bias, spec.out_channels, spec.out_dtype, ndim)
-    y = once(door, w, (x,), out)
-    if bias is not None:
-        y += bias
+    y = once(door, w, (x,), out, bias)
     if result is not None:
         return result
     return y[0] if single else y
@@ -356,7 +355,7 @@ def batched(out: Any, shape: tuple[int, ...]) -> Any:
     return out[None]
 
 
-def once(door: Door, w: Any, operands: tuple[Any, ...], out: Any) -> Any:
+def once(door: Door, w: Any, operands: tuple[Any, ...], out: Any, bias: Any = None) -> Any:
     """One call that prepares: operands of the types that were promoted are brought to the spec's."""
     spec = door.spec
     dtype = spec.in_dtype  # that of all operands: sums of floats are of one type
@@ -368,7 +367,7 @@ def once(door: Door, w: Any, operands: tuple[Any, ...], out: Any) -> Any:
             raise ValueError("out overlaps w: pass an array of its own")
         w = regular("w", w, spec.weight_shape, spec.w_dtype, door.algorithm)
     door.calls_left -= 1
-    run = door.prepare(w)
+    run = door.prepare(w, bias)
     if not door.prepared:
         door.prepared = True
         door.chain.compiled_now()
@@ -393,7 +392,7 @@ def _for_single_calls(spec: ConvSpec, algorithm: str, threads: int, operand: Any
 
 
 def _spec_of(
-    ndim: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str
+    ndim: int, x: Any, w: Any, bias: bool, stride: Any, padding: Any, dilation: Any, groups: Any, mode: str
 ) -> ConvSpec:
     if w.ndim != ndim + 2:
         raise ValueError(
@@ -407,7 +406,7 @@ def _spec_of(
     dtype = promoted(x.dtype, w.dtype)
     batch, (channels, *size) = (1 if x.ndim == ndim + 1 else x.shape[0]), x.shape[-ndim - 1 :]
     spec = ConvSpec(batch, channels, tuple(size), w.shape[0], w.shape[2:], stride, padding, dilation, groups,
-                    dtype=dtype.name, padding_mode=mode)
+                    dtype=dtype.name, padding_mode=mode, bias=bias)
     if w.shape[1] * spec.groups != channels:
         raise ValueError(
             f"w takes {w.shape[1]} channels a group, x has {channels} in {spec.groups} groups: they must "

@@ -328,6 +328,11 @@ class ConvSpec:
         return math.prod(self.weight_shape) + (self.out_channels if bias else 0)
 
     @property
+    def finished(self) -> bool:
+        """Whether anything follows the convolution: a bias or an activation."""
+        return self.bias or self.activation != "none"
+
+    @property
     def min_bytes(self) -> int:
         """x and w read once and y written once."""
         shapes = (self.input_shape, self.weight_shape, self.output_shape)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from algos.contract import Algorithm
 from algos.engine.blocks import in_2d
+from algos.engine.epilogue import code_and_bias
 from algos.engine.jit import compile_for
 from algos.engine.memory import results_of
 from algos.engine.relay import HELPERS, SPIN_S, helpers
@@ -48,9 +49,18 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Compiled(Algorithm):
-    """An algorithm whose plans run one compiled function."""
+    """An algorithm whose plans run one compiled function.
+
+    Where its ``Support`` has epilogues, that applies to every output what ``after_of(job)`` says.
+
+    Attributes
+    ----------
+    called : bool
+        Whether it calls the code there; False where that is part of its own, and the bias is all it needs.
+    """
 
     runtime: str = "numba"
+    called: ClassVar[bool] = True
 
     def work(self, spec: ConvSpec, weights: Any, threads: int) -> Work:
         """What a run for ``spec`` does, with all that is prepared for it; weights are None for
@@ -59,11 +69,11 @@ class Compiled(Algorithm):
         raise NotImplementedError(f"{type(self).__name__} must say its work")
 
     def prepare(
-        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1
+        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1, bias: np.ndarray | None = None
     ) -> Callable[..., np.ndarray]:
         kernel, arguments, items, threads, seconds, as_2d = self.work(spec, weights, threads)
         crew = helpers()
-        job = crew.job(items, threads)
+        job = crew.job(items, threads, *code_and_bias(spec, bias, self.called))
         hands, long = int(job[HELPERS]), seconds > SPIN_S
         fixed = (*arguments, job)
         operand = np.empty((1,) * (4 if as_2d else spec.ndim + 2), spec.in_dtype)

@@ -35,11 +35,12 @@ import numpy as np
 from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import axes
+from algos.engine.epilogue import following
 from algos.engine.jit import compiled, linked
-from algos.engine.planes import Planes, tile_rows, tile_size
+from algos.engine.planes import Planes, element_size, tile_rows
 from algos.engine.products import MOST_TAPS as MOST_SHARED
 from algos.engine.products import add_products
-from algos.engine.relay import SHARES, fork
+from algos.engine.relay import BIAS, SHARES, fork
 from algos.engine.simd import VECTOR_BYTES, place
 from algos.engine.tables import named, table_of
 from algos.spec import ConvSpec
@@ -59,11 +60,13 @@ FLOPS_PER_S = 5e10  # of one thread, float32, measured on AVX2
 
 
 @linked(error_model="numpy")
-def planes(x, y, w, zeros, table, shape, slot, first, last):
-    """Items [first, last), bands of rows of planes of y; all are addresses, ``table`` that of ``Planes``."""
+def planes(x, y, w, zeros, table, biases, shape, slot, first, last):
+    """Items [first, last), bands of rows of planes of y; all are addresses, ``table`` that of ``Planes``, and
+    ``biases`` 0 for none.
+    """
     layer = named(Planes, table)
     bands, channels, multiplier = layer.bands, layer.channels, layer.multiplier
-    rows, size = tile_size(shape)
+    rows, size = len(shape[2]), element_size(shape)
     # Bytes of a plane of x, of a row of y
     picture, result = layer.height * layer.width * size, layer.out_width * size
     end = y + (last // bands * layer.out_height + last % bands * layer.out_height // bands) * result
@@ -78,7 +81,8 @@ def planes(x, y, w, zeros, table, shape, slot, first, last):
             oh = min(oh, stop - rows)  # the last tile overlaps the one before
             target = y + (plane * layer.out_height + oh) * result  # y[n][o][oh][0]
             kernel = w + channel * layer.kernel_h * layer.kernel_w * size  # w[o][0][0][0]
-            tile_rows(source, kernel, target, end, zeros, oh * layer.stride_h - layer.top, layer, shape)
+            bias, top = biases + channel * size if biases != 0 else zeros, oh * layer.stride_h - layer.top
+            tile_rows(source, kernel, target, end, zeros, bias, top, layer, shape)
             oh += rows
         band += 1
         if band == bands:
@@ -91,20 +95,21 @@ def planes(x, y, w, zeros, table, shape, slot, first, last):
 
 @compiled(error_model="numpy")
 def all_planes(x, y, w, zeros, table, shape, job):
-    """Every plane; ``shape`` is (element, rows of a tile, kernel, strides, dilations), numbers given as
-    tuples' lengths.
+    """Every plane; ``shape`` is (element, what follows, rows of a tile, kernel, strides, dilations), numbers
+    given as tuples' lengths.
 
     A wide dilation or row stride is given as 0, and all that follows the rows as (column stride or 2) where
     that is wide: ``table`` has them then.
     """
-    fork(planes, (place(x, 0), place(y, 0), place(w, 0), place(zeros, 0), place(table, 0), shape), job)
+    addresses = place(x, 0), place(y, 0), place(w, 0), place(zeros, 0), place(table, 0), job[BIAS]
+    fork(planes, (*addresses, shape), job)
 
 
 @linked(error_model="numpy")
 def products(x, y, dw, images, table, shape, slot, first, last):
     """Channels [first, last) of dw; all are addresses, of x, of the gradient y, of dw and of ``Planes``."""
     layer = named(Planes, table)
-    taps, size = len(shape[1]), tile_size(shape)[1]
+    taps, size = len(shape[1]), element_size(shape)
     stride, inputs = layer.stride_h, layer.channels // layer.multiplier
     picture, result = layer.height * layer.width * size, layer.out_height * layer.out_width * size
     for o in range(first, last):
@@ -164,7 +169,9 @@ class Depthwise(Compiled):
     name: str = "depthwise"
     family: str = "direct"
     rows: int = 0
-    support: ClassVar[Support | None] = Support(ndim=(1, 2), directions=("forward", "weight_gradient"))
+    called: ClassVar[bool] = False
+    support: ClassVar[Support | None] = Support(ndim=(1, 2), directions=("forward", "weight_gradient"),
+                                              epilogues=True)  # fmt: skip
 
     def beyond(self, spec: ConvSpec) -> str | None:
         if spec.in_channels != spec.groups:
@@ -230,7 +237,7 @@ class Depthwise(Compiled):
             shape = (spec.in_dtype.type(0), *((0,) * n for n in _shared_taps(spec)))
             return Work(all_products, (table_of(planes), shape), spec.out_channels, threads,
                         self._seconds(spec), as_2d=True)  # fmt: skip
-        shape = (spec.in_dtype.type(0), *((0,) * n for n in (rows, *_written(spec))))
+        shape = (spec.in_dtype.type(0), following(spec), *((0,) * n for n in (rows, *_written(spec))))
         arguments = weights, np.zeros(col.size, spec.in_dtype), table_of(planes), shape
         return Work(all_planes, arguments, spec.batch * spec.out_channels * bands, threads,
                     self._seconds(spec))
@@ -243,7 +250,7 @@ class Depthwise(Compiled):
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
         if spec.direction == "weight_gradient":
             return spec.dtype, spec.ndim, spec.direction, *_shared_taps(spec)
-        return spec.dtype, spec.ndim, self._rows(spec), *_written(spec)
+        return spec.dtype, spec.ndim, len(following(spec)), self._rows(spec), *_written(spec)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         parallel = threads > 1 and self._cut(spec, threads)[0] > 1

@@ -30,6 +30,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import Axis, axes
+from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned, spread
 from algos.engine.relay import fork
@@ -55,6 +56,7 @@ NARROW = 2  # vectors of a block where ``RUN_VECTORS`` would leave more than an 
 SHARED_FLOPS = 2e6
 CLOSE = 4  # columns apart
 STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB of them with AVX2
+PIXELS = 256  # that leave a block of sums at a time
 PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
 
 
@@ -120,22 +122,26 @@ def pack_patch(x, n, c0, channels, row0, rows, cut, patch):
 
 
 @linked(**FLAGS)
-def unpack_sums(sums, y, n, o, count, at, pixels):
-    """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at +
-    pixels) of y's planes (n, o, oh, ow).
+def unpack_sums(sums, y, n, o, count, at, pixels, after):
+    """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at + pixels) of y's planes
+    (n, o, oh, ow), and do what comes ``after``, so few at a time that both find them in the cache.
     """
     wide = VECTOR_BYTES // y.itemsize
     block, plane, flat = sums.shape[1], y.shape[2] * y.shape[3], y.reshape(y.size)
-    for c in range(0, count, wide):
-        j, to = 0, (n * y.shape[1] + o + c) * plane + at
-        if count - c >= wide and pixels >= wide:
-            while j < pixels:
-                j = min(j, pixels - wide)  # the last block overlaps the one before
-                transpose(address(sums, j * block + c), block, address(y, to + j), plane)
-                j += wide
-        for i in range(min(count - c, wide)):
-            for k in range(j, pixels):
-                flat[to + i * plane + k] = sums[k, c + i]
+    first, end = 0, 0
+    while end < pixels:
+        first, end = end, end + PIXELS if pixels - end >= 2 * PIXELS else pixels
+        for c in range(0, count, wide):
+            j, to = first, (n * y.shape[1] + o + c) * plane + at
+            if count - c >= wide and end - first >= wide:
+                while j < end:
+                    j = min(j, end - wide)  # the last block overlaps the one before
+                    transpose(address(sums, j * block + c), block, address(y, to + j), plane)
+                    j += wide
+            for i in range(min(count - c, wide)):
+                for k in range(j, end):
+                    flat[to + i * plane + k] = sums[k, c + i]
+            finish(after, y, n, o + c, min(count - c, wide), at + first, 1, end - first)
 
 
 @linked(**FLAGS)
@@ -158,7 +164,7 @@ def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w,
 
 
 @linked(**FLAGS)
-def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, slot, first, last):
+def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, after, slot, first, last):
     """Items [first, last): image x group x block of output rows x part of the group's output channels.
 
     w: (group, block of outputs, element of the window, outputs of a block), elements as ``window`` has them;
@@ -187,15 +193,15 @@ def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, slot, first, l
                 ends = singles.size if s + here == starts.size else 0
                 runs_block(address(patch, 0), outputs, pixels, address(starts, s), here, address(singles, 0),
                            ends, advance(weights, s * UNROLLED * block), sums, s > 0, vectors)  # fmt: skip
-            unpack_sums(sums, y, n, group * filters + b * block, min(block, filters - b * block), oh0 * width,
-                        outputs)
+            o, here = group * filters + b * block, min(block, filters - b * block)
+            unpack_sums(sums, y, n, o, here, oh0 * width, outputs, after)
 
 
 @compiled(**FLAGS)
 def direct_all(x, y, w, table, pixels, starts, singles, vectors, patches, sums, job):
     """Every item, shared with the helpers; ``table``: of a ``Cut``."""
     window = Window(pixels, starts, singles)
-    fork(direct_runs, (x, y, w, named(Cut, table), window, vectors, patches, sums), job)
+    fork(direct_runs, (x, y, w, named(Cut, table), window, vectors, patches, sums, after_of(job)), job)
 
 
 def _patch_length(axis: Axis, outputs: int) -> tuple[int, int]:
@@ -278,7 +284,7 @@ class DirectChannels(Compiled):
     name: str = "direct_channels"
     family: str = "direct"
     patch_bytes: int = 0
-    support: ClassVar[Support | None] = Support(ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2), epilogues=True)
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
         return cut(spec, threads, self.patch_bytes or caches()["L2"])

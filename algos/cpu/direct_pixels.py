@@ -28,6 +28,7 @@ import numpy as np
 from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import Blocks, Geometry, axes, locate, pack
+from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import LINE, aligned
 from algos.engine.relay import SHARES, fork
@@ -133,7 +134,7 @@ class Panels(NamedTuple):
 
 
 @linked(**FLAGS)
-def direct_panels(x, y, w, cut, panels, spares, slot, first, last):
+def direct_panels(x, y, w, cut, panels, spares, after, slot, first, last):
     """1x1 layers, items [first, last); x: (n, c, h, w); y: (n, o, h, w); panels, spares: of each thread.
 
     w: (o * k), the weights of ROWS outputs after one another, k by k. A panel, some channels of ``width``
@@ -174,10 +175,12 @@ def direct_panels(x, y, w, cut, panels, spares, slot, first, last):
                         block_of_outputs(weights, c0, address(panel, (b - at) * k), None, k,
                                          address(y, target + o * plane + b), plane, filters - o, stop - b,
                                          wide, aside, piece > 0)  # fmt: skip
+                if piece == pieces - 1:
+                    finish(after, y, n, group * filters + o0, o1 - o0, at, 1, stop - at)
 
 
 @linked(**FLAGS)
-def direct_patches(x, y, w, offsets, geometry, phases, patches, spares, slot, first, last):
+def direct_patches(x, y, w, offsets, geometry, phases, patches, spares, after, slot, first, last):
     """Blocks [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w as in
     ``direct_panels``; patches, spares: of each thread.
     """
@@ -198,18 +201,21 @@ def direct_patches(x, y, w, offsets, geometry, phases, patches, spares, slot, fi
                     block_of_outputs(weights, 0, address(patch, r * geometry.pitch + j), taps, offsets.size,
                                      address(y, to + j), plane, block.o1 - o, block.cols - j, wide, spare,
                                      False)  # fmt: skip
+                finish(after, y, block.n, o, min(ROWS, block.o1 - o),
+                       (block.row0 + r) * y.shape[3] + block.col0, 1, block.cols)  # fmt: skip
 
 
 @compiled(**FLAGS)
 def all_panels(x, y, w, table, panels, spares, job):
     """Every item of ``direct_panels``, shared with the helpers; ``table``: of ``Panels``."""
-    fork(direct_panels, (x, y, w, named(Panels, table), panels, spares), job)
+    fork(direct_panels, (x, y, w, named(Panels, table), panels, spares, after_of(job)), job)
 
 
 @compiled(**FLAGS)
 def all_patches(x, y, w, offsets, table, phases, patches, spares, job):
     """Every item of ``direct_patches``, shared with the helpers; ``table``: of a ``Geometry``."""
-    fork(direct_patches, (x, y, w, offsets, named(Geometry, table), phases, patches, spares), job)
+    arguments = x, y, w, offsets, named(Geometry, table), phases, patches, spares, after_of(job)
+    fork(direct_patches, arguments, job)
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ class DirectPixels(Compiled):
     name: str = "direct_pixels"
     family: str = "direct"
     patch_bytes: int = 0
-    support: ClassVar[Support | None] = Support(ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2), epilogues=True)
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
         return threads if spec.flops > SHARED_FLOPS else 1

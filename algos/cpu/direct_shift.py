@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from algos.contract import Algorithm, Cost, Support
+from algos.engine.epilogue import in_blocks
 from algos.engine.windows import reach, read_slice
 from algos.spec import ConvSpec
 
@@ -45,7 +46,8 @@ class DirectShift(Algorithm):
     name: str = "direct_shift"
     family: str = "direct"
     block_bytes: int = 1 << 20
-    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), directions=("forward", "weight_gradient"))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), directions=("forward", "weight_gradient"),
+                                              epilogues=True)  # fmt: skip
 
     def _block(self, spec: ConvSpec) -> tuple[int, int]:
         """Groups and first-axis outputs computed at a time."""
@@ -84,7 +86,7 @@ class DirectShift(Algorithm):
         return (products + patches + buffers + math.prod(spec.weight_shape)) * spec.in_dtype.itemsize
 
     def prepare(
-        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1
+        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1, bias: np.ndarray | None = None
     ) -> Callable[..., np.ndarray]:
         if weights is None:
             return self._weight_gradient(spec)
@@ -95,6 +97,7 @@ class DirectShift(Algorithm):
         products, patches = (np.empty(count, spec.in_dtype) for count in self._scratch(spec))
         group_step, row_step = self._block(spec)
         reaches = [[reach(spec, axis, tap) for tap in range(k)] for axis, k in enumerate(spec.kernel)]
+        finish, inner = in_blocks(spec, bias), math.prod(spec.output_size[1:])
 
         def add_tap(
             x: np.ndarray, y: np.ndarray, tap: tuple[int, ...], w: np.ndarray, row0: int, row1: int
@@ -133,6 +136,10 @@ class DirectShift(Algorithm):
                     add_tap(
                         grouped_x[n, part], grouped_y[n, part], tap, taps[index, part], row, row + row_step
                     )
+                if finish is not None:
+                    channels = outputs * (min(groups, g + group_step) - g)
+                    rows = min(spec.output_size[0], row + row_step) - row
+                    finish(y, n, g * outputs, channels, row * inner, rows * inner)
             return y
 
         return run

@@ -164,7 +164,7 @@ class FftFused(Compiled):
     family: str = "fft"
     accuracy: str = "normwise"
     longest: int = LONGEST
-    support: ClassVar[Support | None] = Support(ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2), epilogues=True)
 
     def _plan(self, spec: ConvSpec, threads: int) -> Plan:
         return plan_for(spec, threads, self.longest)

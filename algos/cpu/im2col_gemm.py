@@ -26,6 +26,7 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost, Support
 from algos.engine.blas import blas_limit
+from algos.engine.epilogue import in_a_pass, in_blocks
 from algos.engine.threads import share, split
 from algos.engine.windows import interior, padded_shape, windows
 from algos.spec import ConvSpec
@@ -52,7 +53,8 @@ class Im2colGemm(Algorithm):
     name: str = "im2col_gemm"
     family: str = "gemm"
     block_bytes: int = 2 << 20
-    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), directions=("forward", "weight_gradient"))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), directions=("forward", "weight_gradient"),
+                                              epilogues=True)  # fmt: skip
 
     def _step(self, spec: ConvSpec, threads: int) -> int:
         """First-axis outputs in a block; equal blocks, as many for every thread."""
@@ -92,13 +94,15 @@ class Im2colGemm(Algorithm):
         return (threads * (self._columns(spec, threads) + 2 * sums) + padded) * spec.in_dtype.itemsize
 
     def prepare(
-        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1
+        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1, bias: np.ndarray | None = None
     ) -> Callable[..., np.ndarray]:
         if weights is None:
             return self._weight_gradient(spec, threads)
         groups, outputs = spec.groups, spec.out_channels // spec.groups
         w = weights.reshape(groups, outputs, -1)
+        finish = in_blocks(spec, bias)
         if is_pointwise(spec):
+            finish_all = None if finish is None else in_a_pass(spec, bias, threads)
 
             def run_pointwise(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
                 y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
@@ -107,14 +111,18 @@ class Im2colGemm(Algorithm):
                     x.reshape(spec.batch, groups, w.shape[2], -1),
                     out=y.reshape(spec.batch, groups, outputs, -1),
                 )
+                if finish_all is not None:
+                    finish_all(y)
                 return y
 
             return run_pointwise
 
         walk, _ = self._blocks(spec, threads)
 
-        def multiply(part: int, result: np.ndarray, matrix: np.ndarray) -> None:
-            np.matmul(w, matrix, out=result)
+        def multiply(part: int, y: np.ndarray, n: int, pixels: slice, matrix: np.ndarray) -> None:
+            np.matmul(w, matrix, out=y[n, :, :, pixels])
+            if finish is not None:
+                finish(y, n, 0, spec.out_channels, pixels.start, pixels.stop - pixels.start)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
@@ -127,8 +135,9 @@ class Im2colGemm(Algorithm):
         """What makes the columns of every block and hands them on, and the threads that it shares the blocks
         among.
 
-        ``walk(x, y, multiply)`` calls ``multiply(part, outputs, matrix)`` with the number of the thread, the
-        block's part of y or of its gradient, (g, o, pixels), and its columns, (g, i * taps, pixels).
+        ``walk(x, y, multiply)`` calls ``multiply(part, outputs, n, pixels, matrix)`` with the number of the
+        thread, y or its gradient as (n, g, o, pixels), the image and pixels of the block, and its columns,
+        (g, i * taps, pixels).
         """
         groups, outputs = spec.groups, spec.out_channels // spec.groups
         threads = self._threads(spec, threads)
@@ -139,19 +148,16 @@ class Im2colGemm(Algorithm):
         parts = split(-(-rows // step), threads)
 
         def walk(
-            x: np.ndarray, y: np.ndarray, multiply: Callable[[int, np.ndarray, np.ndarray], None]
+            x: np.ndarray, y: np.ndarray, multiply: Callable[[int, np.ndarray, int, slice, np.ndarray], None]
         ) -> None:
+            flat = y.reshape(spec.batch, groups, outputs, rows * inner)
             with blas_limit(1) if len(parts) > 1 else contextlib.nullcontext():
-                for image, result in zip(
-                    x, y.reshape(spec.batch, groups, outputs, rows * inner), strict=True
-                ):
+                for n, image in enumerate(x):
                     if padded is not None:
                         padded[core] = image
                         image = padded
 
-                    def blocks(
-                        part: int, _: int, image: np.ndarray = image, result: np.ndarray = result
-                    ) -> None:
+                    def blocks(part: int, _: int, n: int = n, image: np.ndarray = image) -> None:
                         for first in range(parts[part][0] * step, min(rows, parts[part][1] * step), step):
                             last = min(rows, first + step)
                             view = windows(image, spec, first, last)
@@ -159,7 +165,7 @@ class Im2colGemm(Algorithm):
                             np.copyto(block, view)
                             pixels = slice(first * inner, last * inner)
                             multiply(
-                                part, result[:, :, pixels], block.reshape(groups, -1, (last - first) * inner)
+                                part, flat, n, pixels, block.reshape(groups, -1, (last - first) * inner)
                             )
 
                     share(blocks, len(parts), len(parts))
@@ -189,8 +195,8 @@ class Im2colGemm(Algorithm):
         walk, parts = self._blocks(spec, threads)
         sums, products = np.empty((2, parts, groups, outputs, taps), spec.in_dtype)
 
-        def multiply(part: int, given: np.ndarray, matrix: np.ndarray) -> None:
-            np.matmul(given, matrix.swapaxes(1, 2), out=products[part])
+        def multiply(part: int, grad: np.ndarray, n: int, pixels: slice, matrix: np.ndarray) -> None:
+            np.matmul(grad[n, :, :, pixels], matrix.swapaxes(1, 2), out=products[part])
             np.add(sums[part], products[part], out=sums[part])
 
         def run(x: np.ndarray, grad: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -206,7 +212,8 @@ class Im2colGemm(Algorithm):
         wide = spec.out_channels // spec.groups >= 16  # with few output channels BLAS waits for the columns
         speed = (6.5e10 if wide else 2e10) * 4 / spec.in_dtype.itemsize
         if is_pointwise(spec):
-            return Cost(spec.flops, spec.min_bytes, calls=4, flops_per_s=speed)
+            again = 2 * math.prod(spec.output_shape) * spec.out_dtype.itemsize  # what follows is a pass
+            return Cost(spec.flops, spec.min_bytes + again * spec.finished, calls=4, flops_per_s=speed)
         copied = spec.macs // (spec.out_channels // spec.groups) * spec.in_dtype.itemsize
         blocks = spec.batch * -(-spec.output_size[0] // self._step(spec, 1))
         operations = spec.flops + copied * speed / COPIED_BYTES_PER_S

@@ -27,6 +27,7 @@ from typing import ClassVar
 import numpy as np
 
 from algos.contract import Algorithm, Cost, Support
+from algos.engine.epilogue import in_blocks
 from algos.engine.windows import reach, read_slice
 from algos.spec import ConvSpec
 
@@ -44,7 +45,7 @@ class Kn2rowGemm(Algorithm):
     name: str = "kn2row_gemm"
     family: str = "gemm"
     block_bytes: int = 4 << 20
-    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), weights_as_operands=True)
+    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), weights_as_operands=True, epilogues=True)
 
     def beyond(self, spec: ConvSpec) -> str | None:
         return (
@@ -67,11 +68,14 @@ class Kn2rowGemm(Algorithm):
         return (products + buffers + weights) * spec.in_dtype.itemsize
 
     def prepare(
-        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1
+        self, spec: ConvSpec, weights: np.ndarray | None, threads: int = 1, bias: np.ndarray | None = None
     ) -> Callable[..., np.ndarray]:
         groups, outputs, taps = spec.groups, spec.out_channels // spec.groups, math.prod(spec.kernel)
         step, inner = self._step(spec), math.prod(spec.size[1:])
         buffer = np.empty(spec.out_channels * taps * step * inner, spec.in_dtype)
+        finish, line = in_blocks(spec, bias), math.prod(spec.output_size[1:])
+        # Outputs so far before the end of a block's inputs read nothing behind it
+        late = spec.kernel_extent[0] - 1 - spec.padding[0][0]
         ranges = [[reach(spec, axis, t) for t in range(count)] for axis, count in enumerate(spec.kernel)]
 
         def packed(weights: np.ndarray) -> np.ndarray:
@@ -82,9 +86,9 @@ class Kn2rowGemm(Algorithm):
         def multiplied(w: np.ndarray, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
             y = np.empty(spec.output_shape, spec.out_dtype) if out is None else out
             y[...] = 0
-            for image, result in zip(x, y.reshape(spec.batch, groups, outputs, *spec.output_size),
-                                     strict=True):
-                flat = image.reshape(groups, w.shape[2], -1)
+            for n, (image, result) in enumerate(zip(x, y.reshape(spec.batch, groups, outputs,
+                                                                 *spec.output_size), strict=True)):
+                flat, done = image.reshape(groups, w.shape[2], -1), 0
                 for first in range(0, spec.size[0], step):
                     last = min(spec.size[0], first + step)
                     count = (last - first) * inner
@@ -94,6 +98,11 @@ class Kn2rowGemm(Algorithm):
                     for index, tap in enumerate(itertools.product(*map(range, spec.kernel))):
                         inside = [ranges[axis][t] for axis, t in enumerate(tap)]
                         add(result, products[:, index], tap, inside, first, last)
+                    if finish is not None:
+                        end = last - late if last < spec.size[0] else spec.output_size[0]
+                        if (end := min(end, spec.output_size[0])) > done:
+                            finish(y, n, 0, spec.out_channels, done * line, (end - done) * line)
+                            done = end
             return y
 
         def add(result: np.ndarray, product: np.ndarray, tap: tuple[int, ...], inside: list, first: int,

@@ -27,6 +27,7 @@ import numpy as np
 from algos.contract import Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import FLAGS, Blocks, Geometry, accumulate, axes, crop, locate, pack, shared_by
+from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
 from algos.engine.relay import fork
 from algos.engine.tables import named, table_of
@@ -35,7 +36,7 @@ from algos.spec import ConvSpec
 
 
 @linked(**FLAGS)
-def direct_blocks(x, y, w, offsets, geometry, phases, patches, all_sums, slot, first, last):
+def direct_blocks(x, y, w, offsets, geometry, phases, patches, all_sums, after, slot, first, last):
     """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w: (o, c / groups *
     taps); patches, all_sums: of each thread.
     """
@@ -51,12 +52,14 @@ def direct_blocks(x, y, w, offsets, geometry, phases, patches, all_sums, slot, f
         for o in range(block.o0, block.o1):
             accumulate(sums, (block.rows - 1) * pitch + block.cols, patch, 0, offsets, w[o], True)
             crop(sums, pitch, y, o, block)
+            finish(after, y, block.n, o, 1, block.row0 * y.shape[3] + block.col0, block.rows, block.cols)
 
 
 @compiled(**FLAGS)
 def all_blocks(x, y, w, offsets, table, phases, patches, sums, job):
     """Every block, shared with the helpers; ``table``: of a ``Geometry``."""
-    fork(direct_blocks, (x, y, w, offsets, named(Geometry, table), phases, patches, sums), job)
+    arguments = x, y, w, offsets, named(Geometry, table), phases, patches, sums, after_of(job)
+    fork(direct_blocks, arguments, job)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class NumbaDirect(Compiled):
     name: str = "numba_direct"
     family: str = "direct"
     block_bytes: int = 0
-    support: ClassVar[Support | None] = Support(ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2), epilogues=True)
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
         return shared_by(threads, spec.flops, spec)

@@ -28,6 +28,7 @@ import numpy as np
 from algos.contract import Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.engine.blocks import FLAGS, axes, in_2d
+from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.relay import fork
@@ -73,7 +74,7 @@ class Layout(NamedTuple):
 
 
 @linked(**FLAGS)
-def correlate_strips(x, y, w, layout, taps, strip, scratches, tables, slot, first, last):
+def correlate_strips(x, y, w, layout, taps, strip, scratches, tables, after, slot, first, last):
     """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); w: (o, c / groups, kh, kw); scratches, tables:
     of each thread.
 
@@ -133,12 +134,15 @@ def correlate_strips(x, y, w, layout, taps, strip, scratches, tables, slot, firs
                 for r in range(min(rows_out, oh - row0)):
                     at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow + (blocks - 1) * block)
                     copy_bytes(at, place(scratch, rest + r * block), (ow - (blocks - 1) * block) * size)
+            columns = min(ow, b1 * block) - b0 * block
+            finish(after, y, n, o, 1, row0 * ow + b0 * block, min(rows_out, oh - row0), columns)
 
 
 @compiled(**FLAGS)
 def correlate_all(x, y, w, table, taps, strip, scratches, tables, job):
     """Every strip, shared with the helpers; ``table``: of a ``Layout``."""
-    fork(correlate_strips, (x, y, w, named(Layout, table), taps, strip, scratches, tables), job)
+    arguments = x, y, w, named(Layout, table), taps, strip, scratches, tables, after_of(job)
+    fork(correlate_strips, arguments, job)
 
 
 @lru_cache(maxsize=1024)  # asked by prepare, workspace_bytes and cost alike
@@ -178,7 +182,7 @@ class NumbaPicture(Compiled):
 
     name: str = "numba_picture"
     family: str = "direct"
-    support: ClassVar[Support | None] = Support(ndim=(1, 2))
+    support: ClassVar[Support | None] = Support(ndim=(1, 2), epilogues=True)
 
     def beyond(self, spec: ConvSpec) -> str | None:
         return (

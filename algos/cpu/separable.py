@@ -45,6 +45,7 @@ from algos.engine.blocks import (
     pack,
     shared_by,
 )
+from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.outer import factor_bytes, factors
@@ -69,8 +70,8 @@ class Memory(NamedTuple):
 
 
 @linked(**FLAGS)
-def separable_blocks(x, y, down, along, down_offsets, along_offsets, geometry, phases, memory, slot, first,
-                     last):
+def separable_blocks(x, y, down, along, down_offsets, along_offsets, geometry, phases, memory, after,
+                     slot, first, last):
     """Items [first, last); x: (n, c, h, w); y: (n, o, oh, ow); down: (o, i,
     rank, kh); along: (o, i, rank, kw).
     """
@@ -92,6 +93,7 @@ def separable_blocks(x, y, down, along, down_offsets, along_offsets, geometry, p
                     span = (block.rows - 1) * pitch + block.cols
                     accumulate(sums, span, passed, 0, down_offsets, down[o, i, r], start)
             crop(sums, pitch, y, o, block)
+            finish(after, y, block.n, o, 1, block.row0 * y.shape[3] + block.col0, block.rows, block.cols)
 
 
 class Strips(NamedTuple):
@@ -127,7 +129,7 @@ class Strips(NamedTuple):
 
 
 @linked(**FLAGS)
-def separable_strips(x, y, down, along, strips, shape, scratches, tables, slot, first, last):
+def separable_strips(x, y, down, along, strips, shape, scratches, tables, after, slot, first, last):
     """x: (n, c, h, w); y: (n, o, oh, ow); down: (o, i, rank, kh); along: (o, i, rank, pieces, span); shape:
     see ``all_strips``.
 
@@ -188,6 +190,7 @@ def separable_strips(x, y, down, along, strips, shape, scratches, tables, slot, 
             for r in range(min(rows_out, oh - row0)):
                 at = place(y, ((n * y.shape[1] + o) * oh + row0 + r) * ow + whole * vector)
                 copy_bytes(at, place(scratch, rest + r * vector), ow % vector * size)
+            finish(after, y, n, o, 1, row0 * ow, min(rows_out, oh - row0), ow)
 
 
 @compiled(**FLAGS)
@@ -196,14 +199,16 @@ def all_strips(x, y, down, along, table, shape, scratches, tables, job):
 
     shape: (taps of a piece, rows of a strip, rows of a slide), numbers given as tuples' lengths.
     """
-    fork(separable_strips, (x, y, down, along, named(Strips, table), shape, scratches, tables), job)
+    arguments = x, y, down, along, named(Strips, table), shape, scratches, tables, after_of(job)
+    fork(separable_strips, arguments, job)
 
 
 @compiled(**FLAGS)
 def all_blocks(x, y, down, along, down_offsets, along_offsets, table, phases, patches, passes, sums, job):
     """Every block, shared with the helpers; ``table``: of a ``Geometry``."""
     memory = Memory(patches, passes, sums)
-    arguments = (x, y, down, along, down_offsets, along_offsets, named(Geometry, table), phases, memory)
+    geometry, after = named(Geometry, table), after_of(job)
+    arguments = (x, y, down, along, down_offsets, along_offsets, geometry, phases, memory, after)
     fork(separable_blocks, arguments, job)
 
 
@@ -242,7 +247,7 @@ class Separable(Compiled):
     family: str = "separable"
     accuracy: str = "lowrank"
     block_bytes: int = 0
-    support: ClassVar[Support | None] = Support()
+    support: ClassVar[Support | None] = Support(epilogues=True)
 
     def beyond(self, spec: ConvSpec) -> str | None:
         return (

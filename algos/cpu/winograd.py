@@ -24,12 +24,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost
+from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
+from algos.engine.epilogue import After, after_of
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import LINE, aligned
 from algos.engine.ranges import ORDINARY, kind_of
@@ -55,13 +56,14 @@ class Memory(NamedTuple):
 
 class Phase(NamedTuple):
     """What is done at a time: 0 is all of every item; 1, 2 and 3 are the parts of
-    loading, products and storing of one.
+    loading, products and storing of one, ``after`` which comes what follows.
     """
 
     number: int
     item: int
     kind: int
     parts: int
+    after: After
 
 
 @linked(**FLAGS)
@@ -87,7 +89,9 @@ def do_phase(x, y, kernels, tiles, shape, faint, scales, memory, phase, slot, ch
         squares = 1.0
         if phase.number == 0 or phase.number == 3:
             up, more = scales[kind, 1], scales[kind, 2]
-            squares = store_tiles(products, y, block, tiles, shape, up, more, scratch, part, parts)
+            squares = store_tiles(
+                products, y, block, tiles, shape, up, more, scratch, phase.after, part, parts
+            )
         again = phase.number == 0 and kind == ORDINARY and not faint < squares < np.inf
         if again:
             kind = kind_of_item(x, item, tiles, shape, scratch)
@@ -123,7 +127,7 @@ def winograd_tiles(x, y, kernels, table, shape, faint, scales, spectra, products
     while run < (3 * items if tiles.together else 1):
         number, item = 1 + run % 3 if tiles.together else 0, run // 3
         job[CHUNKS] = job[ITEMS] = parts = shares[number]
-        phase = Phase(number, item, kind, parts)
+        phase = Phase(number, item, kind, parts, after_of(job))
         fork(do_phase, (x, y, kernels, tiles, shape, faint, scales, memory, phase), job)
         run += 1
         if number == 3:
@@ -168,6 +172,7 @@ class Winograd(Tiled, Compiled):
     m: int = 2
     block_bytes: int = 1 << 20
     shared_bytes: int = 4 << 20
+    support: ClassVar[Support | None] = Support(epilogues=True)
 
     def _tile(self, spec: ConvSpec) -> tuple[int, int]:
         return self.m + spec.kernel[0] - 1, self.m + spec.kernel[1] - 1

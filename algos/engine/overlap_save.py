@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from algos.engine.butterflies import FORWARD, INVERSE, move, multiply, transpose, turn
+from algos.engine.epilogue import after_of, finish_plane
 from algos.engine.fourier import FLAGS, filtered, forward, inverse
 from algos.engine.jit import compiled, linked
 from algos.engine.ranges import ORDINARY, kind_of
@@ -261,11 +262,11 @@ def kernel_lines(weights, taps, lanes, cols, along, turns, scales, kernels):
 
 
 @linked(**FLAGS)
-def planes(x, y, kernels, tiles, along, down, turns, scales, memory, slot, first, last):
+def planes(x, y, kernels, tiles, stages_of, turns, scales, memory, after, slot, first, last):
     """Items [first, last): a group and a tile each. x: (n * c * h * w); y: (n * o * oh * ow); see
-    ``fft_fused``.
+    ``fft_fused``; stages_of: those of rows and of columns.
     """
-    strip, spectra = memory.strips[slot], memory.spectra[slot]
+    strip, spectra, (along, down) = memory.strips[slot], memory.spectra[slot], stages_of
     tile = Tile(tiles.height, tiles.width, tiles.rows, tiles.cols, tiles.lanes)
     kept_rows, kept_cols, inputs, outputs = tiles.kept_rows, tiles.kept_cols, tiles.inputs, tiles.outputs
     rows, cols, lanes, across = tile.rows, tile.cols, tile.lanes, tiles.across
@@ -314,10 +315,15 @@ def planes(x, y, kernels, tiles, along, down, turns, scales, memory, slot, first
                     if count > 0:
                         at, oh = part * lanes + skip * point, row + part * rows + skip
                         _write(strip, at, strips, tiles, oh, count, col + c, kept_cols - c, y, plane)
+            oh, ow = row // tiles.row_step, col // tiles.col_step
+            down_to = min((row + kept_rows + tiles.row_step - 1) // tiles.row_step, tiles.out_height)
+            right_to = min((col + kept_cols + tiles.col_step - 1) // tiles.col_step, tiles.out_width)
+            at = plane + oh * tiles.out_width + ow  # y[n][o][oh][ow]
+            finish_plane(after, y, at, o, down_to - oh, tiles.out_width, right_to - ow)
 
 
 @linked(**FLAGS)
-def lines(x, y, kernels, tiles, along, turns, scales, memory, slot, first, last):
+def lines(x, y, kernels, tiles, along, turns, scales, memory, after, slot, first, last):
     """As ``planes`` for signals: an item is a group and a bundle of tiles of an image; ``cols`` is half a
     tile.
 
@@ -381,6 +387,8 @@ def lines(x, y, kernels, tiles, along, turns, scales, memory, slot, first, last)
                         for j in range(-at % step, count, step):
                             if (at + j) // step < out_width:
                                 y[plane + (at + j) // step] = block[k * lanes + j]
+            begin, end = tile * kept // step, min(((tile + lanes) * kept + step - 1) // step, out_width)
+            finish_plane(after, y, plane + begin, o, 1, 0, end - begin)
 
 
 @compiled(error_model="numpy")
@@ -394,8 +402,8 @@ def all_planes(x, y, kernels, table, along, down, turns, scales, strips, spectra
         x.reshape(x.size),
         y.reshape(y.size),
     )
-    of_rows, of_cols = Stages(*along), Stages(*down)
-    fork(planes, (pictures, results, kernels, tiles, of_rows, of_cols, turns, scales, memory), job)
+    stages_of, after = (Stages(*along), Stages(*down)), after_of(job)
+    fork(planes, (pictures, results, kernels, tiles, stages_of, turns, scales, memory, after), job)
 
 
 @compiled(error_model="numpy")
@@ -407,4 +415,5 @@ def all_lines(x, y, kernels, table, along, turns, scales, strips, spectra, job):
         x.reshape(x.size),
         y.reshape(y.size),
     )
-    fork(lines, (signals, results, kernels, tiles, Stages(*along), turns, scales, memory), job)
+    stages, after = Stages(*along), after_of(job)
+    fork(lines, (signals, results, kernels, tiles, stages, turns, scales, memory, after), job)

@@ -16,8 +16,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic
 
+from algos.engine.epilogue import applied
 from algos.engine.memory import LINE
 from algos.engine.simd import I32, I64, Emitter, loop, simd
+from algos.spec import ACTIVATIONS
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
 
@@ -262,18 +264,19 @@ class Looped(Lanes):
 
 
 @intrinsic
-def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
+def tile_rows(typingctx, x, w, y, end, zeros, bias, top, layer, shape):
     """All columns of a tile's rows of outputs: addresses x, w of a plane and its kernel, y of the first of
     the rows.
 
-    end: of the outputs that may be overwritten; zeros: a row of them; top: the row of x that the tile's first
-    tap reads; layer: ``Planes``; shape: as ``depthwise.all_planes`` has it.
+    end: of the outputs that may be overwritten; zeros: a row of them; bias: address of what is added where
+    something follows; top: the row of x that the tile's first tap reads; layer: ``Planes``; shape: as
+    ``depthwise.all_planes`` has it.
     """
 
     def codegen(context, builder, sig, args):
-        element, count, *known = sig.args[-1][0], *map(len, sig.args[-1][1:])
-        x, w, y, end, zeros, top = args[:6]
-        numbers = dict(zip(sig.args[6].fields, cgutils.unpack_tuple(builder, args[6]), strict=True))
+        element, following, count, *known = sig.args[-1][0], *map(len, sig.args[-1][1:])
+        x, w, y, end, zeros, bias, top = args[:7]
+        numbers = dict(zip(sig.args[7].fields, cgutils.unpack_tuple(builder, args[7]), strict=True))
         height, width, out_width, left = (numbers[name] for name in ("height", "width", "out_width", "left"))
         emit = Emitter(builder, element)
         pointer, size = emit.scalar.as_pointer(), I64(emit.bytes)
@@ -307,6 +310,15 @@ def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
             builder.add(x, builder.mul(builder.add(top, I64(lines)), line_bytes)), pointer
         )
 
+        added = emit.splat(builder.load(builder.inttoptr(bias, pointer))) if following else None
+
+        def finished(sums: list[Any]) -> list[Any]:
+            return (
+                [applied(emit, ACTIVATIONS[following - 1], total, added) for total in sums]
+                if following
+                else sums
+            )
+
         def vector_at(column: Any) -> None:
             at = builder.sub(builder.mul(column, stride), left)
             inside = builder.icmp_signed("<=", builder.add(at, inner.span), width)
@@ -316,16 +328,16 @@ def tile_rows(typingctx, x, w, y, end, zeros, top, layer, shape):
                     # Two rows of the input for one of outputs: the machine's own prefetching falls behind
                     if lines:
                         _prefetch(emit, below, column, count * known[2] * known[3])
-                    for value, target in zip(inner.sums(at, None), targets, strict=True):
+                    for value, target in zip(finished(inner.sums(at, None)), targets, strict=True):
                         emit.store(value, emit.at(target, column))
                 with border:
                     places = [emit.at(target, column) for target in targets]
-                    _store_at_border(outer, outer.sums(at, width), places, end, out_width)
+                    _store_at_border(outer, finished(outer.sums(at, width)), places, end, out_width)
 
         _each_vector(emit, out_width, vector_at)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6, layer, shape), codegen
+    return types.void(*[types.intp] * 7, layer, shape), codegen
 
 
 def _each_vector(emit: Emitter, count: Any, step: Callable[[Any], None]) -> None:
@@ -378,10 +390,10 @@ def _prefetch(emit: Emitter, pointer: Any, column: Any, each: int) -> None:
 
 
 @intrinsic
-def tile_size(typingctx, shape):
-    """(rows of a tile, bytes of an element)."""
+def element_size(typingctx, shape):
+    """Bytes of the element that comes first in a shape."""
 
     def codegen(context, builder, sig, args):
-        return context.make_tuple(builder, sig.return_type, [I64(len(shape[1])), I64(shape[0].bitwidth // 8)])
+        return I64(shape[0].bitwidth // 8)
 
-    return types.UniTuple(types.intp, 2)(shape), codegen
+    return types.intp(shape), codegen

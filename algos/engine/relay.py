@@ -33,7 +33,8 @@ SPIN_S = 2e-4
 MOST_HELPERS = 62  # bits in run_job
 SHARES = 4  # chunks for each thread, so that nobody waits long for the last
 WAIT_S = 5.0  # for a helper's end at exit
-CODE, FINISHED, NEXT, CHUNKS, ITEMS, ARGUMENTS, BOXES, HELPERS, WORDS = range(9)  # the words of a job
+# The words of a job; the last two say what follows a convolution (``epilogue.py``)
+CODE, FINISHED, NEXT, CHUNKS, ITEMS, ARGUMENTS, BOXES, HELPERS, AFTER, BIAS, WORDS = range(11)
 ASLEEP, LISTENING, BUSY = 0, 1, 2  # what a helper's box says; anything else is the address of a job
 BOX = 16  # words from one box to the next: two cache lines
 
@@ -277,14 +278,19 @@ class Helpers:
             self._avoided.append(-1)
             self._threads.append(thread)
 
-    def job(self, items: int, threads: int) -> np.ndarray:
+    def job(self, items: int, threads: int, after: int = 0, bias: np.ndarray | None = None) -> np.ndarray:
         """What ``fork`` keeps of a plan's work, cut into a few chunks for each thread; one call at a time may
         use it.
 
-        It holds the address of ``boxes``: keep these helpers as long as it.
+        It holds the address of ``boxes``: keep these helpers as long as it. ``after``: the address of what
+        follows a convolution; ``bias``, a flat array, is kept behind the words.
         """
         hands = self.hire(threads - 1)
-        job = np.zeros(WORDS, np.int64)
+        job = np.zeros(WORDS + (0 if bias is None else -(-bias.nbytes // 8)), np.int64)
+        job[AFTER] = after
+        if bias is not None:
+            job[WORDS:].view(bias.dtype)[: bias.size] = bias
+            job[BIAS] = job[WORDS:].ctypes.data
         job[CHUNKS], job[ITEMS] = min(items, SHARES * (hands + 1)) if hands else 1, items
         job[BOXES], job[HELPERS] = self.boxes.ctypes.data, hands
         return job

@@ -17,6 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from algos.engine.butterflies import gather_peak, peak
+from algos.engine.epilogue import finish
 from algos.engine.jit import linked
 from algos.engine.simd import (
     I64,
@@ -98,7 +99,7 @@ def transform(typingctx, outputs, taps, back, source, source_step, target, targe
 
 
 @intrinsic
-def finish(typingctx, outputs, taps, source, source_step, target, target_step, count, squares):
+def rows_back(typingctx, outputs, taps, source, source_step, target, target_step, count, squares):
     """``transform`` back of ``count`` elements of rows a step apart, whole vectors; adds their squares to
     ``squares``.
 
@@ -289,11 +290,12 @@ def multiply(spectra, kernels, products, channels, tiles, part, parts):
 
 
 @linked(**FLAGS)
-def store_tiles(products, y, block, tiles, shape, up, again, scratch, part, parts):
+def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, part, parts):
     """Write the outputs of a block, every ``parts``-th vector of its channels; y: (n, o, oh, ow); the rest as
     ``load_tiles``.
 
-    They are multiplied by ``up`` and then by ``again``. Returns the sum of their squares before that.
+    They are multiplied by ``up`` and then by ``again``, and then comes what is ``after``. Returns the sum of
+    their squares before that.
     """
     all_channels, height, width = y.shape[1:]
     channels, tiles_w = all_channels // tiles.groups, tiles.tiles_w
@@ -324,8 +326,8 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, part, part
                     )
             oh0 = (block.row + r) * m
             for lane in range(min(lanes, channels - group * lanes)):
-                finish(outputs, taps_h, address(scratch, half + lane * pitch), lanes * pitch,
-                       address(scratch, strip), pitch, pitch, address(scratch, squares))  # fmt: skip
+                rows_back(outputs, taps_h, address(scratch, half + lane * pitch), lanes * pitch,
+                          address(scratch, strip), pitch, pitch, address(scratch, squares))  # fmt: skip
                 for i in range(min(m, height - oh0)):
                     o = o0 + group * lanes + lane
                     to = ((block.n * all_channels + o) * height + oh0 + i) * width  # y[n][o][oh][0]
@@ -333,6 +335,9 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, part, part
                         scale(scratch, strip + i * pitch, width, up)
                         scale(scratch, strip + i * pitch, width, again)
                     copy(address(y, to), address(scratch, strip + i * pitch), width)
+        o, row = o0 + group * lanes, block.row * m
+        pixels = (min(height, row + block.rows * m) - row) * width
+        finish(after, y, block.n, o, min(lanes, channels - group * lanes), row * width, 1, pixels)
     total = scratch[squares]
     for lane in range(1, lanes):
         total += scratch[squares + lane]

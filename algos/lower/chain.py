@@ -113,8 +113,9 @@ def tree(spec: ConvSpec, names: tuple[str, ...]) -> Node:
 
 
 def plain(spec: ConvSpec) -> ConvSpec:
-    """The same problem without border and flip, which most of its time does not depend on."""
-    node = tree(spec, ("border", "flip"))
+    """The same problem without what most of its time does not depend on: border, flip, bias and activation.
+    """
+    node = tree(spec, ("border", "flip", "epilogue"))
     return node.leaves[0]
 
 
@@ -160,7 +161,8 @@ class Chain:
             return _prepared(self.algorithm, self.node.spec, weights, threads, bias)
         if isinstance(weights, DeviceArray):  # a wrapper cannot be taken apart
             weights = self.algorithm.to_host(weights)
-        return compose(self.node, weights, partial(_leaf, self.algorithm, threads), bias)
+        hosted = threads if self.algorithm.device == "cpu" else 0
+        return compose(self.node, weights, partial(_leaf, self.algorithm, threads), bias, hosted)
 
     def workspace_bytes(self, threads: int = 1) -> int:
         """What is held after prepare and the peak of a run, of all leaves and of what is moved between them.
@@ -188,15 +190,12 @@ class Chain:
     def costs(self, threads: int = 1) -> list[Cost]:
         """Of the leaves, and of what is moved between them."""
         found = [self.algorithm.cost(leaf, threads) for leaf in self.leaves]
-        for lowered, node in self.node.steps():
-            if lowered.words:
-                moved = (
-                    sum(2 * part.copied + 2 * _placed(part) for part in lowered.parts)
-                    * node.spec.in_dtype.itemsize
-                )
-                scattered = sum(part.scattered for part in lowered.parts)
-                found.append(Cost(scattered, moved, 4 * len(lowered.parts), SCATTERED_PER_S, parallel=False))
-        return found
+        return found + [_moving(lowered, node) for lowered, node in self.node.steps() if lowered.words]
+
+    def finishing_s(self, threads: int = 1) -> float:
+        """The model's time of what is done to a result after all."""
+        steps = ((lowered, node) for lowered, node in self.node.steps() if lowered.finished)
+        return math.fsum(_moving(*step).seconds(threads) for step in steps)
 
     def seconds(self, threads: int = 1) -> float:
         """The model's time of a run; a leaf whose weights come with each call, and which does not take them
@@ -242,6 +241,14 @@ class Chain:
         return None
 
 
+def _moving(lowered: Lowered, node: Node) -> Cost:
+    """Of what one lowering copies and scatters, and of its passes over a result."""
+    copied = sum(2 * part.copied + 2 * _placed(part) for part in lowered.parts)
+    moved = (copied + 2 * lowered.finished) * node.spec.in_dtype.itemsize
+    scattered = sum(part.scattered for part in lowered.parts)
+    return Cost(scattered, moved, 4 * len(lowered.parts), SCATTERED_PER_S, parallel=False)
+
+
 def _placed(part: Part) -> int:
     return count(part.spec.result_shape) if part.place is not None else 0
 
@@ -277,28 +284,28 @@ def _there(algorithm: Algorithm, weights: Any) -> Any:
     return algorithm.to_device(weights) if apart else weights
 
 
-def compose(node: Node, weights: Any, solve: Solve, bias: Any = None) -> Run:
-    """What runs a tree, given what runs a leaf."""
+def compose(node: Node, weights: Any, solve: Solve, bias: Any = None, threads: int = 0) -> Run:
+    """What runs a tree, given what runs a leaf; ``threads`` are of what is done to results."""
     lowered = node.lowered
     if lowered is None:
         return solve(node.spec, weights, bias)
-    run = _composed(node, lowered, weights, solve, bias)
+    run = _composed(node, lowered, weights, solve, bias, threads)
     return run if lowered.guard is None else lowered.guard(weights, bias, run)
 
 
-def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: Any) -> Run:
+def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: Any, threads: int) -> Run:
     # They come with each call, as the last operand
     late = weights is None and node.spec.direction == "forward"
     runs: list[tuple[Move, Run, Any]] = [
         (
             _with_weights(part) if late else part.operands(),
             compose(child, None if weights is None else part.weights(weights), solve,
-                    part.bias(bias) if child.spec.bias else None),
+                    part.bias(bias) if child.spec.bias else None, threads),
             part.place,
         )
         for part, child in zip(lowered.parts, node.children, strict=True)
     ]
-    finish = lowered.finish(bias) if lowered.finish is not None else None
+    finish = lowered.finish(bias, threads) if lowered.finish is not None else None
     if len(runs) == 1 and runs[0][2] is None:
         move, inside = runs[0][:2]
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from algos.arrays import module_of
-from algos.lower.parts import Lowered, Part
+from algos.lower.parts import Lowered, Part, count
 from algos.spec import ConvSpec
 
 
@@ -17,33 +16,11 @@ def epilogue(spec: ConvSpec) -> Lowered | None:
     if not named:
         return None
     bare = spec.with_(bias=False, activation="none")
-    return Lowered(
-        (Part(bare),), f"{' and '.join(named)} in a pass of their own", finish=partial(_finish, spec)
-    )
+    words = f"{' and '.join(named)} in a pass of their own"
+    return Lowered((Part(bare),), words, finish=partial(_finish, spec), finished=count(spec.output_shape))
 
 
-def _finish(spec: ConvSpec, bias: Any) -> Callable[[Any], None]:
-    def finish(y: Any) -> None:
-        if bias is not None:
-            y += bias
-        activated(y, spec.activation)
+def _finish(spec: ConvSpec, bias: Any, threads: int) -> Callable[[Any], None]:
+    from algos.engine.epilogue import in_a_pass  # with the compiler, which importing the package does without
 
-    return finish
-
-
-def activated(y: Any, activation: str) -> Any:
-    """In place."""
-    xp = module_of(y)
-    if activation in ("relu", "relu6"):
-        xp.maximum(y, 0, out=y)
-    if activation == "relu6":
-        xp.minimum(y, 6, out=y)
-    if activation in ("sigmoid", "silu"):
-        gate = xp.negative(y)
-        xp.exp(gate, out=gate)
-        gate += 1
-        if activation == "sigmoid":
-            xp.divide(1, gate, out=y)
-        else:
-            y /= gate
-    return y
+    return in_a_pass(spec, bias, threads)

@@ -81,7 +81,10 @@ class Lowered:
     spreads : bool
         It adds products with zeros that the definition has not, so that a NaN reaches further.
     finish : callable or None
-        ``finish(bias)`` makes what is done in place to y after all parts; at prepare.
+        ``finish(bias, threads)`` makes what is done in place to y after all parts; at prepare. No threads are
+        for arrays of a device.
+    finished : int
+        Elements of y that it reads and writes.
     guard : callable or None
         ``guard(weights, bias, run)`` is what runs instead, where only the numbers themselves tell whether the
         parts may be used.
@@ -91,7 +94,8 @@ class Lowered:
     words: str = ""
     cleared: bool = False
     spreads: bool = False
-    finish: Callable[[Any], Callable[[Any], None]] | None = None
+    finish: Callable[[Any, int], Callable[[Any], None]] | None = None
+    finished: int = 0
     guard: Callable[[Any, Any, Callable[..., Any]], Callable[..., Any]] | None = None
 
 

@@ -67,10 +67,11 @@ def _planes(spec: ConvSpec) -> Lowered:
     weights = partial(
         _both, axis=1 if spec.direction == "input_gradient" else 0, groups=spec.groups, dtype=work
     )
-    add = (lambda bias: lambda y: np.add(y, bias, out=y)) if spec.bias else None
+    add = (lambda bias, threads: lambda y: np.add(y, bias, out=y)) if spec.bias else None
     return Lowered((Part(part, weights, lambda: _splitting(spec, bordered(), work), partial(_joined, spec),
                          copied=copied, held=copied, beside=2 * count(spec.result_shape), made=True),),
-                   "real and imaginary parts", finish=add)  # fmt: skip
+                   "real and imaginary parts", finish=add,
+                   finished=spec.bias * count(spec.result_shape))  # fmt: skip
 
 
 def _both(w: Any, axis: int, groups: int, dtype: Any) -> Any:

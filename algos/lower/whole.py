@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from algos.arrays import module_of
+from algos.engine.activations import activated
 from algos.engine.casts import beyond, store_whole
 from algos.lower.border import source
-from algos.lower.epilogue import activated
 from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, converted, converting, count, operand_shapes
 from algos.spec import ConvSpec
 
@@ -106,7 +106,7 @@ def _summed(spec: ConvSpec, runs: list[slice], guard: Any) -> Lowered:
         parts.append(Part(part, partial(_weights_of, at=at, point=w), partial(_converting_of, at, x), _added,
                           copied=elements, held=elements, beside=count(part.output_shape),
                           made=True))  # fmt: skip
-    finish = partial(_finished, spec) if spec.bias or spec.activation != "none" else None
+    finish = partial(_finished, spec) if spec.finished else None
     words = f"whole numbers in float32, {len(runs)} runs of channels"
     return Lowered(tuple(parts), words, cleared=True, finish=finish, guard=guard)
 
@@ -124,7 +124,7 @@ def _added(y: Any, result: Any) -> None:
     y += result.astype(y.dtype)
 
 
-def _finished(spec: ConvSpec, bias: Any) -> Callable[[Any], None]:
+def _finished(spec: ConvSpec, bias: Any, threads: int) -> Callable[[Any], None]:
     """Adds a bias to whole numbers, and applies an activation; the guard has seen that float64 holds both."""
 
     def finish(y: Any) -> None:
