@@ -25,6 +25,7 @@ from bench.cases import Settings, cases_of
 from bench.record import Record
 from bench.runner import Runner
 from bench.store import Store
+from bench.timing import Budget
 
 SLOWEST = 20.0
 DIRECTIONS = {name: name.replace(" ", "_") for name in ("forward", "input gradient", "weight gradient")}
@@ -33,6 +34,7 @@ KINDS = {
     2: ("2x32x56x56,32x32x3x3,p1", "2x64x56x56,64x1x3x3,p1", "1x1x256x256,1x1x9x9,p4,rank1"),
     3: ("1x16x12x28x28,16x16x3x3x3,p1", "1x32x12x28x28,32x1x3x3x3,p1"),
 }
+BUDGET = Budget(case_s=0.2, rounds=16, error=0.03)  # for ratios of two digits
 TYPED = "1x32x28x28,32x32x3x3,p1"
 TYPES = ("float16", "bfloat16", "float64", "complex64", "complex128", "int8", "int8>int32",
          "uint8*int8>int32", "int16", "int32", "int64", "uint64")  # fmt: skip
@@ -138,7 +140,7 @@ def _letter(k: int) -> str:
 def measured(algorithms: Sequence[Algorithm], threads: int) -> list[Record]:
     """One launch of everything, checked."""
     named = tuple(a.name for a in algorithms)
-    settings = Settings(launches=1, named=named)
+    settings = Settings(launches=1, named=named, budget=BUDGET)
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store:
         return Runner(settings, store).run(cases_of(specs(), algorithms, [threads], settings)).records
 
