@@ -285,16 +285,22 @@ def in_a_pass(spec: ConvSpec, bias: Any, threads: int) -> Callable[[Any], None]:
     elements, plane = math.prod(spec.output_shape), math.prod(spec.output_size)
     crew, parts = helpers(), -(-plane // CHUNK)
     items = spec.batch * spec.out_channels * parts
-    job = crew.job(items, threads if elements > SHARED else 1, *code_and_bias(spec, bias))
+    threads, code = threads if elements > SHARED else 1, code_of(spec.out_dtype, spec.activation)
+    job = crew.job(items, threads, *code_and_bias(spec, bias))
+    activation = crew.job(items, threads, code)  # of channels that lie together, after their bias
     hands, channels = int(job[HELPERS]), spec.out_channels
     compile_for(all_planes, np.empty(0, spec.out_dtype), channels, plane, parts, job)
 
     def apply(y: Any) -> None:
-        if not (isinstance(y, np.ndarray) and y.flags.c_contiguous):  # a device's, or channels last
-            in_words(y)
-            return
         if hands:
             crew.wake(hands)
-        all_planes(y.reshape(-1), channels, plane, parts, job)
+        if y.flags.c_contiguous:
+            all_planes(y.reshape(-1), channels, plane, parts, job)
+        elif (together := np.moveaxis(y, 1, -1)).flags.c_contiguous:
+            if bias is not None:
+                y += bias
+            all_planes(together.reshape(-1), channels, plane, parts, activation)
+        else:
+            in_words(y)
 
     return apply
