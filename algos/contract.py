@@ -81,7 +81,8 @@ class Support(NamedTuple):
     ndim: tuple[int, ...] = (2,)
     directions: tuple[str, ...] = ("forward",)
     dtypes: tuple[str, ...] = PLAIN_TYPES
-    # ``prepare(spec, weights, threads, bias)`` applies the spec's bias and activation
+    # ``prepare(spec, weights, threads, bias)`` applies the spec's bias, one number for each output channel or
+    # None, and its activation
     epilogues: bool = False
     # ``prepare(spec, None, threads)`` of a forward pass returns ``run(x, w, out=None)``
     weights_as_operands: bool = False
