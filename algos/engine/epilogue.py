@@ -28,6 +28,7 @@ from numba.extending import intrinsic as typed_intrinsic
 from algos.contract import PLAIN_TYPES
 from algos.engine.activations import activated
 from algos.engine.jit import compile_for, compiled, disabled, linked
+from algos.engine.lanes import Lanes
 from algos.engine.relay import AFTER, BIAS, HELPERS, fork, helpers
 from algos.engine.simd import I64, Emitter, place
 from algos.spec import ACTIVATIONS, ConvSpec
@@ -125,25 +126,27 @@ def machine_code(typingctx, element, activation):
 
 def _region(builder: Any, element: Any, activation: str, y: Any, bias: Any, planes: Any, plane_step: Any,
             rows: Any, row_step: Any, cols: Any) -> None:  # fmt: skip
-    wide, single = Emitter(builder, element), Emitter(builder, element, 1)
-    pointer = wide.scalar.as_pointer()
+    emit = Emitter(builder, element)
+    lanes, pointer = Lanes(emit, 8 * emit.bytes), emit.scalar.as_pointer()
     y, numbers = builder.inttoptr(y, pointer), builder.inttoptr(bias, pointer)
     biased = builder.icmp_unsigned("!=", bias, I64(0))
-    rest = builder.srem(cols, I64(wide.lanes))
-    whole = builder.sub(cols, rest)
+    rest = builder.and_(cols, I64(emit.lanes - 1))
+    whole, ragged = builder.sub(cols, rest), builder.icmp_unsigned("!=", rest, I64(0))
+    inside = lanes.below(lanes.numbers(I64(0)), rest)
     with cgutils.for_range(builder, planes, intp=I64) as plane:
-        added = cgutils.alloca_once_value(builder, ir.Constant(wide.scalar, 0.0))
+        added = cgutils.alloca_once_value(builder, ir.Constant(emit.scalar, 0.0))
         with builder.if_then(biased):
-            builder.store(builder.load(wide.at(numbers, plane.index)), added)
-        number = builder.load(added)
-        first = wide.at(y, builder.mul(plane.index, plane_step))
+            builder.store(builder.load(emit.at(numbers, plane.index)), added)
+        term = emit.splat(builder.load(added))
+        first = emit.at(y, builder.mul(plane.index, plane_step))
         with cgutils.for_range(builder, rows, intp=I64) as row:
-            start = wide.at(first, builder.mul(row.index, row_step))
-            for emit, begin, end in ((wide, I64(0), whole), (single, whole, cols)):
-                term = emit.splat(number)
-                with cgutils.for_range_slice(builder, begin, end, I64(emit.lanes), I64) as (j, _):
-                    here = emit.at(start, j)
-                    emit.store(applied(emit, activation, emit.load(here), term), here)
+            start = emit.at(first, builder.mul(row.index, row_step))
+            with cgutils.for_range_slice(builder, I64(0), whole, I64(emit.lanes), I64) as (j, _):
+                here = emit.at(start, j)
+                emit.store(applied(emit, activation, emit.load(here), term), here)
+            with builder.if_then(ragged):
+                here = emit.at(start, whole)
+                lanes.store_first(applied(emit, activation, lanes.load(here, inside), term), here, rest)
 
 
 @compiled()

@@ -17,6 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic
 
 from algos.engine.epilogue import applied
+from algos.engine.lanes import Lanes
 from algos.engine.memory import LINE
 from algos.engine.simd import I32, I64, Emitter, loop, simd
 from algos.spec import ACTIVATIONS
@@ -46,56 +47,6 @@ class Planes(NamedTuple):
     stride_w: int
     dilation_h: int
     dilation_w: int
-
-
-class Lanes:
-    """Columns of the input by lane, and vectors of which only some lanes are loaded or stored."""
-
-    def __init__(self, emit: Emitter, bits: int) -> None:
-        self.builder, self.emit = emit.builder, emit
-        self.index = ir.IntType(bits)  # of columns
-        self.lane, self.bit = (ir.VectorType(kind, emit.lanes) for kind in (self.index, ir.IntType(1)))
-        self.at, self.ats = emit.vector.as_pointer(), ir.VectorType(emit.scalar.as_pointer(), emit.lanes)
-
-    def _call(self, name: str, result: Any, *arguments: Any) -> Any:
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        name = f"llvm.masked.{name}".replace("*", f"v{self.emit.lanes}")
-        name = name.replace("f.", f"f{self.emit.bytes * 8}.")
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
-
-    def splat(self, value: Any) -> Any:
-        value = value if self.index == I64 else self.builder.trunc(value, self.index)
-        first = self.builder.insert_element(ir.Constant(self.lane, ir.Undefined), value, ir.Constant(I32, 0))
-        return self.emit.shuffle(first, first, [0] * self.emit.lanes)
-
-    def numbers(self, first: Any, step: Any = None) -> Any:
-        """A vector of first, first + step, ...; the step 1 when left out."""
-        steps = ir.Constant(self.lane, list(range(self.emit.lanes)))
-        return self.builder.add(
-            self.splat(first), steps if step is None else self.builder.mul(steps, self.splat(step))
-        )
-
-    def below(self, numbers: Any, end: Any) -> Any:
-        """A mask of those from 0 to ``end``."""
-        return self.builder.icmp_unsigned("<", numbers, self.splat(end))
-
-    def load(self, pointer: Any, mask: Any) -> Any:
-        size, zero = I32(self.emit.bytes), self.emit.zero
-        return self._call("load.*f.p0", self.emit.vector, self.builder.bitcast(pointer, self.at), size, mask,
-                          zero)
-
-    def gather(self, row: Any, columns: Any, mask: Any) -> Any:
-        size = self.emit.bytes
-        places = self.builder.mul(columns, ir.Constant(self.lane, [size] * self.emit.lanes))
-        places = self.builder.add(self.splat(self.builder.ptrtoint(row, I64)), places)
-        places = self.builder.inttoptr(places, self.ats)
-        return self._call("gather.*f.*p0", self.emit.vector, places, I32(size), mask, self.emit.zero)
-
-    def store_first(self, value: Any, pointer: Any, count: Any) -> None:
-        """Store the first ``count`` lanes."""
-        mask = self.below(self.numbers(I64(0)), count)
-        self._call("store.*f.p0", ir.VoidType(), value, self.builder.bitcast(pointer, self.at),
-                   I32(self.emit.bytes), mask)  # fmt: skip
 
 
 class Unrolled(Lanes):

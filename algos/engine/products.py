@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic
 
-from algos.engine.planes import Lanes
+from algos.engine.lanes import Lanes
 from algos.engine.simd import I64, Emitter, loop
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
