@@ -233,7 +233,7 @@ def choose(
     if words := candidates[0].via:
         reason += f"; {words}"
     if copies := relaid_s(spec, best, layout):
-        reason += f"; {copies:.2g} s of it copy between {layout.upper()} and {best.layout.upper()}"
+        reason += f"; {copies * 1e6:.0f} us of it copy between {layout.upper()} and {best.layout.upper()}"
     if caveat := getattr(best, "caveat", None):
         texts = dict.fromkeys(map(caveat, chain(best, spec, threads).leaves))
         reason += "".join(f"; {text}" for text in texts)

@@ -15,7 +15,7 @@ import numpy as np
 
 from algos.arrays import is_device_array, module_of
 from algos.contract import Algorithm
-from algos.dtypes import BFLOAT16, TYPES
+from algos.dtypes import BFLOAT16, TYPES, whole
 from algos.engine.blas import blas_limit, blas_threads_set
 from algos.engine.threads import warm_up
 from algos.grammar import shown
@@ -106,7 +106,7 @@ class Door:
             return in_layout(y, self.layout) if disordered else y
         host = algorithm.device == "cpu" or not is_device_array(operands[0])
         if out is not None:
-            self._check_out(out, operands, host)
+            self._check_out(out, (*operands, *arrays), host)
         direct = out is not None and _writable_by(algorithm, out)
         result = run(*arrays, out=out) if direct else run(*arrays)
         if host and algorithm.device == "cuda":
@@ -138,6 +138,7 @@ def as_array(name: str, array: Any) -> Any:
     dtype = array.dtype
     if dtype.newbyteorder("=").name not in TYPES:
         target = "np.float64" if dtype.itemsize > 8 else "np.float32"
+        target = "np.complex128" if dtype.kind == "c" else target
         advice = NO_NUMBERS.get(dtype.kind, f"convert it first, with np.asarray({{0}}, {target})")
         if dtype.names:
             advice = f"pass one field, as {{0}}[{dtype.names[0]!r}]"
@@ -187,7 +188,9 @@ def _shared(given: Any) -> np.ndarray:
     if str(getattr(given, "dtype", "")) == "torch.bfloat16":  # which NumPy has under no name of torch's
         import torch
 
-        return given.view(torch.int16).numpy().view(BFLOAT16)
+        if given.requires_grad and torch.is_grad_enabled():
+            raise TypeError("it records gradients")  # as NumPy refuses the other types
+        return given.detach().view(torch.int16).numpy().view(BFLOAT16)
     array = np.asarray(given)
     host = array.dtype == object and not array.ndim and given.__dlpack_device__()[0] == 1
     return np.from_dlpack(given) if host else array
@@ -215,6 +218,8 @@ def _tensor_advice(given: Any) -> str:
         return f"is a tensor on {given.device}: pass {{0}}.cpu()"
     if given.requires_grad:
         return "is a tensor that records gradients, which would be lost: pass {0}.detach()"
+    if given.is_quantized:
+        return "is a quantised tensor: pass {0}.dequantize()"
     if given.is_conj():
         return "is a lazily conjugated tensor: pass {0}.resolve_conj()"
     if given.is_neg():
@@ -240,9 +245,10 @@ def regular(
         raise ValueError(f"{name} has shape {array.shape}: the spec needs {shape}")
     if array.dtype != dtype:
         if array.dtype.newbyteorder("=") != dtype:
-            raise ValueError(
-                f"{name} is {array.dtype}: the spec needs {dtype}, use {name}.astype(np.{dtype.name})"
-            )
+            safe = np.can_cast(array.dtype, dtype, "safe" if whole(dtype) else "same_kind")
+            module = "ml_dtypes" if dtype == BFLOAT16 else "np"
+            advice = f"use {name}.astype({module}.{dtype.name})" if safe else "which would lose values"
+            raise ValueError(f"{name} is {array.dtype}: the spec needs {dtype}, {advice}")
         array = array.astype(dtype)
     if is_device_array(array):
         if algorithm is not None and algorithm.device != "cuda":
@@ -279,6 +285,8 @@ def _writable_view(array: np.ndarray) -> np.ndarray:
     """The same memory marked writable: compiled code and other libraries specialise
     on the flag; no operand is changed.
     """
+    if array.dtype == BFLOAT16:  # whose name the interface does not know
+        return np.asarray(_Interface(array.view(np.uint16))).view(BFLOAT16)
     return np.asarray(_Interface(array))
 
 

@@ -40,8 +40,17 @@ def accumulator(dtype: np.dtype) -> np.dtype:
 
 
 def promoted(*dtypes: np.dtype) -> np.dtype:
-    """NumPy's common type; of float16 and bfloat16, which have none there, float32."""
+    """NumPy's common type; of float16 and bfloat16, which have none there, float32.
+
+    Raises
+    ------
+    ValueError
+        For whole numbers that no one integer type holds, which NumPy would make floats.
+    """
     try:
-        return np.result_type(*dtypes)
+        found = np.result_type(*dtypes)
+        if all(map(whole, dtypes)) and not whole(found):
+            raise ValueError(f"no integer type holds {' and '.join(map(str, dtypes))}: convert one of them")
+        return found
     except np.exceptions.DTypePromotionError:
         return np.result_type(*(accumulator(dtype) for dtype in dtypes))

@@ -16,7 +16,7 @@ from algos import auto, registry
 from algos.arrays import is_device_array, layout_of
 from algos.contract import LAYOUTS, PLAIN_TYPES, Algorithm
 from algos.door import OWN_STATE, Door, apart, as_array, overlaps, regular
-from algos.dtypes import promoted, whole
+from algos.dtypes import promoted, real, whole
 from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
 from algos.grammar import shown
@@ -83,7 +83,8 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         w = self._door.algorithm.to_host(self._weights) if is_device_array(self._weights) else self._weights
-        return plan, (str(self.spec), w, self.algorithm, self.threads, self._bias, None, self._door.layout)
+        bias = None if self._bias is None else self._bias.reshape(-1)
+        return plan, (str(self.spec), w, self.algorithm, self.threads, bias, None, self._door.layout)
 
 
 _plans: weakref.WeakSet[Plan] = weakref.WeakSet()
@@ -143,7 +144,8 @@ def _plan(
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {shown(layout)}: use 'nchw' or 'nhwc'")
     if activation is not None or (bias is not None and not spec.bias):
-        spec = spec.with_(bias=bias is not None or spec.bias, activation=activation or spec.activation)
+        named = spec.activation if activation is None else activation
+        spec = spec.with_(bias=bias is not None or spec.bias, activation=named)
     threads = checked_threads(threads)
     if spec.direction == "weight_gradient":
         if w is not None:
@@ -434,8 +436,8 @@ def checked_bias(bias: Any, channels: int, dtype: np.dtype, ndim: int) -> Any:
         raise ValueError(
             f"bias has shape {bias.shape}: it must be ({channels},), one number per output channel"
         )
-    if not np.can_cast(bias.dtype, dtype, "same_kind"):
-        raise ValueError(f"bias is {bias.dtype}, the result {dtype}: convert bias first")
+    if not (np.can_cast(bias.dtype, dtype, "same_kind") or (whole(bias.dtype) and whole(dtype))):
+        raise ValueError(f"bias is {bias.dtype}, the result {dtype}: convert bias to {dtype} first")
     held = bias.astype(dtype)
     if (held != bias if whole(dtype) else np.isinf(held) & ~np.isinf(bias)).any():
         raise ValueError(
@@ -451,18 +453,29 @@ def _ranked(spec: ConvSpec, w: Any) -> ConvSpec:
     """``spec`` with the rank that ``w`` keeps: verified when promised, looked for, tap
     by tap, when there are few kernels.
     """
-    if spec.ndim != 2 or is_device_array(w) or spec.dtype not in PLAIN_TYPES:
+    if spec.ndim != 2 or is_device_array(w):
         return spec
     if spec.rank is not None:
-        found = numerical_rank(w, spec.in_dtype)
+        found = _kept(spec, w)
         if found > spec.rank:
             raise ValueError(
                 f"the weights have rank {found}, the spec promises {spec.rank}: leave rank out or use "
                 f"rank{found}"
             )
         return spec
+    if spec.dtype not in PLAIN_TYPES:
+        return spec
     full = min(spec.kernel)
     if spec.out_channels * (spec.in_channels // spec.groups) > DETECTED_KERNELS or full < 2:
         return spec
     found = numerical_rank(w, spec.in_dtype, min(MOST_FOUND, full - 1), each_tap=True)
     return spec.with_(rank=found) if found < full else spec
+
+
+def _kept(spec: ConvSpec, w: Any) -> int:
+    """The rank of weights of any type; products of complex ones are two each of real and of imaginary parts.
+    """
+    if spec.in_dtype.kind == "c":
+        return -(-numerical_rank(np.concatenate([w.real, w.imag]), real(spec.in_dtype)) // 2)
+    dtype = np.dtype(np.float64) if whole(spec.in_dtype) else spec.in_dtype
+    return numerical_rank(w.astype(np.float64), dtype)

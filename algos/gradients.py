@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from algos.door import apart, as_array
+from algos.dtypes import accumulator, promoted, whole
+from algos.engine.casts import beyond
 from algos.functional import Ints, batched, checked_bias, door_of, once
 from algos.grammar import checked_ints, padding_pairs, per_axis, times
 from algos.spec import ConvSpec, Padding, SpecError
@@ -276,7 +278,7 @@ def _gradient(direction: Any, ndim: int, x: tuple[int, ...], w: tuple[int, ...],
         )
     batch = 1 if len(x) == ndim + 1 else x[0]
     spec = ConvSpec(batch, x[-ndim - 1], x[-ndim:], w[0], w[2:], stride, padding, dilation, groups,
-                    dtype=np.result_type(dtype, grad.dtype).name, padding_mode=mode, direction=direction)
+                    dtype=promoted(dtype, grad.dtype).name, padding_mode=mode, direction=direction)
     if w[1] * spec.groups != spec.in_channels:
         raise SpecError(
             f"the weights take {w[1]} channels a group, the input has {spec.in_channels} in {spec.groups} "
@@ -300,18 +302,30 @@ def _bias(ndim: int, grad: Any) -> Any:
         advice = f"a {ndim}-D convolution gives {ndim + 2}, (N, O, *size), or one less without N"
         raise ValueError(f"grad_output has {grad.ndim} axes: {advice}")
     axes = tuple(a for a in range(grad.ndim) if a != grad.ndim - ndim - 1)
-    if grad.dtype.kind == "f":
-        return grad.sum(axes, dtype=grad.dtype)
-    total = grad.sum(axes)  # of 64 bits
-    if (total.astype(grad.dtype) != total).any():
-        raise ValueError(f"sums go beyond {grad.dtype}: pass grad_output.astype(np.{total.dtype})")
-    return total.astype(grad.dtype)
+    dtype = grad.dtype.newbyteorder("=")
+    if not whole(dtype):
+        return grad.sum(axes, dtype=accumulator(dtype)).astype(dtype)
+    half = 1 << 32  # NumPy sums in 64 bits, which hold the sums of either half of 64
+    parts = ((grad // half, half), (grad % half, 1)) if dtype.itemsize == 8 else ((grad, 1),)
+    sums = [sum(int(s) * unit for s, (_, unit) in zip(each, parts, strict=True))
+            for each in zip(*(part.sum(axes) for part, _ in parts), strict=True)]  # fmt: skip
+    info = np.iinfo(dtype)
+    for total in sums:
+        if not info.min <= total <= info.max:
+            raise OverflowError(beyond(total, dtype))
+    return np.array(sums, dtype)
 
 
 def _transpose(
     ndim: int, x: Any, w: Any, bias: Any, options: tuple, algorithm: str, threads: Any, out: Any
 ) -> Any:
     x, w = as_array("x", x), as_array("w", w)
+    dtype = promoted(x.dtype, w.dtype)
+    if dtype.kind == "c":  # the gradient conjugates, the transposed convolution does not
+        w = w.conj()
+    if bias is not None and accumulator(dtype) != dtype:  # rounded once, with its bias
+        wide = _transpose(ndim, x.astype(np.float32), w, bias, options, algorithm, threads, None)
+        return _stored(wide.astype(dtype), out)
     arrays = "transpose", ndim, x.shape, x.dtype, w.shape, w.dtype
     door = door_of(arrays, options, lambda: _transposed(ndim, x, w, options), algorithm, threads, x)
     spec = door.spec
@@ -322,8 +336,28 @@ def _transpose(
         bias = checked_bias(bias, spec.in_channels, spec.in_dtype, ndim)
     y = once(door, w, (x,), out)
     if bias is not None:
-        y += bias
+        _add(y, bias)
     return result if result is not None else y[0] if single else y
+
+
+def _stored(y: Any, out: Any) -> Any:
+    if out is None:
+        return y
+    if not isinstance(out, np.ndarray) or out.shape != y.shape or out.dtype != y.dtype:
+        raise ValueError(f"out must be an array of {y.dtype} {y.shape}")
+    out[...] = y
+    return out
+
+
+def _add(y: Any, bias: Any) -> None:
+    """y += bias, where whole numbers must not wrap."""
+    if whole(y.dtype) and y.size:
+        info = np.iinfo(y.dtype)
+        for channel, extra in zip(np.moveaxis(y, 1, 0), bias.reshape(-1), strict=True):
+            for end in (int(channel.min()) + int(extra), int(channel.max()) + int(extra)):
+                if not info.min <= end <= info.max:
+                    raise OverflowError(beyond(end, y.dtype))
+    y += bias
 
 
 def _transposed(ndim: int, x: Any, w: Any, options: tuple) -> ConvSpec:
@@ -360,7 +394,7 @@ def _transposed(ndim: int, x: Any, w: Any, options: tuple) -> ConvSpec:
         1 if x.ndim == ndim + 1 else x.shape[0], w.shape[1] * number, size,
         w.shape[0], w.shape[2:], steps,
         tuple((b, a - extra) for (b, a), extra in zip(pairs, more, strict=True)),
-        gaps, groups, dtype=np.result_type(x.dtype, w.dtype).name, direction="input_gradient",
+        gaps, groups, dtype=promoted(x.dtype, w.dtype).name, direction="input_gradient",
     )  # fmt: skip
     if x.shape[-ndim - 1] != w.shape[0]:
         raise SpecError(f"x has {x.shape[-ndim - 1]} channels and w takes {w.shape[0]}: they must agree")

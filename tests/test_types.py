@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -228,3 +229,89 @@ def test_a_sum_that_does_not_fit_is_refused_by_the_loops_too() -> None:
     x[0, 0, -1, -1] = 64
     with pytest.raises(OverflowError, match="a sum of 128 does not fit int8"):
         plan(x)
+
+
+def one(dtype: Any, value: Any = 1) -> np.ndarray:
+    return np.full((1, 1, 1, 1), value, dtype)
+
+
+def test_a_bias_of_whole_numbers_does_not_wrap() -> None:
+    for call in (algos.conv2d, algos.conv_transpose2d):
+        with pytest.raises(OverflowError, match="does not fit int8"):
+            call(one("i1", 127), one("i1"), np.array([1], "i1"))
+        assert call(one("i1", 126), one("i1"), np.array([1], "i1")).item() == 127
+    pair = np.full((1, 1, 1, 2), 64, "i1")
+    assert algos.conv2d(pair, np.ones((1, 1, 1, 2), "i1"), np.array([-1], "i1")).item() == 127
+    for dtype, value in (("i8", 2**62), ("u8", 2**63), ("i1", 100)):
+        with pytest.raises(OverflowError, match="does not fit"):
+            algos.conv2d_bias(np.full((1, 1, 1, 2), value, dtype))
+    assert algos.conv2d_bias(np.full((1, 2, 1, 2), -(2**61), "i8")).tolist() == [-(2**62)] * 2
+
+
+def test_biases_of_half_types_are_summed_and_rounded_once() -> None:
+    assert float(algos.conv2d_bias(np.full((4, 1, 64, 64), 1, BFLOAT16))[0]) == 16384
+    x, w, b = np.full((1, 1, 1, 2), 40000, "f2"), np.ones((1, 1, 1, 2), "f2"), np.array([-20000], "f2")
+    assert algos.conv2d(x, w, b).item() == 60000 == algos.conv_transpose2d(x, w, b)[0, 0, 0, 1]
+    assert np.isnan(algos.conv2d_bias(np.full((1, 1, 4, 4), np.nan, "c8"))).all()
+
+
+def test_a_transposed_convolution_of_complex_numbers_does_not_conjugate() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    x, w = (numbers(rng, shape, np.dtype("c16"), False) for shape in ((2, 3, 5, 6), (3, 4, 3, 3)))
+    right = torch.nn.functional.conv_transpose2d(torch.from_numpy(x), torch.from_numpy(w), stride=2).numpy()
+    assert np.allclose(algos.conv_transpose2d(x, w, stride=2), right)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "complex64", "complex128", "int16"])
+def test_a_promise_of_rank_is_verified_in_every_type(dtype: str) -> None:
+    rng = np.random.default_rng(4)
+    w = (numbers(rng, (1, 1, 5, 5), np.dtype(dtype), False))
+    with pytest.raises(ValueError, match="the spec promises 1"):
+        algos.plan(f"1x1x16x16,1x1x5x5,rank1,{dtype}", w)
+    down, along = (numbers(rng, shape, np.dtype(dtype), False) for shape in ((1, 1, 5, 1), (1, 1, 1, 5)))
+    x, kept = numbers(rng, (1, 1, 16, 16), np.dtype(dtype), False), down * along
+    spec = f"1x1x16x16,1x1x5x5,rank1,{dtype if dtype != 'int16' else 'int16>int32'}"
+    y = algos.plan(spec, kept)(x)
+    right = algos.plan(spec.replace(",rank1", ""), kept, "direct_shift")(x)
+    off = np.abs(y.astype("c16") - right.astype("c16")).max() / np.abs(right.astype("c16")).max()
+    assert off <= (0 if dtype == "int16" else 16 * float(limits(real(np.dtype(dtype))).eps))
+
+
+def test_whole_numbers_without_a_common_type_are_refused() -> None:
+    with pytest.raises(ValueError, match="no integer type holds uint64 and int64"):
+        algos.conv2d(one("u8", 2**53 + 1), one("i8"))
+
+
+def test_plans_with_a_bias_travel() -> None:
+    plan = algos.plan("1x1x4x4,2x1x3x3", np.ones((2, 1, 3, 3), "f4"), bias=np.array([1, 2], "f4"))
+    again = pickle.loads(pickle.dumps(plan))
+    x = np.ones((1, 1, 4, 4), "f4")
+    assert np.array_equal(again(x), plan(x)) and again(x)[0, 1, 0, 0] == 11
+
+
+def test_operands_of_every_kind_are_read() -> None:
+    still = one(BFLOAT16)
+    still.flags.writeable = False
+    assert algos.conv2d(still, still).dtype == BFLOAT16
+    assert algos.conv2d_input((1, 1, 1, 1), one("f2"), one(BFLOAT16)).dtype == np.float32
+    assert algos.conv_transpose2d(one("f2"), one(BFLOAT16)).dtype == np.float32
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match="detach"):
+        algos.conv2d(torch.rand(1, 1, 4, 4).bfloat16().requires_grad_(), torch.rand(1, 1, 3, 3).bfloat16())
+    tensor = torch.randn(1, 1, 8, 8)
+    plan = algos.plan("1x1x8x8,1x1x3x3,p1", np.ones((1, 1, 3, 3), "f4"))
+    with pytest.raises(ValueError, match="out overlaps an operand"):
+        plan(tensor, out=tensor.numpy())
+
+
+def test_no_advice_loses_values() -> None:
+    for spec, w in (("1x1x1x1,1x1x1x1,int8>int32", one("i8", 300)), ("1x1x1x1,1x1x1x1", one("c8"))):
+        with pytest.raises(ValueError, match="would lose values"):
+            algos.plan(spec, w)
+    with pytest.raises(ValueError, match=r"ml_dtypes\.bfloat16"):
+        algos.plan("1x1x1x1,1x1x1x1,bfloat16", one("f4"))
+    with pytest.raises(OverflowError, match="no integer type is wider"):
+        algos.conv2d(one("i8", 2**62), one("i8", 2))
+    with pytest.raises(ValueError, match="unknown activation"):
+        algos.plan("1x1x1x1,1x1x1x1", one("f4"), activation="")

@@ -78,8 +78,11 @@ def store_whole(y: Any, result: Any) -> None:
 
 def beyond(value: int, dtype: np.dtype) -> str:
     """What to do about a result that does not fit."""
+    told = f"a sum of {value} does not fit {dtype}"
+    if dtype.itemsize == 8:
+        return f"{told}, and no integer type is wider: use smaller numbers, or floats"
     wider = "int32" if dtype.itemsize < 4 else "int64"
-    return f"a sum of {value} does not fit {dtype}: give the spec a wider result, such as {dtype}>{wider}"
+    return f"{told}: convert the operands to {wider}, or give a plan a wider result, {dtype}>{wider}"
 
 
 def split(a: Any, first: Any, second: Any) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from algos.dtypes import limits
+
 # Roundings of a tap that products may miss it by; a Gaussian's formula in its own type misses by 53 at 6
 # sigma
 WITHIN = 64
@@ -71,8 +73,8 @@ def numerical_rank(w: np.ndarray, dtype: np.dtype, most: int | None = None, each
 
 def _rank(left: np.ndarray, dtype: np.dtype, most: int, each_tap: bool) -> int:
     """The products that (n, KH, KW) float64 kernels need, or ``most`` + 1."""
-    limit = WITHIN * float(np.finfo(dtype).eps) / 2
-    size, summed = np.maximum(np.abs(left), np.finfo(dtype).tiny), np.zeros_like(left)
+    limit = WITHIN * float(limits(dtype).eps) / 2
+    size, summed = np.maximum(np.abs(left), limits(dtype).tiny), np.zeros_like(left)
     largest = size.max((1, 2), keepdims=True)
     for rank, ((down, along), spread) in zip(range(1, most + 1), _crosses(left, dtype), strict=False):
         if each_tap:
@@ -92,9 +94,9 @@ def _crosses(left: np.ndarray, dtype: np.dtype) -> Iterator[tuple[Product, np.nd
     over by, in units of roundoff as independent errors add up; halved, so that one product's comes to a tap's
     own magnitude.
     """
-    unit, every = float(np.finfo(dtype).eps) / 2, np.arange(len(left))
+    unit, every = float(limits(dtype).eps) / 2, np.arange(len(left))
     # Below the normal numbers every rounding is as large
-    spread = np.maximum(np.abs(left), np.finfo(dtype).tiny) / 2
+    spread = np.maximum(np.abs(left), limits(dtype).tiny) / 2
     while True:
         size = np.abs(left)
         size[size <= WITHIN * unit * spread] = 0
