@@ -14,27 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from algos.dtypes import accumulator, limits, whole
+from algos.dtypes import whole
 from algos.spec import ConvSpec
 from bench import trials
-from bench.bounds import (
-    GATED,
-    Judgeable,
-    TransformsError,
-    Trial,
-    UnjudgedError,
-    lowered,
-    tolerance,
-    winograd_matrices,
-)
+from bench.bounds import tolerance
 from bench.court import AGAIN_S, Court, Described, Obeys, Sitting, WrongResultError, bits
 from bench.data import SPAN, exact_limit, scaled
+from bench.deviations import (
+    allowed_error,
+    difference,
+    fits,
+    judge,
+    judge_gate,
+    judge_rows,
+    judge_spoilt,
+    place,
+    shown,
+)
 from bench.judged import Judged
 from bench.oracle import border_value
+from bench.trial import GATED, Judgeable, Trial, UnjudgedError
+from bench.winograd import TransformsError, lowered, winograd_matrices
 
 PHOTOGRAPHED = 1 << 18  # pixels; larger pictures show nothing new
-MOST_DEVIATIONS = 8.0  # of u * sqrt(K) * Q; correct sums stay below 4, half precision inside starts at 126
-LOCAL = ("componentwise", "lowrank")  # classes in which a NaN spoils only what reads it
 # Largest |x| and |w| of the whole numbers, and the share of w that is not zero, from the most telling to the
 # mildest.
 SPANS = ((*SPAN, 1.0), (4, 2, 1.0), (2, 1, 1.0), (1, 1, 1.0), (1, 1, 0.25), (1, 1, 1 / 16), (1, 1, 1 / 64))
@@ -132,9 +134,8 @@ def check(
             _on_sums_beyond(spec, court, seed)
         if spec != given and (trial := trials.whole_batch(given, seed)) is not None:
             result = court.prepare(trial).call(trial.data.call, out=True)
-            _judge(
-                trial, result, _allowed(trial, algorithm), algorithm, "in the whole batch: ", deviations=False
-            )
+            allowed = allowed_error(trial, algorithm)
+            judge(trial, result, allowed, algorithm, "in the whole batch: ", deviations=False)
             figures["workspace_seen_bytes"] = _traced(given, court, seed)
     except WrongResultError as wrong:
         return Verdict(False, str(wrong), **(figures | wrong.figures))
@@ -171,9 +172,9 @@ def _on_normals(
 ) -> tuple[Trial, Sitting, np.ndarray]:
     """What was judged, its plan and a result that is right; fills in the figures; raises WrongResultError."""
     algorithm, trial = court.algorithm, trials.seeded(spec, seed, "normal")
-    if whole(trial.dtype) and spec.batch and not _fits(trial):
+    if whole(trial.dtype) and spec.batch and not fits(trial):
         raise UnjudgedError(f"the sums do not fit {trial.dtype}")
-    allowed = _allowed(trial, algorithm)
+    allowed = allowed_error(trial, algorithm)
     plan, call = court.prepare(trial), trial.data.call
 
     # Other operands first, so that neither a buffer that is kept nor memory that is freed holds the right
@@ -188,9 +189,9 @@ def _on_normals(
     result = plan.call(call, place=1, watch=True, after=True)
     if not np.array_equal(bits(plan.before), bits(first)):
         raise WrongResultError("the second call changed the result of the first: a buffer is reused")
-    figures |= _judge(trial, result, allowed, algorithm)
+    figures |= judge(trial, result, allowed, algorithm)
     if spoiled:
-        _judge_spoilt(trial, first, allowed, algorithm, seed)
+        judge_spoilt(trial, first, allowed, algorithm, seed)
     return trial, plan, result.copy()
 
 
@@ -206,20 +207,20 @@ def _called_again(trial: Trial, court: Court, plan: Sitting, result: np.ndarray)
     late = [(f"written into out=, images of 2^{power}: " if power else "written into out=: ", out)]
     for where, again in late + [("called again: ", again) for again in plan.again()]:
         if not np.array_equal(again, result):
-            _judge(trial, again, _allowed(trial, court.algorithm), court.algorithm, where)
+            judge(trial, again, allowed_error(trial, court.algorithm), court.algorithm, where)
 
 
 def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
     """Bytes of workspace; the run in which they are seen has weights that are all the same."""
     trial = trials.flat(spec, seed)
-    if not _fits(trial):
+    if not fits(trial):
         trial = trials.seeded(spec, seed, "normal")  # equal numbers would not fit the type of the result
     seen, result = court.traced(trial)
     if result is not None:
-        _judge(
+        judge(
             trial,
             result,
-            _allowed(trial, court.algorithm),
+            allowed_error(trial, court.algorithm),
             court.algorithm,
             "with equal weights: ",
             deviations=False,
@@ -227,138 +228,11 @@ def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
     return seen
 
 
-def _allowed(trial: Trial, algorithm: Judgeable) -> np.ndarray:
-    """The tolerance; nothing for whole numbers and empty batches."""
-    exact = whole(trial.dtype) or not trial.spec.batch
-    return np.zeros(trial.exact.shape) if exact else tolerance(trial, algorithm)
-
-
 def _other(a: np.ndarray) -> np.ndarray:
     """An operand of the same range that gives other results; negating both operands would not."""
     if not whole(a.dtype) or not a.size:
         return -a
     return a.max() + (a.min() - a)  # modulo the range of its type, to which it comes back
-
-
-def _judge_spoilt(
-    trial: Trial, result: np.ndarray, allowed: np.ndarray, algorithm: Judgeable, seed: int
-) -> None:
-    """With a NaN and an infinity in the last image: what reads them is lost,
-    and nothing else that should not be.
-    """
-    have = trial.at(result)
-    reads = trials.spoilt(trial, seed)
-    if (kept := reads & np.isfinite(have)).any():
-        at = int(np.argmax(kept))
-        raise WrongResultError(
-            f"with NaN or infinity in its window {_shown(have, at)} at {_place(trial, at)} should not be "
-            "finite"
-        )
-    clean = trials.untouched(trial, seed, others_only=algorithm.accuracy not in LOCAL)
-    with np.errstate(invalid="ignore"):
-        off = clean & ~(np.abs(have - trial.exact) <= allowed)
-    if off.any():
-        at = int(np.argmax(off))
-        image = "" if algorithm.accuracy in LOCAL else " in another image"
-        raise WrongResultError(
-            f"NaN or infinity{image} outside its window turns {_shown(trial.exact, at)} at "
-            f"{_place(trial, at)} into {_shown(have, at)}"
-        )
-
-
-def _judge(
-    trial: Trial,
-    result: np.ndarray,
-    allowed: np.ndarray,
-    algorithm: Judgeable,
-    where: str = "",
-    deviations: bool = True,
-) -> dict[str, Any]:
-    """Compare with the definition; figures, or WrongResultError with the worst element."""
-    exact, have = trial.exact, trial.at(result)
-    figures: dict[str, Any] = {"compared": int(exact.size)}
-    if not exact.size:
-        return figures
-    figures["nonzero"] = float(np.count_nonzero(have) / have.size)
-    floats = not whole(result.dtype)
-    if floats and not np.isfinite(result).all():
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(result))[0])
-        raise WrongResultError(
-            f"{where}{result[at]} at {at}: {int((~np.isfinite(result)).sum())} elements are not finite",
-            **figures,
-            max_error=math.inf,
-            error_ratio=math.inf,
-        )
-    error = np.abs(_difference(have, exact)).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(error > 0, error / allowed, 0.0)
-    figures |= {"max_error": float(error.max()), "error_ratio": float(ratio.max())}
-    if figures["error_ratio"] > 1:
-        worst = int(ratio.argmax())
-        at = _place(trial, worst)
-        share = (
-            ""
-            if math.isinf(figures["error_ratio"])
-            else f", {figures['error_ratio']:.3g} times the tolerance"
-        )
-        raise WrongResultError(
-            f"{where}{_shown(have, worst)} at {at} should be {_shown(exact, worst)}{share}; "
-            f"{int((ratio > 1).sum())} of {exact.size} elements are off",
-            **figures,
-        )
-    if figures["nonzero"] < 0.5 * np.count_nonzero(exact) / exact.size and floats:
-        raise WrongResultError(f"{where}only {figures['nonzero']:.0%} of the results are not zero", **figures)
-    if deviations and algorithm.accuracy == "componentwise" and floats:
-        figures["deviations"] = _deviations(trial, error)
-        if figures["deviations"] > MOST_DEVIATIONS:
-            raise WrongResultError(
-                f"{where}the error is {figures['deviations']:.3g} times u * sqrt(K) * Q, at most "
-                f"{MOST_DEVIATIONS:g} are right: something computes in less than {accumulator(trial.dtype)}",
-                **figures,
-            )
-    return figures
-
-
-def _shown(a: np.ndarray, k: int) -> str:
-    """The k-th element."""
-    value = a.flat[k]
-    return str(int(value)) if whole(a.dtype) or a.dtype == object else f"{value:.9g}"
-
-
-def _place(trial: Trial, k: int) -> tuple[int, ...]:
-    """Where the k-th compared element stands in the result."""
-    at: Any = np.unravel_index(k, trial.exact.shape) if trial.points is None else trial.points[k]
-    return tuple(int(i) for i in at)
-
-
-def _deviations(trial: Trial, error: np.ndarray) -> float:
-    """Error beyond the final rounding in units of u * sqrt(K) * Q: K * u alone is loose for long sums."""
-    rounded = trial.out_unit > trial.unit or trial.spec.activation in GATED
-    error = np.maximum(error - trial.rounding, 0) if rounded else error
-    unit = trial.unit * math.sqrt(max(trial.terms, 1)) * trial.deviation
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.where(error > 0, error / unit, 0.0).max())
-
-
-def _difference(have: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """have - exact without overflow: in the definition's type, or in Python ints."""
-    if exact.dtype.kind in "fc":
-        return have.astype(exact.dtype) - exact
-    if (
-        exact.dtype == np.int64
-        and max(abs(int(exact.min())), abs(int(exact.max()))) < 1 << 62
-        and have.dtype.itemsize < 8
-    ):
-        return have.astype(np.int64) - exact
-    return have.astype(object) - exact.astype(object)
-
-
-def _fits(trial: Trial) -> bool:
-    """Whether its results fit their type."""
-    if not whole(trial.dtype):
-        return bool(np.abs(trial.exact).max(initial=0) <= float(limits(trial.dtype).max))
-    info = np.iinfo(trial.dtype)
-    return int(trial.exact.min()) >= info.min and int(trial.exact.max()) <= info.max
 
 
 # ---- photographs, and sizes far apart ----------------------------------------------------------------------
@@ -369,10 +243,10 @@ def _on_a_photograph(spec: ConvSpec, court: Court) -> None:
     filters_pictures = spec.ndim == 2 and spec.in_channels == spec.groups and spec.direction == "forward"
     if filters_pictures and math.prod(spec.size) <= PHOTOGRAPHED:
         trial = trials.photographed(spec.with_(batch=1))
-        if not _fits(trial):
+        if not fits(trial):
             return  # it would overflow a half type
         result = court.prepare(trial).call(trial.data.call)
-        _judge(
+        judge(
             trial,
             result,
             tolerance(trial, court.algorithm),
@@ -401,8 +275,8 @@ def _on_graded_sizes(spec: ConvSpec, court: Court, seed: int) -> None:
         if off.any():
             at = int(np.argmax(off))
             raise WrongResultError(
-                f"with images and weights of very different size {_shown(have, at)} at {_place(trial, at)} "
-                f"should be {_shown(exact, at)}; {int(off.sum())} of {off.size} elements are off"
+                f"with images and weights of very different size {shown(have, at)} at {place(trial, at)} "
+                f"should be {shown(exact, at)}; {int(off.sum())} of {off.size} elements are off"
             )
     zeros = [np.zeros_like(a) for a in trial.data.call] if plan is not None and plan.took_s <= AGAIN_S else []
     if plan is not None and zeros and plan.call(zeros).any():
@@ -445,8 +319,8 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
         note = f"whole numbers not decisive: the bound reaches {float(allowed.max()):.2g}"
     result = court.prepare(trial, beside=True).call(trial.data.call)
     if note:
-        _judge_gate(
-            trial, result, np.abs(_difference(trial.at(result), trial.exact)) <= allowed, "within the bound"
+        judge_gate(
+            trial, result, np.abs(difference(trial.at(result), trial.exact)) <= allowed, "within the bound"
         )
         return note
     have = np.rint(trial.at(result).astype(trial.exact.dtype)) if rounded else trial.at(result)
@@ -454,32 +328,13 @@ def _on_whole_numbers(spec: ConvSpec, court: Court, seed: int) -> str:
     same = have == trial.exact
     if not rounded and not same.all() and float(trial.magnitude.max()) >= exact_limit(spec):
         return "whole numbers not decisive: the sums are too long to be exact"
-    _judge_gate(trial, result, same, demand)
+    judge_gate(trial, result, same, demand)
     surely = not rounded or float(allowed.max(initial=0)) < 0.25  # at elements that were not chosen as well
     if trial.points is not None and surely and (rows := trials.row_sums(spec, seed, span)) is not None:
         wide = result.astype(rows.dtype)
-        _judge_rows(np.rint(wide) if rounded else wide, rows)
+        judge_rows(np.rint(wide) if rounded else wide, rows)
     sparse = "" if span[2] == 1 else f", {span[2]:.2g} of the weights"
     return f"whole numbers {demand}" + ("" if span == SPANS[0] else f" up to {span[0]} and {span[1]}{sparse}")
-
-
-def _judge_gate(trial: Trial, result: np.ndarray, same: np.ndarray, demand: str) -> None:
-    if same.all():
-        return
-    worst = int(np.argmin(same))
-    raise WrongResultError(
-        f"on whole numbers {_shown(trial.at(result), worst)} at {_place(trial, worst)} should be "
-        f"{_shown(trial.exact, worst)}, {demand}; {int((~same).sum())} of {same.size} elements are off"
-    )
-
-
-def _judge_rows(result: np.ndarray, rows: np.ndarray) -> None:
-    """Between the chosen points nothing is off either."""
-    off = result.sum(-1) != rows
-    if off.any():
-        at = tuple(int(i) for i in np.argwhere(off)[0])
-        raise WrongResultError(f"on whole numbers the row at {at} does not sum to {rows[at]:.9g}; "
-                               f"{int(off.sum())} of {off.size} rows are off")
 
 
 def _on_sums_beyond(spec: ConvSpec, court: Court, seed: int) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from algos.dtypes import kind
 from algos.spec import ConvSpec
 from bench.arena import Arena, room, shared_file
-from bench.bounds import Judgeable, Trial
 from bench.data import Operands
 from bench.judged import LEAST_GROWTH, Judged, overlapping
+from bench.trial import Judgeable, Trial
 
 # Calls of the same plan, and seconds for them: one that took longer is not called again
 AGAIN, AGAIN_S = 60, 0.006

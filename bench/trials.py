@@ -15,11 +15,11 @@ import numpy as np
 
 from algos.dtypes import accumulator, limits, whole
 from algos.spec import ConvSpec
-from bench.bounds import Trial, linear
 from bench.data import KINDS, SPAN, Operands, named_operands, operands, scaled, widened
 from bench.footprint import Reach, chosen, inside, reach, some
 from bench.oracle import activated, border_value, oracle, padded, reduction
 from bench.photograph import filters
+from bench.trial import Trial, linear
 
 # Every element is compared up to 2 G multiply-adds; less where the definition is bound by memory: few
 # channels, many taps.

@@ -620,8 +620,8 @@ class Judge(Good):
         import bench.court
         import bench.judged
 
-        bench.check._judge = lambda *a, **k: {}  # type: ignore[assignment]
-        bench.check._judge_spoilt = lambda *a, **k: None  # type: ignore[assignment]
+        bench.check.judge = lambda *a, **k: {}  # type: ignore[assignment]
+        bench.check.judge_spoilt = lambda *a, **k: None  # type: ignore[assignment]
         bench.check._on_graded_sizes = lambda *a, **k: None  # type: ignore[assignment]
         sitting = bench.court.Sitting
         sitting._regular = sitting._untouched = lambda *a: None  # type: ignore[assignment, method-assign]

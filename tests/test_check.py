@@ -15,11 +15,13 @@ import pytest
 from algos.contract import Algorithm
 from algos.lower.chain import plain
 from algos.spec import ConvSpec
-from bench import check as judge
 from bench import trials
-from bench.bounds import TransformsError, Trial, UnjudgedError, amplified, tolerance, winograd_matrices
+from bench.bounds import tolerance
 from bench.check import Verdict, check
 from bench.data import operands
+from bench.deviations import MOST_DEVIATIONS
+from bench.trial import Trial, UnjudgedError
+from bench.winograd import TransformsError, amplified, winograd_matrices
 from tests import wrong
 from tests.covering import covered
 from tests.right import Minimal, Transformed, toom_cook
@@ -291,7 +293,7 @@ def test_half_precision_is_found_where_the_bound_is_loose() -> None:
     """K = 18432: g_K * B lets half precision through, the spread of seeded normals does not."""
     spec = "1x2048x4x4,2x2048x3x3,p1"
     verdict = refused(spec, wrong.HalfInside())
-    assert verdict.error_ratio < 1 < verdict.deviations / judge.MOST_DEVIATIONS
+    assert verdict.error_ratio < 1 < verdict.deviations / MOST_DEVIATIONS
     assert check(spec, Right()).deviations < 2.5
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from algos.dtypes import limits
 from algos.spec import ConvSpec
-from bench.bounds import linear
 from bench.data import exact_limit, operands, symmetric, widened
 from bench.oracle import border_value, oracle
+from bench.trial import linear
 
 SPECS = [
     "2x3x9x8,4x3x3x3,p1",

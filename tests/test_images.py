@@ -9,8 +9,9 @@ import pytest
 
 from algos import ConvSpec, algorithms, get, pick
 from algos.functional import prepared
-from bench.bounds import Trial, tolerance
+from bench.bounds import tolerance
 from bench.data import Operands, operands
+from bench.trial import Trial
 
 NAMES = [a.name for a in algorithms() if a.device == "cpu" and a.unavailable() is None and a.family != "auto"]
 BATCHES = [

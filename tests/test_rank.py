@@ -14,9 +14,10 @@ import algos
 from algos import ConvSpec
 from algos.engine.outer import MOST_FOUND, WITHIN, factors, numerical_rank
 from algos.functional import prepared
-from bench.bounds import Trial, tolerance
+from bench.bounds import tolerance
 from bench.check import check
 from bench.data import Operands
+from bench.trial import Trial
 from tests.test_check import Right
 
 TYPES = ["float32", "float64"]
