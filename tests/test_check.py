@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from bench.bounds import tolerance
 from bench.check import Verdict, check
 from bench.data import operands
 from bench.deviations import MOST_DEVIATIONS
+from bench.store import Store
 from bench.trial import Trial, UnjudgedError
 from bench.winograd import TransformsError, amplified, winograd_matrices
 from tests import wrong
+from tests.conftest import Convbench
 from tests.covering import covered
 from tests.right import Minimal, Transformed, toom_cook
 from tests.wrong import Right
@@ -282,6 +285,23 @@ def test_a_mistake_of_types_is_found(fault: type[Right], text: str) -> None:
 def test_each_mistake_of_types_is_met() -> None:
     for fault in wrong.TYPES:
         assert any(fault().shows(plain(ConvSpec.parse(text))) for text in TYPED), fault.__name__
+
+
+def test_types_are_judged_in_processes_and_their_timed_calls_as_well(
+    convbench: Convbench, tmp_path: Path
+) -> None:
+    """Operands, weights and bias travel by the names of their types; one element changes between calls."""
+    texts = ["1x2x8x9,3x2x3x3,p1,complex64,bias", "1x2x8x9,3x2x3x3,p1,complex128,weight_gradient",
+             "1x2x8x9,3x2x3x3,p1,bfloat16,bias,silu", "1x2x8x9,3x2x3x3,p1,uint8*int8>int32,bias,zp128:3",
+             "1x2x8x9,3x2x3x3,p1,int64,relu6", "1x2x8x9,3x2x3x3,p1,bias,sigmoid"]  # fmt: skip
+    folder = tmp_path / "out"
+    done = convbench("run", *texts, "--algorithms", "im2col_gemm,direct_shift", "--launches", "1", "--json",
+                     "--out", str(folder))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Store(folder, create=False) as store:
+        records = list(store.records())
+    assert len(records) == 2 * len(texts)
+    assert {(record.status, record.reason) for record in records} == {("ok", "")}
 
 
 @pytest.mark.parametrize("fault", [wrong.Wraps, wrong.Saturates])
