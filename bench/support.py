@@ -35,6 +35,7 @@ KINDS = {
     3: ("1x16x12x28x28,16x16x3x3x3,p1", "1x32x12x28x28,32x1x3x3x3,p1"),
 }
 BUDGET = Budget(case_s=0.2, rounds=16, error=0.03)  # for ratios of two digits
+SLOW_S = 1.0  # of a call: nothing as slow fills a cell
 TYPED = "1x32x28x28,32x32x3x3,p1"
 TYPES = ("float16", "bfloat16", "float64", "complex64", "complex128", "int8", "int8>int32",
          "uint8*int8>int32", "int16", "int32", "int64", "uint64")  # fmt: skip
@@ -140,7 +141,7 @@ def _letter(k: int) -> str:
 def measured(algorithms: Sequence[Algorithm], threads: int) -> list[Record]:
     """One launch of everything, checked."""
     named = tuple(a.name for a in algorithms)
-    settings = Settings(launches=1, named=named, budget=BUDGET)
+    settings = Settings(launches=1, named=named, budget=BUDGET, slow_s=SLOW_S)
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store:
         return Runner(settings, store).run(cases_of(specs(), algorithms, [threads], settings)).records
 
