@@ -276,7 +276,7 @@ def test_right_passes_with_all_that_follows_a_sum(text: str) -> None:
 
 
 @pytest.mark.parametrize("fault, text", [
-    (fault, text) for fault in wrong.TYPES for text in TYPED if fault().shows(plain(ConvSpec.parse(text)))
+    (fault, text) for fault in wrong.TYPES for text in TYPED if fault().shows(ConvSpec.parse(text))
 ])
 def test_a_mistake_of_types_is_found(fault: type[Right], text: str) -> None:
     refused(text, fault())
@@ -284,7 +284,7 @@ def test_a_mistake_of_types_is_found(fault: type[Right], text: str) -> None:
 
 def test_each_mistake_of_types_is_met() -> None:
     for fault in wrong.TYPES:
-        assert any(fault().shows(plain(ConvSpec.parse(text))) for text in TYPED), fault.__name__
+        assert any(fault().shows(ConvSpec.parse(text)) for text in TYPED), fault.__name__
 
 
 def test_types_are_judged_in_processes_and_their_timed_calls_as_well(

@@ -402,7 +402,7 @@ class RawPadding(Right):
     """The padding is 0 before the zero point is subtracted, and not after."""
 
     def shows(self, spec: ConvSpec) -> bool:
-        return spec.zero_points[0] != 0 and any(map(any, spec.padding))
+        return spec.zero_points[0] != 0 and any(map(any, spec.padding)) and spec.padding_mode == "zeros"
 
     def sums(
         self, spec: ConvSpec, a: np.ndarray, w: np.ndarray | None, grad: np.ndarray | None
