@@ -438,7 +438,7 @@ def test_gradients_of_a_bias_are_sums() -> None:
     np.testing.assert_array_equal(algos.conv1d_bias(grad), grad.sum((0, 2)))
     np.testing.assert_array_equal(algos.conv1d_bias(grad[0]), grad[0].sum(1))
     assert algos.conv2d_bias(np.full((2, 1, 5, 5), 2, np.int8)).tolist() == [100]
-    with pytest.raises(ValueError, match="beyond int8"):
+    with pytest.raises(OverflowError, match="does not fit int8"):
         algos.conv2d_bias(np.full((4, 1, 20, 20), 1, np.int8))
 
 
