@@ -103,7 +103,9 @@ def test_an_edit_reaches_whoever_imports_the_file_in_any_number_of_steps(
         "algos/cpu/fft.py"
     ]
     assert {"fft_fused", "winograd_f2", "direct_channels"} <= changed["algos/engine/jit.py"]
-    assert not changed["algos/engine/jit.py"] & {"direct_shift", "kn2row_gemm", "im2col_gemm", "toeplitz"}
+    # NumPy's own apply a bias and an activation by a compiled loop, and these do not
+    assert {"direct_shift", "kn2row_gemm", "im2col_gemm"} <= changed["algos/engine/jit.py"]
+    assert not changed["algos/engine/jit.py"] & {"direct_loops", "im2row_gemm", "toeplitz"}
 
 
 def test_an_edit_of_what_all_are_written_against_or_of_a_text_is_nobody_s(

@@ -5,9 +5,9 @@ writes the channels of an output together as well: nothing is reordered on the w
 needs no copy at all. Rows of ``block_bytes`` are made at a time, so that BLAS finds them in the cache.
 
 Cost: 2 * O * C * taps operations for each output pixel in BLAS, and C * taps elements copied for each pixel.
-Workspace: the weights, one block of rows and one padded image; a copy of x where its channels lie apart.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D to 3-D,
-float32 and float64, every stride, dilation and padding, one group.
+Workspace: the weights, one block of rows and one padded image; copies of x and y where their channels lie
+apart. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D
+to 3-D, float32 and float64, every stride, dilation and padding, one group.
 
 Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document
 processing", 2006, in the memory order of Anderson et al., "Low-memory GEMM-based convolution",
@@ -54,7 +54,8 @@ class Im2rowGemm(Algorithm):
         return min(spec.output_size[0], max(1, self.block_bytes // line))
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        elements = math.prod(spec.weight_shape) + math.prod(spec.input_shape)  # where x lies otherwise
+        elements = math.prod(spec.weight_shape)
+        elements += math.prod(spec.input_shape) + math.prod(spec.output_shape)  # where arrays lie otherwise
         if not _pointwise(spec):
             elements += spec.reduction_length * self._lines(spec) * math.prod(spec.output_size[1:])
             elements += spec.in_channels * math.prod(spec.padded_size) * _padded(spec)

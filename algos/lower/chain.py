@@ -184,6 +184,8 @@ class Chain:
                 size = part.spec.in_dtype.itemsize
                 kept += (part.held + part.made * count(part.spec.weight_shape)) * size
                 passing = max(passing, (part.copied - part.held + part.beside + _placed(part)) * size)
+                if part.weights_last and self.algorithm.runtime == "numba":  # zeros, for which it is compiled
+                    passing = max(passing, count(part.spec.weight_shape) * size)
             total += kept + passing
         return total
 
