@@ -30,3 +30,12 @@ __all__ = [
     "conv2d_weight", "conv3d", "conv3d_bias", "conv3d_input", "conv3d_weight", "conv_integer",
     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "get", "pick", "plan", "qlinear_conv",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    """``algos.layers``, imported when it is asked for first: most programs need convolution alone."""
+    if name == "layers":
+        from importlib import import_module
+
+        return import_module("algos.layers")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

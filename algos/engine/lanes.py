@@ -41,10 +41,11 @@ class Lanes:
         """A mask of those from 0 to ``end``."""
         return self.builder.icmp_unsigned("<", numbers, self.splat(end))
 
-    def load(self, pointer: Any, mask: Any) -> Any:
-        size, zero = I32(self.emit.bytes), self.emit.zero
+    def load(self, pointer: Any, mask: Any, other: Any = None) -> Any:
+        """Lanes where ``mask`` holds; the rest are those of ``other``, or zeros."""
+        size, other = I32(self.emit.bytes), self.emit.zero if other is None else other
         return self._call("load.*f.p0", self.emit.vector, self.builder.bitcast(pointer, self.at), size, mask,
-                          zero)
+                          other)
 
     def gather(self, row: Any, columns: Any, mask: Any) -> Any:
         size = self.emit.bytes

@@ -145,25 +145,30 @@ class Unrolled(Lanes):
         """Elements first, first + n, ... of n vectors in a row; for stride 2 in the order that ``restored``
         ends.
         """
-        emit, lanes, n = self.emit, self.emit.lanes, len(vectors)
-        if n == 1:
-            return vectors[0]
+        emit = self.emit
         if self.stride == 2:
             return emit.shuffle(vectors[0], vectors[1], self.picks[first])
-        if n % 2 == 0:
-            picks = range(first % 2, 2 * lanes, 2)
-            return self._every(
-                [emit.shuffle(vectors[i], vectors[i + 1], picks) for i in range(0, n, 2)], first // 2
-            )
-        # N is odd: no two of them lie in the same lane of two vectors
-        places = range(first, first + n * lanes, n)
-        owner = {place % lanes: place // lanes for place in places}
-        merged = vectors[0]
-        for v in range(1, n):
-            merged = emit.shuffle(
-                merged, vectors[v], [lane + lanes * (owner[lane] == v) for lane in range(lanes)]
-            )
-        return emit.shuffle(merged, merged, [place % lanes for place in places])
+        return every(emit, vectors, first)
+
+
+def every(emit: Emitter, vectors: list[Any], first: int) -> Any:
+    """Elements first, first + n, ... of n vectors in a row, n up to 4."""
+    lanes, n = emit.lanes, len(vectors)
+    if n == 1:
+        return vectors[0]
+    if n % 2 == 0:
+        picks = range(first % 2, 2 * lanes, 2)
+        halves = [emit.shuffle(vectors[i], vectors[i + 1], picks) for i in range(0, n, 2)]
+        return every(emit, halves, first // 2)
+    # N is odd: no two of them lie in the same lane of two vectors
+    places = range(first, first + n * lanes, n)
+    owner = {place % lanes: place // lanes for place in places}
+    merged = vectors[0]
+    for v in range(1, n):
+        merged = emit.shuffle(
+            merged, vectors[v], [lane + lanes * (owner[lane] == v) for lane in range(lanes)]
+        )
+    return emit.shuffle(merged, merged, [place % lanes for place in places])
 
 
 class Looped(Lanes):
@@ -278,20 +283,20 @@ def tile_rows(typingctx, x, w, y, end, zeros, bias, top, layer, shape):
                 with middle:
                     # Two rows of the input for one of outputs: the machine's own prefetching falls behind
                     if lines:
-                        _prefetch(emit, below, column, count * known[2] * known[3])
+                        fetch(emit, below, column, count * known[2] * known[3])
                     for value, target in zip(finished(inner.sums(at, None)), targets, strict=True):
                         emit.store(value, emit.at(target, column))
                 with border:
                     places = [emit.at(target, column) for target in targets]
                     _store_at_border(outer, finished(outer.sums(at, width)), places, end, out_width)
 
-        _each_vector(emit, out_width, vector_at)
+        each_vector(emit, out_width, vector_at)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 7, layer, shape), codegen
 
 
-def _each_vector(emit: Emitter, count: Any, step: Callable[[Any], None]) -> None:
+def each_vector(emit: Emitter, count: Any, step: Callable[[Any], None]) -> None:
     """``step(column)`` for every vector of ``count`` columns, at least one; the last overlaps the one before.
     """
     builder, before = emit.builder, emit.builder.block
@@ -329,15 +334,15 @@ def _store_at_border(
                 tile.store_first(value, place, out_width)
 
 
-def _prefetch(emit: Emitter, pointer: Any, column: Any, each: int) -> None:
+def fetch(emit: Emitter, pointer: Any, column: Any, each: int) -> None:
     """Ask for ``each`` elements for every column of a vector, of the region at
     ``pointer`` that the next tile reads.
     """
     kind = ir.FunctionType(ir.VoidType(), [emit.scalar.as_pointer(), I32, I32, I32])
-    fetch = cgutils.get_or_insert_function(emit.builder.module, kind, "llvm.prefetch.p0")
+    ask = cgutils.get_or_insert_function(emit.builder.module, kind, "llvm.prefetch.p0")
     place = emit.at(pointer, emit.builder.mul(column, I64(each)))
     for line in range(0, each * emit.lanes * emit.bytes, LINE):
-        emit.builder.call(fetch, [emit.at(place, line // emit.bytes), I32(0), I32(3), I32(1)])
+        emit.builder.call(ask, [emit.at(place, line // emit.bytes), I32(0), I32(3), I32(1)])
 
 
 @intrinsic
