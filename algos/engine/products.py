@@ -79,7 +79,7 @@ def add_products(typingctx, x, y, dw, rows, start, skip, layer, shape):
         vectors = builder.udiv(builder.add(out_width, I64(emit.lanes - 1)), I64(emit.lanes))
         (sums,) = loop(builder, emit.vector, vectors, columns, [[emit.zero] * taps])
         for t, total in enumerate(sums):
-            place, value = emit.at(dw, t), _sum(emit, total)
+            place, value = emit.at(dw, t), sum_of(emit, total)
             counted = builder.icmp_signed(">=", I64(t), skip)
             value = builder.select(counted, value, ir.Constant(emit.scalar, 0.0))
             builder.store(builder.fadd(builder.load(place), value), place)
@@ -88,7 +88,7 @@ def add_products(typingctx, x, y, dw, rows, start, skip, layer, shape):
     return types.void(*[types.intp] * 6, layer, shape), codegen
 
 
-def _sum(emit: Emitter, vector: Any) -> Any:
+def sum_of(emit: Emitter, vector: Any) -> Any:
     """Of all lanes, by halves."""
     half = emit.lanes // 2
     while half:

@@ -17,7 +17,7 @@ from algos.engine.tables import named, table_of
 from algos.functional import Ints
 from algos.grammar import per_axis, times
 from algos.layers._calls import Calls, filled, floats, for_dimensions, matching, remembered
-from algos.layers._sums import FLAGS, total
+from algos.layers._rows import TOTAL, row_sum
 from algos.layers.pooling import checked_axes
 
 
@@ -32,19 +32,21 @@ class Parts(NamedTuple):
     out_width: int
 
 
-@linked(**FLAGS)
+@linked(error_model="numpy")
 def ends(index, size, count):
     """Window number ``index`` of ``count``."""
+    if count == 1:  # without divisions, which take as long as the sum of a short row
+        return 0, size
     return index * size // count, ((index + 1) * size + count - 1) // count
 
 
-@linked(**FLAGS)
+@linked(error_model="numpy")
 def some_means(x, y, table, slot, first, last):
     """Items [first, last), rows of flat y."""
     g = named(Parts, table)
+    plane, oh = first // g.out_height, first % g.out_height
+    plane, od = plane // g.out_depth, plane % g.out_depth
     for item in range(first, last):
-        plane, oh = item // g.out_height, item % g.out_height
-        plane, od = plane // g.out_depth, plane % g.out_depth
         (d, end_d), (h, end_h) = ends(od, g.depth, g.out_depth), ends(oh, g.height, g.out_height)
         for ow in range(g.out_width):
             w, end_w = ends(ow, g.width, g.out_width)
@@ -52,17 +54,22 @@ def some_means(x, y, table, slot, first, last):
             for i in range(d, end_d):
                 for j in range(h, end_h):
                     row = ((plane * g.depth + i) * g.height + j) * g.width  # x[plane][i][j]
-                    found += total(x[row + w : row + end_w])
+                    found += row_sum(TOTAL, x, x, row + w, end_w - w, 0.0)
             y[item * g.out_width + ow] = found / ((end_d - d) * (end_h - h) * (end_w - w))
+        oh += 1
+        if oh == g.out_height:
+            oh, od = 0, od + 1
+            if od == g.out_depth:
+                od, plane = 0, plane + 1
 
 
-@compiled(**FLAGS)
+@compiled(error_model="numpy")
 def all_means(x, y, table, job):
     """Every row of flat y."""
     fork(some_means, (x, y, table), job)
 
 
-@linked(**FLAGS)
+@linked(error_model="numpy")
 def some_spread(grad, dx, table, slot, first, last):
     """Items [first, last), planes of flat dx."""
     g = named(Parts, table)
@@ -85,7 +92,7 @@ def some_spread(grad, dx, table, slot, first, last):
                                 line[k] += share
 
 
-@compiled(**FLAGS)
+@compiled(error_model="numpy")
 def all_spread(grad, dx, table, job):
     """Every plane of flat dx."""
     fork(some_spread, (grad, dx, table), job)

@@ -1,8 +1,8 @@
 """Pooling: each output says one thing about a window of its input.
 
 The largest (``max_pool``), the mean (``avg_pool``), the L2 norm (``lp_pool``), the mean weighted by the
-distance from the window's centre (``distance_pool``), and the mean of windows that divide the picture into
-as many parts as are asked for (``adaptive_avg_pool``). Names, arguments and their order are those of
+distance from the window's centre (``distance.py``), and the mean of windows that divide the picture into as
+many parts as are asked for (``adaptive.py``). Names, arguments and their order are those of
 ``torch.nn.functional``, for 1, 2 and 3 axes of space; ``threads`` and ``out`` are of this project.
 
 A maximum is NaN where a tap is; of equal ones the first, in C order, gets the gradient, and of zeros of
@@ -24,7 +24,8 @@ from algos.engine.simd import lanes
 from algos.engine.tables import table_of
 from algos.functional import Ints
 from algos.grammar import checked_int, per_axis, shown, times
-from algos.layers._calls import Calls, filled, floats, for_dimensions, remembered
+from algos.layers._calls import Calls, filled, floats, for_dimensions, matching, remembered
+from algos.layers._spread import all_planes
 from algos.layers._windows import MAX, MEAN, NORM, PICKED, Windows, all_rows
 
 
@@ -90,27 +91,37 @@ class Pooling:
         return np.concatenate([*factors, np.ones(lanes(dtype))]).astype(dtype)
 
 
-def shape_of(element: Any, kind: int, stride: int) -> tuple:
-    """What kernels are compiled for."""
-    return element, (0,) * kind, (0,) * (stride if stride <= PICKED else 0)
-
-
-def _pooling(threads: int, kind: int, shape: tuple, dtype: np.dtype, ndim: int, kernel: Any, stride: Any,
-             padding: Any, dilation: Any, ceil: bool, *counted: Any) -> tuple[tuple[int, ...], Calls]:
-    """The result's shape, and what writes it."""
+def _pooling(threads: int, backward: bool, kind: int, shape: tuple, dtype: np.dtype, ndim: int, kernel: Any,
+             stride: Any, padding: Any, dilation: Any, ceil: bool,
+             *counted: Any) -> tuple[tuple[int, ...], Calls]:  # fmt: skip
+    """The result's shape, and what writes it or the gradient."""
     pooling = Pooling(shape, ndim, kernel, stride, padding, dilation, ceil)
     counts = pooling.divisors(dtype, *counted) if kind == MEAN else np.ones(1, dtype)
     nothing = dtype.type(-np.inf if kind == MAX else 0)
-    fixed = counts, table_of(pooling.windows), nothing, shape_of(nothing, kind, pooling.stride[-1])
-    items = math.prod(pooling.shape[:-1])
+    # What kernels are compiled for, numbers as the lengths of tuples
+    last = pooling.stride[-1]
+    compiled = nothing, (0,) * kind, (0,) * (last if last <= PICKED else 0)
     moved = dtype.itemsize * (math.prod(shape) + math.prod(pooling.shape))
-    return pooling.shape, Calls(all_rows, items, moved, threads, fixed)
+    table = table_of(pooling.windows)
+    if backward:
+        return pooling.shape, Calls(all_planes, pooling.planes, 3 * moved, threads,
+                                    (counts, table, (nothing, (0,) * kind)))  # fmt: skip
+    items = math.prod(pooling.shape[:-1])
+    return pooling.shape, Calls(all_rows, items, moved, threads, (counts, table, nothing, compiled))
 
 
 def _pooled(kind: int, ndim: int, given: Any, threads: int | None, out: Any, *options: Any) -> np.ndarray:
     x = floats("x", given)
-    shape, calls = remembered(_pooling, threads, kind, x.shape, x.dtype, ndim, *options)
+    shape, calls = remembered(_pooling, threads, False, kind, x.shape, x.dtype, ndim, *options)
     return filled(lambda y: calls(x.reshape(-1), y), shape, given, out)
+
+
+def _back(kind: int, ndim: int, grad: Any, given: Any, threads: int | None, out: Any,
+          *options: Any) -> np.ndarray:
+    x = floats("x", given)
+    shape, calls = remembered(_pooling, threads, True, kind, x.shape, x.dtype, ndim, *options)
+    grad = matching("grad", grad, shape, x.dtype)
+    return filled(lambda dx: calls(grad.reshape(-1), x.reshape(-1), dx), x.shape, given, out, grad)
 
 
 def _max_pool(ndim: int, x: Any, kernel_size: Ints, stride: Ints | None = None, padding: Ints = 0,
@@ -151,10 +162,14 @@ def _avg_pool(ndim: int, x: Any, kernel_size: Ints, stride: Ints | None = None, 
     count_include_pad: whether padding counts as zeros, as far as it reaches; divisor_override: by what sums
     are divided, in place of the number of taps.
     """
-    if divisor_override is not None and not checked_int("divisor_override", divisor_override):
+    options = _averaged(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _pooled(MEAN, ndim, x, threads, out, *options)
+
+
+def _averaged(kernel: Any, stride: Any, padding: Any, ceil: bool, padded: bool, divisor: Any) -> tuple:
+    if divisor is not None and not checked_int("divisor_override", divisor):
         raise ValueError("divisor_override is 0: sums cannot be divided by it")
-    return _pooled(MEAN, ndim, x, threads, out, kernel_size, stride, padding, 1, bool(ceil_mode),
-                   bool(count_include_pad), divisor_override)  # fmt: skip
+    return kernel, stride, padding, 1, bool(ceil), bool(padded), divisor
 
 
 def _lp_pool(ndim: int, x: Any, norm_type: float, kernel_size: Ints, stride: Ints | None = None,
@@ -163,11 +178,45 @@ def _lp_pool(ndim: int, x: Any, norm_type: float, kernel_size: Ints, stride: Int
 
     norm_type: 2, the only one here.
     """
+    return _pooled(NORM, ndim, x, threads, out, *_normed(norm_type, kernel_size, stride, ceil_mode))
+
+
+def _normed(norm_type: float, kernel: Any, stride: Any, ceil: bool) -> tuple:
     if norm_type != 2:
         raise ValueError(f"norm_type is {shown(norm_type)}: pooling by norms knows L2 only, use 2")
-    return _pooled(NORM, ndim, x, threads, out, kernel_size, stride, 0, 1, bool(ceil_mode))
+    return kernel, stride, 0, 1, bool(ceil)
+
+
+def _max_pool_backward(ndim: int, grad: Any, x: Any, kernel_size: Ints, stride: Ints | None = None,
+                       padding: Ints = 0, dilation: Ints = 1, ceil_mode: bool = False, *,
+                       threads: int | None = None, out: Any = None) -> np.ndarray:  # fmt: skip
+    """The gradient with respect to x of ``max_pool2d``: the first of the largest taps gets all, or the last
+    NaN.
+    """
+    return _back(MAX, ndim, grad, x, threads, out, kernel_size, stride, padding, dilation, bool(ceil_mode))
+
+
+def _avg_pool_backward(ndim: int, grad: Any, x: Any, kernel_size: Ints, stride: Ints | None = None,
+                       padding: Ints = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+                       divisor_override: int | None = None, *, threads: int | None = None,
+                       out: Any = None) -> np.ndarray:  # fmt: skip
+    """The gradient with respect to x of ``avg_pool2d``, of whose x it needs the shape and type."""
+    options = _averaged(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _back(MEAN, ndim, grad, x, threads, out, *options)
+
+
+def _lp_pool_backward(ndim: int, grad: Any, x: Any, norm_type: float, kernel_size: Ints,
+                      stride: Ints | None = None, ceil_mode: bool = False, *, threads: int | None = None,
+                      out: Any = None) -> np.ndarray:  # fmt: skip
+    """The gradient with respect to x of ``lp_pool2d``; 0 for a window of zeros."""
+    return _back(NORM, ndim, grad, x, threads, out, *_normed(norm_type, kernel_size, stride, ceil_mode))
 
 
 max_pool1d, max_pool2d, max_pool3d = for_dimensions(_max_pool)
 avg_pool1d, avg_pool2d, avg_pool3d = for_dimensions(_avg_pool)
 lp_pool1d, lp_pool2d, lp_pool3d = for_dimensions(_lp_pool)
+(max_pool1d_backward, max_pool2d_backward,
+ max_pool3d_backward) = for_dimensions(_max_pool_backward)  # fmt: skip
+(avg_pool1d_backward, avg_pool2d_backward,
+ avg_pool3d_backward) = for_dimensions(_avg_pool_backward)  # fmt: skip
+lp_pool1d_backward, lp_pool2d_backward, lp_pool3d_backward = for_dimensions(_lp_pool_backward)

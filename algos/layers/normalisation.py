@@ -1,0 +1,312 @@
+"""Batch and layer normalisation: (x - mean) / sqrt(variance + eps), then a weight and a bias.
+
+Of a channel over all images and places (``batch_norm``), or of an image over its last axes (``layer_norm``).
+The variance is the mean square of what is left after the mean is taken away, in a second pass. Where NaN or
+infinity is among the elements of a mean, all that it normalises is NaN.
+
+Cost: about ten operations for each element; three passes in training, one for known means. Workspace: a few
+numbers for each channel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from algos.door import apart
+from algos.engine.jit import compiled, linked
+from algos.engine.relay import fork
+from algos.engine.simd import place
+from algos.grammar import checked_ints, is_several, shown
+from algos.layers._calls import Calls, filled, floats, matching, remembered
+from algos.layers._rows import PRODUCTS, SQUARES, TOTAL, blend_row, row_sum, scale_row, weigh_row
+
+# ---- of a channel ------------------------------------------------------------------------------------------
+
+
+@linked(error_model="numpy")
+def some_moments(x, moments, images, pixels, slot, first, last):
+    """Items [first, last), channels of flat x: mean and variance in float64."""
+    channels, count = len(moments), images * pixels
+    for c in range(first, last):
+        found = 0.0
+        for n in range(images):
+            found += row_sum(TOTAL, x, x, (n * channels + c) * pixels, pixels, 0.0)
+        mean, found = found / count, 0.0
+        for n in range(images):
+            found += row_sum(SQUARES, x, x, (n * channels + c) * pixels, pixels, mean)
+        moments[c, 0], moments[c, 1] = mean, found / count
+
+
+@compiled(error_model="numpy")
+def all_moments(x, moments, images, pixels, job):
+    """Every channel."""
+    fork(some_moments, (x, moments, images, pixels), job)
+
+
+@linked(error_model="numpy")
+def some_scaled(x, y, factors, pixels, slot, first, last):
+    """Items [first, last), planes of flat y; factors: by channel, what is taken away, multiplied, added."""
+    c = first % len(factors)
+    for plane in range(first, last):
+        at = plane * pixels
+        scale_row(place(x, at), place(y, at), pixels, factors[c, 0], factors[c, 1], factors[c, 2])
+        c = c + 1 if c + 1 < len(factors) else 0
+
+
+@compiled(error_model="numpy")
+def all_scaled(x, y, factors, pixels, job):
+    """Every plane."""
+    fork(some_scaled, (x, y, factors, pixels), job)
+
+
+@linked(error_model="numpy")
+def some_channel_sums(grad, x, sums, means, images, pixels, slot, first, last):
+    """Items [first, last), channels: sums of the gradient, and of its products with x - mean."""
+    channels = len(sums)
+    for c in range(first, last):
+        total, products = 0.0, 0.0
+        for n in range(images):
+            at = (n * channels + c) * pixels
+            total += row_sum(TOTAL, grad, grad, at, pixels, 0.0)
+            products += row_sum(PRODUCTS, x, grad, at, pixels, means[c])
+        sums[c, 0], sums[c, 1] = total, products
+
+
+@compiled(error_model="numpy")
+def all_channel_sums(grad, x, sums, means, images, pixels, job):
+    """Every channel."""
+    fork(some_channel_sums, (grad, x, sums, means, images, pixels), job)
+
+
+@linked(error_model="numpy")
+def some_blended(grad, x, dx, factors, pixels, slot, first, last):
+    """Items [first, last), planes of flat dx; factors: by channel, as ``blend_row`` takes them."""
+    c = first % len(factors)
+    for plane in range(first, last):
+        at, f = plane * pixels, factors[c]
+        blend_row(place(grad, at), place(x, at), place(dx, at), pixels, f[0], f[1], f[2], f[3])
+        c = c + 1 if c + 1 < len(factors) else 0
+
+
+@compiled(error_model="numpy")
+def all_blended(grad, x, dx, factors, pixels, job):
+    """Every plane."""
+    fork(some_blended, (grad, x, dx, factors, pixels), job)
+
+
+def _by_channel(threads: int, kernel: Any, shape: tuple, dtype: np.dtype, arrays: int) -> Calls:
+    """``kernel`` over the channels of x, or over its planes where it takes no number of images."""
+    pixels, moved = math.prod(shape[2:]), arrays * math.prod(shape) * dtype.itemsize
+    if kernel in (all_moments, all_channel_sums):
+        return Calls(kernel, shape[1], moved, threads, (shape[0], pixels))
+    return Calls(kernel, shape[0] * shape[1], moved, threads, (pixels,))
+
+
+def _channels(x: np.ndarray, threads: int | None, *vectors: tuple[str, Any]) -> list[np.ndarray | None]:
+    """The vectors, one number for each channel, in the type of x."""
+    if x.ndim < 2:
+        raise ValueError(f"x has shape {x.shape}: batch normalisation needs (N, C, ...)")
+    return [None if v is None else matching(name, v, (x.shape[1],), x.dtype) for name, v in vectors]
+
+
+def _moments(x: np.ndarray, threads: int | None) -> np.ndarray:
+    if math.prod(x.shape) // max(x.shape[1], 1) < 2:
+        raise ValueError(f"x has shape {x.shape}: training needs more than one value of each channel")
+    moments = np.empty((x.shape[1], 2))
+    remembered(_by_channel, threads, all_moments, x.shape, x.dtype, 2)(x.reshape(-1), moments)
+    return moments
+
+
+def batch_norm(x: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+               training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *,
+               threads: int | None = None, out: Any = None) -> np.ndarray:  # fmt: skip
+    """Batch normalisation, in the argument order of ``torch.nn.functional.batch_norm``.
+
+    Parameters
+    ----------
+    x : array (N, C, ...)
+        Floats.
+    running_mean, running_var : array (C,) or None
+        Those that x is normalised by, unless ``training``. In training they are arrays of NumPy's, and get in
+        place ``momentum`` parts of those of x, of the variance the one over one element less, as torch's do.
+    weight, bias : array (C,), optional
+    training : bool
+        Whether x is normalised by its own mean and variance.
+    momentum, eps : float
+    threads : int, optional
+        The usable cores when left out.
+    out : array, optional
+
+    Returns
+    -------
+    array like x
+
+    Raises
+    ------
+    ValueError
+        One line that says what to change.
+    """
+    options = training, momentum, eps, threads, out
+    return apart(_batch_norm, x, running_mean, running_var, weight, bias, *options)
+
+
+def _batch_norm(x: Any, mean: Any, var: Any, weight: Any, bias: Any, training: bool, momentum: float,
+                eps: float, threads: int | None, out: Any) -> np.ndarray:  # fmt: skip
+    held = floats("x", x)
+    vectors = ("running_mean", mean), ("running_var", var), ("weight", weight), ("bias", bias)
+    means, variances, w, b = _channels(held, threads, *vectors)
+    if training:
+        moments = _moments(held, threads)
+        count = math.prod(held.shape) // held.shape[1]
+        for running, now in ((mean, moments[:, 0]), (var, moments[:, 1] * (count / (count - 1)))):
+            if running is not None:
+                running += momentum * (now - running)
+        means, variances = moments.T
+    elif means is None or variances is None:
+        raise ValueError("running_mean and running_var are missing: give both, or training=True")
+    factors = np.zeros((held.shape[1], 3), held.dtype)
+    factors[:, 0] = means
+    factors[:, 1] = (1 if w is None else w) / np.sqrt(variances + eps)
+    factors[:, 2] = 0 if b is None else b
+    calls = remembered(_by_channel, threads, all_scaled, held.shape, held.dtype, 2)
+
+    return filled(lambda y: calls(held.reshape(-1), y, factors), held.shape, x, out)
+
+
+def batch_norm_backward(
+    grad: Any, x: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *, threads: int | None = None,
+    out: Any = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """The gradients of ``batch_norm`` with respect to x, weight and bias; running means stay as they are."""
+    vectors = running_mean, running_var, weight
+    return apart(_batch_norm_backward, grad, x, *vectors, training, eps, threads, out)
+
+
+def _batch_norm_backward(grad: Any, x: Any, mean: Any, var: Any, weight: Any, training: bool, eps: float,
+                         threads: int | None, out: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    held = floats("x", x)
+    grad = matching("grad", grad, held.shape, held.dtype)
+    vectors = ("running_mean", mean), ("running_var", var), ("weight", weight)
+    means, variances, w = _channels(held, threads, *vectors)
+    if training:
+        means, variances = _moments(held, threads).T
+    elif means is None or variances is None:
+        raise ValueError("running_mean and running_var are missing: give both, or training=True")
+    channels, count = held.shape[1], math.prod(held.shape) // max(held.shape[1], 1)
+    sums, centres = np.zeros((channels, 2)), np.asarray(means, held.dtype)
+    if held.size:
+        remembered(_by_channel, threads, all_channel_sums, held.shape, held.dtype, 4)(
+            grad.reshape(-1), held.reshape(-1), sums, centres
+        )
+    rate = 1 / np.sqrt(np.asarray(variances, np.float64) + eps)
+    factors = np.zeros((channels, 4), held.dtype)
+    factors[:, 0], factors[:, 1] = centres, rate if w is None else w * rate
+    if training:
+        factors[:, 2] = -factors[:, 1] * rate**2 * sums[:, 1] / count
+        factors[:, 3] = -factors[:, 1] * sums[:, 0] / count
+    calls = remembered(_by_channel, threads, all_blended, held.shape, held.dtype, 3)
+    dx = filled(lambda dx: calls(grad.reshape(-1), held.reshape(-1), dx, factors), held.shape, x, out, grad)
+    return dx, (sums[:, 1] * rate).astype(dx.dtype), sums[:, 0].astype(dx.dtype)
+
+
+# ---- of an image -------------------------------------------------------------------------------------------
+
+
+@linked(error_model="numpy")
+def some_layers(x, w, b, y, eps, slot, first, last):
+    """Items [first, last), rows of len(w) elements of flat y."""
+    count = len(w)
+    for item in range(first, last):
+        at = item * count
+        mean = row_sum(TOTAL, x, x, at, count, 0.0) / count
+        variance = row_sum(SQUARES, x, x, at, count, mean) / count
+        rate = x.dtype.type(1 / np.sqrt(variance + eps))
+        weigh_row(place(x, at), place(w, 0), place(b, 0), place(y, at), count, x.dtype.type(mean), rate)
+
+
+@compiled(error_model="numpy")
+def all_layers(x, w, b, y, eps, job):
+    """Every row."""
+    fork(some_layers, (x, w, b, y, eps), job)
+
+
+def _layers(threads: int, shape: tuple, dtype: np.dtype, count: int) -> tuple[Calls, np.ndarray, np.ndarray]:
+    """What normalises rows of ``count``, and a weight and a bias that change nothing."""
+    elements = math.prod(shape)
+    calls = Calls(all_layers, elements // max(count, 1), 3 * elements * dtype.itemsize, threads)
+    return calls, np.ones(count, dtype), np.zeros(count, dtype)
+
+
+def _normalised(x: np.ndarray, shape: Any) -> tuple[int, ...]:
+    """The last axes of x, whose lengths these are."""
+    sizes = checked_ints("normalized_shape", shape if is_several(shape) else (shape,))
+    if not sizes or x.shape[-len(sizes) :] != sizes or min(sizes) < 1:
+        raise ValueError(f"normalized_shape is {shown(shape)}: x has shape {x.shape}, give its last lengths")
+    return sizes
+
+
+def layer_norm(x: Any, normalized_shape: int | Sequence[int], weight: Any = None, bias: Any = None,
+               eps: float = 1e-5, *, threads: int | None = None, out: Any = None) -> np.ndarray:
+    """Layer normalisation, in the argument order of ``torch.nn.functional.layer_norm``.
+
+    Parameters
+    ----------
+    x : array (..., *normalized_shape)
+        Floats.
+    normalized_shape : int or sequence of int
+        The last axes, over which means are taken.
+    weight, bias : array of that shape, optional
+    eps : float
+    threads : int, optional
+        The usable cores when left out.
+    out : array, optional
+
+    Returns
+    -------
+    array like x
+    """
+    held = floats("x", x)
+    sizes = _normalised(held, normalized_shape)
+    calls, w, b = remembered(_layers, threads, held.shape, held.dtype, math.prod(sizes))
+    if weight is not None:
+        w = matching("weight", weight, sizes, held.dtype).reshape(-1)
+    if bias is not None:
+        b = matching("bias", bias, sizes, held.dtype).reshape(-1)
+    return filled(lambda y: calls(held.reshape(-1), w, b, y, float(eps)), held.shape, x, out, w, b)
+
+
+def layer_norm_backward(
+    grad: Any, x: Any, normalized_shape: int | Sequence[int], weight: Any = None, bias: Any = None,
+    eps: float = 1e-5, *, out: Any = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """The gradients of ``layer_norm`` with respect to x, weight and bias."""
+    return apart(_layer_norm_backward, grad, x, normalized_shape, weight, eps, out)
+
+
+def _layer_norm_backward(grad: Any, x: Any, normalized_shape: Any, weight: Any, eps: float,
+                         out: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    held = floats("x", x)
+    sizes = _normalised(held, normalized_shape)
+    rows, given = held.reshape(-1, math.prod(sizes)), matching("grad", grad, held.shape, held.dtype)
+    given = given.reshape(rows.shape)
+    mean = rows.mean(1, dtype=np.float64, keepdims=True).astype(held.dtype)
+    left = rows - mean
+    rate = 1 / np.sqrt(np.square(left).mean(1, dtype=np.float64, keepdims=True) + eps)
+    left *= rate.astype(held.dtype)
+    weighed = given if weight is None else given * matching("weight", weight, sizes, held.dtype).reshape(-1)
+
+    def write(dx: np.ndarray) -> None:
+        dx = dx.reshape(rows.shape)
+        np.multiply(left, -np.vecdot(weighed, left)[:, None] / rows.shape[1], out=dx)
+        dx += weighed
+        dx -= weighed.mean(1, keepdims=True)
+        dx *= rate.astype(held.dtype)
+
+    dx = filled(write, held.shape, x, out, grad)
+    dw, db = (sums.sum(0).reshape(sizes).astype(dx.dtype) for sums in (given * left, given))
+    return dx, dw, db
