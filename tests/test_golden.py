@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from algos import conv1d, conv2d
+from algos import conv1d, conv2d, layers
 from algos.spec import ConvSpec
 from bench.oracle import oracle
 
@@ -66,22 +66,14 @@ def test_example(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n, e in EXAMPLES.items() if e["op"] == "max_pool"])
 def test_pooling_of_the_maps(name: str) -> None:
-    """Pooling is no convolution; it pins that the maps above are those that the slides go on with."""
+    """Of the maps above, where the slides go on with them; a last partial window counts."""
     e = EXAMPLES[name]
     maps = features() if "input_from" in e else np.array(e["input"], np.float64)[None]
-    size, step = e["window"], e["stride"]
-    count = -(-(maps.shape[1] - size) // step) + 1
-    pooled = [
-        [
-            [m[i * step : i * step + size, j * step : j * step + size].max() for j in range(count)]
-            for i in range(count)
-        ]
-        for m in maps
-    ]
+    pooled = layers.max_pool2d(maps, e["window"], e["stride"], ceil_mode=e.get("rounding") == "ceil")
     expected = np.array(e["expected"])
-    np.testing.assert_allclose(
-        shown(np.array(pooled), e.get("shown_as")), expected if expected.ndim == 3 else expected[None]
-    )
+    expected = expected if expected.ndim == 3 else expected[None]
+    np.testing.assert_allclose(shown(pooled, e.get("shown_as")), expected)
+    assert maps.max() == pooled.max()  # whatever the windows are, none is left out
 
 
 def test_letters() -> None:
@@ -108,6 +100,7 @@ def test_toeplitz_matrix() -> None:
     x, w = rng.standard_normal(e["n"]), rng.standard_normal(e["m"])
     matrix = np.array([[w[int(k[1:]) - 1] if k else 0.0 for k in row] for row in e["matrix_rows"]])
     assert matrix.shape == (e["n"] - e["m"] + 1, e["n"])
+    assert np.array_equal(layers.toeplitz(w, e["n"]), matrix)
     spec = ConvSpec.parse("1x1x5,1x1x3,float64,flip")
     np.testing.assert_allclose(oracle(spec, x[None, None], w[None, None])[0, 0], matrix @ x)
     np.testing.assert_allclose(np.convolve(x, w, "valid"), matrix @ x)
@@ -148,18 +141,43 @@ def test_shapes_and_counts(entry: dict[str, Any]) -> None:
 
 
 def test_lenet5() -> None:
-    shape = (1, 28, 28)
-    for layer, output, weights in GOLDEN["lenet5"][1:]:
-        if layer.startswith("conv"):
-            count, kernel, padding, stride = map(int, re.findall(r"=(\d+)", layer))
-            spec = ConvSpec(1, shape[0], shape[1:], count, (kernel, kernel), stride, padding)
-            assert "x".join(map(str, spec.output_shape[1:])) == output
-            assert "x".join(map(str, spec.weight_shape)) == weights
-            shape = (count, *spec.output_size)
-        elif layer.startswith("maxpool"):
-            shape = (shape[0], shape[1] // 2, shape[2] // 2)
-            assert "x".join(map(str, shape)) == output
-    assert math.prod(shape) == 2450
+    """Every row of the table: what a layer gives, and its weights; those of dense layers as the slides have
+    them, (in, out).
+    """
+    rng, x = np.random.default_rng(6), np.zeros((1, 1, 28, 28), np.float32)
+    rows = GOLDEN["lenet5"]
+    assert rows[0][:2] == ["input", "1x28x28"]
+    for layer, output, weights in rows[1:]:
+        name, *words = layer.split()
+        numbers = list(map(int, re.findall(r"\d+", "".join(words))))
+        if name == "conv":
+            count, kernel, padding, stride = numbers
+            w = rng.standard_normal((count, x.shape[1], kernel, kernel)).astype(np.float32)
+            x = conv2d(x, w, stride=stride, padding=padding)
+        elif name == "linear":
+            w = rng.standard_normal(numbers).astype(np.float32)
+            x = layers.linear(x, w.T)
+        else:
+            steps = {"relu": layers.relu, "maxpool": layers.max_pool2d, "flatten": lambda x: x.reshape(1, -1)}
+            w, x = None, steps[name](x, *numbers)
+        assert "x".join(map(str, x.shape[1:])) == output
+        assert weights == (None if w is None else "x".join(map(str, w.shape)))
+
+
+def test_alexnet_holds_its_parameters_in_dense_layers() -> None:
+    counts, dense = GOLDEN["counts"]["alexnet_fc"], []
+    for name in ("fc6", "fc7", "fc8"):
+        inputs, outputs, millions = re.fullmatch(r"([\d*]+) -> (\d+): (\d+) million", counts[name]).groups()
+        spec = ConvSpec(1, math.prod(map(int, inputs.split("*"))), (1,), int(outputs), (1,))
+        assert round(spec.parameters(bias=True) / 1e6) == int(millions)
+        dense.append(spec.parameters(bias=True))
+    assert round(sum(dense) / 1e6) == int(re.findall(r"about (\d+) million in FC", counts["total"])[0])
+
+
+def test_parameters_of_a_convolution() -> None:
+    """(F F D1 + 1) K with bias."""
+    f, depth, k = 5, 7, 11
+    assert ConvSpec(1, depth, (9, 9), k, (f, f)).parameters(bias=True) == (f * f * depth + 1) * k
 
 
 def test_edge_detection_counts() -> None:
@@ -242,3 +260,43 @@ def test_equivariance_to_translation() -> None:
     spec = of(x, w, padding=1, padding_mode="circular")
     moved = oracle(spec, np.roll(x, (2, 3), (2, 3)), w)
     np.testing.assert_allclose(moved, np.roll(oracle(spec, x, w), (2, 3), (2, 3)), atol=1e-12)
+
+
+def test_kernels_that_differ_by_place() -> None:
+    """Locally connected: one for each output, in six axes; tiled: K (j mod t, k mod t)."""
+    rng = np.random.default_rng(7)
+    x, w = rng.standard_normal((2, 5, 6)), rng.standard_normal((3, 4, 4, 2, 2, 3))
+    tiles, t = rng.standard_normal((3, 2, 2, 2, 2, 3)), 2
+    local, tiled = np.zeros((3, 4, 4)), np.zeros((3, 4, 4))
+    for i, j, k in np.ndindex(local.shape):
+        window = x[:, j : j + 2, k : k + 3]
+        local[i, j, k] = (window * w[i, j, k]).sum()
+        tiled[i, j, k] = (window * tiles[i, j % t, k % t]).sum()
+    np.testing.assert_allclose(layers.locally_connected2d(x[None], w)[0], local)
+    np.testing.assert_allclose(layers.tiled_conv2d(x[None], tiles)[0], tiled)
+
+
+def test_activations_normalisation_and_softmax_as_the_slides_define_them() -> None:
+    x = np.random.default_rng(8).standard_normal((4, 6))
+    np.testing.assert_allclose(layers.relu(x), np.maximum(0, x))
+    np.testing.assert_allclose(layers.leaky_relu(x, 0.1), np.maximum(0.1 * x, x))
+    np.testing.assert_allclose(layers.elu(x), np.where(x > 0, x, np.exp(x) - 1))
+    np.testing.assert_allclose(layers.sigmoid(x), 1 / (1 + np.exp(-x)))
+    np.testing.assert_allclose(layers.tanh(x), (np.exp(x) - np.exp(-x)) / (np.exp(x) + np.exp(-x)))
+    np.testing.assert_allclose(layers.maxout(x, 2), np.maximum(x[:, ::2], x[:, 1::2]))
+    np.testing.assert_allclose(layers.softmax(x), np.exp(x) / np.exp(x).sum(1, keepdims=True))
+    normal = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    np.testing.assert_allclose(layers.batch_norm(x, None, None, training=True), normal)
+
+
+def test_what_pooling_says_of_a_window() -> None:
+    x = np.random.default_rng(9).standard_normal((1, 1, 4, 4))
+    windows = x.reshape(2, 2, 2, 2).swapaxes(1, 2).reshape(2, 2, 4)
+    found = {"max": layers.max_pool2d(x, 2), "average": layers.avg_pool2d(x, 2),
+             "L2 norm": layers.lp_pool2d(x, 2, 2),
+             "weighted average by distance from the centre": layers.distance_pool2d(x, 2)}  # fmt: skip
+    # All four taps of a window are as far from its centre
+    expected = windows.max(2), windows.mean(2), np.linalg.norm(windows, axis=2), windows.mean(2)
+    assert list(found) == GOLDEN["definitions"]["pooling"]
+    for y, by_hand in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(y[0, 0], by_hand)

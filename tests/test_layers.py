@@ -244,7 +244,7 @@ def test_layers_of_half_types_go_by_float32() -> None:
 def test_results_are_written_to_out_whatever_its_memory_order() -> None:
     x, w = normal(2, 3, 6, 8, dtype=np.float32), normal(5, 8, dtype=np.float32)
     for call in (lambda **o: layers.max_pool2d(x, 2, **o), lambda **o: layers.relu(x, **o),
-                 lambda **o: layers.linear(x, w, **o), lambda **o: layers.global_avg_pool(x, **o)):  # fmt: skip
+                 lambda **o: layers.linear(x, w, **o), lambda **o: layers.global_avg_pool(x, **o)):
         expected = call()
         for out in (np.empty_like(expected), np.empty(expected.shape[::-1], np.float32).T):
             assert call(out=out) is out
@@ -317,7 +317,7 @@ def test_every_layer_has_its_gradient_with_the_same_arguments() -> None:
             assert f"{name}_backward" in names
             given = list(inspect.signature(getattr(layers, f"{name}_backward")).parameters.values())
             taken = list(inspect.signature(getattr(layers, name)).parameters.values())
-            own, of = ([p.name for p in each if p.kind is p.POSITIONAL_OR_KEYWORD] for each in (given, taken))
+            own, of = ([p.name for p in each if p.kind is not p.KEYWORD_ONLY] for each in (given, taken))
             assert own == ["grad", *of]
 
 

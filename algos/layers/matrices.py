@@ -2,8 +2,8 @@
 
 The Toeplitz matrix of a filter w (m) for signals x (n) has w, reversed, in every row, one place further
 right each: W x is the true (flipped) convolution. That of a picture's filter is blocked, each block the
-Toeplitz matrix of one row of the filter, the blocks laid out as the numbers of one are. They are for study: as
-large as input times output.
+Toeplitz matrix of one row of the filter, the blocks laid out as the numbers of one are. They are for study:
+as large as input times output.
 
 A kernel (O, C, KH, KW) of rank R is two convolutions, (R, C, KH, 1) then (O, R, 1, KW): R (C KH + O KW)
 products for each pixel in place of O C KH KW. The nearest of a rank is its singular value decomposition's.
