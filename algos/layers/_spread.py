@@ -22,8 +22,8 @@ def largest(x, at, window, steps):
             here = at + i * steps[0] + j * steps[1]
             for _ in range(window[2]):
                 value = x[here]
-                if value > best or value != value:
-                    best, found = value, here
+                more = (value > best) | (value != value)  # no branch: who is larger cannot be foreseen
+                best, found = (value if more else best), (here if more else found)
                 here += steps[2]
     return found
 

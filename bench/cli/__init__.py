@@ -21,6 +21,7 @@ from bench.cli.dueling import DUEL, TWINS
 from bench.cli.measuring import CHECK, RUN
 from bench.cli.output import complain, open_streams, silence
 from bench.cli.storing import COMPARE, HISTORY, IMPORT, MERGE, REPORT
+from bench.cli.training import TRAIN
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,5 +69,7 @@ def _terminated(number: int, frame: object) -> NoReturn:
 # In the order in which they are listed.
 COMMANDS = {
     command.name: command
-    for command in (LIST, SUITES, CHECK, RUN, REPORT, HISTORY, PICK, COMPARE, DUEL, TWINS, MERGE, IMPORT)
+    for command in (
+        LIST, SUITES, CHECK, RUN, REPORT, HISTORY, PICK, COMPARE, DUEL, TWINS, MERGE, IMPORT, TRAIN
+    )
 }
