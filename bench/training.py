@@ -1,6 +1,7 @@
 """Two small networks trained by the suite's own gradients: X or O on drawn pictures, LeNet-5 on real digits.
 
-A step is forward, ``cross_entropy_backward``, the layers' gradients from last to first, and SGD with momentum.
+A step is forward, ``cross_entropy_backward``, the layers' gradients from last to first, and SGD with
+momentum.
 Algorithms are named, not picked, so that equal seeds give equal numbers on one machine with equal threads,
 whatever it has measured. Pooling comes before ReLU, which gives the same numbers, since the largest of a
 window is the same element before and after, and four times fewer of them. The rate falls to 0 in equal
@@ -234,7 +235,10 @@ class Task(NamedTuple):
     moved: int = 0
 
 
-TASKS = {"xo": Task(letters, xo, "XO", 10, 0.02), "lenet": Task(digits, lenet5, "0123456789", 10, 0.02, moved=1)}
+TASKS = {
+    "xo": Task(letters, xo, "XO", 10, 0.02),
+    "lenet": Task(digits, lenet5, "0123456789", 10, 0.02, moved=1),
+}
 
 
 @dataclass

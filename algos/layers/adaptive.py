@@ -20,6 +20,8 @@ from algos.layers._calls import Calls, filled, floats, for_dimensions, matching,
 from algos.layers._rows import TOTAL, row_sum
 from algos.layers.pooling import checked_axes
 
+SHORT = 12  # elements whose sum takes less one after another than in vectors
+
 
 class Parts(NamedTuple):
     """(depth, height, width) planes, and into how many windows each axis is divided."""
@@ -44,6 +46,10 @@ def ends(index, size, count):
 def some_means(x, y, table, slot, first, last):
     """Items [first, last), rows of flat y."""
     g = named(Parts, table)
+    if g.depth * g.height * g.out_width == 1:  # of whole planes
+        for plane in range(first, last):
+            y[plane] = row_sum(TOTAL, x, x, plane * g.width, g.width, 0.0) / g.width
+        return
     plane, oh = first // g.out_height, first % g.out_height
     plane, od = plane // g.out_depth, plane % g.out_depth
     for item in range(first, last):
@@ -54,7 +60,11 @@ def some_means(x, y, table, slot, first, last):
             for i in range(d, end_d):
                 for j in range(h, end_h):
                     row = ((plane * g.depth + i) * g.height + j) * g.width  # x[plane][i][j]
-                    found += row_sum(TOTAL, x, x, row + w, end_w - w, 0.0)
+                    if end_w - w > SHORT:
+                        found += row_sum(TOTAL, x, x, row + w, end_w - w, 0.0)
+                    else:
+                        for k in range(row + w, row + end_w):
+                            found += x[k]
             y[item * g.out_width + ow] = found / ((end_d - d) * (end_h - h) * (end_w - w))
         oh += 1
         if oh == g.out_height:

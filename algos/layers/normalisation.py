@@ -24,13 +24,15 @@ from algos.grammar import checked_ints, is_several, shown
 from algos.layers._calls import Calls, filled, floats, matching, remembered
 from algos.layers._rows import PRODUCTS, SQUARES, TOTAL, blend_row, row_sum, scale_row, weigh_row
 
+EMPTY = {kind: np.empty(0, kind) for kind in "fd"}  # in place of a weight or a bias
+
 # ---- of a channel ------------------------------------------------------------------------------------------
 
 
 @linked(error_model="numpy")
 def some_moments(x, moments, images, pixels, slot, first, last):
     """Items [first, last), channels of flat x: mean and variance in float64."""
-    channels, count = len(moments), images * pixels
+    channels, count = moments.shape[1], images * pixels
     for c in range(first, last):
         found = 0.0
         for n in range(images):
@@ -38,7 +40,7 @@ def some_moments(x, moments, images, pixels, slot, first, last):
         mean, found = found / count, 0.0
         for n in range(images):
             found += row_sum(SQUARES, x, x, (n * channels + c) * pixels, pixels, mean)
-        moments[c, 0], moments[c, 1] = mean, found / count
+        moments[0, c], moments[1, c] = mean, found / count
 
 
 @compiled(error_model="numpy")
@@ -48,19 +50,21 @@ def all_moments(x, moments, images, pixels, job):
 
 
 @linked(error_model="numpy")
-def some_scaled(x, y, factors, pixels, slot, first, last):
-    """Items [first, last), planes of flat y; factors: by channel, what is taken away, multiplied, added."""
-    c = first % len(factors)
+def some_scaled(x, y, means, variances, w, b, eps, pixels, slot, first, last):
+    """Items [first, last), planes of flat y; by channel: means, variances, and where not empty w and b."""
+    c = first % len(means)
     for plane in range(first, last):
         at = plane * pixels
-        scale_row(place(x, at), place(y, at), pixels, factors[c, 0], factors[c, 1], factors[c, 2])
-        c = c + 1 if c + 1 < len(factors) else 0
+        rate = (w[c] if len(w) else 1) / math.sqrt(variances[c] + eps)
+        shift = b[c] if len(b) else x.dtype.type(0)
+        scale_row(place(x, at), place(y, at), pixels, x.dtype.type(means[c]), x.dtype.type(rate), shift)
+        c = c + 1 if c + 1 < len(means) else 0
 
 
 @compiled(error_model="numpy")
-def all_scaled(x, y, factors, pixels, job):
+def all_scaled(x, y, means, variances, w, b, eps, pixels, job):
     """Every plane."""
-    fork(some_scaled, (x, y, factors, pixels), job)
+    fork(some_scaled, (x, y, means, variances, w, b, eps, pixels), job)
 
 
 @linked(error_model="numpy")
@@ -98,8 +102,12 @@ def all_blended(grad, x, dx, factors, pixels, job):
     fork(some_blended, (grad, x, dx, factors, pixels), job)
 
 
-def _by_channel(threads: int, kernel: Any, shape: tuple, dtype: np.dtype, arrays: int) -> Calls:
-    """``kernel`` over the channels of x, or over its planes where it takes no number of images."""
+def _by_channel(threads: int, kernel: Any, shape: tuple, dtype: np.dtype, arrays: int,
+                *types: Any) -> Calls:  # fmt: skip
+    """``kernel`` over the channels of x, or over its planes where it takes no number of images.
+
+    types: whatever else its arguments' types depend on.
+    """
     pixels, moved = math.prod(shape[2:]), arrays * math.prod(shape) * dtype.itemsize
     if kernel in (all_moments, all_channel_sums):
         return Calls(kernel, shape[1], moved, threads, (shape[0], pixels))
@@ -116,7 +124,9 @@ def _channels(x: np.ndarray, threads: int | None, *vectors: tuple[str, Any]) -> 
 def _moments(x: np.ndarray, threads: int | None) -> np.ndarray:
     if math.prod(x.shape) // max(x.shape[1], 1) < 2:
         raise ValueError(f"x has shape {x.shape}: training needs more than one value of each channel")
-    moments = np.empty((x.shape[1], 2))
+    if x.ndim == 2:
+        return np.stack([x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64)])
+    moments = np.empty((2, x.shape[1]))
     remembered(_by_channel, threads, all_moments, x.shape, x.dtype, 2)(x.reshape(-1), moments)
     return moments
 
@@ -162,19 +172,27 @@ def _batch_norm(x: Any, mean: Any, var: Any, weight: Any, bias: Any, training: b
     if training:
         moments = _moments(held, threads)
         count = math.prod(held.shape) // held.shape[1]
-        for running, now in ((mean, moments[:, 0]), (var, moments[:, 1] * (count / (count - 1)))):
+        for running, now in ((mean, moments[0]), (var, moments[1] * (count / (count - 1)))):
             if running is not None:
                 running += momentum * (now - running)
-        means, variances = moments.T
+        means, variances = moments
     elif means is None or variances is None:
         raise ValueError("running_mean and running_var are missing: give both, or training=True")
-    factors = np.zeros((held.shape[1], 3), held.dtype)
-    factors[:, 0] = means
-    factors[:, 1] = (1 if w is None else w) / np.sqrt(variances + eps)
-    factors[:, 2] = 0 if b is None else b
-    calls = remembered(_by_channel, threads, all_scaled, held.shape, held.dtype, 2)
+    if held.ndim == 2:  # channels lie side by side, and planes are single elements
+        rate = (1 / np.sqrt(variances + eps)).astype(held.dtype)
 
-    return filled(lambda y: calls(held.reshape(-1), y, factors), held.shape, x, out)
+        def write(y: np.ndarray) -> None:
+            y = y.reshape(held.shape)
+            np.subtract(held, means.astype(held.dtype, copy=False), out=y)
+            y *= rate if w is None else rate * w
+            if b is not None:
+                y += b
+
+        return filled(write, held.shape, x, out)
+    empty = EMPTY[held.dtype.char]
+    by_channel = means, variances, empty if w is None else w, empty if b is None else b, float(eps)
+    calls = remembered(_by_channel, threads, all_scaled, held.shape, held.dtype, 2, means.dtype)
+    return filled(lambda y: calls(held.reshape(-1), y, *by_channel), held.shape, x, out)
 
 
 def batch_norm_backward(
@@ -194,7 +212,7 @@ def _batch_norm_backward(grad: Any, x: Any, mean: Any, var: Any, weight: Any, tr
     vectors = ("running_mean", mean), ("running_var", var), ("weight", weight)
     means, variances, w = _channels(held, threads, *vectors)
     if training:
-        means, variances = _moments(held, threads).T
+        means, variances = _moments(held, threads)
     elif means is None or variances is None:
         raise ValueError("running_mean and running_var are missing: give both, or training=True")
     channels, count = held.shape[1], math.prod(held.shape) // max(held.shape[1], 1)

@@ -104,8 +104,10 @@ def _pooling(threads: int, backward: bool, kind: int, shape: tuple, dtype: np.dt
     moved = dtype.itemsize * (math.prod(shape) + math.prod(pooling.shape))
     table = table_of(pooling.windows)
     if backward:
+        room = pooling.counts[-1] + lanes(dtype)
         return pooling.shape, Calls(all_planes, pooling.planes, 3 * moved, threads,
-                                    (counts, table, (nothing, (0,) * kind)))  # fmt: skip
+                                    (counts, table, (nothing, (0,) * kind)),
+                                    lambda count: (np.empty((count, room), np.int64),))  # fmt: skip
     items = math.prod(pooling.shape[:-1])
     return pooling.shape, Calls(all_rows, items, moved, threads, (counts, table, nothing, compiled))
 
