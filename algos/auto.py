@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 from algos import wisdom
 from algos.build import build_of
@@ -146,17 +147,17 @@ def pick(
             return f"its error is bounded {algorithm.accuracy}, asked for {accuracy}"
         return ""
 
-    def why_not(algorithm: Algorithm) -> str:
-        needed = chain(algorithm, spec, count).workspace_bytes(count)
+    def why_not(way: Chain) -> str:
+        needed = way.workspace_bytes(count)
         if max_workspace_bytes is not None and needed > max_workspace_bytes:
             return f"needs {needed:,} bytes of workspace, the limit is {max_workspace_bytes:,}"
-        if algorithm.device == "cpu" and needed > free:
+        if way.algorithm.device == "cpu" and needed > free:
             return f"needs {needed:,} bytes of workspace, " + (
                 f"{free:,} are free"
                 if free
                 else f"operands and result fill the memory with {spec.min_bytes:,}"
             )
-        return _distrust(algorithm, spec, knowledge, count)
+        return _distrust(way, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]
     choice = choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not,
@@ -168,6 +169,35 @@ def pick(
     )
 
 
+class _Ranked(NamedTuple):
+    """An algorithm that was not left out."""
+
+    name: str  # with its tunables
+    way: Chain
+    estimate: Estimate
+    expected_s: float
+
+    def candidate(self, threads: int) -> Candidate:
+        of, way = self.estimate, self.way
+        return Candidate(self.name, self.expected_s, of.run_s, of.prepare_s, of.source,
+                         way.workspace_bytes(threads), compile_s=of.compile_s, via=way.words)  # fmt: skip
+
+
+@lru_cache(maxsize=1 << 12)
+def _left_out(name: str, reason: str) -> Candidate:
+    """Most are left out for the same reason again and again."""
+    return Candidate(name, excluded=reason)
+
+
+def _counted(estimate: Estimate, way: Chain, layout: str) -> Estimate:
+    """With what copies between memory orders and compiling add."""
+    if copies := relaid_s(way.spec, way.algorithm, layout):
+        estimate = replace(estimate, run_s=estimate.run_s + copies)
+    if seconds := way.compiling_s():
+        estimate = replace(estimate, compile_s=seconds)
+    return estimate
+
+
 def choose(
     spec: ConvSpec,
     found: list[Algorithm],
@@ -176,7 +206,7 @@ def choose(
     threads: int,
     calls: int | None = None,
     unwanted: Callable[[Algorithm], str] = lambda algorithm: "",
-    why_not: Callable[[Algorithm], str] = lambda algorithm: "",
+    why_not: Callable[[Chain], str] = lambda way: "",
     layout: str = "nchw",
 ) -> Choice:
     """Rank ``found`` on ``spec`` by what ``knowledge`` says of their times.
@@ -186,60 +216,41 @@ def choose(
     """
     from algos.registry import refusal, variant_name
 
-    ranked: list[tuple[Algorithm, Estimate]] = []
+    ranked: list[_Ranked] = []
     excluded: list[Candidate] = []
-    # They take the place of better ones where there are none
-    unwise: list[tuple[Algorithm, Estimate, str]] = []
-    names: dict[int, str] = {}  # by identity: hashing an algorithm's fields takes longer than naming it
+    unwise: list[tuple[_Ranked, str]] = []  # they take the place of better ones where there are none
     for base in found:
         name = base.name
         try:
             algorithm = knowledge.tuned(base, spec, threads)
-            name = names[id(algorithm)] = variant_name(algorithm, base)
+            name = variant_name(algorithm, base)
             reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, spec)
-            reason = reason or why_not(algorithm)
-            estimate = None if reason else knowledge.estimate(algorithm, spec, threads)
-            if estimate:
+            if not reason:
                 way = chain(algorithm, spec, threads)
-                if copies := relaid_s(spec, algorithm, layout):
-                    estimate = replace(estimate, run_s=estimate.run_s + copies)
-                if seconds := way.compiling_s():
-                    estimate = replace(estimate, compile_s=seconds)
+                reason = why_not(way)
+            if not reason:
+                estimate = _counted(knowledge.estimate(way, threads), way, layout)
+                one = _Ranked(name, way, estimate, estimate.expected_s(calls))
                 if doubt := way.unwise:
-                    unwise.append((algorithm, estimate, doubt))
-                    continue
+                    unwise.append((one, doubt))
+                else:
+                    ranked.append(one)
         except (Exception, SystemExit) as error:  # of one algorithm: the others can still be ranked
-            reason, estimate = f"breaks the contract: {type(error).__name__}: {error}", None
-        if estimate is None:
-            excluded.append(Candidate(name, excluded=reason))
-        else:
-            ranked.append((algorithm, estimate))
+            reason = f"breaks the contract: {type(error).__name__}: {error}"
+        if reason:
+            excluded.append(_left_out(name, reason))
     if ranked:
-        excluded += [Candidate(names[id(a)], excluded=doubt) for a, _, doubt in unwise]
+        excluded += [_left_out(one.name, doubt) for one, doubt in unwise]
     else:
-        ranked = [(a, e) for a, e, _ in unwise]
+        ranked = [one for one, _ in unwise]
     if not ranked:
         reasons = "; ".join(f"{c.algorithm}: {c.excluded}" for c in excluded[:3])
         raise SpecError(f"no algorithm can compute {spec}: {reasons}; see convbench list '{spec}'")
-    ranked.sort(key=lambda pair: pair[1].expected_s(calls) * DOUBT[pair[1].source])
-    candidates = tuple(
-        Candidate(names[id(a)], e.expected_s(calls), e.run_s, e.prepare_s, e.source,
-                  (way := chain(a, spec, threads)).workspace_bytes(threads), compile_s=e.compile_s,
-                  via=way.words)
-        for a, e in ranked
-    )  # fmt: skip
-    best, estimate = ranked[0]
-    reason = ("tuned, " if names[id(best)] != best.name else "") + _reason(ranked, calls)
-    if words := candidates[0].via:
-        reason += f"; {words}"
-    if copies := relaid_s(spec, best, layout):
-        reason += f"; {copies * 1e6:.0f} us of it copy between {layout.upper()} and {best.layout.upper()}"
-    if caveat := getattr(best, "caveat", None):
-        texts = dict.fromkeys(map(caveat, chain(best, spec, threads).leaves))
-        reason += "".join(f"; {text}" for text in texts)
-    choice = Choice(
-        names[id(best)], estimate.source, estimate.expected_s(calls), reason, candidates + tuple(excluded)
-    )
+    ranked.sort(key=lambda one: one.expected_s * DOUBT[one.estimate.source])
+    candidates = tuple([one.candidate(threads) for one in ranked])
+    reason, best = _reason(ranked, layout), candidates[0]
+    assert best.source and best.expected_s is not None
+    choice = Choice(best.algorithm, best.source, best.expected_s, reason, (*candidates, *excluded))
     if calls == 1 and (later := pays_off(choice)):
         choice = replace(choice, reason=f"{reason}; after {later[0]} single calls compiling {later[1]} pays")
     return choice
@@ -293,11 +304,12 @@ def _knowledge(memory: wisdom.Memory) -> Knowledge:
     return _last[1]
 
 
-def _distrust(algorithm: Algorithm, spec: ConvSpec, knowledge: Knowledge, threads: int) -> str:
+def _distrust(way: Chain, knowledge: Knowledge, threads: int) -> str:
     """Why measurements speak against it."""
     from algos.registry import is_external
 
-    if wrong := knowledge.wrong(chain(algorithm, spec, threads)):
+    algorithm, spec = way.algorithm, way.spec
+    if wrong := knowledge.wrong(way):
         return f"wrong on {wrong.spec}: {wrong.reason}"
     entry = knowledge.measured(algorithm, spec, threads)
     if entry is not None and entry.status not in ("ok", "unsupported", "unavailable", "too_large"):
@@ -308,20 +320,27 @@ def _distrust(algorithm: Algorithm, spec: ConvSpec, knowledge: Knowledge, thread
     return ""
 
 
-def _reason(ranked: list[tuple[Algorithm, Estimate]], calls: int | None) -> str:
-    (_, first), others = ranked[0], ranked[1:]
-    text = {"measured": "measured fastest", "nearest": "expected fastest", "model": "modelled fastest"}[
+def _reason(ranked: list[_Ranked], layout: str) -> str:
+    """Why the first of them is."""
+    (name, way, first, expected_s), others, best = ranked[0], ranked[1:], ranked[0].way.algorithm
+    text = "tuned, " if name != best.name else ""
+    text += {"measured": "measured fastest", "nearest": "expected fastest", "model": "modelled fastest"}[
         first.source
     ]
     if first.detail:
         text += f" ({first.detail})"
     if others:
-        second, estimate = others[0]
-        ratio = estimate.expected_s(calls) / first.expected_s(calls)
-        text += _against(second.name, first, estimate, ratio)
-    unmeasured = sum(e.source != "measured" for _, e in ranked)
+        second = others[0]
+        text += _against(second.way.algorithm.name, first, second.estimate, second.expected_s / expected_s)
+    unmeasured = sum([one.estimate.source != "measured" for one in ranked])
     if first.source == "measured" and unmeasured:
         text += f"; {unmeasured} candidate{'s' if unmeasured > 1 else ''} not measured on this spec"
+    if way.words:
+        text += f"; {way.words}"
+    if copies := relaid_s(way.spec, best, layout):
+        text += f"; {copies * 1e6:.0f} us of it copy between {layout.upper()} and {best.layout.upper()}"
+    if caveat := getattr(best, "caveat", None):
+        text += "".join(f"; {said}" for said in dict.fromkeys(map(caveat, way.leaves)))
     return text
 
 

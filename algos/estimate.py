@@ -20,7 +20,7 @@ from typing import Any, Literal
 from algos.build import lowering_code
 from algos.contract import Algorithm, modelled_prepare_s
 from algos.lower.chain import Chain, chain, plain, unsupported
-from algos.neighbours import Places, kind, parsed
+from algos.neighbours import Places, kind
 from algos.spec import ConvSpec
 from algos.wisdom import Known, Memory
 
@@ -136,21 +136,20 @@ class Knowledge:
                     return variant
         return algorithm
 
-    def estimate(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Estimate:
+    def estimate(self, way: Chain, threads: int) -> Estimate:
         """The best answer that there is for a spec as the caller states it."""
-        entry = self.measured(algorithm, spec, threads)
+        entry = self.measured(way.algorithm, way.spec, threads)
         if entry is not None and entry.status == "ok":
             run_s = entry.run_s
-            if spec.finished and not parsed(entry.spec).finished:
-                run_s += chain(algorithm, spec, threads).finishing_s(threads)
+            if way.spec.finished and not ConvSpec.of(entry.spec).finished:
+                run_s += way.finishing_s(threads)
             return Estimate(run_s, entry.prepare_s, "measured", f"measured on {entry.spec}", known=entry)
-        return self.guess(algorithm, spec, threads)
+        return self._guess(way, threads)
 
-    def guess(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Estimate:
-        """As ``estimate``, for a spec that was not measured."""
-        way = chain(algorithm, spec, threads)
-        modelled = max(way.seconds(threads), 1e-9)
-        near = self._near(algorithm, spec, threads)
+    def _guess(self, way: Chain, threads: int) -> Estimate:
+        """For a spec that was not measured."""
+        algorithm, modelled = way.algorithm, max(way.seconds(threads), 1e-9)
+        near = self._near(algorithm, way.spec, threads)
         if not near:
             prepare_s = modelled_prepare_s(way.workspace_bytes(threads))
             return Estimate(
@@ -206,7 +205,7 @@ class Knowledge:
     def _ratio(self, algorithm: Algorithm, entry: Known) -> float:
         key = algorithm.name, entry.spec, entry.threads
         if key not in self._ratios:
-            way = chain(self._found[algorithm.name], parsed(entry.spec), entry.threads)
+            way = chain(self._found[algorithm.name], ConvSpec.of(entry.spec), entry.threads)
             modelled = max(way.seconds(entry.threads), 1e-9)
             self._ratios[key] = max(entry.run_s, 1e-9) / modelled
         return self._ratios[key]
@@ -229,7 +228,7 @@ class Knowledge:
                 for text in some
                 for algorithm in self._found.values()
                 if (entry := self._own(algorithm, text, threads))
-                and unsupported(algorithm, parsed(text)) is None
+                and unsupported(algorithm, ConvSpec.of(text)) is None
             ]
             trust = len(shifts) / (len(shifts) + 4)  # a record or two say little about the machine
             self._corrections[threads] = math.exp(statistics.median(shifts) * trust) if shifts else 1.0

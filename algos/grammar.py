@@ -23,6 +23,7 @@ SHOWN = 60  # characters of a caller's value in a message
 # Of the largest number, in text and in fields alike; sums and products of sizes are checked where they are
 # made
 DIGITS = 18
+_TOO_LARGE = 10**DIGITS
 _NUMBER = rf"[0-9]{{1,{DIGITS}}}"
 SHAPE = re.compile(rf"{_NUMBER}(x{_NUMBER})*")
 _FLOAT = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?")
@@ -154,13 +155,15 @@ def checked_dtype(given: Any) -> str:
 
 def checked_int(name: str, value: Any, least: int | None = None) -> int:
     """A whole number of at most ``DIGITS`` digits; booleans and fractions are none."""
+    if type(value) is int and -_TOO_LARGE < value < _TOO_LARGE and (least is None or value >= least):
+        return value  # as nearly all are: each spec has a dozen
     try:
         number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
         number = None
     if number is None:
         raise SpecError(f"{name} is {shown(value)}: it must be a whole number")
-    if abs(number) >= 10**DIGITS:
+    if abs(number) >= _TOO_LARGE:
         raise SpecError(f"{name} is {shown(value)}: use at most {DIGITS} digits")
     if least is not None and number < least:
         raise SpecError(f"{name} is {number}: give a whole number of at least {least}")

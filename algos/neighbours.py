@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -15,11 +14,6 @@ from algos.spec import ConvSpec, SpecError
 FARTHEST = 5.0  # in doublings, over all features together
 MOST = 64  # near specs that are looked at, however many were measured
 Place = tuple[str, bytes]  # kind, packed features
-
-
-@lru_cache(maxsize=65536)
-def parsed(text: str) -> ConvSpec:
-    return ConvSpec.parse(text)
 
 
 def kind(spec: ConvSpec) -> str:
@@ -39,7 +33,7 @@ def features(spec: ConvSpec) -> tuple[float, ...]:
 def place(text: str) -> Place | None:
     """Of the spec that ``text`` names; None where it names none."""
     try:
-        spec = parsed(text)
+        spec = ConvSpec.of(text)
     except SpecError:
         return None
     return kind(spec), np.array(features(spec)).tobytes()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -416,7 +416,7 @@ class ConvSpec:
             raise SpecError(
                 f"{shown(spec)} is no spec: give a ConvSpec, or its text like 1x64x56x56,128x64x3x3,p1"
             )
-        return cls.parse(spec)
+        return _parsed(spec)
 
     @cached_property
     def _text(self) -> str:
@@ -451,6 +451,9 @@ class ConvSpec:
     def _hash(self) -> int:
         return hash(self._text)
 
+    def __eq__(self, other: object) -> bool:  # its text is all that it is
+        return self is other or (isinstance(other, ConvSpec) and self._text == other._text)
+
     def __hash__(self) -> int:  # specs are keys of every memo: the generated one takes microseconds
         return self._hash
 
@@ -461,6 +464,12 @@ class ConvSpec:
     def directed(self, direction: str) -> ConvSpec:
         """The same convolution in another direction; no rank is promised of weights that are computed."""
         return self.with_(direction=direction, rank=None if direction == "weight_gradient" else self.rank)
+
+
+@lru_cache(maxsize=1 << 16)
+def _parsed(text: str) -> ConvSpec:
+    """One object for equal texts: a picker is asked for the same ones again and again."""
+    return ConvSpec.parse(text)
 
 
 def _picture(x: tuple[int, ...], w: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

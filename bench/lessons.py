@@ -8,8 +8,8 @@ from contextlib import suppress
 
 from algos import wisdom
 from algos.lower import chain as lowering
-from algos.neighbours import parsed
 from algos.registry import registry
+from algos.spec import ConvSpec
 from bench.noise import decisions
 from bench.record import CALM, Record
 from bench.turns import FEW_TURNS, taken
@@ -37,7 +37,7 @@ def known(
 def _chain(record: Record) -> str:
     """How the algorithm came to solve the spec; empty for one that is gone, or breaks its contract."""
     with suppress(Exception, SystemExit):
-        return lowering.chain(registry()[record.algorithm], parsed(record.spec), record.threads).identity
+        return lowering.chain(registry()[record.algorithm], ConvSpec.of(record.spec), record.threads).identity
     return ""
 
 

@@ -178,7 +178,7 @@ def test_what_was_measured_without_them_counts_with_a_pass_where_there_is_one() 
         for name, a in found.items()
     ]  # fmt: skip
     knowledge = Knowledge(entries, found, lambda a: "b")
-    times = {name: knowledge.estimate(a, spec, 1) for name, a in found.items()}
+    times = {name: knowledge.estimate(chain(a, spec), 1) for name, a in found.items()}
     assert {e.source for e in times.values()} == {"measured"}
     assert times["depthwise"].run_s == 1e-3
     moved = 2 * 4 * np.prod(spec.output_shape)

@@ -14,6 +14,7 @@ import algos
 from algos import host, wisdom
 from algos.build import build_of
 from algos.estimate import Knowledge, tunables_text
+from algos.lower.chain import chain
 from algos.registry import registry
 from bench import large
 from bench.cli import storing
@@ -150,8 +151,8 @@ def test_wisdom_answers_piece_by_piece_what_it_answers_as_a_whole() -> None:
     asked = [*specs[:3], *(spec.with_(size=tuple(n + 1 for n in spec.size)) for spec in specs[::20])]
     for spec in asked:
         for name in names:
-            assert whole.estimate(found[name], spec, 1) == pieces.estimate(found[name], spec, 1)
-    told = {pieces.estimate(found[name], spec, 1).source for spec in asked for name in names}
+            assert whole.estimate(chain(found[name], spec), 1) == pieces.estimate(chain(found[name], spec), 1)
+    told = {pieces.estimate(chain(found[name], spec), 1).source for spec in asked for name in names}
     assert {"measured", "nearest"} <= told
 
 

@@ -203,6 +203,16 @@ class Chain:
         """The model's time of a run; a leaf whose weights come with each call, and which does not take them
         so, is prepared then.
         """
+        if threads not in self._seconds:
+            self._seconds[threads] = self._modelled(threads)
+        return self._seconds[threads]
+
+    @cached_property
+    def _seconds(self) -> dict[int, float]:
+        """By threads, as the workspaces are."""
+        return {}
+
+    def _modelled(self, threads: int) -> float:
         total = math.fsum(cost.seconds(threads) for cost in self.costs(threads))
         late = any(part.weights_last for lowered, _ in self.node.steps() for part in lowered.parts)
         if late and not _takes_weights(self.algorithm):
