@@ -34,6 +34,12 @@ def size(value: float | None) -> str:
 
 def three_digits(value: float) -> str:
     """Three significant digits, never an exponent."""
+    if 1 <= value < 9.995:  # nearly all are within these, told without writing them twice
+        return f"{value:.2f}"
+    if 10 <= value < 99.95:
+        return f"{value:.1f}"
+    if 100 <= value < 999.5:
+        return f"{value:.0f}"
     if value == 0:
         return "0"
     exponent = int(f"{value:.2e}".partition("e")[2])

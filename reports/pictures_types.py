@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.text import seconds
 from reports.findings.frame import tuples
-from reports.findings.types import in_order, typed
+from reports.findings.types import in_order, in_types, typed
 from reports.scene import Drawn, Scene, pages, tick
 from reports.sheet import canvas, dot, grid, head_line, log_axes
 from reports.style import short, type_styles
@@ -18,9 +18,10 @@ BAND = 0.4  # of the height of errors is that of exact results
 
 def type_figures(scene: Scene, notes: list[str]) -> Iterator[Drawn]:
     """Time against error of every type and algorithm, a picture for each problem in several types."""
-    found, look = typed(scene.own_rows), type_styles(in_order(scene.own_rows["dtype"]))
-    for page, (problem,) in pages(scene, list(found), 1, "problems in several types", notes):
-        table = found[problem]
+    rows = scene.own_rows
+    look = type_styles(in_order(rows["dtype"]))
+    for page, (problem,) in pages(scene, in_types(rows), 1, "problems in several types", notes):
+        table = typed(rows, problem)
         names = in_order(table["dtype"])
         best = {row.dtype: row for row in tuples(table[table["fastest"]])}
         told = {name: f": {best[name].algorithm}, {tick(best[name].median_s)}" for name in names}

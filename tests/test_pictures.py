@@ -13,7 +13,7 @@ from reports.findings.frame import to_frame
 from reports.findings.machine import peak
 from reports.findings.networks import BEST, BEST_OWN, networks_of
 from reports.findings.ranking import ranked
-from reports.findings.types import in_order, typed
+from reports.findings.types import in_order, in_types, typed
 from reports.plots import pictures
 from reports.words import stretches_text
 from tests.record_makers import HOSTILE, MACHINE, PEAKS, layers, record, sweep
@@ -139,7 +139,9 @@ def test_a_problem_in_several_types_has_a_picture_of_them():
         f"{of('')}, from the fastest type on: float32 1.00 ms (a), bfloat16 3.00 ms (a), "
         "complex64 4.00 ms (b), uint8*int8>int32 5.00 ms (a)."
     )
-    (table,) = typed(ranked(to_frame(records))).values()
+    rows = ranked(to_frame(records))
+    (problem,) = in_types(rows)
+    table = typed(rows, problem)
     assert table["error"].tolist() == pytest.approx([1e-6 / 3, 1e-7 / 3, 1e-2 / 3, 1e-6 / 6, 0])
     assert in_order(table["dtype"]) == ["bfloat16", "float32", "complex64", "uint8*int8>int32"]
     assert "types-t2" not in names_of(records[:2])

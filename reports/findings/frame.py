@@ -235,7 +235,7 @@ def _padding_name(spec: ConvSpec) -> str:
     kernel on either side), valid, full.
     """
     half = tuple(((extent - 1) // 2,) * 2 for extent in spec.kernel_extent)
-    if spec.padding in (half, spec.with_(padding="same", padding_mode="zeros").padding):
+    if spec.padding == half or spec.padding == spec.with_(padding="same", padding_mode="zeros").padding:
         return "same"
     if not any(map(any, spec.padding)):
         return "valid"

@@ -17,6 +17,9 @@ from bench.noise import Model, Ratio, decisions
 from reports.findings.frame import GROUP, PROBLEM, groups, tuples
 
 
+OF_SPEED = ("size", "kernel", "side", "kernel_side", "sweep", "direction", "algorithm", "family", "median_s")
+
+
 def _once_per_frame(function: Callable[..., Any]) -> Any:
     """Remember what ``function`` gave for a frame while the frame lives: half a dozen tables and pictures ask
     for it.
@@ -66,16 +69,20 @@ def ranked(frame: pd.DataFrame, with_auto: bool = False, every: bool = False) ->
     auto &= frame["origin"] == "convbench"
     if with_auto and not auto.any():
         return ranked(frame, every=True) if every else ranked(frame)
-    rows = frame[frame["competes"]]
+    alike = [*PROBLEM, "algorithm", *(["tunables"] if every else [])]
+    # Of a large frame all columns are copied once, when it is known which rows these are, and in what order
+    names = [*PROBLEM, "algorithm", "tunables", "median_s", "chosen", "competes"]
+    keys = frame[names].assign(at=np.arange(len(frame)))
+    rows, unnamed = keys[keys["competes"]], keys[auto]
     named = set(rows[[*PROBLEM, "algorithm"]].itertuples(index=False, name=None))
-    unnamed = frame[auto]
     chosen = unnamed["chosen"].map(lambda name: name.partition(":")[0])
     cases = unnamed[PROBLEM].assign(algorithm=chosen).itertuples(index=False, name=None)
     new = np.array([case not in named for case in cases], bool)
     stand_ins = unnamed[new].assign(algorithm=chosen[new], chosen="", competes=True)
-    rows = pd.concat([rows, stand_ins, frame[auto]] if with_auto else [rows, stand_ins])
-    alike = [*PROBLEM, "algorithm", *(["tunables"] if every else [])]
-    return rows.sort_values(["median_s", "algorithm"], kind="stable").drop_duplicates(alike)
+    rows = pd.concat([rows, stand_ins, unnamed] if with_auto else [rows, stand_ins])
+    rows = rows.sort_values(["median_s", "algorithm"], kind="stable").drop_duplicates(alike)
+    found = frame.iloc[rows["at"].to_numpy()]
+    return found.assign(**{name: rows[name].array for name in ("algorithm", "chosen", "competes")})
 
 
 def compare(frame: pd.DataFrame, first: Any, second: Any) -> Ratio:
@@ -212,8 +219,8 @@ def speed_ups(frame: pd.DataFrame, baseline: Sequence[str] = ()) -> tuple[pd.Dat
     Returns
     -------
     table : DataFrame
-        ``ranked`` with ``baseline``, ``baseline_s`` and ``speed_up``, only the specs that the baseline was
-        measured on.
+        ``PROBLEM`` and ``OF_SPEED`` of ``ranked`` with ``baseline``, ``baseline_s`` and ``speed_up``, only
+        the specs that the baseline was measured on.
     label : str
 
     Raises
@@ -242,7 +249,7 @@ def speed_ups(frame: pd.DataFrame, baseline: Sequence[str] = ()) -> tuple[pd.Dat
         base = rows.drop_duplicates(PROBLEM, keep="last")
     base = base[[*PROBLEM, "algorithm", "median_s"]]
     base = base.rename(columns={"algorithm": "baseline", "median_s": "baseline_s"})
-    table = rows.merge(base, on=PROBLEM)
+    table = rows[[*PROBLEM, *OF_SPEED]].merge(base, on=PROBLEM)
     table["speed_up"] = table["baseline_s"] / table["median_s"]
     return table, label
 

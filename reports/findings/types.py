@@ -7,22 +7,31 @@ import pandas as pd
 from algos.dtypes import TYPES
 
 
-def typed(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """By problem, as its text is without type and zero points: rows of those that were measured in several
-    types.
+def in_types(rows: pd.DataFrame) -> list[str]:
+    """Problems, as their text is without type and zero points, that were measured in several types."""
+    kinds = _known(rows)[["problem", "dtype"]].drop_duplicates()
+    many = set(kinds.loc[kinds.duplicated("problem"), "problem"])
+    return [str(problem) for problem in kinds["problem"].drop_duplicates() if problem in many]
+
+
+def typed(rows: pd.DataFrame, problem: str) -> pd.DataFrame:
+    """What is known of one problem in each type.
 
     Columns ``dtype``, ``algorithm``, ``median_s``, ``error``: the largest, over a typical result, which is
     the root of the products that it sums, as operands are standard normals; 0 where all is exact.
     ``fastest`` is true for the fastest algorithm of each type.
     """
-    known = rows[rows["max_error"].notna() & (rows["median_s"] > 0)]
-    found: dict[str, pd.DataFrame] = {}
-    for problem, part in known.groupby("problem", sort=False):
-        if part["dtype"].nunique() > 1:
-            table = part[["dtype", "algorithm", "median_s"]].assign(error=part["max_error"] / part["typical"])
-            table["fastest"] = ~table.sort_values("median_s").duplicated("dtype")
-            found[str(problem)] = table
-    return found
+    known = _known(rows)
+    part = known[known["problem"] == problem]
+    table = part[["dtype", "algorithm", "median_s"]].assign(error=part["max_error"] / part["typical"])
+    table["fastest"] = ~table.sort_values("median_s").duplicated("dtype")
+    return table
+
+
+def _known(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a time and an error, and what of them tells types apart."""
+    narrow = rows[["problem", "dtype", "algorithm", "median_s", "max_error", "typical"]]
+    return narrow[narrow["max_error"].notna() & (narrow["median_s"] > 0)]
 
 
 def in_order(dtypes: pd.Series) -> list[str]:
