@@ -16,7 +16,7 @@ from bench.cli.arguments import Command, names_of
 from bench.cli.output import complain, print_json, show
 
 MANY = 2000  # records: beyond, a run reports on its own specs
-SELDOM = 100_000  # new objects after which garbage is looked for while a report is written
+SELDOM = 1_000_000  # new objects after which garbage is looked for while a report is written
 
 
 def _report_arguments(command: argparse.ArgumentParser) -> None:
@@ -54,18 +54,18 @@ def write_report(
 
     Of a large store only of ``specs``, if they are given: all of it would take longer than what was measured.
     """
-    from bench.regret import Regret
-    from bench.versus import wanted, works
-    from reports.findings.frame import to_frame
-    from reports.findings.networks import in_network_order
-    from reports.findings.versus import versus
-    from reports.page import Options, write_frame
-
     total = store.count()
     if total <= MANY:
         specs = None
-    picker = Regret()
     with _uncollected():
+        from bench.regret import Regret
+        from bench.versus import wanted, works
+        from reports.findings.frame import to_frame
+        from reports.findings.networks import in_network_order
+        from reports.findings.versus import versus
+        from reports.page import Options, write_frame
+
+        picker = Regret()
         frame = to_frame(picker.watch(store.stream(brief=True, specs=specs)))
         rows = picker.rows()
     del picker
@@ -85,8 +85,8 @@ def write_report(
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Nothing in a store refers to itself: looking for such garbage among millions
-    of objects takes a fifth of the time.
+    """Nothing in a store or in a module refers to itself and goes: looking for such garbage among millions of
+    objects takes a fifth of the time.
     """
     gc.disable()
     try:

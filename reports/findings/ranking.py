@@ -16,7 +16,6 @@ from algos.grammar import meant
 from bench.noise import Model, Ratio, decisions
 from reports.findings.frame import GROUP, PROBLEM, groups, tuples
 
-
 OF_SPEED = ("size", "kernel", "side", "kernel_side", "sweep", "direction", "algorithm", "family", "median_s")
 
 
