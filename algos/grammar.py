@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.dtypes import TYPES, kind, limits, whole
+from algos.dtypes import PAIRS, TYPES, kind, limits, whole
 
 DIRECTIONS = ("forward", "input_gradient", "weight_gradient")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
@@ -128,6 +128,8 @@ def checked_dtype(given: Any) -> str:
     """Canonical text of a type: ``a`` for x, w and y, ``a>c`` for another of y, ``a*b>c`` for another of w.
     """
     text = given
+    if text == PAIRS:
+        return PAIRS
     if not isinstance(text, str):
         try:
             text = "" if text is None else np.dtype(text).name

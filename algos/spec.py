@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from algos.dtypes import kind, whole
+from algos.dtypes import kind, named, whole
 from algos.grammar import (
     ACTIVATIONS,
     DIRECTIONS,
@@ -245,17 +245,17 @@ class ConvSpec:
     @cached_property
     def in_dtype(self) -> np.dtype:
         """Type of x, and of w unless they differ."""
-        return np.dtype(self.dtype.partition(">")[0].partition("*")[0])
+        return named(self.dtype.partition(">")[0].partition("*")[0])
 
     @cached_property
     def w_dtype(self) -> np.dtype:
         """Type of w."""
-        return np.dtype(self.dtype.partition(">")[0].rpartition("*")[2])
+        return named(self.dtype.partition(">")[0].rpartition("*")[2])
 
     @cached_property
     def out_dtype(self) -> np.dtype:
         """Type of y."""
-        return np.dtype(self.dtype.rpartition(">")[2])
+        return named(self.dtype.rpartition(">")[2])
 
     @cached_property
     def border(self) -> int | float:

@@ -27,8 +27,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, Support
+from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
+from algos.dtypes import PAIRS
 from algos.engine.blocks import Axis, axes
 from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
@@ -284,7 +285,7 @@ class DirectChannels(Compiled):
     name: str = "direct_channels"
     family: str = "direct"
     patch_bytes: int = 0
-    support: ClassVar[Support | None] = Support(ndim=(1, 2), epilogues=True)
+    support: ClassVar[Support | None] = Support(ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS), epilogues=True)
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
         return cut(spec, threads, self.patch_bytes or caches()["L2"])

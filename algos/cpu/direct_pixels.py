@@ -25,8 +25,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, Support
+from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
+from algos.dtypes import PAIRS
 from algos.engine.blocks import Blocks, Geometry, axes, locate, pack
 from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
@@ -232,7 +233,7 @@ class DirectPixels(Compiled):
     name: str = "direct_pixels"
     family: str = "direct"
     patch_bytes: int = 0
-    support: ClassVar[Support | None] = Support(ndim=(1, 2), epilogues=True)
+    support: ClassVar[Support | None] = Support(ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS), epilogues=True)
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
         return threads if spec.flops > SHARED_FLOPS else 1

@@ -11,8 +11,10 @@ transforms per tile and channel. Workspace: t^2 / r^2 times the weights, and blo
 ``block_bytes``. Accuracy: winograd: rounding is amplified by the transforms, little by F2, most by F6. One
 NaN or infinity spoils the whole tiles around it: up to 16 (F2), 36 (F4) or 64 (F6) outputs instead of 9.
 Range: that of the type. Weights and images near an end of it are scaled by powers of two, where they are read
-and written. Forward, 2-D, stride 1, dilation 1, kernels of 2 to 9 - m on each axis, float32 and float64,
-every padding and number of groups (with few channels in a group the transforms cost more than they save).
+and written. Whole numbers in pairs (``algos/lower/pairs.py``): F2 alone, exactly, since its A^T and B^T add
+and subtract, and G is whole when doubled. Forward, 2-D, stride 1, dilation 1, kernels of 2 to 9 - m on each
+axis, float32 and float64, every padding and number of groups (with few channels in a group the transforms
+cost more than they save).
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308.
 Equivalent: ``torch.nn.functional.conv2d`` with stride 1.
@@ -28,17 +30,19 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, Support
+from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
+from algos.dtypes import PAIRS
 from algos.engine.epilogue import After, after_of
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import LINE, aligned
+from algos.engine.pairs import paired, unpaired
 from algos.engine.ranges import ORDINARY, kind_of
 from algos.engine.relay import CHUNKS, ITEMS, fork
 from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
 from algos.engine.tables import named, table_of
 from algos.engine.tiles import Tiles, block_of, load_tiles, multiply, peak_of_rows, store_tiles
-from algos.engine.toom_cook import Tiled
+from algos.engine.toom_cook import Tiled, whole_by
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
@@ -92,10 +96,11 @@ def do_phase(x, y, kernels, tiles, shape, faint, scales, memory, phase, slot, ch
             squares = store_tiles(
                 products, y, block, tiles, shape, up, more, scratch, phase.after, part, parts
             )
-        again = phase.number == 0 and kind == ORDINARY and not faint < squares < np.inf
-        if again:
-            kind = kind_of_item(x, item, tiles, shape, scratch)
-            again = kind != ORDINARY
+        again = False
+        if faint is not None:
+            if phase.number == 0 and kind == ORDINARY and not faint < squares < np.inf:
+                kind = kind_of_item(x, item, tiles, shape, scratch)
+                again = kind != ORDINARY
         if phase.number == 3:
             memory.sums[part] = squares
 
@@ -116,7 +121,8 @@ def winograd_tiles(x, y, kernels, table, shape, faint, scales, spectra, products
 
     Operands are taken for ORDINARY, and an item whose results tell otherwise is computed once more: results
     whose squares overflow or sum to ``faint`` at most. scales: for items of each kind the factor of what is
-    read, and two of results; table: of ``Tiles``; shape: as ``load_tiles`` has it.
+    read, and two of results; faint: None for whole numbers, of which all are; table: of ``Tiles``; shape: as
+    ``load_tiles`` has it.
     """
     tiles, memory = named(Tiles, table), Memory(spectra, products, scratch, sums)
     items = x.shape[0] * tiles.groups * -(-tiles.tiles_h // tiles.rows)
@@ -132,10 +138,11 @@ def winograd_tiles(x, y, kernels, table, shape, faint, scales, spectra, products
         run += 1
         if number == 3:
             known, kind = kind, ORDINARY
-            if known == ORDINARY and not faint < sums[:parts].sum() < np.inf:
-                kind = kind_of_item(x, item, tiles, shape, scratch[0])
-                if kind != ORDINARY:
-                    run -= 3
+            if faint is not None:
+                if known == ORDINARY and not faint < sums[:parts].sum() < np.inf:
+                    kind = kind_of_item(x, item, tiles, shape, scratch[0])
+                    if kind != ORDINARY:
+                        run -= 3
 
 
 class Tiling(NamedTuple):
@@ -172,7 +179,7 @@ class Winograd(Tiled, Compiled):
     m: int = 2
     block_bytes: int = 1 << 20
     shared_bytes: int = 4 << 20
-    support: ClassVar[Support | None] = Support(epilogues=True)
+    support: ClassVar[Support | None] = Support(dtypes=(*PLAIN_TYPES, PAIRS), epilogues=True)
 
     def _tile(self, spec: ConvSpec) -> tuple[int, int]:
         return self.m + spec.kernel[0] - 1, self.m + spec.kernel[1] - 1
@@ -232,8 +239,8 @@ class Winograd(Tiled, Compiled):
         spectra, products, scratch = self._shapes(spec, tiling)
         inputs = spec.in_channels // spec.groups
         weights = spectra[0] * inputs * products[2] * spec.groups
-        # In double precision, half done and done, and rounded
-        building = spectra[0] * inputs * spec.out_channels * 24
+        # In double precision, half done and done, and rounded; of pairs the first and the second numbers
+        building = spectra[0] * inputs * spec.out_channels * (40 if spec.dtype == PAIRS else 24)
         copies = 1 if tiling.together else tiling.threads
         running = copies * (math.prod(spectra) + math.prod(products)) + tiling.threads * scratch
         unit = spec.in_dtype.itemsize
@@ -247,15 +254,19 @@ class Winograd(Tiled, Compiled):
             spec.out_channels // spec.groups,
         )
         g_h, g_w = (np.array(g, np.float64) for _, g, _ in self.transforms(spec))
-        block = VECTORS * lanes(spec.in_dtype)
+        block, pairs = VECTORS * lanes(spec.in_dtype), spec.dtype == PAIRS
         blocks, points = -(-outputs // block), math.prod(self._tile(spec))
+        if pairs:
+            g_h, g_w = (g * whole_by(self.m, r) for g, r in zip((g_h, g_w), spec.kernel, strict=True))
         kernels = aligned((groups, points, blocks, inputs, block), spec.in_dtype, zeros=True)
         taps = (np.ldexp(weights, -taken) if taken else weights).reshape(
             groups, outputs, inputs, *spec.kernel
         )
         for group in range(groups):
-            half = np.tensordot(g_h, taps[group], ([1], [2]))  # (t_h, o, i, kw)
-            found = np.tensordot(g_w, half, ([1], [3])).swapaxes(0, 1).reshape(points, outputs, inputs)
+            parts = unpaired(taps[group]) if pairs else [taps[group]]
+            halves = [np.tensordot(g_h, part, ([1], [2])) for part in parts]  # (t_h, o, i, kw)
+            done = [np.tensordot(g_w, half, ([1], [3])).swapaxes(0, 1) for half in halves]
+            found = (paired(*done) if pairs else done[0]).reshape(points, outputs, inputs)
             for b in range(blocks):
                 part = found[:, b * block : (b + 1) * block]
                 kernels[group, :, b, :, : part.shape[1]] = part.swapaxes(1, 2)
@@ -264,7 +275,11 @@ class Winograd(Tiled, Compiled):
     def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         tiling = self._tiling(spec, threads)
         tiles_h, tiles_w, rows, together, threads = tiling
-        taken, faint, limits, scales = self.scaling(spec, float(np.abs(weights).max(initial=0)))
+        taken, faint, limits, scales = (
+            (0, None, (0, 0), np.ones((3, 3), np.int32))
+            if spec.dtype == PAIRS
+            else self.scaling(spec, float(np.abs(weights).max(initial=0)))
+        )
         kernels = self._kernels(spec, weights, taken)
         spectra_shape, products_shape, length = self._shapes(spec, tiling)
         copies = 1 if together else threads

@@ -1,17 +1,23 @@
-"""Loops that convert elements, written so that LLVM turns them into vectors: NumPy's take 2 to 4 ns an
-element to and from float16, and several passes where a type must be checked.
+"""Loops that convert elements, written so that LLVM turns them into vectors, and shared with the helpers:
+NumPy's take 2 to 4 ns an element to and from float16, and several passes where a type must be checked.
+
+Each comes twice: what one thread does of it, items [first, last) of ``ITEM`` elements or as said there, and
+all of it.
 """
 
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import float32, types, uint16, uint32
+from numba import float32, int32, int64, types, uint16, uint32
 from numba.extending import intrinsic
 
-from algos.engine.jit import compiled
+from algos.engine.jit import compiled, linked
+from algos.engine.relay import fork, increment
+from algos.engine.simd import place
 
 FLAGS = {"error_model": "numpy"}
 HALF, SINGLE = ir.HalfType(), ir.FloatType()
+ITEM = 1 << 12
 INFINITE, QUIET = 0x7F800000, 0x40  # bits of an infinity in float32, and what keeps a NaN one in bfloat16
 
 
@@ -55,28 +61,42 @@ def of_bits(typingctx, bits):
     return float32(types.uint32), code
 
 
-@compiled(**FLAGS)
-def halves_in(a, y):
-    for i in range(a.size):
+@linked(**FLAGS)
+def some_halves_in(a, y, slot, first, last):
+    for i in range(first * ITEM, min(last * ITEM, a.size)):
         y[i] = from_half(a[i])
 
 
 @compiled(**FLAGS)
-def halves_out(a, y):
-    for i in range(a.size):
+def halves_in(a, y, job):
+    fork(some_halves_in, (a, y), job)
+
+
+@linked(**FLAGS)
+def some_halves_out(a, y, slot, first, last):
+    for i in range(first * ITEM, min(last * ITEM, a.size)):
         y[i] = to_half(a[i])
 
 
 @compiled(**FLAGS)
-def brains_in(a, y):
-    for i in range(a.size):
+def halves_out(a, y, job):
+    fork(some_halves_out, (a, y), job)
+
+
+@linked(**FLAGS)
+def some_brains_in(a, y, slot, first, last):
+    for i in range(first * ITEM, min(last * ITEM, a.size)):
         y[i] = of_bits(uint32(a[i]) << uint32(16))
 
 
 @compiled(**FLAGS)
-def brains_out(a, y):
-    """To nearest, to even when halfway."""
-    for i in range(a.size):
+def brains_in(a, y, job):
+    fork(some_brains_in, (a, y), job)
+
+
+@linked(**FLAGS)
+def some_brains_out(a, y, slot, first, last):
+    for i in range(first * ITEM, min(last * ITEM, a.size)):
         bits = bits_of(a[i])
         near = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
         lost = (bits >> uint32(16)) | uint32(QUIET)
@@ -84,36 +104,98 @@ def brains_out(a, y):
 
 
 @compiled(**FLAGS)
-def differences(a, y, point):
-    """Whole numbers less a zero point, in floats that hold both."""
-    for i in range(a.size):
-        y[i] = a[i] - point
+def brains_out(a, y, job):
+    """To nearest, to even when halfway."""
+    fork(some_brains_out, (a, y), job)
+
+
+@linked(**FLAGS)
+def some_differences(a, y, point, slot, first, last):
+    for i in range(first * ITEM, min(last * ITEM, a.size)):
+        y[i] = a[i]
+        y[i] -= point
 
 
 @compiled(**FLAGS)
-def wholes_out(a, y, low, high):
-    """Whole numbers that floats hold, into a type from ``low`` to ``high``; how many do not fit."""
-    beyond = 0
-    for i in range(a.size):
-        value = a[i]
-        near = value if value > low else low
-        near = near if near < high else high
-        y[i] = near
-        beyond += near != value
-    return beyond
+def differences(a, y, point, job):
+    """Whole numbers less a zero point, in floats that hold all three."""
+    fork(some_differences, (a, y, point), job)
+
+
+@linked(**FLAGS)
+def some_long_differences(a, y, point, slot, first, last):
+    for i in range(first * ITEM, min(last * ITEM, a.size)):
+        y[i] = int64(a[i]) - point
 
 
 @compiled(**FLAGS)
-def parts(a, y, z):
-    """Real and imaginary parts of numbers that lie [real, imaginary, real, ...]."""
-    for i in range(y.size):
+def long_differences(a, y, point, job):
+    """The same of 64 bits, in floats that hold the differences alone."""
+    fork(some_long_differences, (a, y, point), job)
+
+
+@linked(**FLAGS)
+def some_parts(a, y, z, slot, first, last):
+    for i in range(first * ITEM, min(last * ITEM, y.size)):
         y[i] = a[2 * i]
         z[i] = a[2 * i + 1]
 
 
 @compiled(**FLAGS)
-def joined(a, b, c, d, sign, y):
-    """y = [a - sign d, b + sign c], [real, imaginary] of each element."""
-    for i in range(a.size):
+def parts(a, y, z, job):
+    """Real and imaginary parts of numbers that lie [real, imaginary, real, ...]."""
+    fork(some_parts, (a, y, z), job)
+
+
+@linked(**FLAGS)
+def some_joined(a, b, c, d, sign, y, slot, first, last):
+    for i in range(first * ITEM, min(last * ITEM, a.size)):
         y[2 * i] = a[i] - sign * d[i]
         y[2 * i + 1] = b[i] + sign * c[i]
+
+
+@compiled(**FLAGS)
+def joined(a, b, c, d, sign, y, job):
+    """y = [a - sign d, b + sign c], [real, imaginary] of each element."""
+    fork(some_joined, (a, b, c, d, sign, y), job)
+
+
+@linked(**FLAGS)
+def some_wholes_out(a, y, low, high, beyond, slot, first, last):
+    count = 0
+    for i in range(first * ITEM, min(last * ITEM, a.size)):
+        value = a[i]
+        near = value if value > low else low
+        near = near if near < high else high
+        y[i] = near
+        count += near != value
+    increment(place(beyond, 0), 0, count)
+
+
+@compiled(**FLAGS)
+def wholes_out(a, y, low, high, beyond, job):
+    """Whole numbers into a type from ``low`` to ``high``; ``beyond[0]`` counts those that do not fit."""
+    fork(some_wholes_out, (a, y, low, high, beyond), job)
+
+
+@linked(**FLAGS)
+def some_pairs(a, y, point, slot, first, last):
+    channels, halves = a.shape[1], y.shape[1]
+    for item in range(first, last):
+        n, k = item // halves, item % halves
+        x, one, pairs = a[n, 2 * k], a[n, min(2 * k + 1, channels - 1)], y[n, k]
+        if 2 * k + 1 < channels:
+            for i in range(pairs.size):
+                low, high = int32(x[i]) - point, int32(one[i]) - point
+                pairs[i] = (low & int32(0xFFFF)) | (high << int32(16))
+        else:
+            for i in range(pairs.size):
+                pairs[i] = (int32(x[i]) - point) & int32(0xFFFF)
+
+
+@compiled(**FLAGS)
+def pairs(a, y, point, job):
+    """Channels 2k and 2k + 1 of a (n, channels, elements), less ``point``, as halves of y (n, halves,
+    elements); items are channels of y.
+    """
+    fork(some_pairs, (a, y, point), job)

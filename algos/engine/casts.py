@@ -14,6 +14,7 @@ from algos.dtypes import BFLOAT16
 from algos.host import cpu_features
 
 LEAST = 1 << 12  # elements; below, a call of a loop and its compilation do not pay
+SHARED = 1 << 15  # fewer stay on one thread
 HALF, SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 NARROW = {(HALF, SINGLE): "halves_in", (SINGLE, HALF): "halves_out", (BFLOAT16, SINGLE): "brains_in",
           (SINGLE, BFLOAT16): "brains_out"}  # fmt: skip
@@ -37,13 +38,35 @@ def _loop(name: str, *arrays: Any) -> Callable[..., Any] | None:
     return getattr(casting, name)
 
 
-def convert(target: Any, a: Any) -> None:
-    """target[...] = a, rounded to nearest where the type is narrower."""
+def _job(elements: int, threads: int, items: int = 0) -> np.ndarray:
+    """What shares a loop over so many elements; its helpers are woken."""
+    from algos.engine.casting import ITEM
+    from algos.engine.relay import HELPERS, helpers
+
+    crew = helpers()
+    job = crew.job(items or -(-elements // ITEM), threads if elements >= SHARED else 1)
+    if job[HELPERS]:
+        crew.wake(int(job[HELPERS]))
+    return job
+
+
+def convert(target: Any, a: Any, threads: int = 1, point: int = 0) -> None:
+    """target[...] = a - point, rounded to nearest where the type is narrower."""
     name = NARROW.get((a.dtype, target.dtype))
-    if name is None or (loop := _loop(name, a, target)) is None:
-        target[...] = a
+    if a.dtype.kind in "iu" and target.dtype.kind == "f":
+        name = "differences" if a.itemsize < 8 else "long_differences"
+    if name is not None and (loop := _loop(name, a, target)) is not None:
+        if name in NARROW.values():
+            loop(_bits(a), _bits(target), _job(a.size, threads))
+        else:
+            whole = np.array(point, a.dtype).astype(np.int64) if a.itemsize == 8 else target.dtype.type(point)
+            loop(a.reshape(-1), target.reshape(-1), whole[()], _job(a.size, threads))
+    elif point and a.itemsize == 8:  # which floats may not hold, where they hold the difference
+        target[...] = (a - a.dtype.type(point)).view(np.int64)
     else:
-        loop(_bits(a), _bits(target))
+        target[...] = a
+        if point:
+            target -= point
 
 
 def _bits(a: np.ndarray) -> np.ndarray:
@@ -51,21 +74,43 @@ def _bits(a: np.ndarray) -> np.ndarray:
     return (a.view(np.uint16) if a.itemsize == 2 else a).reshape(-1)
 
 
-def store_whole(y: Any, result: Any) -> None:
-    """y[...] = whole numbers that floats hold.
+def pair(target: np.ndarray, a: np.ndarray, point: int, threads: int = 1) -> None:
+    """target (n, k, *size): channels 2k and 2k + 1 of a (n, c, *size) less ``point`` in its halves; a last one
+    alone is beside a zero.
+    """
+    rows, channels, halves = *a.shape[:2], target.shape[1]
+    if (loop := _loop("pairs", a, target)) is not None:
+        job = _job(a.size, threads, rows * halves)
+        loop(a.reshape(rows, channels, -1), target.reshape(rows, halves, -1), np.int32(point), job)
+        return
+    numbers = target.view(np.int16).reshape(*target.shape, 2)
+    np.subtract(a[:, ::2], point, out=numbers[..., 0], dtype=np.int16, casting="unsafe")
+    np.subtract(a[:, 1::2], point, out=numbers[:, : channels // 2, ..., 1], dtype=np.int16, casting="unsafe")
+    if channels % 2:
+        numbers[:, -1, ..., 1] = 0
+
+
+def store_whole(y: Any, result: Any, threads: int = 1) -> None:
+    """y[...] = whole numbers that floats, or integers, hold.
 
     Raises
     ------
     OverflowError
         For one that does not fit the type of y.
     """
-    info, floats = np.iinfo(y.dtype), result.dtype.type
-    high = floats(info.max)
-    if int(high) > info.max:  # rounded up
-        high = np.nextafter(high, floats(0))
+    info, kind = np.iinfo(y.dtype), result.dtype.type
+    if result.dtype.kind == "f":
+        low, high = kind(info.min), kind(info.max)
+        if int(high) > info.max:  # rounded up
+            high = np.nextafter(high, kind(0))
+    else:
+        inside = np.iinfo(result.dtype)
+        low, high = kind(max(info.min, inside.min)), kind(min(info.max, inside.max))
     loop = _loop("wholes_out", y, result)
     if loop is not None and y.itemsize < 8:
-        fits = not loop(result.reshape(-1), y.reshape(-1), floats(info.min), high)
+        outside = np.zeros(1, np.int64)
+        loop(result.reshape(-1), y.reshape(-1), low, high, outside, _job(y.size, threads))
+        fits = not outside[0]
     else:
         fits = not result.size or (int(result.min()) >= info.min and int(result.max()) <= info.max)
         if fits:
@@ -85,17 +130,17 @@ def beyond(value: int, dtype: np.dtype) -> str:
     return f"{told}: convert the operands to {wider}, or give a plan a wider result, {dtype}>{wider}"
 
 
-def split(a: Any, first: Any, second: Any) -> None:
+def split(a: Any, first: Any, second: Any, threads: int = 1) -> None:
     """Real and imaginary parts."""
     floats = np.dtype(f"f{a.itemsize // 2}")
     loop = _loop("parts", a, first, second) if first.dtype == second.dtype == floats else None
     if loop is None:
         first[...], second[...] = a.real, a.imag
     else:
-        loop(a.reshape(-1).view(floats), first.reshape(-1), second.reshape(-1))
+        loop(a.reshape(-1).view(floats), first.reshape(-1), second.reshape(-1), _job(a.size, threads))
 
 
-def combined(y: Any, products: Any, conjugate: bool) -> None:
+def combined(y: Any, products: Any, conjugate: bool, threads: int = 1) -> None:
     """y from the real products of its parts: those of [real, imaginary] images with [real, imaginary]
     weights, the latter's sign turned if ``conjugate``.
     """
@@ -104,7 +149,8 @@ def combined(y: Any, products: Any, conjugate: bool) -> None:
     loop = _loop("joined", y, a, b, c, d) if a.dtype == floats else None
     if loop is not None:
         flat = [p.reshape(-1) for p in ((a, c, b, d) if conjugate else (a, b, c, d))]
-        loop(*flat, floats.type(-1 if conjugate else 1), y.reshape(-1).view(floats))
+        sign = floats.type(-1 if conjugate else 1)
+        loop(*flat, sign, y.reshape(-1).view(floats), _job(y.size, threads))
     elif conjugate:
         np.add(a, d, out=y.real)
         np.subtract(c, b, out=y.imag)

@@ -56,21 +56,40 @@ RUN_ROWS, RUN_VECTORS = (6, 4) if simd() == "avx512" else (ROWS, VECTORS)
 UNROLLED = 4
 
 
+# What multiplies 16 bits and adds pairs, by lanes; instructions of LLVM that a machine lacks are an error
+MULTIPLY_ADD = {
+    lanes: name
+    for lanes, name, feature in (
+        (4, "sse2.pmadd.wd", "sse2"), (8, "avx2.pmadd.wd", "avx2"), (16, "avx512.pmaddw.d.512", "avx512bw"),
+    )
+    if cpu_features().get(feature)
+}  # fmt: skip
+
+
 def lanes(dtype: Any) -> int:
     """Elements of ``dtype`` in a vector."""
     return VECTOR_BYTES // dtype.itemsize
 
 
+SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: I32}
+
+
 class Emitter:
-    """Vector instructions of one element type at the builder's position."""
+    """Vector instructions of one element type at the builder's position.
+
+    Elements of type int32 are pairs of whole numbers of 16 bits, or sums of products of them
+    (``algos/lower/pairs.py``): ``fma(a, b, c)`` is c plus the products of both halves, modulo 2^32.
+    """
 
     def __init__(self, builder: Any, element: Any, lanes: int | None = None) -> None:
         self.builder = builder
-        self.scalar = ir.FloatType() if element == types.float32 else ir.DoubleType()
+        self.scalar, self.pairs = SCALARS[element], element == types.int32
         self.lanes = lanes or VECTOR_BYTES * 8 // element.bitwidth
         self.vector = ir.VectorType(self.scalar, self.lanes)
-        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self.zero = ir.Constant(self.vector, [0 if self.pairs else 0.0] * self.lanes)
         self.bytes = element.bitwidth // 8  # vectors need no more than their elements' alignment
+        if self.pairs:
+            return
         suffix = "f32" if element == types.float32 else "f64"
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
         # fmuladd fuses where the machine can, and multiplies and adds where it cannot; llvm.fma would call a
@@ -104,7 +123,25 @@ class Emitter:
         return ir.Constant(self.vector, [float(value)] * self.lanes)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return self.builder.call(self._fma, [a, b, c])
+        if not self.pairs:
+            return self.builder.call(self._fma, [a, b, c])
+        halves = ir.VectorType(ir.IntType(16), 2 * self.lanes)
+        a, b = self.builder.bitcast(a, halves), self.builder.bitcast(b, halves)
+        if name := MULTIPLY_ADD.get(self.lanes):  # with c, LLVM makes one instruction of it where there is one
+            kind = ir.FunctionType(self.vector, [halves] * 2)
+            function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.x86.{name}")
+            return self.builder.add(self.builder.call(function, [a, b]), c)
+        for half in range(2):
+            picks = [2 * lane + half for lane in range(self.lanes)]
+            x, y = (self.builder.sext(self.shuffle(v, v, picks), self.vector) for v in (a, b))
+            c = self.builder.add(self.builder.mul(x, y), c)
+        return c
+
+    def add(self, a: Any, b: Any) -> Any:
+        return self.builder.add(a, b) if self.pairs else self.builder.fadd(a, b)
+
+    def subtract(self, a: Any, b: Any) -> Any:
+        return self.builder.sub(a, b) if self.pairs else self.builder.fsub(a, b)
 
     def shuffle(self, a: Any, b: Any, picks: Sequence[int]) -> Any:
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(picks)), list(picks)))

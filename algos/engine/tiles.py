@@ -33,7 +33,7 @@ from algos.engine.simd import (
     outer_rows,
     transpose,
 )
-from algos.engine.toom_cook import Matrix, toom_cook
+from algos.engine.toom_cook import Matrix, toom_cook, whole_by
 
 FLAGS = {"error_model": "numpy"}
 R1, R2 = TAILS
@@ -91,7 +91,13 @@ def transform(typingctx, outputs, taps, back, source, source_step, target, targe
             emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, k))))
             for k in range(len(matrix[0]))
         ]
-        for i, value in enumerate(combinations(emit, matrix, found)):
+        halves = ir.VectorType(ir.IntType(16), 2 * emit.lanes)  # pairs are transformed half by half
+        if emit.pairs and matrix is bt:
+            found = [builder.bitcast(value, halves) for value in found]
+        values = combinations(emit, matrix, found)
+        values = unscaled(emit, values, len(sig.args[1])) if matrix is at else values
+        for i, value in enumerate(values):
+            value = builder.bitcast(value, emit.vector)
             emit.store(value, emit.at(target, builder.mul(target_step, ir.Constant(I64, i))))
         return context.get_dummy_value()
 
@@ -104,7 +110,7 @@ def rows_back(typingctx, outputs, taps, source, source_step, target, target_step
     ``squares``.
 
     The squares are summed lane by lane: overflow and NaN stay in them, and so does a result too small for its
-    square to count.
+    square to count. Of whole numbers nobody asks.
     """
     signature = types.void(outputs, taps, source, types.intp, target, types.intp, types.intp, target)
 
@@ -116,16 +122,26 @@ def rows_back(typingctx, outputs, taps, source, source_step, target, target_step
         with cgutils.for_range_slice(builder, I64(0), count, I64(emit.lanes), I64) as (j, _):
             rows = [emit.at(source, j, builder.mul(source_step, I64(k))) for k in range(len(matrix[0]))]
             found = combinations(emit, matrix, [emit.load(row) for row in rows])
-            square = builder.fmul(found[0], found[0])
-            for value in found[1:]:
-                square = emit.fma(value, value, square)
-            builder.store(builder.fadd(builder.load(total), square), total)
+            found = unscaled(emit, found, len(sig.args[1]))
+            if not emit.pairs:
+                square = builder.fmul(found[0], found[0])
+                for value in found[1:]:
+                    square = emit.fma(value, value, square)
+                builder.store(builder.fadd(builder.load(total), square), total)
             for i, value in enumerate(found):
                 emit.store(value, emit.at(target, j, builder.mul(target_step, I64(i))))
         emit.store(builder.load(total), squares)
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def unscaled(emit: Emitter, sums: list[Any], taps: int) -> list[Any]:
+    """Sums of whole numbers divided, without rest, by what their weights were multiplied by."""
+    if not emit.pairs:
+        return sums
+    bits = ir.Constant(emit.vector, [whole_by(2, taps).bit_length() - 1] * emit.lanes)
+    return [emit.builder.ashr(value, bits) for value in sums]
 
 
 def combinations(emit: Emitter, matrix: Matrix, vectors: list[Any]) -> list[Any]:
@@ -141,13 +157,13 @@ def combinations(emit: Emitter, matrix: Matrix, vectors: list[Any]) -> list[Any]
             x, y = terms[a][1], terms[b][1]
             even = tuple(v if v == w else Fraction(0) for v, w in zip(columns[a], columns[b], strict=True))
             odd = tuple(v if v != w else Fraction(0) for v, w in zip(columns[a], columns[b], strict=True))
-            terms[a], terms[b] = (even, emit.builder.fadd(x, y)), (odd, emit.builder.fsub(x, y))
+            terms[a], terms[b] = (even, emit.add(x, y)), (odd, emit.subtract(x, y))
         return [_sum(emit, [(column[i], vector) for column, vector in terms]) for i in range(len(matrix))]
     results: dict[int, Any] = {}
     for a, b in _opposite(list(matrix)):
         even = _sum(emit, [(v, x) for v, w, x in zip(matrix[a], matrix[b], vectors, strict=True) if v == w])
         odd = _sum(emit, [(v, x) for v, w, x in zip(matrix[a], matrix[b], vectors, strict=True) if v != w])
-        results[a], results[b] = emit.builder.fadd(even, odd), emit.builder.fsub(even, odd)
+        results[a], results[b] = emit.add(even, odd), emit.subtract(even, odd)
     for i, row in enumerate(matrix):
         if i not in results:
             results[i] = _sum(emit, list(zip(row, vectors, strict=True)))
@@ -182,7 +198,7 @@ def _sum(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
         total = emit.builder.fmul(total, emit.constant(factor))
     for factor, vector in rest:
         if abs(factor) == 1:
-            total = emit.builder.fadd(total, vector) if factor == 1 else emit.builder.fsub(total, vector)
+            total = emit.add(total, vector) if factor == 1 else emit.subtract(total, vector)
         else:
             total = emit.fma(vector, emit.constant(factor), total)
     return total

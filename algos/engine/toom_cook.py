@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from algos.contract import Support
+from algos.dtypes import PAIRS
 from algos.engine.ranges import limit_bits, powers_of_two, thresholds
 from algos.spec import ConvSpec
 
@@ -65,6 +66,14 @@ def toom_cook(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
     return tuple(map(tuple, back)), tuple(kernel), tuple(data)
 
 
+def whole_by(m: int, r: int) -> int:
+    """The number that makes all of G whole, a power of two; 0 where A^T or B^T hold more than 0, 1 and -1."""
+    back, kernel, data = toom_cook(m, r)
+    if any(abs(v) not in (0, 1) for matrix in (back, data) for row in matrix for v in row):
+        return 0
+    return math.lcm(*(v.denominator for row in kernel for v in row))
+
+
 def _from_roots(roots: tuple[Fraction, ...] | list[Fraction]) -> list[Fraction]:
     """Coefficients of the product of (x - root), lowest first."""
     product = [Fraction(1)]
@@ -91,6 +100,8 @@ class Tiled:
         if min(spec.kernel) < 2 or self.m + max(spec.kernel) - 1 > LARGEST_TILE:
             kh, kw = spec.kernel
             return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} on each axis, not {kh}x{kw}"
+        if spec.dtype == PAIRS and not all(whole_by(self.m, r) for r in spec.kernel):
+            return "its roundings may change whole numbers"
         return None
 
     def growth(self, spec: ConvSpec) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from algos.arrays import DeviceArray, is_device_array
 from algos.build import lowering_code
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, modelled_prepare_s, said
-from algos.dtypes import kind, whole
+from algos.dtypes import PAIRS, kind, whole
 from algos.engine.kept import compiled_now, compiling_s
 from algos.lower.axes import axes, depth
 from algos.lower.border import border
@@ -29,6 +29,7 @@ from algos.lower.direction import exchange, residues, shuffle, spaced
 from algos.lower.epilogue import epilogue
 from algos.lower.flip import flip
 from algos.lower.geometry import crop, dilation, groups, padding, stride
+from algos.lower.pairs import pairs
 from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, count
 from algos.lower.types import types
 from algos.spec import ConvSpec, SpecError
@@ -38,7 +39,7 @@ Run = Callable[..., Any]
 Solve = Callable[[ConvSpec, Any, Any], Run]
 
 STEPS: dict[str, Callable[[ConvSpec], Lowered | None]] = {
-    "types": types, "border": border, "flip": flip, "epilogue": epilogue, "residues": residues,
+    "pairs": pairs, "types": types, "border": border, "flip": flip, "epilogue": epilogue, "residues": residues,
     "shuffle": shuffle, "spaced": spaced, "exchange": exchange, "crop": crop, "groups": groups,
     "stride": stride, "dilation": dilation, "padding": padding, "axes": axes, "depth": depth,
 }  # fmt: skip
@@ -459,8 +460,9 @@ def _always(algorithm: Algorithm, spec: ConvSpec) -> tuple[str, ...]:
     """What is lowered whatever the algorithm says; it is asked about the rest."""
     known, support = OF_PEERS if algorithm.family == "peer" else ALWAYS, algorithm.support
     applies = support is not None and support.epilogues
-    if algorithm.family != "peer" and spec.dtype not in (PLAIN_TYPES if support is None else support.dtypes):
-        known = (*known, "types")
+    dtypes = PLAIN_TYPES if support is None else support.dtypes
+    if algorithm.family != "peer" and spec.dtype not in dtypes:
+        known = (*known, "pairs" if PAIRS in dtypes and pairs(spec) is not None else "types")
     return known if applies else (*known, "epilogue")
 
 

@@ -29,9 +29,9 @@ SINGLE, DOUBLE, LONG = 1 << 24, 1 << 53, 1 << 63  # below which every whole numb
 
 def integers(spec: ConvSpec) -> Lowered:
     """The differences from the zero points, in float32 or float64, alone or in runs of channels."""
-    a, b = _widest(spec)
+    a, b = widest(spec)
     bound = _terms(spec) * a * b
-    guard = None if bound < DOUBLE and not spec.bias else partial(_guarded, spec)
+    guard = None if bound < DOUBLE and not spec.bias else partial(guarded_by, spec)
     if runs := _runs(spec, a * b):
         return _summed(spec, runs, guard)
     work = np.float32 if bound < SINGLE and not spec.bias else np.float64
@@ -42,17 +42,17 @@ def integers(spec: ConvSpec) -> Lowered:
     return Lowered((whole,), f"whole numbers in {part.dtype}", guard=guard)
 
 
-def _widest(spec: ConvSpec) -> tuple[int, int]:
+def widest(spec: ConvSpec) -> tuple[int, int]:
     """Largest magnitudes that the types of both operands hold, less their zero points."""
     first = spec.out_dtype if spec.direction == "input_gradient" else spec.in_dtype
     second = spec.out_dtype if spec.direction == "weight_gradient" else spec.w_dtype
     limits = (np.iinfo(dtype) for dtype in (first, second))
     a, b = (max(int(info.max) - point, point - int(info.min))
             for info, point in zip(limits, spec.zero_points, strict=True))  # fmt: skip
-    return max(a, _border(spec)), b
+    return max(a, border_of(spec)), b
 
 
-def _border(spec: ConvSpec) -> int:
+def border_of(spec: ConvSpec) -> int:
     return abs(int(spec.border) - spec.zero_points[0]) if spec.padding_mode.startswith("constant:") else 0
 
 
@@ -106,7 +106,7 @@ def _summed(spec: ConvSpec, runs: list[slice], guard: Any) -> Lowered:
         parts.append(Part(part, partial(_weights_of, at=at, point=w), partial(_converting_of, at, x), _added,
                           copied=elements, held=elements, beside=count(part.output_shape),
                           made=True))  # fmt: skip
-    finish = partial(_finished, spec) if spec.finished else None
+    finish = partial(finishing, spec) if spec.finished else None
     words = f"whole numbers in float32, {len(runs)} runs of channels"
     return Lowered(tuple(parts), words, cleared=True, finish=finish, guard=guard)
 
@@ -124,7 +124,7 @@ def _added(y: Any, result: Any) -> None:
     y += result.astype(y.dtype)
 
 
-def _finished(spec: ConvSpec, bias: Any, threads: int) -> Callable[[Any], None]:
+def finishing(spec: ConvSpec, bias: Any, threads: int) -> Callable[[Any], None]:
     """Adds a bias to whole numbers, and applies an activation; the guard has seen that float64 holds both."""
 
     def finish(y: Any) -> None:
@@ -139,11 +139,11 @@ def _finished(spec: ConvSpec, bias: Any, threads: int) -> Callable[[Any], None]:
 # ---- where the types prove nothing -------------------------------------------------------------------------
 
 
-def _guarded(spec: ConvSpec, weights: Any, bias: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+def guarded_by(spec: ConvSpec, weights: Any, bias: Any, run: Callable[..., Any]) -> Callable[..., Any]:
     """``run`` where the numbers at hand prove that float64 is exact, else loops over whole numbers."""
     x, w = spec.zero_points
     fixed = max(_largest(weights, w), 1) if weights is not None else 1
-    added, terms, border = _largest(bias, 0) if bias is not None else 0, _terms(spec), _border(spec)
+    added, terms, border = _largest(bias, 0) if bias is not None else 0, _terms(spec), border_of(spec)
 
     def guarded(*operands: Any, out: Any = None) -> Any:
         sizes = [_largest(a, point) for a, point in zip(operands, (x, 0), strict=False)]

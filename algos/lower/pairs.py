@@ -1,0 +1,75 @@
+"""Narrow whole numbers as pairs of 16 bits, whose products one instruction adds in 32: twice as many as of
+floats in the same registers, and no rounding.
+
+Channels 2k and 2k + 1 of a group lie side by side in one element, in x and in w, less their zero points; a
+last one alone is beside a zero. The rest of the problem is that of half as many channels, so that kernels
+differ in one instruction (``Emitter.fma``), and a result of type int32 is written where it belongs.
+
+Sums are taken modulo 2^32, in which neither order nor what lies between matters: they are right where the
+types prove that the result, K a b at most, is below 2^31. Winograd's F(2, 3) multiplies G by 2 along each
+axis and divides at the end, which asks for 4 K a b below 2^31; its transforms for 4 a and 9 b below 2^15. All
+of it holds for 8 bits up to K = 8,256.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from algos.dtypes import PAIRS, whole
+from algos.engine.casts import pair, store_whole
+from algos.engine.pairs import paired
+from algos.lower.parts import Lowered, Move, Part, count
+from algos.lower.whole import finishing, guarded_by, widest
+from algos.spec import ConvSpec
+
+HALF, SUM, SPREAD = 1 << 15, 1 << 29, (4, 9)  # below which halves and results are, and transforms' growth
+
+
+def pairs(spec: ConvSpec) -> Lowered | None:
+    """The differences from the zero points, in pairs, where their types are narrow enough."""
+    inner = spec.in_channels // spec.groups
+    if spec.dtype == PAIRS or not whole(spec.in_dtype) or spec.direction != "forward" or inner == 1:
+        return None
+    a, b = widest(spec)
+    bound = spec.reduction_length * a * b
+    if bound >= SUM or any(most * by >= HALF for most, by in zip((a, b), SPREAD, strict=True)):
+        return None
+    wide = np.iinfo(spec.out_dtype).max >= bound
+    if spec.finished and not wide:  # the sum alone may not fit
+        return None
+    mode = spec.padding_mode
+    if mode.startswith("constant:"):
+        fill = np.array([int(spec.border) - spec.zero_points[0]])
+        mode = f"constant:{paired(fill, fill)[0]}"
+    part = spec.with_(in_channels=spec.groups * -(-inner // 2), dtype=PAIRS, padding_mode=mode, rank=None,
+                      bias=False, activation="none", zero_points=(0, 0))  # fmt: skip
+    x, w = spec.zero_points
+    elements = count(part.input_shape)
+    one = Part(part, partial(_weights, point=w), partial(_pairing, spec, part, x),
+               None if spec.out_dtype == np.int32 else store_whole,
+               copied=elements, held=elements, made=True)  # fmt: skip
+    finish = partial(finishing, spec) if spec.finished else None
+    return Lowered((one,), "whole numbers in pairs", finish=finish,
+                   finished=spec.finished * count(spec.output_shape),
+                   guard=partial(guarded_by, spec) if spec.bias else None)  # fmt: skip
+
+
+def _weights(w: Any, point: int) -> Any:
+    made = np.empty((len(w), -(-w.shape[1] // 2), *w.shape[2:]), np.int32)
+    pair(made, w, point)
+    return made
+
+
+def _pairing(spec: ConvSpec, part: ConvSpec, point: int) -> Move:
+    n, g = spec.batch, spec.groups
+    made = np.empty(part.input_shape, np.int32)
+    grouped = made.reshape(n * g, part.in_channels // g, *spec.size)
+
+    def move(x: Any, *rest: Any) -> tuple[Any, ...]:
+        pair(grouped, x.reshape(n * g, spec.in_channels // g, *spec.size), point)
+        return made, *rest
+
+    return move
