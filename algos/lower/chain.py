@@ -311,10 +311,10 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
     late = weights is None and node.spec.direction == "forward"
     runs: list[tuple[Move, Run, Any]] = [
         (
-            _with_weights(part) if late else part.operands(),
+            _with_weights(part, threads) if late else part.moving(threads),
             compose(child, None if weights is None else part.weights(weights), solve,
                     part.bias(bias) if child.spec.bias else None, threads),
-            part.place,
+            part.placing(threads, node.spec.result_dtype),
         )
         for part, child in zip(lowered.parts, node.children, strict=True)
     ]
@@ -345,8 +345,8 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
     return run
 
 
-def _with_weights(part: Part) -> Move:
-    move = part.operands()
+def _with_weights(part: Part, threads: int) -> Move:
+    move = part.moving(threads)
     return lambda x, w: (*move(x), part.weights(w))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from algos.dtypes import PAIRS, whole
-from algos.engine.casts import pair, store_whole
+from algos.engine.casts import LEAST, pair, store_whole
 from algos.engine.pairs import paired
 from algos.lower.parts import Lowered, Move, Part, count
 from algos.lower.whole import finishing, guarded_by, widest
@@ -50,7 +50,7 @@ def pairs(spec: ConvSpec) -> Lowered | None:
     elements = count(part.input_shape)
     one = Part(part, partial(_weights, point=w), partial(_pairing, spec, part, x),
                None if spec.out_dtype == np.int32 else store_whole,
-               copied=elements, held=elements, made=True)  # fmt: skip
+               copied=elements, held=elements, made=True, shared=True)  # fmt: skip
     finish = partial(finishing, spec) if spec.finished else None
     return Lowered((one,), "whole numbers in pairs", finish=finish,
                    finished=spec.finished * count(spec.output_shape),
@@ -63,13 +63,16 @@ def _weights(w: Any, point: int) -> Any:
     return made
 
 
-def _pairing(spec: ConvSpec, part: ConvSpec, point: int) -> Move:
-    n, g = spec.batch, spec.groups
+def _pairing(spec: ConvSpec, part: ConvSpec, point: int, threads: int) -> Move:
+    rows, channels = spec.batch * spec.groups, spec.in_channels // spec.groups
     made = np.empty(part.input_shape, np.int32)
-    grouped = made.reshape(n * g, part.in_channels // g, *spec.size)
+    grouped = made.reshape(rows, part.in_channels // spec.groups, *spec.size)
 
     def move(x: Any, *rest: Any) -> tuple[Any, ...]:
-        pair(grouped, x.reshape(n * g, spec.in_channels // g, *spec.size), point)
+        pair(grouped, x.reshape(rows, channels, *spec.size), point, threads)
         return made, *rest
 
+    move(np.broadcast_to(np.zeros((), spec.in_dtype), spec.input_shape))  # its pages
+    if count(spec.input_shape) >= LEAST:  # and its code
+        pair(np.empty((1, 1, LEAST), np.int32), np.zeros((1, 2, LEAST), spec.in_dtype), point, threads)
     return move

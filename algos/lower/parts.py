@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from algos.engine.casts import convert
+from algos.engine.casts import LEAST, convert
 from algos.spec import ConvSpec
 
 MOST_LEAVES = 16
@@ -52,12 +53,15 @@ class Part:
         Its weights are an array of their own, and no view of the problem's.
     bias : callable
         The problem's bias -> that of the part, where the part has one; at prepare.
+    shared : bool
+        ``operands`` and ``place`` take ``threads``, and ``place`` any shape; no threads are for arrays of a
+        device.
     """
 
     spec: ConvSpec
     weights: Callable[[Any], Any] = lambda w: w
-    operands: Callable[[], Move] = lambda: unchanged
-    place: Callable[[Any, Any], None] | None = None
+    operands: Callable[..., Move] = lambda: unchanged
+    place: Callable[..., None] | None = None
     weights_last: bool = False
     copied: int = 0
     held: int = 0
@@ -65,6 +69,20 @@ class Part:
     beside: int = 0
     made: bool = False
     bias: Callable[[Any], Any] = lambda bias: bias
+    shared: bool = False
+
+    def moving(self, threads: int) -> Move:
+        """What makes its operands."""
+        return self.operands(threads=threads) if self.shared else self.operands()
+
+    def placing(self, threads: int, dtype: np.dtype) -> Callable[[Any, Any], None] | None:
+        """What writes its results into arrays of ``dtype``, with compiled code at hand."""
+        if self.place is None or not self.shared:
+            return self.place
+        place = partial(self.place, threads=threads)
+        if threads and count(self.spec.result_shape) >= LEAST:
+            place(np.empty(LEAST, dtype), np.zeros(LEAST, self.spec.result_dtype))
+        return place
 
 
 @dataclass(frozen=True)
@@ -146,13 +164,11 @@ def operand_shapes(spec: ConvSpec) -> tuple[tuple[int, ...], ...]:
 def converted(a: Any, dtype: Any, point: int = 0) -> Any:
     """A copy in another type, less a zero point."""
     made = np.empty_like(a, dtype=dtype, order="C")
-    convert(made, a)
-    if point:
-        made -= point
+    convert(made, a, point=point)
     return made
 
 
-def converting(dtype: Any, points: tuple[int, ...] = (0, 0)) -> Move:
+def converting(spec: ConvSpec, dtype: Any, points: tuple[int, ...] = (0, 0), threads: int = 0) -> Move:
     """Operands in another type, less their zero points, in buffers that stay."""
     kept: list[Any] = []
 
@@ -160,9 +176,17 @@ def converting(dtype: Any, points: tuple[int, ...] = (0, 0)) -> Move:
         if not kept:
             kept.extend(np.empty_like(a, dtype=dtype, order="C") for a in operands)
         for buffer, a, point in zip(kept, operands, points, strict=False):
-            convert(buffer, a)
-            if point:
-                buffer -= point
+            convert(buffer, a, threads, point)
         return tuple(kept)
 
+    if threads:  # now, and not in the first call
+        gradient = spec.out_dtype if spec.direction != "forward" else spec.in_dtype
+        kinds = {"forward": (spec.in_dtype,), "input_gradient": (gradient,)}.get(
+            spec.direction, (spec.in_dtype, gradient)
+        )
+        for shape, kind in zip(operand_shapes(spec), kinds, strict=True):
+            kept.append(np.zeros(shape, dtype))
+            if kept[-1].size >= LEAST:
+                convert(np.empty(LEAST, dtype), np.zeros(LEAST, kind), threads)
+            kept[-1].fill(0)  # zeros alone are no memory yet
     return move

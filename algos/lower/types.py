@@ -37,8 +37,9 @@ def types(spec: ConvSpec) -> Lowered | None:
         dtype=work.name, padding_mode=f"constant:{spec.border!r}" if fixed else spec.padding_mode
     )
     copied = sum(map(count, operand_shapes(spec)))
-    return Lowered((Part(part, partial(converted, dtype=work), lambda: converting(work), convert,
-                         copied=copied, held=copied, made=True, bias=partial(converted, dtype=work)),),
+    return Lowered((Part(part, partial(converted, dtype=work), partial(converting, spec, work), convert,
+                         copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
+                         shared=True),),
                    f"in {work}")  # fmt: skip
 
 

@@ -37,8 +37,9 @@ def integers(spec: ConvSpec) -> Lowered:
     work = np.float32 if bound < SINGLE and not spec.bias else np.float64
     part, (x, w) = _floats(spec, work), spec.zero_points
     copied = sum(map(count, operand_shapes(spec)))
-    whole = Part(part, partial(converted, dtype=work, point=w), lambda: converting(work, (x, 0)), store_whole,
-                 copied=copied, held=copied, made=True, bias=partial(converted, dtype=work))  # fmt: skip
+    whole = Part(part, partial(converted, dtype=work, point=w), partial(converting, spec, work, (x, 0)),
+                 store_whole, copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
+                 shared=True)  # fmt: skip
     return Lowered((whole,), f"whole numbers in {part.dtype}", guard=guard)
 
 
@@ -103,9 +104,10 @@ def _summed(spec: ConvSpec, runs: list[slice], guard: Any) -> Lowered:
     for at in runs:
         part = bare.with_(in_channels=at.stop - at.start)
         elements = count(part.input_shape)
-        parts.append(Part(part, partial(_weights_of, at=at, point=w), partial(_converting_of, at, x), _added,
-                          copied=elements, held=elements, beside=count(part.output_shape),
-                          made=True))  # fmt: skip
+        run = spec.with_(in_channels=at.stop - at.start)
+        parts.append(Part(part, partial(_weights_of, at=at, point=w), partial(_converting_of, run, at, x),
+                          _added, copied=elements, held=elements, beside=count(part.output_shape),
+                          made=True, shared=True))  # fmt: skip
     finish = partial(finishing, spec) if spec.finished else None
     words = f"whole numbers in float32, {len(runs)} runs of channels"
     return Lowered(tuple(parts), words, cleared=True, finish=finish, guard=guard)
@@ -115,12 +117,12 @@ def _weights_of(w: Any, at: slice, point: int) -> Any:
     return converted(w[:, at], np.float32, point)
 
 
-def _converting_of(at: slice, point: int) -> Move:
-    move = converting(np.float32, (point,))
+def _converting_of(run: ConvSpec, at: slice, point: int, threads: int) -> Move:
+    move = converting(run, np.float32, (point,), threads)
     return lambda x: move(x[:, at])
 
 
-def _added(y: Any, result: Any) -> None:
+def _added(y: Any, result: Any, threads: int) -> None:
     y += result.astype(y.dtype)
 
 
