@@ -1,8 +1,9 @@
-"""How fast layers are in other types than float32, beside the same layers in float32, in turns of one process:
+"""How fast layers are in other types, beside the same layers in float32, in turns of one process:
 
     python -m bench.typed [--types float16,int8>int32] [--threads 2] [--turns 60] [SPEC ...]
 
-Each side is what the picker chose, or ``--algorithms``. ``CONVBENCH_SIMD=avx2`` narrows both.
+Each side is what the picker chose, or ``--algorithms``. Times are lower quartiles of turns, which a machine
+that others use as well disturbs least. ``CONVBENCH_SIMD=avx2`` narrows both.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import algos
@@ -19,8 +21,9 @@ from bench import perf_counter
 from bench.data import operands
 
 LAYERS = (  # of ResNet-50 and VGG-16
-    "1x64x56x56,64x64x3x3,p1", "1x64x56x56,256x64x1x1", "1x256x56x56,64x256x1x1", "1x128x28x28,128x128x3x3,p1",
-    "1x256x14x14,256x256x3x3,p1", "1x512x7x7,512x512x3x3,p1", "1x256x56x56,256x256x3x3,p1",
+    "1x64x56x56,64x64x3x3,p1", "1x64x56x56,256x64x1x1", "1x256x56x56,64x256x1x1",
+    "1x128x28x28,128x128x3x3,p1", "1x256x14x14,256x256x3x3,p1", "1x512x7x7,512x512x3x3,p1",
+    "1x256x56x56,256x256x3x3,p1",
 )  # fmt: skip
 TYPES = ("float16", "bfloat16", "int8>int32")
 TURN_S = 0.004
@@ -37,22 +40,20 @@ class Ratio(NamedTuple):
 
 
 def compared(spec: ConvSpec, dtype: str, threads: int, turns: int = 60, algorithm: str = "auto") -> Ratio:
-    """The median over ``turns`` pairs of turns, either side first in turn."""
-    specs = (spec, spec.with_(dtype=dtype))
-    plans, calls = [], []
-    for one in specs:
+    """Over ``turns`` pairs of turns, either side first in turn."""
+    names, calls = [], []
+    for one in (spec, spec.with_(dtype=dtype)):
         data = operands(one)
         plan = algos.plan(one, data.w, algorithm, threads)
-        plans.append(plan)
-        calls.append(lambda plan=plan, data=data: plan(*data.call))
+        names.append(plan.algorithm)
+        calls.append(partial(plan, *data.call))
     counts = [max(1, round(TURN_S / _turn(call, 3))) for call in calls]
-    pairs = []
+    took: tuple[list[float], list[float]] = [], []
     for turn in range(turns):
-        order = (0, 1) if turn % 2 else (1, 0)
-        took = dict((side, _turn(calls[side], counts[side])) for side in order)
-        pairs.append((took[0], took[1]))
-    return Ratio(spec, statistics.median(a / b for a, b in pairs), *map(statistics.median, zip(*pairs)),
-                 (plans[0].algorithm, plans[1].algorithm))  # fmt: skip
+        for side in (turn % 2, 1 - turn % 2):
+            took[side].append(_turn(calls[side], counts[side]))
+    single_s, typed_s = (statistics.quantiles(times, n=4)[0] for times in took)
+    return Ratio(spec, single_s / typed_s, single_s, typed_s, (names[0], names[1]))
 
 
 def _turn(call: Callable[[], object], count: int) -> float:
@@ -63,11 +64,10 @@ def _turn(call: Callable[[], object], count: int) -> float:
     return (perf_counter() - start) / count
 
 
-def lines(found: Iterable[Ratio], dtype: str) -> list[str]:
+def lines(found: Sequence[Ratio], dtype: str) -> list[str]:
     """A line for each layer and one for all."""
-    found = list(found)
     each = [f"{dtype:12} {r.ratio:5.2f}  {r.single_s * 1e6:7.0f} us {r.typed_s * 1e6:7.0f} us  {r.spec}  "
-            f"({' , '.join(r.algorithms)})" for r in found]  # fmt: skip
+            f"({', '.join(r.algorithms)})" for r in found]  # fmt: skip
     mean = math.exp(statistics.fmean(math.log(r.ratio) for r in found))
     return [*each, f"{dtype:12} {mean:5.2f}  geometric mean, worst {min(r.ratio for r in found):.2f}"]
 

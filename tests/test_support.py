@@ -42,6 +42,6 @@ def test_a_cell_is_filled_by_what_was_right_and_not_far_behind() -> None:
     text = page(found, "a processor", 2)
     row, _ = (line for line in text.splitlines() if line.startswith("| `im2col_gemm`"))
     assert "**1**" in row and " 1 a " in row
-    assert "| algorithm | float16 | bfloat16 |" in text and ": in float32\n" in text
+    assert "| algorithm | float16 | bfloat16 |" in text and ": float32\n" in text
     assert ", int64, uint64: its roundings may change whole numbers" in text
     assert "`fft`, forward 2-D: 30 times as long as the fastest" in text and "a: input gradient" in text

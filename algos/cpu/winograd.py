@@ -97,7 +97,7 @@ def do_phase(x, y, kernels, tiles, shape, faint, scales, memory, phase, slot, ch
                 products, y, block, tiles, shape, up, more, scratch, phase.after, part, parts
             )
         again = False
-        if faint is not None:
+        if faint is not None:  # noqa: SIM102 - Numba leaves code out by such a test alone
             if phase.number == 0 and kind == ORDINARY and not faint < squares < np.inf:
                 kind = kind_of_item(x, item, tiles, shape, scratch)
                 again = kind != ORDINARY
@@ -138,7 +138,7 @@ def winograd_tiles(x, y, kernels, table, shape, faint, scales, spectra, products
         run += 1
         if number == 3:
             known, kind = kind, ORDINARY
-            if faint is not None:
+            if faint is not None:  # noqa: SIM102
                 if known == ORDINARY and not faint < sums[:parts].sum() < np.inf:
                     kind = kind_of_item(x, item, tiles, shape, scratch[0])
                     if kind != ORDINARY:

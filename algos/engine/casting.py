@@ -2,7 +2,8 @@
 NumPy's take 2 to 4 ns an element to and from float16, and several passes where a type must be checked.
 
 Each comes twice: what one thread does of it, items [first, last) of ``ITEM`` elements or as said there, and
-all of it.
+all of it. They cut arrays first, since indices that may be
+negative are tested one by one, and nothing becomes a vector.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def of_bits(typingctx, bits):
 
 @linked(**FLAGS)
 def some_halves_in(a, y, slot, first, last):
-    for i in range(first * ITEM, min(last * ITEM, a.size)):
+    a, y = a[first * ITEM : last * ITEM], y[first * ITEM : last * ITEM]
+    for i in range(a.size):
         y[i] = from_half(a[i])
 
 
@@ -74,7 +76,8 @@ def halves_in(a, y, job):
 
 @linked(**FLAGS)
 def some_halves_out(a, y, slot, first, last):
-    for i in range(first * ITEM, min(last * ITEM, a.size)):
+    a, y = a[first * ITEM : last * ITEM], y[first * ITEM : last * ITEM]
+    for i in range(a.size):
         y[i] = to_half(a[i])
 
 
@@ -85,7 +88,8 @@ def halves_out(a, y, job):
 
 @linked(**FLAGS)
 def some_brains_in(a, y, slot, first, last):
-    for i in range(first * ITEM, min(last * ITEM, a.size)):
+    a, y = a[first * ITEM : last * ITEM], y[first * ITEM : last * ITEM]
+    for i in range(a.size):
         y[i] = of_bits(uint32(a[i]) << uint32(16))
 
 
@@ -96,7 +100,8 @@ def brains_in(a, y, job):
 
 @linked(**FLAGS)
 def some_brains_out(a, y, slot, first, last):
-    for i in range(first * ITEM, min(last * ITEM, a.size)):
+    a, y = a[first * ITEM : last * ITEM], y[first * ITEM : last * ITEM]
+    for i in range(a.size):
         bits = bits_of(a[i])
         near = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
         lost = (bits >> uint32(16)) | uint32(QUIET)
@@ -111,7 +116,8 @@ def brains_out(a, y, job):
 
 @linked(**FLAGS)
 def some_differences(a, y, point, slot, first, last):
-    for i in range(first * ITEM, min(last * ITEM, a.size)):
+    a, y = a[first * ITEM : last * ITEM], y[first * ITEM : last * ITEM]
+    for i in range(a.size):
         y[i] = a[i]
         y[i] -= point
 
@@ -124,7 +130,8 @@ def differences(a, y, point, job):
 
 @linked(**FLAGS)
 def some_long_differences(a, y, point, slot, first, last):
-    for i in range(first * ITEM, min(last * ITEM, a.size)):
+    a, y = a[first * ITEM : last * ITEM], y[first * ITEM : last * ITEM]
+    for i in range(a.size):
         y[i] = int64(a[i]) - point
 
 
@@ -136,7 +143,8 @@ def long_differences(a, y, point, job):
 
 @linked(**FLAGS)
 def some_parts(a, y, z, slot, first, last):
-    for i in range(first * ITEM, min(last * ITEM, y.size)):
+    a, y, z = a[2 * first * ITEM :], y[first * ITEM : last * ITEM], z[first * ITEM :]
+    for i in range(y.size):
         y[i] = a[2 * i]
         z[i] = a[2 * i + 1]
 
@@ -149,7 +157,9 @@ def parts(a, y, z, job):
 
 @linked(**FLAGS)
 def some_joined(a, b, c, d, sign, y, slot, first, last):
-    for i in range(first * ITEM, min(last * ITEM, a.size)):
+    a, y = a[first * ITEM : last * ITEM], y[2 * first * ITEM :]
+    b, c, d = b[first * ITEM :], c[first * ITEM :], d[first * ITEM :]
+    for i in range(a.size):
         y[2 * i] = a[i] - sign * d[i]
         y[2 * i + 1] = b[i] + sign * c[i]
 
@@ -163,7 +173,8 @@ def joined(a, b, c, d, sign, y, job):
 @linked(**FLAGS)
 def some_wholes_out(a, y, low, high, beyond, slot, first, last):
     count = 0
-    for i in range(first * ITEM, min(last * ITEM, a.size)):
+    a, y = a[first * ITEM : last * ITEM], y[first * ITEM : last * ITEM]
+    for i in range(a.size):
         value = a[i]
         near = value if value > low else low
         near = near if near < high else high

@@ -75,8 +75,9 @@ def _bits(a: np.ndarray) -> np.ndarray:
 
 
 def pair(target: np.ndarray, a: np.ndarray, point: int, threads: int = 1) -> None:
-    """target (n, k, *size): channels 2k and 2k + 1 of a (n, c, *size) less ``point`` in its halves; a last one
-    alone is beside a zero.
+    """Channels 2k and 2k + 1 of a (n, c, *size) less ``point`` as halves of target (n, k, *size).
+
+    A last one alone is beside a zero.
     """
     rows, channels, halves = *a.shape[:2], target.shape[1]
     if (loop := _loop("pairs", a, target)) is not None:

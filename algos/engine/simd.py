@@ -56,13 +56,21 @@ RUN_ROWS, RUN_VECTORS = (6, 4) if simd() == "avx512" else (ROWS, VECTORS)
 UNROLLED = 4
 
 
-# What multiplies 16 bits and adds pairs, by lanes; instructions of LLVM that a machine lacks are an error
+def _compiles(feature: str) -> bool:
+    """Whether Numba makes code for processors with this feature: the host's, unless it was told otherwise."""
+    forced, other = os.environ.get("NUMBA_CPU_FEATURES"), os.environ.get("NUMBA_CPU_NAME", "host")
+    if forced is not None:
+        return f"+{feature}" in forced.split(",")
+    return other == "host" and bool(cpu_features().get(feature))
+
+
+# What multiplies 16 bits and adds pairs, by lanes; LLVM's names of instructions that there are not are errors
 MULTIPLY_ADD = {
     lanes: name
     for lanes, name, feature in (
         (4, "sse2.pmadd.wd", "sse2"), (8, "avx2.pmadd.wd", "avx2"), (16, "avx512.pmaddw.d.512", "avx512bw"),
     )
-    if cpu_features().get(feature)
+    if _compiles(feature)
 }  # fmt: skip
 
 
@@ -127,7 +135,7 @@ class Emitter:
             return self.builder.call(self._fma, [a, b, c])
         halves = ir.VectorType(ir.IntType(16), 2 * self.lanes)
         a, b = self.builder.bitcast(a, halves), self.builder.bitcast(b, halves)
-        if name := MULTIPLY_ADD.get(self.lanes):  # with c, LLVM makes one instruction of it where there is one
+        if name := MULTIPLY_ADD.get(self.lanes):  # with c it becomes one instruction where there is one
             kind = ir.FunctionType(self.vector, [halves] * 2)
             function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.x86.{name}")
             return self.builder.add(self.builder.call(function, [a, b]), c)

@@ -39,9 +39,10 @@ Run = Callable[..., Any]
 Solve = Callable[[ConvSpec, Any, Any], Run]
 
 STEPS: dict[str, Callable[[ConvSpec], Lowered | None]] = {
-    "pairs": pairs, "types": types, "border": border, "flip": flip, "epilogue": epilogue, "residues": residues,
-    "shuffle": shuffle, "spaced": spaced, "exchange": exchange, "crop": crop, "groups": groups,
-    "stride": stride, "dilation": dilation, "padding": padding, "axes": axes, "depth": depth,
+    "pairs": pairs, "types": types, "border": border, "flip": flip, "epilogue": epilogue,
+    "residues": residues, "shuffle": shuffle, "spaced": spaced, "exchange": exchange, "crop": crop,
+    "groups": groups, "stride": stride, "dilation": dilation, "padding": padding, "axes": axes,
+    "depth": depth,
 }  # fmt: skip
 ALWAYS = ("border", "flip", "crop")
 TURNS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -40,7 +40,7 @@ def types(spec: ConvSpec) -> Lowered | None:
     return Lowered((Part(part, partial(converted, dtype=work), partial(converting, spec, work), convert,
                          copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
                          shared=True),),
-                   f"in {work}")  # fmt: skip
+                   work.name)  # fmt: skip
 
 
 # ---- complex -----------------------------------------------------------------------------------------------
