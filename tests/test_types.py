@@ -168,6 +168,30 @@ def test_sums_beyond_float64_are_exact_or_refused() -> None:
         plan(np.array([[[2**62, 2**62, 2**62]]], np.int64))
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+@pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
+def test_sums_that_fit_although_their_magnitudes_tell_otherwise(dtype: str, direction: str) -> None:
+    """Of more than 2^63 in magnitude: modulo 2^64, and sure of it."""
+    rng, signs = np.random.default_rng(6), (-1, 1) if dtype == "int64" else (1, 1)
+    padding = "reflect" if direction == "forward" else "zeros"
+    spec = ConvSpec.parse(f"1x4x6x5,2x4x3x3,p1,{dtype},{padding},{direction}".replace(",zeros", "")
+                          .replace(",forward", ""))  # fmt: skip
+    x, w, grad = (
+        (rng.integers(2**28, 2**29, shape) * rng.choice(signs, shape)).astype(dtype)
+        for shape in (spec.input_shape, spec.weight_shape, spec.output_shape)
+    )
+    fits = definition(spec, x, w, grad, None)
+    if dtype == "int64":
+        fits = np.where(np.abs(fits) < 2**63, fits, 0)
+    call = {"forward": (x,), "input_gradient": (grad,), "weight_gradient": (x, grad)}[direction]
+    plan = algos.plan(spec, None if direction == "weight_gradient" else w, "direct_shift")
+    y = plan(*call)
+    assert all(int(a) == b for a, b in zip(y.flat, fits.flat, strict=True))
+    large = np.full_like(call[-1], 2**62)
+    with pytest.raises(OverflowError, match=rf"a sum of -?\d+ does not fit {dtype}"):
+        plan(*call[:-1], large)
+
+
 def test_narrow_floats_are_rounded_once() -> None:
     """2048 + 1 + 1 is 2050 in float32, and 2048 where every sum is rounded to float16."""
     x = np.array([[[2048, 1, 1]]], np.float16)

@@ -54,16 +54,20 @@ def drawn(rng: random.Random) -> ConvSpec:
     return spec
 
 
-def seen(algorithm: Algorithm, spec: ConvSpec, threads: int) -> int:
-    """Peak of prepare and of two runs, without operands and result."""
-    data, out = operands(spec), np.empty(spec.result_shape, spec.out_dtype)
+def seen(algorithm: Algorithm, spec: ConvSpec, threads: int, largest: int = 0) -> int:
+    """Peak of prepare and of two runs, without operands and result; of random numbers up to ``largest``."""
+    data, out = operands(spec), np.empty(spec.result_shape, spec.result_dtype)
     w, way = None if spec.direction == "weight_gradient" else data.w, chain(algorithm, spec, threads)
-    way.prepare(w, threads)(*data.call, out=out)  # imports and compiles
+    call = data.call
+    if largest:
+        rng = np.random.default_rng(0)
+        w, *call = (a if a is None else rng.integers(0, largest, a.shape).astype(a.dtype) for a in (w, *call))
+    way.prepare(w, threads)(*call, out=out)  # imports and compiles
     tracemalloc.start()
     try:
         plan = way.prepare(w, threads)
-        plan(*data.call, out=out)
-        plan(*data.call, out=out)
+        plan(*call, out=out)
+        plan(*call, out=out)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -134,6 +138,25 @@ def test_no_lowering_takes_more_memory_than_predicted(name: str, any_code: bool)
             if (held := seen(algorithm, spec, threads)) > predicted + SLACK:
                 off.append(f"{spec} in {threads} threads: predicted {predicted}, seen {held}: {way.words}")
     assert not off, "\n".join(off)
+
+
+TYPED = ["float16", "complex64", "int8>int32", "int8", "int16>int32", "int64", "uint64"]
+
+
+@pytest.mark.parametrize("dtype", TYPED)
+@pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
+@pytest.mark.parametrize("name", ["direct_shift", "im2col_gemm", "direct_channels", "winograd_f2"])
+def test_no_type_takes_more_memory_than_predicted(name: str, dtype: str, direction: str) -> None:
+    """Whole numbers of 64 bits also where their sums are too large for floats."""
+    for text in ("2x16x30x30,24x16x3x3,p1", "1x5x60x50,4x5x3x3,p1", "1x64x9x9,80x64x3x3"):
+        spec = ConvSpec.parse(f"{text},{dtype}").directed(direction)
+        if unsupported(get(name), spec):
+            continue
+        for largest in (0, 1 << 26) if dtype.endswith("int64") else (0,):
+            held = seen(get(name), spec, 2, largest)
+            predicted = chain(get(name), spec, 2).workspace_bytes(2)
+            assert held <= predicted + SLACK, (text, largest)
+            assert largest or dtype.endswith("int64") or predicted <= 3 * held + SLACK, (text, largest)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ class Chain:
     def _workspace_bytes(self, threads: int) -> int:
         total = sum(int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
         for lowered, _ in self.node.steps():
-            kept, passing = 0, 0
+            kept, passing = 0, lowered.instead
             for part in lowered.parts:
                 size = part.spec.in_dtype.itemsize
                 kept += (part.held + part.made * count(part.spec.weight_shape)) * size

@@ -22,7 +22,7 @@ from algos.dtypes import PAIRS, whole
 from algos.engine.casts import LEAST, pair, store_whole
 from algos.engine.pairs import paired
 from algos.lower.parts import Lowered, Move, Part, count
-from algos.lower.whole import finishing, guarded_by, widest
+from algos.lower.whole import finishing, guarded_by, loop_bytes, widest
 from algos.spec import ConvSpec
 
 HALF, SUM, SPREAD = 1 << 15, 1 << 29, (4, 9)  # below which halves and results are, and transforms' growth
@@ -54,7 +54,8 @@ def pairs(spec: ConvSpec) -> Lowered | None:
     finish = partial(finishing, spec) if spec.finished else None
     return Lowered((one,), "whole numbers in pairs", finish=finish,
                    finished=spec.finished * count(spec.output_shape),
-                   guard=partial(guarded_by, spec) if spec.bias else None)  # fmt: skip
+                   guard=partial(guarded_by, spec) if spec.bias else None,
+                   instead=spec.bias * loop_bytes(spec))  # fmt: skip
 
 
 def _weights(w: Any, point: int) -> Any:

@@ -106,6 +106,8 @@ class Lowered:
     guard : callable or None
         ``guard(weights, bias, run)`` is what runs instead, where only the numbers themselves tell whether the
         parts may be used.
+    instead : int
+        Bytes that it holds for a moment.
     """
 
     parts: tuple[Part, ...]
@@ -115,6 +117,7 @@ class Lowered:
     finish: Callable[[Any, int], Callable[[Any], None]] | None = None
     finished: int = 0
     guard: Callable[[Any, Any, Callable[..., Any]], Callable[..., Any]] | None = None
+    instead: int = 0
 
 
 def inner(slices: Iterable[Any]) -> tuple[Any, ...]:

@@ -40,7 +40,8 @@ def integers(spec: ConvSpec) -> Lowered:
     whole = Part(part, partial(converted, dtype=work, point=w), partial(converting, spec, work, (x, 0)),
                  store_whole, copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
                  shared=True)  # fmt: skip
-    return Lowered((whole,), f"whole numbers in {part.dtype}", guard=guard)
+    words = f"whole numbers in {part.dtype}" + (" while sums stay below 2^53" if guard else "")
+    return Lowered((whole,), words, guard=guard, instead=loop_bytes(spec) if guard else 0)
 
 
 def widest(spec: ConvSpec) -> tuple[int, int]:
@@ -110,7 +111,8 @@ def _summed(spec: ConvSpec, runs: list[slice], guard: Any) -> Lowered:
                           made=True, shared=True))  # fmt: skip
     finish = partial(finishing, spec) if spec.finished else None
     words = f"whole numbers in float32, {len(runs)} runs of channels"
-    return Lowered(tuple(parts), words, cleared=True, finish=finish, guard=guard)
+    return Lowered(tuple(parts), words, cleared=True, finish=finish, guard=guard,
+                   instead=loop_bytes(spec) if guard else 0)  # fmt: skip
 
 
 def _weights_of(w: Any, at: slice, point: int) -> Any:
@@ -152,15 +154,30 @@ def guarded_by(spec: ConvSpec, weights: Any, bias: Any, run: Callable[..., Any])
         bound = terms * fixed * math.prod([max(sizes[0], border), *sizes[1:]]) + added
         if bound < DOUBLE:
             return run(*operands) if out is None else run(*operands, out=out)
-        y = (
-            np.empty_like(operands[0], shape=spec.result_shape, dtype=spec.result_dtype)
-            if out is None
-            else out
-        )
-        y[...] = _exactly(spec, operands, weights, bias, np.int64 if bound < LONG else object)
-        return y
+        if module_of(operands[0]) is not np:
+            raise OverflowError("sums of these numbers may exceed 2^53: give them as NumPy arrays")
+        y = _exactly(spec, operands, weights, bias, bound)
+        if spec.activation != "none":
+            y = activated(y, spec.activation)
+        made = np.empty(spec.result_shape, spec.result_dtype) if out is None else out
+        made[...] = _fitting(spec, y)
+        return made
 
     return guarded
+
+
+def loop_bytes(spec: ConvSpec) -> int:
+    """Of ``_exactly`` at its peak, where sums fit 64 bits: operands with their border, what a tap meets, sums,
+    and those of a tap.
+    """
+    arrays = (spec.input_shape, spec.weight_shape, spec.output_shape)
+    x, w, y = map(count, arrays)
+    window = spec.batch * spec.in_channels * count(spec.output_size)
+    padded = spec.batch * spec.in_channels * count(map(max, spec.padded_size, spec.size))
+    words = {"forward": x + 2 * padded + window + 3 * y + 2 * w,
+             "input_gradient": y + 2 * padded + 2 * window + 2 * x + w,
+             "weight_gradient": x + 2 * padded + window + 2 * y + 3 * w}[spec.direction]  # fmt: skip
+    return 8 * words
 
 
 def _largest(a: Any, point: int) -> int:
@@ -169,18 +186,41 @@ def _largest(a: Any, point: int) -> int:
     return max(int(a.max()) - point, point - int(a.min()))
 
 
-def _exactly(spec: ConvSpec, operands: tuple[Any, ...], weights: Any, bias: Any, work: Any) -> Any:
-    """The definition in whole numbers, tap by tap."""
-    xp = module_of(operands[0])
-    if xp is not np:
-        raise OverflowError("sums of these numbers may exceed 2^53: give them as NumPy arrays")
+def _exactly(spec: ConvSpec, operands: tuple[Any, ...], weights: Any, bias: Any, bound: int) -> Any:
+    """The sums in whole numbers; ``bound``: of the magnitudes of each sum's terms.
+
+    Beyond 64 bits they are taken modulo 2^64, and float64 tells how often that went around: never, if they
+    fit. Where it cannot tell, or an activation brings back what does not fit, Python's integers do.
+    """
+    if bound < LONG:
+        return _sums(spec, operands, weights, bias, np.int64)
+    if (_terms(spec) + 4) * bound < DOUBLE * LONG // 4:  # float64 is off by less than 2^62
+        near = _sums(spec, operands, weights, bias, np.float64)
+        y = _sums(spec, operands, weights, bias, np.uint64).view(
+            np.int64 if spec.result_dtype.kind == "i" else np.uint64
+        )
+        near -= y
+        worst = np.unravel_index(int(np.abs(near).argmax()), near.shape)
+        rounds = round(float(near[worst]) / (2 * LONG))
+        if not rounds:
+            return y
+        if spec.activation == "none":
+            raise OverflowError(beyond(int(y[worst]) + 2 * rounds * LONG, spec.result_dtype))
+    return _sums(spec, operands, weights, bias, object)
+
+
+def _sums(spec: ConvSpec, operands: tuple[Any, ...], weights: Any, bias: Any, work: Any) -> Any:
+    """The definition, tap by tap, with its bias."""
+    whole = lambda number: np.array(number).astype(work)[()]  # noqa: E731 - around 2^64 where that is the type
     first, *rest = (a.astype(work) for a in operands)
     n, g, p = spec.batch, spec.groups, math.prod(spec.output_size)
     i, o = spec.in_channels // g, spec.out_channels // g
     tables = [source(*axis, spec.padding_mode) for axis in zip(spec.size, spec.padding, strict=True)]
     forward = spec.direction != "input_gradient"
-    a = _surrounded(spec, first - spec.zero_points[0], tables) if forward else first.reshape(n, g, o, p)
-    second = rest[0].reshape(n, g, o, p) if rest else weights.astype(work) - spec.zero_points[1]
+    if forward:
+        first -= whole(spec.zero_points[0])
+    a = _surrounded(spec, first, tables, whole) if forward else first.reshape(n, g, o, p)
+    second = rest[0].reshape(n, g, o, p) if rest else weights.astype(work) - whole(spec.zero_points[1])
     y = np.zeros((n, spec.in_channels, *spec.padded_size) if not forward else
                  spec.weight_shape if rest else (n, g, o, p), work)  # fmt: skip
     for tap in np.ndindex(*spec.kernel):
@@ -195,21 +235,23 @@ def _exactly(spec: ConvSpec, operands: tuple[Any, ...], weights: Any, bias: Any,
             kernel = second[(..., *tap)].reshape(g, o, i).swapaxes(1, 2)
             y[window] += (kernel @ a).reshape(n, g * i, *spec.output_size)
     if rest:
-        return _fitting(spec, y)
+        return y
     if not forward:
         for axis, table in enumerate(tables):
             moved = np.moveaxis(y, axis + 2, 0)
             folded = np.zeros((spec.size[axis], *moved.shape[1:]), work)
             np.add.at(folded, table[table >= 0], moved[table >= 0])
             y = np.moveaxis(folded, 0, axis + 2)
-        return _fitting(spec, y)
+        return y
     y = y.reshape(spec.output_shape)
-    return _fitting(spec, activated(y if bias is None else y + bias.astype(work), spec.activation))
+    if bias is not None:
+        y += bias.astype(work)
+    return y
 
 
-def _surrounded(spec: ConvSpec, x: Any, tables: list[np.ndarray]) -> Any:
+def _surrounded(spec: ConvSpec, x: Any, tables: list[np.ndarray], whole: Callable[[int], Any]) -> Any:
     """x with its border."""
-    fill = int(spec.border) - spec.zero_points[0] if spec.padding_mode.startswith("constant:") else 0
+    fill = whole(int(spec.border) - spec.zero_points[0] if spec.padding_mode.startswith("constant:") else 0)
     for axis, table in enumerate(tables):
         x = np.take(x, table.clip(0), axis=axis + 2)
         x[(slice(None),) * (axis + 2) + (table < 0,)] = fill
