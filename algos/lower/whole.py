@@ -167,7 +167,7 @@ def guarded_by(spec: ConvSpec, weights: Any, bias: Any, run: Callable[..., Any])
 
 
 def loop_bytes(spec: ConvSpec) -> int:
-    """Of ``_exactly`` at its peak, where sums fit 64 bits: operands with their border, what a tap meets, sums,
+    """Of ``_exactly`` at its peak where sums fit 64 bits: operands with borders, what a tap meets, sums,
     and those of a tap.
     """
     arrays = (spec.input_shape, spec.weight_shape, spec.output_shape)
