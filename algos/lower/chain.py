@@ -315,7 +315,7 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
             _with_weights(part, threads) if late else part.moving(threads),
             compose(child, None if weights is None else part.weights(weights), solve,
                     part.bias(bias) if child.spec.bias else None, threads),
-            part.placing(threads, node.spec.result_dtype),
+            part.placing(threads),
         )
         for part, child in zip(lowered.parts, node.children, strict=True)
     ]

@@ -76,4 +76,6 @@ def _pairing(spec: ConvSpec, part: ConvSpec, point: int, threads: int) -> Move:
     move(np.broadcast_to(np.zeros((), spec.in_dtype), spec.input_shape))  # its pages
     if count(spec.input_shape) >= LEAST:  # and its code
         pair(np.empty((1, 1, LEAST), np.int32), np.zeros((1, 2, LEAST), spec.in_dtype), point, threads)
+    if spec.out_dtype != np.int32 and count(spec.result_shape) >= LEAST:
+        store_whole(np.empty(LEAST, spec.out_dtype), np.zeros(LEAST, np.int32), threads)
     return move

@@ -54,8 +54,8 @@ class Part:
     bias : callable
         The problem's bias -> that of the part, where the part has one; at prepare.
     shared : bool
-        ``operands`` and ``place`` take ``threads``, and ``place`` any shape; no threads are for arrays of a
-        device.
+        ``operands`` and ``place`` take ``threads``, 0 for arrays of a device; the former also has the code
+        compiled that the latter runs.
     """
 
     spec: ConvSpec
@@ -75,14 +75,9 @@ class Part:
         """What makes its operands."""
         return self.operands(threads=threads) if self.shared else self.operands()
 
-    def placing(self, threads: int, dtype: np.dtype) -> Callable[[Any, Any], None] | None:
-        """What writes its results into arrays of ``dtype``, with compiled code at hand."""
-        if self.place is None or not self.shared:
-            return self.place
-        place = partial(self.place, threads=threads)
-        if threads and count(self.spec.result_shape) >= LEAST:
-            place(np.empty(LEAST, dtype), np.zeros(LEAST, self.spec.result_dtype))
-        return place
+    def placing(self, threads: int) -> Callable[[Any, Any], None] | None:
+        """What writes its results."""
+        return partial(self.place, threads=threads) if self.place and self.shared else self.place
 
 
 @dataclass(frozen=True)
@@ -171,8 +166,10 @@ def converted(a: Any, dtype: Any, point: int = 0) -> Any:
     return made
 
 
-def converting(spec: ConvSpec, dtype: Any, points: tuple[int, ...] = (0, 0), threads: int = 0) -> Move:
-    """Operands in another type, less their zero points, in buffers that stay."""
+def converting(spec: ConvSpec, dtype: Any, back: Callable[..., None] | None = None,
+               points: tuple[int, ...] = (0, 0), threads: int = 0) -> Move:  # fmt: skip
+    """Operands in another type, less their zero points, in buffers that stay; ``back``: what places results.
+    """
     kept: list[Any] = []
 
     def move(*operands: Any) -> tuple[Any, ...]:
@@ -192,4 +189,6 @@ def converting(spec: ConvSpec, dtype: Any, points: tuple[int, ...] = (0, 0), thr
             if kept[-1].size >= LEAST:
                 convert(np.empty(LEAST, dtype), np.zeros(LEAST, kind), threads)
             kept[-1].fill(0)  # zeros alone are no memory yet
+        if back is not None and count(spec.result_shape) >= LEAST:
+            back(np.empty(LEAST, spec.result_dtype), np.zeros(LEAST, dtype), threads)
     return move

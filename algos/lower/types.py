@@ -37,7 +37,7 @@ def types(spec: ConvSpec) -> Lowered | None:
         dtype=work.name, padding_mode=f"constant:{spec.border!r}" if fixed else spec.padding_mode
     )
     copied = sum(map(count, operand_shapes(spec)))
-    return Lowered((Part(part, partial(converted, dtype=work), partial(converting, spec, work), convert,
+    return Lowered((Part(part, partial(converted, dtype=work), partial(converting, spec, work, convert), convert,
                          copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
                          shared=True),),
                    work.name)  # fmt: skip
@@ -69,8 +69,9 @@ def _planes(spec: ConvSpec) -> Lowered:
         _both, axis=1 if spec.direction == "input_gradient" else 0, groups=spec.groups, dtype=work
     )
     add = (lambda bias, threads: lambda y: np.add(y, bias, out=y)) if spec.bias else None
-    return Lowered((Part(part, weights, lambda: _splitting(spec, bordered(), work), partial(_joined, spec),
-                         copied=copied, held=copied, beside=2 * count(spec.result_shape), made=True),),
+    return Lowered((Part(part, weights, partial(_splitting, spec, bordered, work), partial(_joined, spec),
+                         copied=copied, held=copied, beside=2 * count(spec.result_shape), made=True,
+                         shared=True),),
                    "real and imaginary parts", finish=add,
                    finished=spec.bias * count(spec.result_shape))  # fmt: skip
 
@@ -84,15 +85,25 @@ def _both(w: Any, axis: int, groups: int, dtype: Any) -> Any:
     return both.reshape(2 * len(w), *w.shape[1:]).astype(dtype, copy=False)
 
 
-def _splitting(spec: ConvSpec, bordered: Move, dtype: Any) -> Move:
+def _splitting(spec: ConvSpec, bordered: Callable[[], Move], dtype: Any, threads: int) -> Move:
+    around, kept = bordered(), None
+
     def images(a: Any) -> Any:
-        """[real, imaginary] of a batch."""
-        made = np.empty_like(a, shape=(2, *a.shape), dtype=dtype, order="C")
-        split(a, made[0], made[1])
-        return made.reshape(2 * a.shape[0], *a.shape[1:])
+        """[real, imaginary] of a batch, in a buffer that stays."""
+        nonlocal kept
+        if kept is None:
+            kept = np.empty_like(a, shape=(2, *a.shape), dtype=dtype, order="C")
+        split(a, kept[0], kept[1], threads)
+        return kept.reshape(2 * a.shape[0], *a.shape[1:])
+
+    if threads:  # now, and not in the first call
+        complexes = [np.zeros(LEAST, spec.in_dtype) for _ in range(2)]
+        reals = [np.zeros(LEAST, dtype) for _ in range(4)]
+        split(complexes[0], reals[0], reals[1], threads)
+        combined(complexes[1], (reals[:2], reals[2:]), False, threads)
 
     def move(*operands: Any) -> tuple[Any, ...]:
-        first, *rest = bordered(*operands)
+        first, *rest = around(*operands)
         if not rest:
             return (images(first),)
         grad = rest[0]  # what meets [real, imaginary] of x gives the gradient's real part, and its imaginary
@@ -109,7 +120,7 @@ def _splitting(spec: ConvSpec, bordered: Move, dtype: Any) -> Move:
     return move
 
 
-def _joined(spec: ConvSpec, y: Any, result: Any) -> None:
+def _joined(spec: ConvSpec, y: Any, result: Any, threads: int) -> None:
     """The complex result of what the real problem gave."""
     if spec.direction == "weight_gradient":
         o, *inner = spec.weight_shape
@@ -122,7 +133,7 @@ def _joined(spec: ConvSpec, y: Any, result: Any) -> None:
     products = result.reshape(2, n * spec.groups, 2, c // spec.groups, *size).swapaxes(1, 2)
     conjugate = spec.direction != "forward"
     if whole[0].size < LEAST:
-        combined(whole, products, conjugate)
+        combined(whole, products, conjugate, threads)
     else:  # one after another: the products of each lie together
         for k in range(len(whole)):
-            combined(whole[k], products[:, :, k], conjugate)
+            combined(whole[k], products[:, :, k], conjugate, threads)

@@ -37,7 +37,7 @@ def integers(spec: ConvSpec) -> Lowered:
     work = np.float32 if bound < SINGLE and not spec.bias else np.float64
     part, (x, w) = _floats(spec, work), spec.zero_points
     copied = sum(map(count, operand_shapes(spec)))
-    whole = Part(part, partial(converted, dtype=work, point=w), partial(converting, spec, work, (x, 0)),
+    whole = Part(part, partial(converted, dtype=work, point=w), partial(converting, spec, work, store_whole, (x, 0)),
                  store_whole, copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
                  shared=True)  # fmt: skip
     words = f"whole numbers in {part.dtype}" + (" while sums stay below 2^53" if guard else "")
@@ -120,7 +120,7 @@ def _weights_of(w: Any, at: slice, point: int) -> Any:
 
 
 def _converting_of(run: ConvSpec, at: slice, point: int, threads: int) -> Move:
-    move = converting(run, np.float32, (point,), threads)
+    move = converting(run, np.float32, None, (point,), threads)
     return lambda x: move(x[:, at])
 
 
