@@ -17,6 +17,8 @@ import numpy as np
 from algos.door import apart, as_array
 from algos.dtypes import whole
 from algos.engine.blas import blas_limit
+from algos.engine.jit import disabled
+from algos.engine.products_of_rows import MOST_VECTORS, multiplying
 from algos.engine.threads import checked_threads
 from algos.grammar import checked_int, shown
 from algos.layers._calls import filled, floats, matching
@@ -57,6 +59,11 @@ def _linear(x: Any, w: Any, bias: Any, threads: int, out: Any) -> np.ndarray:
 
     def write(y: np.ndarray) -> None:
         y = y.reshape(-1, shape[0])
+        if len(y) <= MOST_VECTORS and not disabled():
+            dtype, none = held.dtype, np.empty(0, held.dtype)
+            run = multiplying(*shape, len(y), dtype, threads)
+            run(w, held.reshape(-1, shape[1]), none if bias is None else bias, y)
+            return
         with blas_limit(threads):
             np.matmul(held.reshape(-1, shape[1]), w.T, out=y)
         if bias is not None:
