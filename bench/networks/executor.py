@@ -80,7 +80,7 @@ class Prepared:
     def __init__(self, net: Folded, batch: int = 1, algorithms: str | Mapping[str, str] = "auto",
                  threads: int | None = None, plans: Plans | None = None) -> None:  # fmt: skip
         self.net, self.batch = net, batch
-        self.plans = plans or Plans(net, threads)
+        self.plans = Plans(net, threads) if plans is None else plans
         self.arena = Arena(net.network, batch)
         self.algorithms: dict[str, str] = {}
         self._named = algorithms
@@ -129,6 +129,16 @@ class Prepared:
                 call(*[self._arrays[at] for at in reads], out=self._arrays[writes])
         return found
 
+    def call_of(self, layer: str, algorithm: str) -> Call:
+        """What runs the convolution of that name by that algorithm, for ``use``."""
+        return self._convolution(self.net.network.nodes[self._number[layer] - 1], algorithm)[0]
+
+    def use(self, layer: str, algorithm: str, call: Call) -> None:
+        """Run it so from now on."""
+        at = self._number[layer] - 1
+        self.steps[at] = self.steps[at]._replace(call=call)
+        self.algorithms[layer] = algorithm
+
     def _begin(self, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         if x.shape != self._input or x.dtype != DTYPE:
             raise NetworkError(f"x is {x.dtype} {x.shape}: {self.net.network.name} takes {DTYPE} {self._input}")
@@ -150,7 +160,9 @@ class Prepared:
         window = {"kernel_size": node.kernel, "stride": node.stride, "padding": node.padding,
                   "ceil_mode": node.ceil, "threads": threads}  # fmt: skip
         if node.op in CONVOLUTIONS:
-            return self._convolution(node)
+            named = self._named if isinstance(self._named, str) else self._named.get(node.name, "auto")
+            call, self.algorithms[node.name] = self._convolution(node, named)
+            return call
         if node.op == "dense":
             return self._dense(node)
         if node.op == "add":
@@ -166,12 +178,10 @@ class Prepared:
             return lambda x, out: global_avg_pool(x, threads=threads, out=out.reshape(out.shape[:2]))
         return partial(_activation, node.activation)
 
-    def _convolution(self, node: Node) -> Call:
-        named = self._named if isinstance(self._named, str) else self._named.get(node.name, "auto")
+    def _convolution(self, node: Node, named: str) -> tuple[Call, str]:
         found = self.plans.of(self.net.network.spec(node, self.batch), named, node.key)
-        self.algorithms[node.name] = found.algorithm
         if node.op == "conv":
-            return found
+            return found, found.algorithm
         shape = self.net.network.shapes(self.batch)[node.name]
         finish = finishing(shape, self.net.weights[node.key][1], node.activation, self.plans.threads)
 
@@ -182,7 +192,7 @@ class Prepared:
             if y is not out:
                 out[...] = y
 
-        return call
+        return call, found.algorithm
 
     def _dense(self, node: Node) -> Call:
         w, bias = self.net.weights[node.key]
