@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
 import sys
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 
+from bench.cli import main
 from bench.networks.arena import Arena, Span, offsets
 from bench.networks.builder import Builder
-from bench.networks.executor import Prepared
+from bench.networks.choose import candidates, choose, layouts, least_cut
+from bench.networks.executor import Plans, Prepared
 from bench.networks.fold import folded
 from bench.networks.graph import Network, NetworkError
 from bench.networks.reference import reference
@@ -152,7 +158,8 @@ def test_without_safetensors_one_line_says_what_to_install(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_folding_leaves_no_normalisation_and_no_activation_of_its_own(name):
-    net = tiny_unet() if name == "unet" else network(name, {"vgg16": 32, "alexnet": 63}.get(name, SMALL.get(name)))
+    size = {"vgg16": 32, "alexnet": 63}.get(name, SMALL.get(name))
+    net = tiny_unet() if name == "unet" else network(name, size)
     left = {node.op for node in folded(net, seeded(net)).network.nodes}
     assert not left & {"batch_norm", "activation"}
 
@@ -198,8 +205,10 @@ def test_every_algorithm_that_can_runs_the_network():
         assert set(run.algorithms.values()) == {name} and error(run(x), right) < ERROR
 
 
-@pytest.mark.parametrize("make", [lambda: network("lenet5"), lambda: network("mobilenet_v2", 40), odd, tiny_unet],
-                         ids=["lenet5", "mobilenet_v2", "odd", "unet"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make", [lambda: network("lenet5"), lambda: network("mobilenet_v2", 40), odd, tiny_unet],
+    ids=["lenet5", "mobilenet_v2", "odd", "unet"],
+)  # fmt: skip
 def test_pytorch_on_the_same_weights_agrees(make):
     pytest.importorskip("torch")
     from bench.networks.peer import running
@@ -224,3 +233,88 @@ def test_wrong_input_is_refused():
         run(np.zeros((1, 1, 9, 8), np.float32))
     with pytest.raises(NetworkError, match="float64"):
         run(np.zeros((1, 1, 9, 9)))
+
+
+# ---- choosing and measuring ------------------------------------------------------------------------------
+
+
+def chain_of(count: int) -> Network:
+    b = Builder("chain", (4, 8, 8))
+    for at in range(count):
+        b.conv(4, 1, name=f"c{at}")
+    return b.network()
+
+
+def test_the_least_cut_is_the_shortest_path_of_a_chain():
+    net, draw = chain_of(6), np.random.default_rng(0)
+    for _ in range(30):
+        near = dict(zip((n.name for n in net.nodes), draw.uniform(1e-4, 1e-3, 6), strict=True))
+        far = {name: s * draw.uniform(0.2, 1.4) for name, s in near.items() if draw.random() < 0.8}
+        copies = dict.fromkeys(("input", *near), float(draw.uniform(1e-5, 4e-4)))
+        here, there = 0.0, math.inf  # the shortest way to either order so far
+        for node in net.nodes:
+            copy = copies[node.inputs[0]]
+            here, there = (
+                near[node.name] + min(here, there + copy),
+                far.get(node.name, math.inf) + min(there, here + copy),
+            )
+        layers, seconds = least_cut(net, near, far, copies)
+        assert seconds == pytest.approx(min(here, there), abs=1e-7)
+        assert set(layers) <= set(far)
+
+
+def test_candidates_are_chosen_by_their_times_in_the_network():
+    net = network("xo")
+    plain, x = folded(net, seeded(net)), images(net)
+    plans = Plans(plain, 1)
+    found = candidates(plain.network, 1, 1, ["direct_channels", "toeplitz", "im2col_gemm"])
+    chosen = choose(plain, 1, found, plans, x, 0.2)
+    for layer, times in chosen.times.items():
+        assert set(times) == {"direct_channels", "toeplitz", "im2col_gemm"}
+        assert chosen.algorithms[layer] == min(times, key=times.__getitem__)
+    run = Prepared(plain, 1, chosen.algorithms, plans=plans)
+    order = layouts(plain, 1, chosen, run, x)
+    assert order.seconds <= order.greedy_s * (1 + 1e-6) and (not order.bound or not order.channels_last)
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """What one measurement of the smallest network says, without PyTorch's compiler."""
+    folder = tmp_path_factory.mktemp("net")
+    arguments = ["net", "xo", "--budget", "0.3", "--threads", "1", "--out", str(folder)]
+    arguments += ["--algorithms", "direct_channels,im2col_gemm"]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as text:
+        patch.setattr("bench.networks.measured.FORMS", ("eager",))
+        assert main(arguments) == 0
+    return text.getvalue(), folder / "net-xo-b1"
+
+
+def test_the_table_has_every_layer_in_the_networks_order(printed):
+    text, folder = printed
+    table = text.partition("\n\n")[0].splitlines()[2:]
+    assert [row.split()[0] for row in table] == ["conv1", "max_pool1", "conv2", "max_pool2", "fc"]
+    data = json.loads((folder / "network.json").read_text())
+    assert [layer["parameters"] for layer in data["layers"]] == [30, 0, 168, 0, 50]
+    assert {"best", "auto", "direct_channels", "im2col_gemm"} <= {way["name"] for way in data["ways"]}
+    assert all(way["error"] < 1e-5 for way in data["ways"])
+
+
+def test_tables_and_picture_are_written(printed):
+    folder = printed[1]
+    rows = list(csv.DictReader(io.StringIO((folder / "layers.csv").read_text())))
+    assert [row["macs"] for row in rows] == ["1323", "0", "2592", "0", "48"]
+    latex = (folder / "layers.tex").read_text()
+    assert latex.count(r"\\") == 6 and r"max\_pool1" in latex
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG") and (folder / "picture.svg").exists()
+
+
+def test_layers_in_sequence_stand_beside_layers_alone(capsys):
+    assert main(["run", "--in-sequence", "xo", "--budget", "0.3", "--threads", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "in sequence / alone" in text and "of end to end" in text
+    assert main(["run", "quick", "--in-sequence", "xo"]) == 2
+
+
+def test_a_network_that_is_none_is_told_in_one_line(capsys):
+    assert main(["net", "vgg61"]) == 2
+    assert "vgg16" in capsys.readouterr().err

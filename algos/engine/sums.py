@@ -1,4 +1,4 @@
-"""Passes over whole results: the sum of two with an activation, and the bias of each channel, shared by threads.
+"""Passes over whole results, shared by threads: the sum of two with an activation, the bias of each channel.
 
 Bound by memory: 12 bytes read or written for each float32 of a sum, 8 for a bias.
 """
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic

@@ -19,6 +19,7 @@ from bench.cli.arguments import parser
 from bench.cli.asking import LIST, PICK, SUITES
 from bench.cli.dueling import DUEL, TWINS
 from bench.cli.measuring import CHECK, RUN
+from bench.cli.networks import NET
 from bench.cli.output import complain, open_streams, silence
 from bench.cli.storing import COMPARE, HISTORY, IMPORT, MERGE, REPORT
 from bench.cli.training import TRAIN
@@ -70,6 +71,6 @@ def _terminated(number: int, frame: object) -> NoReturn:
 COMMANDS = {
     command.name: command
     for command in (
-        LIST, SUITES, CHECK, RUN, REPORT, HISTORY, PICK, COMPARE, DUEL, TWINS, MERGE, IMPORT, TRAIN
+        LIST, SUITES, CHECK, RUN, NET, REPORT, HISTORY, PICK, COMPARE, DUEL, TWINS, MERGE, IMPORT, TRAIN
     )
 }

@@ -13,6 +13,7 @@ from typing import Any
 
 from bench import mood, seal, text
 from bench.cli.arguments import Command, algorithms_of, specs_of, threads_of, to_count, to_seconds, to_share
+from bench.cli.networks import in_sequence
 from bench.cli.output import Bar, complain, print_json, show
 from bench.cli.storing import write_report
 
@@ -95,10 +96,22 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tune", action="store_true", help="try other tunables too, and remember those that are faster"
     )
+    command.add_argument(
+        "--in-sequence", metavar="NETWORK", help="its layers as they follow each other, and each alone"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.in_sequence is None:
+        return measured(arguments)
+    if arguments.targets or arguments.sizes or arguments.kernels:
+        raise ValueError("--in-sequence measures a network by itself: leave other targets out")
+    return in_sequence(arguments)
 
 
 @seal.closed("bench.runner")
-def run(arguments: argparse.Namespace) -> int:
+def measured(arguments: argparse.Namespace) -> int:
+    """What the targets name, into the store and the report."""
     from algos.host import fingerprint
     from bench.cases import cases_of
     from bench.peaks import peaks

@@ -1,4 +1,4 @@
-"""Networks by hand: each call adds a layer that reads the one before, or another by name, and returns its name.
+"""Networks by hand: a call adds a layer that reads the one before, or another by name, and returns its name.
 
 >>> b = Builder("mine", (1, 28, 28))
 >>> b.conv(16, 3, padding=1)

@@ -1,15 +1,15 @@
-"""Algorithms for a whole network: candidates are timed where they will run, between their neighbours, not alone.
+"""Algorithms for a whole network: candidates are timed where they will run, between their neighbours.
 
-Alone a layer finds its weights in the cache and the machine's helpers awake; in a network other layers' weights
-have pushed its own out, and threads of BLAS may still hold a core. So the network runs again and again, each
-time with other candidates in some of its layers, most of them those that are the fastest by then: a layer's
-times are those among the neighbours that it will have.
+Alone a layer finds its weights in the cache and the machine's helpers awake; in a network other layers'
+weights have pushed its own out, and threads of BLAS may still hold a core. So the network runs again and
+again, each time with other candidates in some of its layers, most of them those that are the fastest by then:
+a layer's times are those among the neighbours that it will have.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import maximum_flow
 
 from algos import auto
 from algos.functional import plan
-from algos.registry import get, refusal, registry
+from algos.registry import get, refusal
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.networks.executor import Plans, Prepared
@@ -54,7 +54,8 @@ def candidates(network: Network, batch: int, threads: int, named: Sequence[str] 
         times = {c.algorithm: float(c.run_s or 0) for c in choice.candidates if not c.excluded}
         greedy[node.name] = choice.algorithm
         if named:
-            times = {name: times.get(name, 0.0) for name in named if not _why_not(name, network.spec(node, batch))}
+            can = [name for name in named if not _why_not(name, network.spec(node, batch))]
+            times = {name: times.get(name, 0.0) for name in can}
         best = min(times.values(), default=0)
         wanted = [name for name, s in times.items() if named or s <= WORTH * best][: None if named else MOST]
         by_layer[node.name] = wanted or [choice.algorithm]
@@ -83,16 +84,12 @@ def choose(net: Folded, batch: int, found: Candidates, plans: Plans, x: np.ndarr
     samples: dict[str, dict[str, list[float]]] = {
         layer: {name: [] for name in names} for layer, names in found.by_layer.items()
     }
-    draw, runs, calls = Random(seed), {}, 0
-    # Every candidate is prepared once, with those of other layers that come at the same place
-    for turn in range(max((len(names) for names in samples.values()), default=1)):
-        each = {layer: names[turn % len(names)] for layer, names in found.by_layer.items()}
-        runs[turn] = Prepared(net, batch, each, plans=plans)
-        runs[turn](x)
-    run, end = runs[0], perf_counter() + seconds
+    run, draw, calls = Prepared(net, batch, found.greedy, plans=plans), Random(seed), 0
+    run(x)
     calls_of = {(layer, name): run.call_of(layer, name) for layer, names in samples.items() for name in names}
-    while perf_counter() < end or calls < LEAST_TIMES * len(runs):
-        best = fastest(samples, found)
+    end = perf_counter() + seconds
+    while perf_counter() < end or calls < 2 * LEAST_TIMES:
+        best = fastest(samples)
         for layer, names in samples.items():
             few = [name for name, times in names.items() if len(times) < LEAST_TIMES]
             name = best[layer]
@@ -105,10 +102,10 @@ def choose(net: Folded, batch: int, found: Candidates, plans: Plans, x: np.ndarr
             if node.name in samples:
                 samples[node.name][run.algorithms[node.name]].append(took)
         calls += 1
-        if calls > 4 * LEAST_TIMES * len(runs) and perf_counter() > end:
-            break
-    times = {layer: {name: _typical(own) for name, own in names.items() if own} for layer, names in samples.items()}
-    return Chosen(fastest(samples, found), times, calls)
+    times = {
+        layer: {name: _typical(own) for name, own in names.items() if own} for layer, names in samples.items()
+    }
+    return Chosen(fastest(samples), times, calls)
 
 
 def _typical(times: Sequence[float]) -> float:
@@ -116,19 +113,12 @@ def _typical(times: Sequence[float]) -> float:
     return statistics.quantiles(times, n=4)[0] if len(times) > 1 else times[0]
 
 
-def fastest(samples: Mapping[str, Mapping[str, list[float]]], found: Candidates) -> dict[str, str]:
+def fastest(samples: Mapping[str, Mapping[str, list[float]]]) -> dict[str, str]:
     """By what was sampled; untried candidates last."""
     return {
         layer: min(names, key=lambda name: _typical(names[name]) if names[name] else np.inf)
         for layer, names in samples.items()
     }
-
-
-def able(network: Network, batch: int) -> list[str]:
-    """All own algorithms that can run every convolution."""
-    specs = {network.spec(node, batch) for node in network.nodes if node.op in CONVOLUTIONS}
-    own = [a for a in registry().values() if a.family not in ("peer", "auto") and a.device == "cpu"]
-    return [a.name for a in own if not refusal(a) and not any(refusal(a, spec) for spec in specs)]
 
 
 # ---- memory order ----------------------------------------------------------------------------------------
@@ -156,15 +146,16 @@ class Layouts(NamedTuple):
 def layouts(net: Folded, batch: int, chosen: Chosen, run: Prepared, x: np.ndarray) -> Layouts:
     """Which layers to compute in NHWC: the least cut of a graph whose sides are the two orders.
 
-    A result that crosses is copied; a layer that only computes in NCHW stays there. For a chain of layers this
-    is the shortest path. Times in NHWC are those of layers alone, and so too good rather than too bad.
+    A result that crosses is copied; a layer that only computes in NCHW stays there. For a chain of layers
+    this is the shortest path. Times in NHWC are those of layers alone, and so too good rather than too bad.
     """
     own = {layer: min(times.values()) for layer, times in chosen.times.items()}
     operands = run.operands(x)
     other: dict[str, float] = {}
     for node in net.network.nodes:
-        if node.op == "conv" and node.groups == 1 and not _why_not("im2row_gemm", net.network.spec(node, batch)):
-            other[node.name] = _channels_last_s(net, batch, node.name, operands[node.name][0], run.plans.threads)
+        if node.op == "conv" and not _why_not("im2row_gemm", net.network.spec(node, batch)):
+            read = operands[node.name][0]
+            other[node.name] = _channels_last_s(net, batch, node.name, read, run.plans.threads)
     total = sum(own.values())
     if all(s >= own[name] for name, s in other.items()):
         return Layouts([], total, total, True)
@@ -176,7 +167,7 @@ def layouts(net: Folded, batch: int, chosen: Chosen, run: Prepared, x: np.ndarra
 
 def least_cut(network: Network, own: Mapping[str, float], other: Mapping[str, float],
               copies: Mapping[str, float]) -> tuple[list[str], float]:  # fmt: skip
-    """The layers on the far side of the least cut, and what it costs; seconds on either side and of copies."""
+    """The layers on the far side of the least cut, and what it costs: seconds on either side, of copies."""
     names = ["near", "far", "input", *(node.name for node in network.nodes)]
     number = {name: at for at, name in enumerate(names)}
     endless = 1 << 30
@@ -225,10 +216,10 @@ def _copy_s(shape: tuple[int, ...]) -> float:
     return _best(lambda: np.ascontiguousarray(np.moveaxis(x, 1, -1)))
 
 
-def _best(call: object, times: int = 4) -> float:
+def _best(call: Callable[[], object], times: int = 4) -> float:
     found = []
     for _ in range(times):
         start = perf_counter()
-        call()  # type: ignore[operator]
+        call()
         found.append(perf_counter() - start)
     return min(found)

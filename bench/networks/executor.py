@@ -1,4 +1,4 @@
-"""A folded network prepared for a batch: plans and arrays are made once, and a call runs one step after another.
+"""A folded network prepared for a batch: plans and arrays are made once, a call runs one step after another.
 
 >>> run = Prepared(folded(network, weights), algorithms="auto")
 >>> y = run(x)
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from algos.functional import Plan, plan
 from algos.engine.activations import activated
 from algos.engine.sums import finishing, summing
 from algos.engine.threads import checked_threads
+from algos.functional import Plan, plan
 from algos.layers import avg_pool2d, global_avg_pool, linear, max_pool2d
 from algos.spec import ConvSpec
 from bench import perf_counter
@@ -141,7 +141,8 @@ class Prepared:
 
     def _begin(self, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         if x.shape != self._input or x.dtype != DTYPE:
-            raise NetworkError(f"x is {x.dtype} {x.shape}: {self.net.network.name} takes {DTYPE} {self._input}")
+            name = self.net.network.name
+            raise NetworkError(f"x is {x.dtype} {x.shape}: {name} takes {DTYPE} {self._input}")
         y = np.empty(self._output, DTYPE) if out is None else out
         if y.shape != self._output or y.dtype != DTYPE or not y.flags.c_contiguous:
             raise NetworkError(f"out is {y.dtype} {y.shape}: it must be {DTYPE} {self._output} in C order")

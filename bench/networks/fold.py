@@ -1,5 +1,6 @@
-"""A trained network with fewer passes over memory: normalisation becomes part of the weights before it, and an
-activation part of the layer that it follows.
+"""A trained network with fewer passes over memory.
+
+Normalisation becomes part of the weights before it, and an activation part of the layer that it follows.
 
 With s = weight / sqrt(var + eps), a normalised convolution is that of w * s with the bias (b - mean) * s +
 beta, computed in float64 and rounded once. A normalisation with no layer of its own before it becomes a

@@ -227,13 +227,14 @@ def _pooled(node: Node, size: Shape) -> Shape:
                              strict=True):  # fmt: skip
         span = n + 2 * p - d * (k - 1) - 1
         if span < 0:
-            raise NetworkError(f"{node.name}: a window of {d * (k - 1) + 1} exceeds {n + 2 * p}: use a smaller one")
+            window = d * (k - 1) + 1
+            raise NetworkError(f"{node.name}: a window of {window} exceeds {n + 2 * p}: use a smaller one")
         count = (-(-span // s) if node.ceil else span // s) + 1
         found.append(count - (node.ceil and (count - 1) * s >= n + p))
     return tuple(found)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: Any) -> tuple[int, ...]:
     return per_axis("size", value, 2)
 
 

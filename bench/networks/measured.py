@@ -21,6 +21,7 @@ from bench.pool import Worker, WorkerFailed, measuring
 
 WAIT_S = 600.0
 TURN_S = 0.06
+NEAR = 1.3  # times as long as the best: further turns are worth taking
 ERROR = 1e-3  # of the largest output: what differs by more computes something else
 BEST, AUTO, TORCH = "best", "auto", "torch "
 
@@ -110,7 +111,7 @@ def measure(
             right = np.array(_ask(own, do="reference")["output"])
             say("candidates in sequence")
             chosen = _ask(own, do="choose", named=list(algorithms), seconds=budget_s * 0.3)
-            ways = {way: own for way in chosen["ways"]}
+            ways = dict.fromkeys(chosen["ways"], own)
             if torch:
                 ways |= _torch_ways(about, threads, workers, missing, say)
             errors = {}
@@ -193,16 +194,18 @@ def _torch_ways(about: dict[str, Any], threads: int, workers: dict[str, Worker],
 
 
 def _turns(ways: dict[str, Worker], seconds: float) -> dict[str, list[list[float]]]:
-    """Rounds in which every way takes a turn; those far behind leave after the third."""
+    """Rounds in which every way takes a turn; those behind leave after the third."""
     turns: dict[str, list[list[float]]] = {way: [] for way in ways}
     end, racing = perf_counter() + seconds, list(ways)
     while len(turns[BEST]) < 4 or perf_counter() < end:
         for way in racing:
-            turns[way].append(_ask(ways[way], do="turn", way=way.removeprefix(TORCH), seconds=TURN_S)["times"])
+            reply = _ask(ways[way], do="turn", way=way.removeprefix(TORCH), seconds=TURN_S)
+            turns[way].append(reply["times"])
         if len(turns[BEST]) == 3:
-            best = calm([t for turn in turns[BEST] for t in turn])
-            keep = {BEST, AUTO}
-            racing = [w for w in racing if w in keep or calm([t for turn in turns[w] for t in turn]) < 3 * best]
+            so_far = {way: calm([t for turn in turns[way] for t in turn]) for way in ways}
+            theirs = [way for way in ways if way.startswith(TORCH)]
+            near = {BEST, AUTO, *sorted(theirs, key=so_far.__getitem__)[:2]}
+            racing = [way for way in ways if way in near or so_far[way] < NEAR * so_far[BEST]]
     return turns
 
 

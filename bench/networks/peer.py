@@ -29,7 +29,7 @@ def module_of(net: Folded, channels_last: bool = False) -> Any:
             w = w.contiguous(memory_format=order) if w.ndim == 4 else w
             if node.op == "dense":
                 return lambda x: f.linear(x.flatten(1), w, b)
-            rest = {"stride": node.stride, "padding": node.padding, "dilation": node.dilation,
+            rest: dict[str, Any] = {"stride": node.stride, "padding": node.padding, "dilation": node.dilation,
                     "groups": node.groups}  # fmt: skip
             call = f.conv2d if node.op == "conv" else f.conv_transpose2d
             return lambda x: call(x, w, b, **rest)

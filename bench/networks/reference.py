@@ -50,8 +50,9 @@ def _result(network: Network, node: Node, weights: Weights, inputs: list[np.ndar
         return x.reshape(len(x), -1) @ mine["weight"].T + mine.get("bias", 0)
     assert node.op in CONVOLUTIONS
     spec = network.spec(node, len(x)).with_(bias=False, activation="none", dtype="float64")
-    given = {"x": x} if node.op == "conv" else {"grad": x}
-    return oracle(spec, w=mine["weight"], **given) + columns.get("bias", 0)
+    forward = node.op == "conv"
+    y = oracle(spec, x if forward else None, mine["weight"], None if forward else x)
+    return y + columns.get("bias", 0)
 
 
 def _pooled(network: Network, node: Node, x: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ def seeded(network: Network, seed: int = 0) -> dict[str, np.ndarray]:
 
 def _drawn(name: str, shape: Shape, seed: int) -> np.ndarray:
     draw = np.random.default_rng([seed, crc32(name.encode())])
-    layer, _, part = name.rpartition(".")
+    part = name.rpartition(".")[2]
     if part == "running_var":
         return draw.uniform(0.5, 1.5, shape).astype(DTYPE)
     if len(shape) > 1:

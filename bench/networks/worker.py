@@ -1,4 +1,4 @@
-"""The process that runs networks when told to: one for ours, one for PyTorch, whose thread pools must not meet.
+"""The process that runs networks when told to: one for ours, others for PyTorch, whose threads must not meet.
 
 Commands come as JSON lines and answers go as they do in ``bench.worker``.
 """
@@ -45,7 +45,7 @@ class Host:
         return {"output": reference(self.network, self.weights, self.x).ravel().tolist()}
 
     def choose(self, named: list[str], seconds: float) -> dict[str, Any]:
-        """Time candidates in sequence; the ways that follow from it, and what a change of layout would gain."""
+        """Time candidates in sequence: the ways that follow, and what a change of layout would gain."""
         from bench.networks.choose import candidates, choose, layouts
         from bench.networks.executor import Plans, Prepared
 
@@ -75,7 +75,8 @@ class Host:
 
     def turn(self, way: str, seconds: float) -> dict[str, Any]:
         """Seconds of calls, one at least, after one that is not counted."""
-        run, x, times = self.ways[way], self.x, []
+        run, x = self.ways[way], self.x
+        times: list[float] = []
         run(x)
         end = perf_counter() + seconds
         while not times or perf_counter() < end:
@@ -89,7 +90,8 @@ class Host:
         """The same with a clock between the steps."""
         run: Any = self.ways[way]
         run(self.x)
-        steps, whole = [], []
+        steps: list[list[float]] = []
+        whole: list[float] = []
         end = perf_counter() + seconds
         while not whole or perf_counter() < end:
             took, total = run.timed(self.x)
@@ -99,13 +101,14 @@ class Host:
         return {"steps": steps, "times": whole}
 
     def alone(self, way: str, seconds: float) -> dict[str, Any]:
-        """Seconds of each step by itself, called again and again with the same operands: the calmest calls."""
+        """Seconds of each step by itself, called again and again with the same operands."""
         run: Any = self.ways[way]
         operands = run.operands(self.x)
         shapes = self.net.network.shapes(self.batch)
         found = {}
         for node, call, _, _ in run.steps:
-            given, out, times = operands[node.name], np.empty(shapes[node.name], DTYPE), []
+            given, out = operands[node.name], np.empty(shapes[node.name], DTYPE)
+            times: list[float] = []
             call(*given, out=out)
             end = perf_counter() + seconds / len(run.steps)
             while len(times) < 3 or perf_counter() < end:
@@ -143,5 +146,5 @@ def main() -> None:
                 answer(number=number, **reply)
             except Exception as error:
                 said = printable(" ".join(str(error).split()))[:300]
-                plain = isinstance(error, ValueError)
-                answer(number=number, failure="error", reason=said if plain else f"{type(error).__name__}: {said}")
+                said = said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+                answer(number=number, failure="error", reason=said)

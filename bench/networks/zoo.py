@@ -142,7 +142,8 @@ def mobilenet_v2(size: int = 224) -> Network:
     b, have, at = Builder("mobilenet_v2", (3, size, size)), 32, 1
     _normed(b, have, 3, 2, names=("features.0.0", "features.0.1"), activation="relu6")
     for factor, channels, count, first in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+        (6, 320, 1, 1),
     ):  # fmt: skip
         for block in range(count):
             x, prefix, hidden = b.last, f"features.{at}.conv", have * factor

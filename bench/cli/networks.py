@@ -1,0 +1,110 @@
+"""The command that runs whole networks: net; and layers as they follow each other, for run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.cli.arguments import Command, names_of, threads_of, to_count, to_seconds
+from bench.cli.output import print_json, show
+
+BUDGET_S = 60.0
+
+
+def _net_arguments(command: argparse.ArgumentParser) -> None:
+    known = "vgg16, resnet18, resnet50, mobilenet_v2, unet, alexnet, lenet5 or xo"
+    command.add_argument("name", metavar="NAME", help=known)
+    command.add_argument("--batch", type=to_count, default=1, metavar="N", help="images of a call (1)")
+    command.add_argument("--size", type=to_count, metavar="N", help="pixels a side, not its usual ones")
+    command.add_argument("--algorithms", metavar="a,b", help="only these, throughout and for each layer")
+    command.add_argument("--threads", metavar="N", help="the usable cores by default")
+    command.add_argument(
+        "--weights", metavar="FILE", default="", help=".npz or .safetensors; seeded ones by default"
+    )
+    forms = command.add_mutually_exclusive_group()
+    forms.add_argument("--csv", action="store_true", help="print the layers as CSV")
+    forms.add_argument("--latex", action="store_true", help="print the layers as a LaTeX table")
+    command.add_argument("--out", type=Path, default=Path("results"), help="folder of picture and tables")
+    command.add_argument("--budget", type=to_seconds, default=BUDGET_S, metavar="SECONDS",
+                         help=f"of measuring, beside compiling and checking ({BUDGET_S:.0f})")  # fmt: skip
+
+
+def net(arguments: argparse.Namespace) -> int:
+    from algos.registry import get
+    from reports.net import layer_table, summary, to_csv, to_dict, to_latex, way_table
+
+    names = names_of(arguments.algorithms)
+    if arguments.algorithms is not None and not names:
+        raise ValueError("--algorithms names none: write --algorithms a,b, with names from convbench list")
+    for name in names:
+        get(name)
+    found = _measured(arguments, arguments.name, names)
+    folder = _written(found, arguments.out)
+    if arguments.json:
+        return print_json(to_dict(found))
+    if arguments.csv:
+        show(to_csv(found).rstrip())
+    elif arguments.latex:
+        show(to_latex(found))
+    else:
+        show(layer_table(found).text())
+        show(f"\n{way_table(found).text()}\n\n{summary(found)}")
+        show(f"\npicture and tables: {folder}")
+    return 1 if any(reason.startswith("wrong") for reason in found.missing.values()) else 0
+
+
+NET = Command("net", "a whole network: every layer, and PyTorch beside it", _net_arguments, net)
+
+
+def in_sequence(arguments: argparse.Namespace) -> int:
+    """``run --in-sequence NETWORK``: layers as they follow each other, beside themselves alone."""
+    from reports.net import sequence_table, sequence_text, to_dict
+
+    arguments.size, arguments.weights = None, ""
+    budget = arguments.budget if arguments.budget is not None else BUDGET_S
+    arguments.budget, arguments.batch = budget, arguments.batch or 1
+    found = _measured(arguments, arguments.in_sequence, names_of(arguments.algorithms), torch=False)
+    if arguments.json:
+        return print_json(to_dict(found))
+    show(sequence_table(found).text())
+    show(f"\n{sequence_text(found)}")
+    return 0
+
+
+def _measured(arguments: argparse.Namespace, name: str, algorithms: list[str], torch: bool = True) -> Any:
+    from bench.networks.measured import measure
+
+    threads = threads_of(arguments.threads)
+    if len(threads) != 1:
+        raise ValueError("--threads: a network is measured with one number of threads, write --threads 2")
+
+    def say(what: str) -> None:
+        print(f"{name}: {what}", file=sys.stderr, flush=True)
+
+    return measure(
+        name, size=arguments.size, batch=arguments.batch, threads=threads[0], weights=arguments.weights,
+        algorithms=algorithms, budget_s=arguments.budget, torch=torch, say=say,
+    )  # fmt: skip
+
+
+def _written(found: Any, out: Path) -> Path:
+    """The picture and the tables, in a folder of the network's."""
+    import json
+
+    from algos.host import fingerprint
+    from reports.net import to_csv, to_dict, to_latex
+    from reports.pictures_net import network_picture
+    from reports.style import machine_text
+
+    folder = out / f"net-{found.name}-b{found.batch}"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = fingerprint()
+    png, svg = network_picture(found, machine_text(about["id"], {about["id"]: about}))
+    (folder / "picture.png").write_bytes(png)
+    (folder / "picture.svg").write_bytes(svg)
+    (folder / "layers.csv").write_text(to_csv(found), encoding="utf-8")
+    (folder / "layers.tex").write_text(to_latex(found) + "\n", encoding="utf-8")
+    (folder / "network.json").write_text(json.dumps(to_dict(found), indent=2) + "\n", encoding="utf-8")
+    return folder
