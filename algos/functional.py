@@ -76,6 +76,12 @@ class Plan:
             finally:
                 self._busy = False
 
+    def unchecked(self, *operands: Any, out: Any) -> None:
+        """The same for arrays of the spec's shapes and types in C order on the host, apart from each other, and
+        for who sees to it that no two calls meet: some 5 us less.
+        """
+        self._apart(self._run, *operands, out=out)
+
     def __repr__(self) -> str:
         words = self._door.chain.words
         way = f"{self.algorithm} via {words}" if words else self.algorithm

@@ -181,19 +181,25 @@ class Prepared:
 
     def _convolution(self, node: Node, named: str) -> tuple[Call, str]:
         found = self.plans.of(self.net.network.spec(node, self.batch), named, node.key)
+        run: Call = found.unchecked if self._together(node.name) and self._together(node.inputs[0]) else found
         if node.op == "conv":
-            return found, found.algorithm
+            return run, found.algorithm
         shape = self.net.network.shapes(self.batch)[node.name]
         finish = finishing(shape, self.net.weights[node.key][1], node.activation, self.plans.threads)
 
         def call(x: np.ndarray, out: np.ndarray) -> None:
             y = out if out.flags.c_contiguous else np.empty_like(out, order="C")
-            found(x, out=y)
+            run(x, out=y)
             finish(y)
             if y is not out:
                 out[...] = y
 
         return call, found.algorithm
+
+    def _together(self, name: str) -> bool:
+        """Whether a result lies in C order: in one piece, not beside others of every image."""
+        shapes, owner = self.net.network.shapes(self.batch), self.arena.places[name].owner
+        return self.batch == 1 or shapes[name] == shapes[owner]
 
     def _dense(self, node: Node) -> Call:
         w, bias = self.net.weights[node.key]
