@@ -77,8 +77,8 @@ class Plan:
                 self._busy = False
 
     def unchecked(self, *operands: Any, out: Any) -> None:
-        """The same for arrays of the spec's shapes and types in C order on the host, apart from each other, and
-        for who sees to it that no two calls meet: some 5 us less.
+        """The same, some 5 us faster, for arrays of the spec's shapes and types in C order on the host, apart
+        from each other, and for who sees to it that no two calls meet.
         """
         self._apart(self._run, *operands, out=out)
 
