@@ -37,7 +37,8 @@ def types(spec: ConvSpec) -> Lowered | None:
         dtype=work.name, padding_mode=f"constant:{spec.border!r}" if fixed else spec.padding_mode
     )
     copied = sum(map(count, operand_shapes(spec)))
-    return Lowered((Part(part, partial(converted, dtype=work), partial(converting, spec, work, convert), convert,
+    operands = partial(converting, spec, work, convert)
+    return Lowered((Part(part, partial(converted, dtype=work), operands, convert,
                          copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
                          shared=True),),
                    work.name)  # fmt: skip

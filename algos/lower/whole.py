@@ -37,8 +37,9 @@ def integers(spec: ConvSpec) -> Lowered:
     work = np.float32 if bound < SINGLE and not spec.bias else np.float64
     part, (x, w) = _floats(spec, work), spec.zero_points
     copied = sum(map(count, operand_shapes(spec)))
-    whole = Part(part, partial(converted, dtype=work, point=w), partial(converting, spec, work, store_whole, (x, 0)),
-                 store_whole, copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
+    operands = partial(converting, spec, work, store_whole, (x, 0))
+    whole = Part(part, partial(converted, dtype=work, point=w), operands, store_whole,
+                 copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
                  shared=True)  # fmt: skip
     words = f"whole numbers in {part.dtype}" + (" while sums stay below 2^53" if guard else "")
     return Lowered((whole,), words, guard=guard, instead=loop_bytes(spec) if guard else 0)
