@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from bench.text import seconds
+from reports.cells import Cell, Table
 from reports.findings.histories import CaseKey, Point
 from reports.scene import Picture, tick
 from reports.sheet import RC, canvas, grid, head_line, label, marker_size, render
 from reports.style import Style, clean, machine_text, ratio_text, short, styles
-from reports.tables import Cell, Table
 
 PANELS, MOST_PAGES = 6, 5
 TICKS = 8

@@ -25,12 +25,14 @@ from bench.files import write
 from bench.record import Record
 from bench.text import seconds, size
 from reports import tables
+from reports.cells import Cell, Table, markdown_text
 from reports.findings.frame import to_frame
 from reports.findings.networks import Networks, in_network_order, layer_names
 from reports.findings.ranking import noise_rows, winners
 from reports.findings.versus import versus
 from reports.plots import pictures
 from reports.scene import COLD, WARM, Picture
+from reports.spreadsheet import csv_parts, to_csv
 from reports.style import clean, machine_text
 from reports.versus import versus_table
 from reports.words import calm, false_alarms, in_short
@@ -127,9 +129,9 @@ def write_frame(frame: pd.DataFrame, machines: Machines, folder: Path, options: 
     for picture in shown:
         write(folder / f"{picture.name}.png", picture.png)
         write(folder / f"{picture.name}.svg", picture.svg)
-    write(folder / CSV, (part.encode("utf-8", "replace") for part in tables.csv_parts(frame)))
+    write(folder / CSV, (part.encode("utf-8", "replace") for part in csv_parts(frame)))
     if len(against):
-        write(folder / VERSUS_CSV, tables.to_csv(against).encode("utf-8", "replace"))
+        write(folder / VERSUS_CSV, to_csv(against).encode("utf-8", "replace"))
     for name in (MARKDOWN, PAGE):  # the page last: where it stands, everything stands
         text = environment.get_template(f"{name}.j2").render(context)
         write(folder / name, text.encode("utf-8", "replace"))
@@ -144,13 +146,13 @@ class Paged(NamedTuple):
     ``files`` scripts, loaded on demand.
     """
 
-    table: tables.Table
-    first: Sequence[Sequence[tables.Cell]]
+    table: Table
+    first: Sequence[Sequence[Cell]]
     total: int
     files: int
 
 
-def _paged(folder: Path, name: str, table: tables.Table) -> Paged:
+def _paged(folder: Path, name: str, table: Table) -> Paged:
     """Write the scripts of a table with many rows; those of an earlier report are gone then."""
     files, size = 0, 0
     rows: list[str] = []
@@ -177,7 +179,7 @@ def _paged(folder: Path, name: str, table: tables.Table) -> Paged:
     return Paged(table, table.rows[:SHOWN], len(table.rows), files)
 
 
-def _data(cell: tables.Cell) -> Any:
+def _data(cell: Cell) -> Any:
     """Its text, and what it is sorted by where that is a number; null stands for infinity, which JSON lacks.
     """
     text, key = cell
@@ -194,7 +196,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        md=lambda text: Markup(tables.markdown_text(text)),
+        md=lambda text: Markup(markdown_text(text)),
         raw=Markup,  # only for text that is ours or escaped already: style, script and Markdown tables
         code=lambda text: Markup(str(text).replace("\n", "\n    ")),
         base64=lambda data: base64.b64encode(data).decode("ascii"),

@@ -2,128 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import math
-import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bench.text import seconds, size, three_digits, via
+from reports.cells import Cell, Made, Table
 from reports.findings.costs import break_even
 from reports.findings.excluded import excluded
 from reports.findings.frame import GROUP, PROBLEM, direction_of, tuples
 from reports.findings.networks import without_batch
 from reports.findings.ranking import auto_results, models, ranked, winners
-from reports.style import clean, ratio_text, short
+from reports.style import clean, ratio_text
 from reports.words import SENSIBLE, stretches_text
 
-PART = 5000  # rows that are made text together
-LINE, SHORTEST = 118, 11  # characters of a line on a terminal, and of a column that gives way
+LINE = 118  # characters of a line on a terminal
 NOTHING = "nothing measured yet: run `convbench run quick` first"
 NO_REGRET = "Not computed for this report: it needs measured records of this machine, see `convbench report`."
-
-
-class Cell(NamedTuple):
-    """What is shown, and what it is sorted by."""
-
-    text: str
-    key: float | str
-
-    @classmethod
-    def of(cls, value: Any) -> Cell:
-        """Text as it is, whole numbers with their value as key."""
-        if isinstance(value, Cell):
-            # NaN sorts nowhere
-            return cls(clean(value.text), math.inf if value.key != value.key else value.key)
-        if isinstance(value, float) and math.isnan(value):
-            return cls("-", math.inf)
-        return cls(clean(value), value if isinstance(value, int | float) else clean(value))
-
-
-class Made(Sequence[tuple[Cell, ...]]):
-    """``make(items)`` of some items, each time that they are asked for: cells of many rows are not held
-    together.
-    """
-
-    def __init__(
-        self, make: Callable[[Sequence[Any]], Iterable[tuple[Cell, ...]]], items: Sequence[Any]
-    ) -> None:
-        self._make, self._items = make, items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, at: Any) -> Any:
-        return tuple(self._make(self._items[at])) if isinstance(at, slice) else self[at : at + 1 or None][0]
-
-    def __iter__(self) -> Iterator[tuple[Cell, ...]]:
-        for start in range(0, len(self), PART):
-            yield from self[start : start + PART]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Titles, rows of cells, and which columns are figures (right-aligned).
-
-    Attributes
-    ----------
-    columns : tuple of str
-    rows : sequence of tuples of Cell
-        Made when they are asked for where they may be many.
-    figures : frozenset of str
-    empty : str
-        What is said when there are no rows.
-    """
-
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[Cell, ...]]
-    figures: frozenset[str] = frozenset()
-    empty: str = "None."
-
-    def text(self, most: int | None = None) -> str:
-        """Aligned columns; in lines of at most ``most`` characters if shorter text can do it, but specs, or
-        the first column where there is none, are whole.
-        """
-        if not self.rows:
-            return self.empty
-        cells = [self.columns, *(tuple(cell.text for cell in row) for row in self.rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
-        whole = self.columns.index("spec") if "spec" in self.columns else 0
-        elastic = [i for i, column in enumerate(self.columns) if i != whole and column not in self.figures]
-        while most and elastic and sum(widths) + 2 * len(widths) - 2 > most:
-            widest = max(elastic, key=lambda i: widths[i])
-            if widths[widest] <= SHORTEST:
-                break
-            widths[widest] -= 1
-        lines = []
-        for row in cells:
-            parts = [
-                text.rjust(width) if column in self.figures else short(text, width).ljust(width)
-                for text, width, column in zip(row, widths, self.columns, strict=True)
-            ]
-            lines.append("  ".join(parts).rstrip())
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(lines)
-
-    def markdown(self, most: int | None = None) -> str:
-        """A GitHub table of at most so many rows; every cell is escaped."""
-        if not self.rows:
-            return markdown_text(self.empty)
-        marks = ["---:" if column in self.figures else "---" for column in self.columns]
-        lines = [self.columns, marks,
-                 *([markdown_text(cell.text) for cell in row] for row in self.rows[:most])]
-        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        left = len(self.rows) - len(self.rows[:most])
-        return f"{text}\n\nAnd {left:,} more rows: see the page." if left else text
 
 
 def _table(rows: list[dict[str, Any]], figures: Sequence[str] = (), empty: str = "None.") -> Table:
@@ -458,63 +358,3 @@ def regret_table(regret: Sequence[dict[str, Any]] | None) -> Table:
     return _table(
         rows, ("specs", "geometric mean", "worst"), NO_REGRET if regret is None else "No spec to judge it on."
     )
-
-
-# ---- escaping ----------------------------------------------------------------------------------------------
-
-
-def markdown_text(text: object) -> str:
-    """One Markdown cell: pipes, markup, HTML and line ends are shown as text.
-    Underscores inside words are harmless.
-    """
-    line = html.escape(clean(text), quote=False)
-    line = re.sub(r"([\\`*|\[\]~])", r"\\\1", line)
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
-
-
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-
-
-def csv_cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets a leading apostrophe; numbers stay as they are."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    if not isinstance(value, str):
-        return value
-    risky = value[:1] in ("\t", "\r", "\n") or value.lstrip()[:1] in ("=", "+", "-", "@")
-    text = clean(value)
-    return f"'{text}" if risky and not _NUMBER.fullmatch(text) else text
-
-
-def to_csv(frame: pd.DataFrame) -> str:
-    """The columns of the frame, times in seconds, every text cell harmless."""
-    return "".join(csv_parts(frame))
-
-
-def csv_parts(frame: pd.DataFrame) -> Iterator[str]:
-    """``to_csv`` piece by piece."""
-    # As the noise model has them; their medians are a column
-    frame = frame.drop(columns="launches", errors="ignore")
-    yield from _csv_lines([list(frame.columns)])
-    for start in range(0, len(frame), PART):
-        part = frame.iloc[start : start + PART]
-        yield from _csv_lines(zip(*(_csv_column(part[name]) for name in part), strict=True))
-
-
-def _csv_lines(rows: Iterable[Iterable[Any]]) -> Iterator[str]:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    yield out.getvalue()
-
-
-def _csv_column(column: pd.Series) -> Iterable[Any]:
-    """Its values made harmless: whole numbers are, and of what occurs again and again each is looked at once.
-    """
-    if column.dtype.kind in "iub":
-        return map(str, column.tolist())
-    if column.dtype.kind == "O":
-        return map(lru_cache(maxsize=1024)(csv_cell), column.tolist())
-    values, which = np.unique(column.to_numpy(), return_inverse=True)
-    if 2 * len(values) > len(column):
-        return map(csv_cell, column.tolist())
-    return np.array([str(csv_cell(value)) for value in values.tolist()], object)[which].tolist()

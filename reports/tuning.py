@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bench.text import seconds
+from reports.cells import Cell, Table
 from reports.findings.tunings import Tuning
 from reports.style import ratio_text
-from reports.tables import Cell, Table
 
 
 def tunings_table(found: list[Tuning]) -> Table:

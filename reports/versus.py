@@ -7,9 +7,9 @@ import math
 import pandas as pd
 
 from bench.text import seconds
+from reports.cells import Cell, Table
 from reports.findings.frame import GROUP, tuples
 from reports.style import ratio_text
-from reports.tables import Cell, Table
 
 EMPTY = ("Nothing of the suite versus was measured with auto and a peer: "
          "`convbench run versus --algorithms auto,peers`.")  # fmt: skip

@@ -15,8 +15,10 @@ import pytest
 
 from bench.text import seconds, size
 from reports import tables
+from reports.cells import markdown_text
 from reports.findings.frame import to_frame
 from reports.page import Options, write_report
+from reports.spreadsheet import csv_cell
 from reports.style import DARK, HUES, KNOWN, OTHER, clean, machine_text, readable_on, styles
 from tests.record_makers import HOSTILE, MACHINE, SPEC, record, sweep
 
@@ -175,11 +177,11 @@ def test_regret_is_shown_or_said_to_be_missing():
      ("a\x00b\x1b", "a?b?"), (None, "")],
 )  # fmt: skip
 def test_csv_cells_are_no_formulas(cell, written):
-    assert tables.csv_cell(cell) == written
+    assert csv_cell(cell) == written
 
 
 def test_markdown_cells_stay_one_cell():
-    written = tables.markdown_text("a|b\n<b>`c` *d* [e](f) my_name_x _g_")
+    written = markdown_text("a|b\n<b>`c` *d* [e](f) my_name_x _g_")
     assert "\n" not in written and "<" not in written
     assert all(part in written for part in ("\\|", "\\`", "my_name_x \\_g\\_"))
 

@@ -62,6 +62,15 @@ def tile_size(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(c[0] for c in choices), tuple(c[1] for c in choices)
 
 
+def _products(x: np.ndarray, kernels: np.ndarray) -> np.ndarray:
+    """Spectra of outputs (groups, outputs, tiles, frequencies), of x (groups, inputs, tiles, frequencies);
+    kernels: (frequencies, groups, inputs, outputs), or of a single input (groups, outputs, 1, frequencies).
+    """
+    if x.shape[1] == 1:
+        return x * kernels.reshape(len(x), -1, 1, x.shape[-1])
+    return np.matmul(np.ascontiguousarray(x.transpose(3, 0, 2, 1)), kernels).transpose(1, 3, 2, 0)
+
+
 @dataclass(frozen=True)
 class FftTiles(Algorithm):
     """Overlap-save on scipy.fft; see the module.
@@ -140,10 +149,8 @@ class FftTiles(Algorithm):
         if inputs > 1:
             kernels = np.ascontiguousarray(kernels.transpose(3, 0, 2, 1))  # (frequency, group, input, output)
         padded = np.zeros((spec.in_channels, *self._covered(spec)), spec.in_dtype)
-        seen = tuple(
-            min(n, room - b)
-            for n, room, (b, _) in zip(spec.size, self._covered(spec), spec.padding, strict=True)
-        )
+        seen = tuple(min(n, room - b) for n, room, (b, _)
+                     in zip(spec.size, self._covered(spec), spec.padding, strict=True))  # fmt: skip
         core = tuple(slice(b, b + n) for n, (b, _) in zip(seen, spec.padding, strict=True))
         image_core: Any = (0, slice(None), *(slice(n) for n in seen))
         views = np.lib.stride_tricks.sliding_window_view(padded, points, axes)
@@ -151,6 +158,7 @@ class FftTiles(Algorithm):
         parts = split(self._blocks(spec), threads)
         outs = tuple(k // s for k, s in zip(kept, spec.stride, strict=True))
         cropped = (..., *(slice(0, k, s) for k, s in zip(kept, spec.stride, strict=True)))
+        order = (0, *(axis for i in range(spec.ndim) for axis in (1 + i, 1 + spec.ndim + i)))
 
         def block_of(first: int, kinds: Sequence[int], result: np.ndarray) -> None:
             """Outputs of the tile rows [first, first + step), into result (1, o, *output_size)."""
@@ -158,16 +166,9 @@ class FftTiles(Algorithm):
             chosen = views[:, first:last]
             grid = chosen.shape[1 : 1 + spec.ndim]
             spectra = scipy.fft.rfftn(np.ascontiguousarray(chosen), axes=axes)
-            x = spectra.reshape(groups, inputs, -1, half)
-            if inputs == 1:
-                product = x * kernels.reshape(groups, outputs, 1, half)
-            else:
-                product = np.matmul(np.ascontiguousarray(x.transpose(3, 0, 2, 1)), kernels).transpose(
-                    1, 3, 2, 0
-                )
+            product = _products(spectra.reshape(groups, inputs, -1, half), kernels)
             product = product.reshape(spec.out_channels, *grid, *spectra.shape[1 + spec.ndim :])
             y = scipy.fft.irfftn(product, points, axes=axes, norm="forward", overwrite_x=True)[cropped]
-            order = (0, *(axis for i in range(spec.ndim) for axis in (1 + i, 1 + spec.ndim + i)))
             y = y.transpose(order).reshape(
                 spec.out_channels, *(n * k for n, k in zip(grid, outs, strict=True))
             )
