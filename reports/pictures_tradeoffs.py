@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from bench.text import size, three_digits
 from reports.findings.advice import MOST_LINES
-from reports.findings.costs import envelope, errors, representative
+from reports.findings.costs import Stretch, envelope, errors, representative
 from reports.findings.frame import groups, tuples
 from reports.scene import Drawn, Scene, tick
 from reports.sheet import MANY_MARKS, Ending, canvas, dot, end_labels, grid, head_line, label, log_axes
-from reports.style import short
+from reports.style import Style, short
 from reports.words import stretches_text
 
 MOST_CALLS = 100_000
@@ -109,20 +111,7 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
             axis.plot(calls, total, color=style.colour, linestyle=style.line, linewidth=1.3 if lead else 0.7,
                       marker=style.marker if lead else "", markersize=4, markevery=[0, -1],
                       alpha=0.9 if lead else 0.6, zorder=3 if lead else 1)  # fmt: skip
-        stretches, free = cases[spec], 1.0
-        for index, (start, name) in enumerate(stretches):
-            row = next(r for r in grouped[spec] if r.algorithm == name)
-            until = stretches[index + 1].calls if index + 1 < len(stretches) else most
-            inside = np.geomspace(start, max(min(until, most), start), 20)
-            axis.plot(inside, row.prepare_s / inside + row.median_s, color=look[name].colour, linewidth=4,
-                      alpha=0.45, solid_capstyle="butt", zorder=2)  # fmt: skip
-            if index and start <= most:
-                axis.axvline(start, color="#BBBBBB", linewidth=0.8, zorder=1)
-                if start >= free:  # else its figure would stand on the one before
-                    axis.annotate(f"{start:,}", (start, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
-                                  textcoords="offset points", ha="center", fontsize=7,
-                                  color="#444444")  # fmt: skip
-                    free = start * (most * 1.5) ** (0.03 * len(f"{start:,}") + 0.01)
+        _who_takes_least(axis, cases[spec], {row.algorithm: row for row in grouped[spec]}, look, most)
         best = np.min(list(totals.values()), axis=0)
         axis.set_xlim(0.8, most * 1.25)
         axis.set_ylim(best.min() / 1.6, max(best.max() * 8, best.min() * 30))
@@ -143,6 +132,26 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
     )
     seen = " ".join(f"{scene.case(spec)}: {stretches_text(cases[spec])}." for spec in shown)
     yield f"calls{scene.suffix}", "Prepare against run", reading, seen, figure
+
+
+def _who_takes_least(
+    axis: Axes, stretches: Sequence[Stretch], rows: Mapping[str, Any], look: Mapping[str, Style], most: float
+) -> None:
+    """The broad line along the least, and above it from how many calls on the next one wins."""
+    free = 1.0
+    for index, (start, name) in enumerate(stretches):
+        row = rows[name]
+        until = stretches[index + 1].calls if index + 1 < len(stretches) else most
+        inside = np.geomspace(start, max(min(until, most), start), 20)
+        axis.plot(inside, row.prepare_s / inside + row.median_s, color=look[name].colour, linewidth=4,
+                  alpha=0.45, solid_capstyle="butt", zorder=2)  # fmt: skip
+        if index and start <= most:
+            axis.axvline(start, color="#BBBBBB", linewidth=0.8, zorder=1)
+            if start >= free:  # else its figure would stand on the one before
+                axis.annotate(f"{start:,}", (start, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+                              textcoords="offset points", ha="center", fontsize=7,
+                              color="#444444")  # fmt: skip
+                free = start * (most * 1.5) ** (0.03 * len(f"{start:,}") + 0.01)
 
 
 # ---- workspace ---------------------------------------------------------------------------------------------
