@@ -347,9 +347,9 @@ def outer_rows(typingctx, w, w_step, x, offsets, k, y, y_step, more, rows, vecto
                 sums = step(builder.add(first, I64(u)), sums)
             return sums
 
-        sums = _any_times(builder, emit.vector, times, steps, _first_sums(emit, py, y_step, more, *shape))
+        sums = any_times(builder, emit.vector, times, steps, _first_sums(emit, py, y_step, more, *shape))
         left = builder.sub(k, done)
-        sums = _any_times(
+        sums = any_times(
             builder, emit.vector, left, lambda index, sums: step(builder.add(done, index), sums), sums
         )
         _store_rows(emit, sums, py, y_step)
@@ -392,9 +392,9 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
             return one
 
         sums = _first_sums(emit, py, I64(block), more, n_rows, n_vectors)
-        sums = _any_times(builder, emit.vector, n_starts, steps(p_starts, pw, UNROLLED), sums)
+        sums = any_times(builder, emit.vector, n_starts, steps(p_starts, pw, UNROLLED), sums)
         rest = emit.at(pw, builder.mul(n_starts, I64(UNROLLED * block)))
-        sums = _any_times(builder, emit.vector, n_singles, steps(p_singles, rest, 1), sums)
+        sums = any_times(builder, emit.vector, n_singles, steps(p_singles, rest, 1), sums)
         _store_rows(emit, sums, py, I64(block))
         return context.get_dummy_value()
 
@@ -452,7 +452,7 @@ def _if(builder: Any, condition: Any, sums: list[list[Any]], change: Callable) -
     return found
 
 
-def _any_times(
+def any_times(
     builder: Any, vector: Any, count: Any, step: Callable, first: list[list[Any]]
 ) -> list[list[Any]]:
     """``loop``, or ``first`` where ``count`` is 0."""

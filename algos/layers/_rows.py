@@ -1,11 +1,12 @@
 """Compiled passes over elements that lie side by side: sums, and what normalisation makes of them.
 
-Every vector is masked, so that short rows cost as many instructions as they have vectors. Sums of blocks are
-taken in four vectors of their own type, and from one block to the next in float64.
+The last vectors are masked, so that short rows cost as many instructions as they have vectors. Sums of blocks
+are taken in four vectors of their own type, and from one block to the next in float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -16,7 +17,7 @@ from algos.engine.jit import linked
 from algos.engine.lanes import Lanes
 from algos.engine.planes import each_vector
 from algos.engine.products import sum_of
-from algos.engine.simd import I64, Emitter, loop, place
+from algos.engine.simd import I64, Emitter, any_times, place
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
 
@@ -38,22 +39,28 @@ def block_sum(typingctx, kind, x, y, count, centre):
         lanes, pointer, form = Lanes(emit, 8 * emit.bytes), emit.scalar.as_pointer(), len(sig.args[0])
         x, y, middle = builder.inttoptr(x, pointer), builder.inttoptr(y, pointer), emit.splat(centre)
 
-        def vectors(index: Any, sums: list[list[Any]]) -> list[list[Any]]:
-            found = []
-            for v, total in enumerate(sums[0]):
-                at = builder.add(builder.mul(index, I64(TOGETHER * emit.lanes)), I64(v * emit.lanes))
-                mask = lanes.below(lanes.numbers(at), count)
-                if form == 0:
-                    found.append(builder.fadd(total, lanes.load(emit.at(x, at), mask)))
-                    continue
-                value = builder.fsub(lanes.load(emit.at(x, at), mask, middle), middle)
-                other = value if form == 1 else lanes.load(emit.at(y, at), mask)
-                found.append(emit.fma(value, other, total))
-            return [found]
+        def added(total: Any, at: Any, load: Callable[..., Any]) -> Any:
+            if form == 0:
+                return builder.fadd(total, load(emit.at(x, at)))
+            value = builder.fsub(load(emit.at(x, at), middle), middle)
+            return emit.fma(value, value if form == 1 else load(emit.at(y, at)), total)
 
-        each = I64(TOGETHER * emit.lanes)
-        times = builder.udiv(builder.add(count, builder.sub(each, I64(1))), each)
-        a, b, c, d = loop(builder, emit.vector, times, vectors, [[emit.zero] * TOGETHER])[0]
+        def together(index: Any, sums: list[list[Any]]) -> list[list[Any]]:
+            first = builder.mul(index, I64(TOGETHER * emit.lanes))
+            return [[added(total, builder.add(first, I64(v * emit.lanes)), lambda p, _=None: emit.load(p))
+                     for v, total in enumerate(sums[0])]]  # fmt: skip
+
+        def last(index: Any, sums: list[list[Any]]) -> list[list[Any]]:
+            at = builder.add(done, builder.mul(index, I64(emit.lanes)))
+            mask = lanes.below(lanes.numbers(at), count)
+            a, *rest = sums[0]
+            return [[*rest, added(a, at, lambda p, other=None: lanes.load(p, mask, other))]]
+
+        times = builder.udiv(count, I64(TOGETHER * emit.lanes))
+        done = builder.mul(times, I64(TOGETHER * emit.lanes))
+        sums = any_times(builder, emit.vector, times, together, [[emit.zero] * TOGETHER])
+        left = builder.udiv(builder.add(builder.sub(count, done), I64(emit.lanes - 1)), I64(emit.lanes))
+        a, b, c, d = any_times(builder, emit.vector, left, last, sums)[0]
         return sum_of(emit, builder.fadd(builder.fadd(a, b), builder.fadd(c, d)))
 
     return centre(kind, types.intp, types.intp, types.intp, centre), codegen

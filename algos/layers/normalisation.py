@@ -68,6 +68,32 @@ def all_scaled(x, y, means, variances, w, b, eps, pixels, job):
 
 
 @linked(error_model="numpy")
+def some_columns(x, moments, images, slot, first, last):
+    """Channels [first, last) of flat x (n, c): mean and variance in float64."""
+    channels = moments.shape[1]
+    mean, variance = moments[0, first:last], moments[1, first:last]
+    mean[:], variance[:] = 0, 0
+    for n in range(images):
+        row = x[n * channels + first : n * channels + last]
+        for c in range(len(mean)):
+            mean[c] += row[c]
+    for c in range(len(mean)):
+        mean[c] /= images
+    for n in range(images):
+        row = x[n * channels + first : n * channels + last]
+        for c in range(len(mean)):
+            variance[c] += (row[c] - mean[c]) * (row[c] - mean[c])
+    for c in range(len(mean)):
+        variance[c] /= images
+
+
+@compiled(error_model="numpy")
+def all_columns(x, moments, images, job):
+    """Every channel."""
+    fork(some_columns, (x, moments, images), job)
+
+
+@linked(error_model="numpy")
 def some_channel_sums(grad, x, sums, means, images, pixels, slot, first, last):
     """Items [first, last), channels: sums of the gradient, and of its products with x - mean."""
     channels = len(sums)
@@ -109,6 +135,8 @@ def _by_channel(threads: int, kernel: Any, shape: tuple, dtype: np.dtype, arrays
     types: whatever else its arguments' types depend on.
     """
     pixels, moved = math.prod(shape[2:]), arrays * math.prod(shape) * dtype.itemsize
+    if kernel is all_columns:
+        return Calls(kernel, shape[1], moved, threads, (shape[0],))
     if kernel in (all_moments, all_channel_sums):
         return Calls(kernel, shape[1], moved, threads, (shape[0], pixels))
     return Calls(kernel, shape[0] * shape[1], moved, threads, (pixels,))
@@ -124,10 +152,9 @@ def _channels(x: np.ndarray, threads: int | None, *vectors: tuple[str, Any]) -> 
 def _moments(x: np.ndarray, threads: int | None) -> np.ndarray:
     if math.prod(x.shape) // max(x.shape[1], 1) < 2:
         raise ValueError(f"x has shape {x.shape}: training needs more than one value of each channel")
-    if x.ndim == 2:
-        return np.stack([x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64)])
     moments = np.empty((2, x.shape[1]))
-    remembered(_by_channel, threads, all_moments, x.shape, x.dtype, 2)(x.reshape(-1), moments)
+    kernel = all_columns if x.ndim == 2 else all_moments
+    remembered(_by_channel, threads, kernel, x.shape, x.dtype, 2)(x.reshape(-1), moments)
     return moments
 
 
