@@ -2,7 +2,7 @@
 
     python -m bench.typed [--types float16,int8>int32] [--threads 2] [--turns 60] [SPEC ...]
 
-Each side is what the picker chose, or ``--algorithms``. Times are lower quartiles of turns, which a machine
+Each side is what the picker chose, or ``--algorithms``. Times are lowest deciles of turns, which a machine
 that others use as well disturbs least. ``CONVBENCH_SIMD=avx2`` narrows both.
 """
 
@@ -26,7 +26,7 @@ LAYERS = (  # of ResNet-50 and VGG-16
     "1x256x56x56,256x256x3x3,p1",
 )  # fmt: skip
 TYPES = ("float16", "bfloat16", "int8>int32")
-TURN_S = 0.004
+TURN_S = 0.002
 
 
 class Ratio(NamedTuple):
@@ -52,7 +52,7 @@ def compared(spec: ConvSpec, dtype: str, threads: int, turns: int = 60, algorith
     for turn in range(turns):
         for side in (turn % 2, 1 - turn % 2):
             took[side].append(_turn(calls[side], counts[side]))
-    single_s, typed_s = (statistics.quantiles(times, n=4)[0] for times in took)
+    single_s, typed_s = (statistics.quantiles(times, n=10)[0] for times in took)
     return Ratio(spec, single_s / typed_s, single_s, typed_s, (names[0], names[1]))
 
 
