@@ -12,6 +12,8 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 
+from algos.engine.sums import summing
+from algos.layers import linear
 from bench.cli import main
 from bench.networks.arena import Arena, Span, offsets
 from bench.networks.builder import Builder
@@ -318,3 +320,32 @@ def test_layers_in_sequence_stand_beside_layers_alone(capsys):
 def test_a_network_that_is_none_is_told_in_one_line(capsys):
     assert main(["net", "vgg61"]) == 2
     assert "vgg16" in capsys.readouterr().err
+
+
+# ---- passes of compiled code -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 10, 500), (3, 7, 33), (4, 5, 1), (2, 70, 4096)])
+def test_dense_layers_of_few_images_are_products_of_rows(shape, dtype):
+    images, outputs, inputs = shape
+    draw = np.random.default_rng(0)
+    x, w = (draw.standard_normal((n, inputs)).astype(dtype) for n in (images, outputs))
+    bias = draw.standard_normal(outputs).astype(dtype)
+    right = x.astype(np.float64) @ w.T
+    bound = 2 * inputs * np.finfo(dtype).eps * (np.abs(x) @ np.abs(w).T + 5)
+    for threads in (1, 2):
+        assert (np.abs(linear(x, w, threads=threads) - right) <= bound).all()
+        assert (np.abs(linear(x, w, bias, threads=threads) - right - bias) <= bound).all()
+
+
+@pytest.mark.parametrize("count", [1, 31, 70_001])
+def test_sums_may_take_the_place_of_an_operand(count):
+    a, b = np.random.default_rng(0).standard_normal((2, count), np.float32)
+    for kind, right in (("none", a + b), ("relu", np.maximum(a + b, 0)), ("relu6", np.clip(4 * a + b, 0, 6))):
+        run, first = summing(count, a.dtype, kind, 2), (4 * a if kind == "relu6" else a.copy())
+        second = b.copy()
+        run(first, second, second)
+        assert (second == right).all()
+        run(first, b, first)
+        assert (first == right).all()
