@@ -311,7 +311,8 @@ def test_tables_and_picture_are_written(printed):
 
 
 def test_layers_in_sequence_stand_beside_layers_alone(capsys):
-    assert main(["run", "--in-sequence", "xo", "--budget", "0.3", "--threads", "1"]) == 0
+    arguments = ["--in-sequence", "xo", "--budget", "0.3", "--threads", "1"]
+    assert main(["run", *arguments, "--algorithms", "direct_channels"]) == 0
     text = capsys.readouterr().out
     assert "in sequence / alone" in text and "of end to end" in text
     assert main(["run", "quick", "--in-sequence", "xo"]) == 2
