@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from algos.engine.threads import checked_threads
 from bench import text
 from bench.cli.arguments import Command, threads_of, to_count
 from bench.cli.output import print_json, show
-from bench.training import BATCH, TASKS, train
 
 
 def _arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("network", choices=list(TASKS), metavar="xo|lenet",
+    command.add_argument("network", choices=("xo", "lenet"), metavar="xo|lenet",
                          help="xo: X or O, drawn; lenet: LeNet-5 on the digits of scikit-learn")
     command.add_argument("--epochs", type=to_count, metavar="N", help="passes over the pictures")
     command.add_argument("--seed", type=int, default=0, metavar="N",
@@ -24,7 +22,9 @@ def _arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run_training(arguments: argparse.Namespace) -> int:
+    from algos.engine.threads import checked_threads
     from bench.files import write
+    from bench.training import BATCH, TASKS, train
     from reports.pictures_training import training_figures
 
     task, threads = TASKS[arguments.network], checked_threads(None)
