@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import maximum_flow
 
 from algos import auto
 from algos.functional import plan
+from algos.host import available_memory
 from algos.registry import get, refusal
 from algos.spec import ConvSpec
 from bench import perf_counter
@@ -31,6 +32,7 @@ MOST, WORTH = 5, 3.0  # candidates of a layer, and times as long as the best one
 EXPLORED = 0.25  # of the layers with another candidate than their best, in each call
 LEAST_TIMES = 6
 SLOW = 4.0  # times as long as the fastest together, by the model: no row for that algorithm
+MEMORY_SHARE, LEAST_ROOM = 0.25, 1 << 26  # of what is free, for one candidate of each layer; bytes for it
 TICK = 1e-8  # seconds; capacities of a cut are whole
 
 
@@ -47,10 +49,12 @@ def candidates(network: Network, batch: int, threads: int, named: Sequence[str] 
     by_layer: dict[str, list[str]] = {}
     greedy: dict[str, str] = {}
     able: dict[str, float] | None = None
-    for node in network.nodes:
-        if node.op not in CONVOLUTIONS:
-            continue
-        choice = auto.pick(network.spec(node, batch), threads=threads, device="cpu")
+    nodes = [node for node in network.nodes if node.op in CONVOLUTIONS]
+    room = max(int(MEMORY_SHARE * available_memory() / max(len(nodes), 1)), LEAST_ROOM)
+    for node in nodes:
+        choice = auto.pick(
+            network.spec(node, batch), threads=threads, device="cpu", max_workspace_bytes=room
+        )
         times = {c.algorithm: float(c.run_s or 0) for c in choice.candidates if not c.excluded}
         greedy[node.name] = choice.algorithm
         if named:
