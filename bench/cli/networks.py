@@ -94,17 +94,19 @@ def _written(found: Any, out: Path) -> Path:
     import json
 
     from algos.host import fingerprint
+    from bench.files import write
     from reports.net import to_csv, to_dict, to_latex
     from reports.pictures_net import network_picture
     from reports.style import machine_text
 
     folder = out / f"net-{found.name}-b{found.batch}"
-    folder.mkdir(parents=True, exist_ok=True)
     about = fingerprint()
     png, svg = network_picture(found, machine_text(about["id"], {about["id"]: about}))
-    (folder / "picture.png").write_bytes(png)
-    (folder / "picture.svg").write_bytes(svg)
-    (folder / "layers.csv").write_text(to_csv(found), encoding="utf-8")
-    (folder / "layers.tex").write_text(to_latex(found) + "\n", encoding="utf-8")
-    (folder / "network.json").write_text(json.dumps(to_dict(found), indent=2) + "\n", encoding="utf-8")
+    texts = {
+        "layers.csv": to_csv(found), "layers.tex": to_latex(found) + "\n",
+        "network.json": json.dumps(to_dict(found), indent=2) + "\n",
+    }  # fmt: skip
+    files = {"picture.png": png, "picture.svg": svg} | {name: t.encode() for name, t in texts.items()}
+    for name, data in files.items():
+        write(folder / name, data)
     return folder
