@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from reports.cells import PART
@@ -39,26 +38,24 @@ def csv_parts(frame: pd.DataFrame) -> Iterator[str]:
     """``to_csv`` piece by piece."""
     # As the noise model has them; their medians are a column
     frame = frame.drop(columns="launches", errors="ignore")
-    yield from _csv_lines([list(frame.columns)])
+    yield f"{','.join(map(_quoted, frame.columns))}\n"
     for start in range(0, len(frame), PART):
         part = frame.iloc[start : start + PART]
-        yield from _csv_lines(zip(*(_csv_column(part[name]) for name in part), strict=True))
+        rows = zip(*(_texts(part[name]) for name in part), strict=True)
+        yield "".join([f"{','.join(row)}\n" for row in rows])
 
 
-def _csv_lines(rows: Iterable[Iterable[Any]]) -> Iterator[str]:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    yield out.getvalue()
-
-
-def _csv_column(column: pd.Series) -> Iterable[Any]:
-    """Its values made harmless: whole numbers are, and of what occurs again and again each is looked at once.
-    """
+def _texts(column: pd.Series) -> Iterable[str]:
+    """Its cells as they stand in the file, text that occurs again and again made so once."""
     if column.dtype.kind in "iub":
         return map(str, column.tolist())
-    if column.dtype.kind == "O":
-        return map(lru_cache(maxsize=1024)(csv_cell), column.tolist())
-    values, which = np.unique(column.to_numpy(), return_inverse=True)
-    if 2 * len(values) > len(column):
-        return map(csv_cell, column.tolist())
-    return np.array([str(csv_cell(value)) for value in values.tolist()], object)[which].tolist()
+    if column.dtype.kind == "f":  # more digits than a clock gives, bytes to a terabyte
+        return ["" if not math.isfinite(value) else f"{value:.12g}" for value in column.tolist()]
+    return map(lru_cache(maxsize=1024)(_quoted), column.tolist())
+
+
+def _quoted(value: Any) -> str:
+    """Harmless, and as the CSV dialect has it within a row."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow([csv_cell(value), ""])
+    return out.getvalue()[:-1]
