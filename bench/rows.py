@@ -20,7 +20,6 @@ RECORD_FIELDS = tuple(f.name for f in fields(Record) if f.name != "launches")
 LAUNCH_FIELDS = tuple(f.name for f in fields(Launch))
 _SAMPLES, _TURNS, _TOGETHER, _DISTURBED = map(LAUNCH_FIELDS.index,
                                               ("samples_s", "turns", "together", "disturbed"))
-_HEAD = struct.Struct("<II")
 _TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_ratio": "REAL",
           "workspace_bytes": "INTEGER", "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL",
           "prepare_s": "REAL", "first_run_s": "REAL", "h2d_s": "REAL", "d2h_s": "REAL",
@@ -80,7 +79,7 @@ def as_stored(name: str, value: Any) -> Any:
     return float(value) if value is not None and _TYPES.get(name) == "REAL" else value
 
 
-def packed_times(launch: Launch, row: Sequence[Any]) -> bytes:
+def packed_times(launch: Launch, row: tuple[Any, ...]) -> bytes:
     """What a ``Brief`` needs of the samples: how many they are, and what stands for each turn; with a sum
     over the row.
 
@@ -90,8 +89,8 @@ def packed_times(launch: Launch, row: Sequence[Any]) -> bytes:
     return struct.pack(f"<II{len(values)}d", _sum(row), launch.sample_count, *values)
 
 
-def _sum(row: Sequence[Any]) -> int:
-    return crc32(marshal.dumps(tuple(row), 2))
+def _sum(row: tuple[Any, ...]) -> int:
+    return crc32(marshal.dumps(row, 2))
 
 
 @lru_cache(maxsize=1 << 12)
@@ -120,18 +119,22 @@ def launch_of(row: Sequence[Any]) -> Launch:
     return Launch(*values)
 
 
-def brief_of(row: Sequence[Any]) -> Launch:
+def brief_of(row: tuple[Any, ...]) -> Launch:
     """Of a row; its samples are looked at only where its times are missing, or not of this row."""
-    _, packed, *values = row
-    if (
-        not isinstance(packed, bytes)
-        or len(packed) % 8
-        or len(packed) < 16
-        or _HEAD.unpack_from(packed)[0] != _sum(values)
-    ):
-        packed = packed_times(launch_of(row), values)
-    _, count, *times = _layout(len(packed)).unpack(packed)
-    values[_SAMPLES], values[_TURNS] = tuple(times), _ones(values[_TURNS])
-    values[_DISTURBED], values[_TOGETHER] = _numbers(values[_DISTURBED]), intern(values[_TOGETHER])
-    values.append(count)
+    stored = row[2:]
+    times = _unpacked(row[1])
+    if not times or times[0] != _sum(stored):
+        times = _unpacked(packed_times(launch_of(row), stored))
+    values = [*stored, times[1]]
+    values[_SAMPLES], values[_TURNS] = times[2:], _ones(stored[_TURNS])
+    values[_DISTURBED], values[_TOGETHER] = _numbers(stored[_DISTURBED]), intern(stored[_TOGETHER])
     return Brief.of(values)
+
+
+def _unpacked(packed: Any) -> tuple[Any, ...]:
+    """The sum, how many samples there are, and the times; nothing where it cannot be what ``packed_times``
+    gives.
+    """
+    if not isinstance(packed, bytes) or len(packed) % 8 or len(packed) < 16:
+        return ()
+    return _layout(len(packed)).unpack(packed)
