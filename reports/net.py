@@ -68,10 +68,8 @@ def summary(found: Measured) -> str:
 
 
 def sequence_text(found: Measured) -> str:
-    best = found.way(BEST)
-    assert best is not None
     alone = sum(layer.alone_s for layer in found.layers)
-    share = found.sequence_s / best.seconds
+    share = found.sequence_s / found.whole_s
     return (f"layers in sequence add up to {seconds(found.sequence_s)}, {share:.2f} of end to end; "
             f"called alone to {seconds(alone)}")  # fmt: skip
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+import time
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -17,7 +18,7 @@ from algos.layers import linear
 from bench.cli import main
 from bench.networks.arena import Arena, Span, offsets
 from bench.networks.builder import Builder
-from bench.networks.choose import candidates, choose, layouts, least_cut
+from bench.networks.choose import better, candidates, choose, layouts, least_cut
 from bench.networks.executor import Plans, Prepared
 from bench.networks.fold import folded
 from bench.networks.graph import Network, NetworkError
@@ -271,12 +272,29 @@ def test_candidates_are_chosen_by_their_times_in_the_network():
     plans = Plans(plain, 1)
     found = candidates(plain.network, 1, 1, ["direct_channels", "toeplitz", "im2col_gemm"])
     chosen = choose(plain, 1, found, plans, x, 0.2)
-    for layer, times in chosen.times.items():
-        assert set(times) == {"direct_channels", "toeplitz", "im2col_gemm"}
-        assert chosen.algorithms[layer] == min(times, key=times.__getitem__)
+    named = {"direct_channels", "toeplitz", "im2col_gemm"}
+    assert all(set(times) == named for times in chosen.times.values())
+    in_sequence = {layer: min(times, key=times.__getitem__) for layer, times in chosen.times.items()}
+    by_model = {layer: found.greedy[layer] if found.greedy[layer] in names else names[0]
+                for layer, names in found.by_layer.items()}
+    assert chosen.algorithms in (in_sequence, by_model)
     run = Prepared(plain, 1, chosen.algorithms, plans=plans)
     order = layouts(plain, 1, chosen, run, x)
     assert order.seconds <= order.greedy_s * (1 + 1e-6) and (not order.bound or not order.channels_last)
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_of_two_choices_the_one_is_taken_that_is_faster_as_a_whole(slow):
+    class Run:
+        def use(self, layer, name, call):
+            self.call = call
+
+        def __call__(self, x):
+            self.call()
+
+    choices = [{"conv": "a"}, {"conv": "b"}]
+    calls = {("conv", "ab"[slow]): lambda: time.sleep(5e-3), ("conv", "ba"[slow]): lambda: None}
+    assert better(Run(), choices, calls, None, 0.0) == choices[1 - slow]
 
 
 @pytest.fixture(scope="module")

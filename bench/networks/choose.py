@@ -30,7 +30,7 @@ from bench.networks.weights import DTYPE
 
 MOST, WORTH = 5, 3.0  # candidates of a layer, and times as long as the best one that the model grants them
 EXPLORED = 0.25  # of the layers with another candidate than their best, in each call
-LEAST_TIMES = 6
+LEAST_TIMES, MOST_TIMES = 6, 100
 SLOW = 4.0  # times as long as the fastest together, by the model: no row for that algorithm
 MEMORY_SHARE, LEAST_ROOM = 0.25, 1 << 26  # of what is free, for one candidate of each layer; bytes for it
 TICK = 1e-8  # seconds; capacities of a cut are whole
@@ -75,7 +75,9 @@ def _why_not(name: str, spec: ConvSpec) -> str | None:
 
 
 class Chosen(NamedTuple):
-    """The candidates that were fastest in sequence, and each candidate's seconds there."""
+    """The faster choice as a whole, of the fastest in sequence and the model's, and each candidate's seconds
+    in sequence.
+    """
 
     algorithms: dict[str, str]
     times: dict[str, dict[str, float]]
@@ -102,14 +104,32 @@ def choose(net: Folded, batch: int, found: Candidates, plans: Plans, x: np.ndarr
             elif draw.random() < EXPLORED:
                 name = draw.choice(list(names))
             run.use(layer, name, calls_of[layer, name])
-        for node, took in zip(net.network.nodes, run.timed(x)[0], strict=True):
+        for node, took in zip(net.network.nodes, run.timed(x), strict=True):
             if node.name in samples:
                 samples[node.name][run.algorithms[node.name]].append(took)
         calls += 1
     times = {
         layer: {name: _typical(own) for name, own in names.items() if own} for layer, names in samples.items()
     }
-    return Chosen(fastest(samples), times, calls)
+    greedy = {layer: found.greedy[layer] if found.greedy[layer] in names else names[0]
+              for layer, names in found.by_layer.items()}  # fmt: skip
+    return Chosen(better(run, [greedy, fastest(samples)], calls_of, x, seconds / 4), times, calls)
+
+
+def better(run: Prepared, choices: Sequence[dict[str, str]], calls_of: Mapping[tuple[str, str], Callable],
+           x: np.ndarray, seconds: float) -> dict[str, str]:  # fmt: skip
+    """Which choice takes least as a whole, in turns: of few calls the best layer by layer were so by luck."""
+    times: list[list[float]] = [[] for _ in choices]
+    end = perf_counter() + seconds
+    while len(times[0]) < LEAST_TIMES or (len(times[0]) < MOST_TIMES and perf_counter() < end):
+        for choice, own in zip(choices, times, strict=True):
+            for layer, name in choice.items():
+                run.use(layer, name, calls_of[layer, name])
+            run(x)
+            start = perf_counter()
+            run(x)
+            own.append(perf_counter() - start)
+    return min(zip(map(_typical, times), range(len(choices)), choices, strict=True))[2]
 
 
 def _typical(times: Sequence[float]) -> float:

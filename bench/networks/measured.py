@@ -73,7 +73,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Measured:
-    """What ``measure`` found."""
+    """What ``measure`` found.
+
+    ``sequence_s`` is what the layers in sequence add up to, ``whole_s`` a call without a clock between them,
+    both taken in turn.
+    """
 
     name: str
     batch: int
@@ -84,6 +88,7 @@ class Measured:
     chosen: dict[str, Any]
     missing: dict[str, str] = field(default_factory=dict)
     sequence_s: float = 0.0
+    whole_s: float = 0.0
     rounds: int = 0
 
     def way(self, name: str) -> Way | None:
@@ -129,7 +134,9 @@ def measure(
             totals = {way: calm([t for turn in turns[way] for t in turn]) for way in ways}
             baseline = min(singles, key=totals.__getitem__, default=AUTO)
             say("layers in sequence")
-            in_sequence = {way: _steps(own, way, budget_s * 0.08) for way in {BEST, baseline}}
+            in_sequence, whole = {}, {}
+            for way in {BEST, baseline}:
+                in_sequence[way], whole[way] = _steps(own, way, budget_s * 0.08)
             alone = _ask(own, do="alone", way=BEST, seconds=budget_s * 0.08)["alone"]
         finally:
             for worker in workers.values():
@@ -141,9 +148,8 @@ def measure(
         for way in sorted(ways, key=totals.__getitem__)
     )  # fmt: skip
     layers = _layers(about, chosen, in_sequence, alone, baseline)
-    sequence = sum(in_sequence[BEST])
-    return Measured(name, batch, threads, layers, found_ways, baseline, chosen, missing, sequence,
-                    len(turns[BEST]))  # fmt: skip
+    return Measured(name, batch, threads, layers, found_ways, baseline, chosen, missing,
+                    sum(in_sequence[BEST]), whole[BEST], len(turns[BEST]))  # fmt: skip
 
 
 def _opened(about: dict[str, Any], threads: int) -> Worker:
@@ -209,12 +215,12 @@ def _turns(ways: dict[str, Worker], seconds: float) -> dict[str, list[list[float
     return turns
 
 
-def _steps(worker: Worker, way: str, seconds: float) -> list[float]:
-    """Of each step, the mean over the calmest third of the calls."""
+def _steps(worker: Worker, way: str, seconds: float) -> tuple[list[float], float]:
+    """Of each step the mean over the calmest third of the calls, and the same of calls as a whole."""
     reply = _ask(worker, do="layers", way=way, seconds=seconds)
-    order = np.argsort(reply["times"])
-    kept = order[: max(1, -(-len(order) // 3))]
-    return np.array(reply["steps"])[kept].mean(axis=0).tolist()
+    steps = np.array(reply["steps"])
+    kept = np.argsort(steps.sum(axis=1))[: -(-len(steps) // 3)]
+    return steps[kept].mean(axis=0).tolist(), calm(reply["whole"])
 
 
 def _layers(about: dict[str, Any], chosen: dict[str, Any], in_sequence: dict[str, list[float]],
