@@ -6,81 +6,32 @@ and names the reason for each one that it leaves out. Nothing that gave a wrong 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from algos import wisdom
 from algos.build import build_of
+from algos.choice import Candidate, Choice, Ranked, Ranking, broken, chosen
 from algos.contract import LAYOUTS, Algorithm, Cost, relaid_s
+from algos.engine.kept import compiled_count
 from algos.engine.threads import checked_threads
-from algos.estimate import DOUBT, Estimate, Knowledge, Source
+from algos.estimate import DOUBT, Knowledge
 from algos.grammar import checked_int, shown
-from algos.host import available_memory, fingerprint, ids_by_cores, usable_cores
-from algos.lower.chain import Chain, chain, plain
+from algos.host import available_memory, fingerprint, ids_by_cores, recent_memory, usable_cores
+from algos.lower.chain import Chain, chain, plain, way_or_reason
+from algos.neighbours import rough
 from algos.spec import ConvSpec, SpecError
+
+__all__ = ["Auto", "Candidate", "Choice", "choose", "known", "pick"]
 
 ROUNDOFF_CLASSES = ("componentwise", "lowrank")  # bounded element by element, and one NaN stays local
 MEMORY_SHARE = 0.8
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One algorithm in the ranking.
-
-    Attributes
-    ----------
-    algorithm : str
-    expected_s : float or None
-        Seconds per call, the share of prepare and of compiling included; None when excluded.
-    run_s, prepare_s : float or None
-    source : "measured", "nearest", "model" or ""
-        Empty when excluded.
-    workspace_bytes : int or None
-    excluded : str
-        Why it is out of the question; empty for one that is ranked.
-    compile_s : float
-        What the first plan takes beside ``prepare_s`` for want of compiled code, which later ones find.
-    via : str
-        How the problem becomes one that it solves; empty where it solves it itself.
-    """
-
-    algorithm: str
-    expected_s: float | None = None
-    run_s: float | None = None
-    prepare_s: float | None = None
-    source: Source | Literal[""] = ""
-    workspace_bytes: int | None = None
-    excluded: str = ""
-    compile_s: float = 0.0
-    via: str = ""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The answer of ``pick``.
-
-    Attributes
-    ----------
-    algorithm : str
-        Its name, with the tunables that differ from its own where ``convbench run --tune`` found better ones.
-    source : str
-        Where the winner's time comes from: "measured", "nearest" or "model".
-    expected_s : float
-        Seconds per call.
-    reason : str
-        One line.
-    candidates : tuple of Candidate
-        Best first, the excluded ones last.
-    """
-
-    algorithm: str
-    source: str
-    expected_s: float
-    reason: str
-    candidates: tuple[Candidate, ...]
+CHOICES = 1 << 12  # that are remembered
+HOPELESS = 10.0  # times as long as the best one, as far as that is known: not asked on specs alike
+# Of these, options that are equal and of equal type are the same
+PLAIN = frozenset((int, str, bool, type(None), ConvSpec))
 
 
 def pick(
@@ -121,6 +72,32 @@ def pick(
     ValueError
         When a parameter is not valid, or when no algorithm is left, with the reasons.
     """
+    options = threads, max_workspace_bytes, calls, device, accuracy, peers, layout
+    kinds = (type(spec), *map(type, options))
+    if not PLAIN.issuperset(kinds):
+        return _picked(spec, *options)[0]
+    state = (wisdom.memory(fingerprint()["id"]), checked_threads(threads) if threads is None else 0,
+             calls and compiled_count())  # fmt: skip
+    key = spec, options, kinds
+    known_as, choice, needed = _choices.get(key, (None, None, 0))
+    if choice is None or known_as != state or needed > recent_memory():
+        choice, needed = _picked(spec, *options)
+        if len(_choices) >= CHOICES:
+            _choices.clear()
+        _choices[key] = state, choice, needed
+    return choice
+
+
+# What was picked, and what it depends on beside the question: what is known, the cores, what is compiled
+# where that counts, and the bytes that must be free; infinitely many where an algorithm was left out for it.
+_choices: dict[Any, tuple[Any, Choice, float]] = {}
+
+
+def _picked(
+    spec: ConvSpec | str, threads: int | None, max_workspace_bytes: int | None, calls: int | None,
+    device: str | None, accuracy: str | None, peers: bool, layout: str,
+) -> tuple[Choice, float]:  # fmt: skip
+    """The choice, and the bytes of memory that must be free for it to stand."""
     from algos.registry import registry
 
     spec = ConvSpec.of(spec)
@@ -136,7 +113,7 @@ def pick(
             raise SpecError(f"{name} is {shown(value)}: use {', '.join(map(repr, known_values))} or None")
     count = checked_threads(threads)
     knowledge = known()
-    free = _free_memory(spec)
+    needs: list[float] = [spec.min_bytes]
 
     def unwanted(algorithm: Algorithm) -> str:
         if algorithm.family == "peer" and not peers:
@@ -149,53 +126,35 @@ def pick(
 
     def why_not(way: Chain) -> str:
         needed = way.workspace_bytes(count)
+        needs.append(needed + spec.min_bytes)
         if max_workspace_bytes is not None and needed > max_workspace_bytes:
             return f"needs {needed:,} bytes of workspace, the limit is {max_workspace_bytes:,}"
-        if way.algorithm.device == "cpu" and needed > free:
-            return f"needs {needed:,} bytes of workspace, " + (
-                f"{free:,} are free"
-                if free
-                else f"operands and result fill the memory with {spec.min_bytes:,}"
-            )
+        if way.algorithm.device == "cpu" and (reason := _too_large(needed, spec)):
+            needs.append(float("inf"))
+            return reason
         return _distrust(way, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]
     choice = choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not,
-                    layout=layout)  # fmt: skip
-    return (
-        replace(choice, reason=choice.reason + _measured_with_others())
-        if choice.source == "model"
-        else choice
+                    layout=layout, notes=_measured_with_others,
+                    alike=(rough(spec), count, calls, device, accuracy, peers, layout))  # fmt: skip
+    return choice, max(needs) / MEMORY_SHARE + PLENTY
+
+
+PLENTY = 1 << 28  # free bytes beyond what is needed, with which nobody has to look twice
+
+
+def _too_large(needed: int, spec: ConvSpec) -> str:
+    """Why a workspace of so many bytes has no place, or ""; where memory may be short it is looked at anew.
+    """
+    if (needed + spec.min_bytes) / MEMORY_SHARE + PLENTY < recent_memory():
+        return ""
+    free = max(0, int(available_memory() * MEMORY_SHARE) - spec.min_bytes)
+    if needed <= free:
+        return ""
+    return f"needs {needed:,} bytes of workspace, " + (
+        f"{free:,} are free" if free else f"operands and result fill the memory with {spec.min_bytes:,}"
     )
-
-
-class _Ranked(NamedTuple):
-    """An algorithm that was not left out."""
-
-    name: str  # with its tunables
-    way: Chain
-    estimate: Estimate
-    expected_s: float
-
-    def candidate(self, threads: int) -> Candidate:
-        of, way = self.estimate, self.way
-        return Candidate(self.name, self.expected_s, of.run_s, of.prepare_s, of.source,
-                         way.workspace_bytes(threads), compile_s=of.compile_s, via=way.words)  # fmt: skip
-
-
-@lru_cache(maxsize=1 << 12)
-def _left_out(name: str, reason: str) -> Candidate:
-    """Most are left out for the same reason again and again."""
-    return Candidate(name, excluded=reason)
-
-
-def _counted(estimate: Estimate, way: Chain, layout: str) -> Estimate:
-    """With what copies between memory orders and compiling add."""
-    if copies := relaid_s(way.spec, way.algorithm, layout):
-        estimate = replace(estimate, run_s=estimate.run_s + copies)
-    if seconds := way.compiling_s():
-        estimate = replace(estimate, compile_s=seconds)
-    return estimate
 
 
 def choose(
@@ -208,71 +167,92 @@ def choose(
     unwanted: Callable[[Algorithm], str] = lambda algorithm: "",
     why_not: Callable[[Chain], str] = lambda way: "",
     layout: str = "nchw",
+    notes: Callable[[Choice], str] = lambda choice: "",
+    alike: Hashable = None,
 ) -> Choice:
     """Rank ``found`` on ``spec`` by what ``knowledge`` says of their times.
 
     ``unwanted`` excludes before an algorithm is asked whether it is available, which may start a probe;
-    ``why_not`` after.
+    ``why_not`` after, and of who is not the best only when somebody wants to know; ``notes`` likewise adds
+    to the reason. Who was hopeless on a spec of the same ``alike`` is ranked only then, too.
     """
-    from algos.registry import refusal, variant_name
+    asked = _Asked(spec, knowledge, threads, calls, unwanted, layout)
+    hopeless = knowledge.hopeless.get(alike, frozenset())
+    later = [base for base in found if base.name in hopeless]
+    ranked, unwise, excluded = asked.rank([base for base in found if base.name not in hopeless])
+    if alike is not None and alike not in knowledge.hopeless and ranked:
+        limit = HOPELESS * _doubted_s(ranked[0])
+        knowledge.hopeless[alike] = frozenset(one.way.algorithm.name for one in ranked
+                                              if _doubted_s(one) > limit)  # fmt: skip
 
-    ranked: list[_Ranked] = []
-    excluded: list[Candidate] = []
-    unwise: list[tuple[_Ranked, str]] = []  # they take the place of better ones where there are none
-    for base in found:
-        name = base.name
-        try:
-            algorithm = knowledge.tuned(base, spec, threads)
-            name = variant_name(algorithm, base)
-            reason = unwanted(algorithm) or refusal(algorithm) or refusal(algorithm, spec)
-            if not reason:
-                way = chain(algorithm, spec, threads)
-                reason = why_not(way)
-            if not reason:
-                estimate = _counted(knowledge.estimate(way, threads), way, layout)
-                one = _Ranked(name, way, estimate, estimate.expected_s(calls))
-                if doubt := way.unwise:
-                    unwise.append((one, doubt))
-                else:
-                    ranked.append(one)
-        except (Exception, SystemExit) as error:  # of one algorithm: the others can still be ranked
-            reason = f"breaks the contract: {type(error).__name__}: {error}"
-        if reason:
-            excluded.append(_left_out(name, reason))
-    if ranked:
-        excluded += [_left_out(one.name, doubt) for one, doubt in unwise]
-    else:
-        ranked = [one for one, _ in unwise]
-    if not ranked:
-        reasons = "; ".join(f"{c.algorithm}: {c.excluded}" for c in excluded[:3])
-        raise SpecError(f"no algorithm can compute {spec}: {reasons}; see convbench list '{spec}'")
-    ranked.sort(key=lambda one: one.expected_s * DOUBT[one.estimate.source])
-    candidates = tuple([one.candidate(threads) for one in ranked])
-    reason, best = _reason(ranked, layout), candidates[0]
-    assert best.source and best.expected_s is not None
-    choice = Choice(best.algorithm, best.source, best.expected_s, reason, (*candidates, *excluded))
-    if calls == 1 and (later := pays_off(choice)):
-        choice = replace(choice, reason=f"{reason}; after {later[0]} single calls compiling {later[1]} pays")
-    return choice
+    def rest() -> tuple[list[Ranked], list[tuple[str, str]]]:
+        more, doubtful, out = asked.rank(later)
+        return more, [*out, *((one.name, doubt) for one, doubt in (*unwise, *doubtful))]
+
+    with suppress(StopIteration):
+        return chosen(Ranking(ranked, excluded, why_not, threads, layout, rest), calls, notes)
+    ranked, unwise, excluded = asked.rank(found)
+    out = [*excluded]
+    for some in (ranked, [one for one, _ in unwise]):  # these are better than none
+        ranking = Ranking(some, out, why_not, threads, layout)
+        with suppress(StopIteration):
+            return chosen(ranking, calls, notes)
+        out = [*out, *((one.name, ranking.against(one)) for one in some)]
+    words = "; ".join(f"{name}: {reason}" for name, reason in out[:3])
+    raise SpecError(f"no algorithm can compute {spec}: {words}; see convbench list '{spec}'")
 
 
-def pays_off(choice: Choice) -> tuple[int, str] | None:
-    """After how many calls, each with its own prepare, another algorithm would have saved what compiling it
-    takes; its name.
+class _Asked(NamedTuple):
+    """What is asked, of some algorithms at a time."""
 
-    Who compiles then has lost at most as much as by compiling at once, and as much as by never compiling: the
-    best rule for one who cannot know how many calls will come.
-    """
-    chosen, *others = [c for c in choice.candidates if not c.excluded]
-    later = min((c for c in others if c.compile_s > chosen.compile_s), key=_call_s, default=None)
-    saved = _call_s(chosen) - _call_s(later) if later else 0.0
-    return (math.ceil(later.compile_s / saved), later.algorithm) if later and saved > 0 else None
+    spec: ConvSpec
+    knowledge: Knowledge
+    threads: int
+    calls: int | None
+    unwanted: Callable[[Algorithm], str]
+    layout: str
+
+    def rank(
+        self, found: Iterable[Algorithm]
+    ) -> tuple[list[Ranked], list[tuple[Ranked, str]], list[tuple[str, str]]]:
+        """Who could be right, best first; those that are better than none, with what speaks against them; the
+        others, with why not.
+        """
+        from algos.registry import refusal, variant_name
+
+        spec, knowledge, threads, calls, unwanted, layout = self
+        ranked: list[Ranked] = []
+        unwise: list[tuple[Ranked, str]] = []
+        excluded: list[tuple[str, str]] = []
+        for base in found:
+            name = base.name
+            try:
+                if not (reason := unwanted(base) or refusal(base) or ""):
+                    algorithm = knowledge.tuned(base, spec, threads)
+                    name = variant_name(algorithm, base)
+                    way = way_or_reason(algorithm, spec, threads)
+                    if isinstance(way, str):
+                        reason = way
+                    else:
+                        estimate = knowledge.estimate(way, threads)
+                        if copies := relaid_s(spec, algorithm, layout):
+                            estimate = estimate._replace(run_s=estimate.run_s + copies)
+                        one = Ranked(name, way, estimate, estimate.expected_s(calls))
+                        if doubt := way.unwise:
+                            unwise.append((one, doubt))
+                        else:
+                            ranked.append(one)
+            except (Exception, SystemExit) as error:  # of one algorithm: the others can still be ranked
+                reason = broken(error)
+            if reason:
+                excluded.append((name, reason))
+        ranked.sort(key=_doubted_s)
+        unwise.sort(key=lambda pair: _doubted_s(pair[0]))
+        return ranked, unwise, excluded
 
 
-def _call_s(candidate: Candidate) -> float:
-    """Of a call that prepares, with compiled code, as much as its source is to be doubted."""
-    assert candidate.run_s is not None and candidate.prepare_s is not None and candidate.source
-    return (candidate.run_s + candidate.prepare_s) * DOUBT[candidate.source]
+def _doubted_s(one: Ranked) -> float:
+    return one.expected_s * DOUBT[one.estimate.source]
 
 
 def known() -> Knowledge:
@@ -280,10 +260,12 @@ def known() -> Knowledge:
     return _knowledge(wisdom.memory(fingerprint()["id"]))
 
 
-def _measured_with_others() -> str:
+def _measured_with_others(choice: Choice) -> str:
     """That this machine was measured with another number of cores, which says little of what it does with
     these.
     """
+    if choice.source != "model":
+        return ""
     by_cores = ids_by_cores() if (measured := wisdom.machines()) else {}
     counts = sorted(cores for identity, cores in by_cores.items() if identity in measured)
     return (
@@ -319,54 +301,6 @@ def _distrust(way: Chain, knowledge: Knowledge, threads: int) -> str:
         return f"never checked on this spec: convbench run '{spec}' --algorithms {algorithm.name}"
     return ""
 
-
-def _reason(ranked: list[_Ranked], layout: str) -> str:
-    """Why the first of them is."""
-    (name, way, first, expected_s), others, best = ranked[0], ranked[1:], ranked[0].way.algorithm
-    text = "tuned, " if name != best.name else ""
-    text += {"measured": "measured fastest", "nearest": "expected fastest", "model": "modelled fastest"}[
-        first.source
-    ]
-    if first.detail:
-        text += f" ({first.detail})"
-    if others:
-        second = others[0]
-        text += _against(second.way.algorithm.name, first, second.estimate, second.expected_s / expected_s)
-    unmeasured = sum([one.estimate.source != "measured" for one in ranked])
-    if first.source == "measured" and unmeasured:
-        text += f"; {unmeasured} candidate{'s' if unmeasured > 1 else ''} not measured on this spec"
-    if way.words:
-        text += f"; {way.words}"
-    if copies := relaid_s(way.spec, best, layout):
-        text += f"; {copies * 1e6:.0f} us of it copy between {layout.upper()} and {best.layout.upper()}"
-    if caveat := getattr(best, "caveat", None):
-        text += "".join(f"; {said}" for said in dict.fromkeys(map(caveat, way.leaves)))
-    return text
-
-
-def _against(name: str, first: Estimate, second: Estimate, ratio: float) -> str:
-    """What may be said of the second, ``ratio`` times as slow: of measured ones no more than their turns
-    showed.
-    """
-    if first.known is None or second.known is None:
-        return (
-            f", {ratio:.2f} x faster than {name}" if ratio >= 1 else f"; {name} is only guessed to be faster"
-        )
-    lead, other = first.known, second.known
-    if lead.verdict == "fastest" and other.verdict and other.run_s:
-        ends = f"{other.low:.2f} to {other.high:.2f}"
-        if other.verdict == "slower":
-            return f", {max(other.run_s / lead.run_s, other.low):.2f} x ({ends}) faster than {name}"
-        if other.verdict == "same":
-            return f"; {name} is the same within 5%"
-        return f"; undecided whether {name} is slower ({ends})"
-    if lead.verdict in ("same", "undecided") and other.verdict:
-        return f"; not told apart from {name}"
-    return f"; {name} took {ratio:.2f} times as long, not in turns with it"
-
-
-def _free_memory(spec: ConvSpec) -> int:
-    return max(0, int(available_memory() * MEMORY_SHARE) - spec.min_bytes)
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,15 @@ class Door:
 
     Attributes
     ----------
-    calls_left : int
-        After so many calls the algorithm ``faster`` is worth compiling; negative: never.
+    faster, saved_s : Chain or None, float
+        What would save so much of each call if its code were compiled.
     prepared : bool
         Whether a call has prepared with it.
     """
 
-    calls_left, faster, prepared = -1, "", False
+    prepared = False
+    faster: Chain | None = None
+    saved_s = 0.0
 
     def __init__(self, spec: ConvSpec, chain: Chain, threads: int, layout: str | None = None) -> None:
         self.spec, self.chain, self.algorithm, self.threads = spec, chain, chain.algorithm, threads

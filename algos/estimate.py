@@ -10,41 +10,60 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from algos.build import lowering_code
 from algos.contract import Algorithm, modelled_prepare_s
-from algos.lower.chain import Chain, chain, plain, unsupported
+from algos.lower.chain import Chain, chain, plain
 from algos.neighbours import Places, kind
 from algos.spec import ConvSpec
 from algos.wisdom import Known, Memory
 
 _Entries = dict[str, Known]  # by tunables
-_NONE: _Entries = {}
 Source = Literal["measured", "nearest", "model"]
 
 # How much an estimate must beat a measurement by: the error that each source usually has.
 DOUBT: dict[Source, float] = {"measured": 1.0, "nearest": 1.4, "model": 2.0}
 NEIGHBOURS = 3
+MOST = 16  # near specs that were measured, whose entries are looked at
 AT_FIRST = 8  # near specs whose entries are read first
-SAMPLED = 64  # specs that tell the machine's speed against the model's
+AHEAD = 256  # specs of which is asked at once whether they were measured
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Seconds of one run, of prepare and of compiling before the first, and where they come from."""
+class Estimate(NamedTuple):
+    """How long a way takes, and where that comes from; what few ask for is found out when it is asked for."""
 
-    run_s: float
-    prepare_s: float
+    way: Chain
+    threads: int
+    run_s: float  # seconds of one run
     source: Source
-    detail: str = ""
-    compile_s: float = 0.0
-    known: Known | None = None  # of a measured one
+    entry: Known | None = None  # the measured one, or the nearest
+
+    @property
+    def prepare_s(self) -> float:
+        if self.entry is not None:
+            return self.entry.prepare_s
+        return modelled_prepare_s(self.way.workspace_bytes(self.threads))
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds of compiling before the first run."""
+        return self.way.compiling_s()
+
+    @property
+    def known(self) -> Known | None:
+        """Of a measured one."""
+        return self.entry if self.source == "measured" else None
+
+    @property
+    def detail(self) -> str:
+        if self.entry is None:
+            return "operations, bytes and calls"
+        return f"{'measured on' if self.source == 'measured' else 'nearest measured spec'} {self.entry.spec}"
 
     def expected_s(self, calls: int | None) -> float:
         """Seconds per call when ``calls`` share prepare and compiling; None means so many that both vanish.
@@ -77,11 +96,19 @@ class Knowledge:
     ) -> None:
         self._memory = entries if isinstance(entries, Memory) else Memory(entries)
         self._found, self._build, self._without = found, build, ""
-        self._specs = self._memory.specs()
+        places = self._memory.places()
+        self._specs = {text for text, _ in places}
+        # Of the present ones those that anything is known of
+        self._builds = self._memory.builds({build(a) for a in found.values()}) if self._specs else set()
         self._on: dict[str, dict[tuple[str, int], _Entries]] = {}
-        self._places: dict[int, dict[str, Places]] = {}
-        self._corrections: dict[int, float] = {}
+        rows: dict[str, list[tuple[str, bytes]]] = {}
+        for text, (of_kind, packed) in places:
+            rows.setdefault(of_kind, []).append((text, packed))
+        self._places = {name: Places(*zip(*pairs, strict=True)) for name, pairs in rows.items()}
+        self.hopeless: dict[Hashable, frozenset[str]] = {}  # the picker's
+        self._is_timed: dict[tuple[str, int], bool] = {}
         self._ratios: dict[tuple[str, str, int], float] = {}
+        self._timed: dict[tuple[str, int], dict[str, Known]] = {}
         current = [entry for entry in self._memory.wrong() if self._is_current(entry)]
         own = [entry for entry in current if entry.tunables == tunables_text(found[entry.algorithm])]
         # What is wrong where nothing was lowered is wrong everywhere, else only with the same lowerings.
@@ -90,7 +117,7 @@ class Knowledge:
     def left_out(self, spec: str) -> Knowledge:
         """The same, but for what is known of ``spec``."""
         other = copy(self)
-        other._without, other._corrections = spec, {}
+        other._without, other.hopeless = spec, {}
         return other
 
     def _is_current(self, entry: Known) -> bool:
@@ -110,7 +137,7 @@ class Knowledge:
             for entry in filter(self._is_current, self._memory.on(new)):
                 self._on[entry.spec].setdefault((entry.algorithm, entry.threads), {})[entry.tunables] = entry
 
-    def _entries(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[_Entries]:
+    def _entries(self, name: str, spec: ConvSpec, threads: int) -> list[_Entries]:
         """By tunables, what is known of this very spec, or of the same work: unranked, or without its border.
         """
         asked, same = self._same  # at once: another thread may ask for another spec meanwhile
@@ -118,18 +145,18 @@ class Knowledge:
             same = [text for text in _same_work(spec) if text in self._specs and text != self._without]
             self._load(same)
             self._same = (spec, self._without), same
-        return [entries for text in same if (entries := self._on[text].get((algorithm.name, threads)))]
+        return [entries for text in same if (entries := self._on[text].get((name, threads)))]
 
     def measured(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Known | None:
         """What is known of ``algorithm`` on ``spec``, with the tunables that it has."""
-        if found := self._entries(algorithm, spec, threads):
+        if found := self._entries(algorithm.name, spec, threads):
             text = tunables_text(algorithm)
             return next((entries[text] for entries in found if text in entries), None)
         return None
 
     def tuned(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> Algorithm:
         """``algorithm`` with the tunables that proved faster on ``spec``, or as it is."""
-        for entries in self._entries(algorithm, spec, threads):
+        for entries in self._entries(algorithm.name, spec, threads):
             own = tunables_text(algorithm)
             for text, entry in reversed(entries.items()):
                 if text != own and entry.status == "ok" and (variant := _variant(algorithm, text)):
@@ -143,96 +170,71 @@ class Knowledge:
             run_s = entry.run_s
             if way.spec.finished and not ConvSpec.of(entry.spec).finished:
                 run_s += way.finishing_s(threads)
-            return Estimate(run_s, entry.prepare_s, "measured", f"measured on {entry.spec}", known=entry)
-        return self._guess(way, threads)
+            return Estimate(way, threads, run_s, "measured", entry)
+        modelled = max(way.seconds(threads), 1e-9)
+        if (near := self._near(way.algorithm.name, way.spec, threads)) is None:
+            return Estimate(way, threads, modelled, "model")
+        return Estimate(way, threads, modelled * near[0], "nearest", near[1])
 
-    def _guess(self, way: Chain, threads: int) -> Estimate:
-        """For a spec that was not measured."""
-        algorithm, modelled = way.algorithm, max(way.seconds(threads), 1e-9)
-        near = self._near(algorithm, way.spec, threads)
-        if not near:
-            prepare_s = modelled_prepare_s(way.workspace_bytes(threads))
-            return Estimate(
-                modelled * self._correction(threads), prepare_s, "model", "operations, bytes and calls"
-            )
-        weights = [1.0 / (0.25 + distance) for distance, _ in near]
-        shifts = [math.log(self._ratio(algorithm, other)) for _, other in near]
-        ratio = math.exp(sum(w * s for w, s in zip(weights, shifts, strict=True)) / sum(weights))
-        return Estimate(
-            modelled * ratio, near[0][1].prepare_s, "nearest", f"nearest measured spec {near[0][1].spec}"
-        )
+    def _near(self, name: str, spec: ConvSpec, threads: int) -> tuple[float, Known] | None:
+        """Measured over modelled time on the nearest specs on which it was measured, and the nearest entry.
+        """
+        if self._build(self._found[name]) not in self._builds:
+            return None  # nothing would be found, however far one looks
+        near, total, weights, found = self._nearest(spec, threads), 0.0, 0.0, 0
+        first: Known | None = None
+        for at, (distance, text) in enumerate(near):
+            if at == AT_FIRST:
+                self._load(text for _, text in near[AT_FIRST:MOST])
+            if at == MOST:
+                break
+            if (entry := self._own(text, threads).get(name)) is not None:
+                weight = 1.0 / (0.25 + distance)
+                total += weight * math.log(self._ratio(name, entry))
+                weights += weight
+                first, found = first or entry, found + 1
+                if found == NEIGHBOURS:
+                    break
+        return (math.exp(total / weights), first) if first else None
 
-    def _near(self, algorithm: Algorithm, spec: ConvSpec, threads: int) -> list[tuple[float, Known]]:
-        """The nearest specs on which ``algorithm`` was measured, with their distances."""
-        near, found = self._nearest(spec, threads), []
-        for start, end in ((0, AT_FIRST), (AT_FIRST, len(near))):
-            self._load(text for _, text in near[start:end])
-            for distance, text in near[start:end]:
-                if text != self._without and (entry := self._own(algorithm, text, threads)):
-                    found.append((distance, entry))
-                    if len(found) == NEIGHBOURS:
-                        return found
-        return found
-
-    def _own(self, algorithm: Algorithm, text: str, threads: int) -> Known | None:
-        """The entry of a loaded spec that tells the time of ``algorithm`` with its registered tunables."""
-        name = algorithm.name
-        entry = self._on[text].get((name, threads), _NONE).get(tunables_text(self._found[name]))
-        return entry if entry is not None and entry.status == "ok" else None
+    def _own(self, text: str, threads: int) -> dict[str, Known]:
+        """What tells times on a spec with the algorithms' registered tunables, by algorithm."""
+        if (own := self._timed.get((text, threads))) is None:
+            self._load([text])
+            own = self._timed[text, threads] = {
+                name: entry
+                for (name, count), entries in self._on[text].items()
+                if count == threads and (entry := entries.get(tunables_text(self._found[name])))
+                and entry.status == "ok"
+            }  # fmt: skip
+        return own
 
     def _nearest(self, spec: ConvSpec, threads: int) -> list[tuple[float, str]]:
         """Measured specs near ``spec``; the answer for the last one is kept, which all algorithms ask for."""
         asked, near = self._last  # at once: another thread may ask for another spec meanwhile
-        if asked != (spec, threads):
-            places = self._by_kind(threads).get(kind(spec))
-            near = places.near(spec) if places else []
-            self._last = (spec, threads), near
+        if asked != (spec, threads, self._without):
+            places = self._places.get(kind(spec))
+            close = places.near(spec) if places else []
+            if places and not self._is_timed.keys() >= {(text, threads) for _, text in close}:
+                new = [text for _, text in places.near(spec, AHEAD)]  # the next shape's are among them
+                timed = self._memory.timed(new, threads, self._builds)
+                self._is_timed.update(((text, threads), text in timed) for text in new)
+            near = [pair for pair in close if self._is_timed[pair[1], threads] and pair[1] != self._without]
+            if not self._on.keys() >= {text for _, text in near[:AT_FIRST]}:
+                self._load(text for _, text in near[:MOST])
+            self._last = (spec, threads, self._without), near
         return near
 
     _last: tuple[Any, list[tuple[float, str]]] = (None, [])
     _same: tuple[Any, list[str]] = (None, [])
 
-    def _by_kind(self, threads: int) -> dict[str, Places]:
-        if threads not in self._places:
-            rows: dict[str, list[tuple[str, bytes]]] = {}
-            for text, (of_kind, packed) in self._memory.places(
-                threads, {self._build(a) for a in self._found.values()}
-            ):
-                rows.setdefault(of_kind, []).append((text, packed))
-            self._places[threads] = {name: Places(*zip(*pairs, strict=True)) for name, pairs in rows.items()}
-        return self._places[threads]
-
-    def _ratio(self, algorithm: Algorithm, entry: Known) -> float:
-        key = algorithm.name, entry.spec, entry.threads
-        if key not in self._ratios:
-            way = chain(self._found[algorithm.name], ConvSpec.of(entry.spec), entry.threads)
+    def _ratio(self, name: str, entry: Known) -> float:
+        key = name, entry.spec, entry.threads
+        if (ratio := self._ratios.get(key)) is None:
+            way = chain(self._found[name], ConvSpec.of(entry.spec), entry.threads)
             modelled = max(way.seconds(entry.threads), 1e-9)
-            self._ratios[key] = max(entry.run_s, 1e-9) / modelled
-        return self._ratios[key]
-
-    def _correction(self, threads: int) -> float:
-        """The machine's speed against the model's, over every algorithm: keeps
-        guesses comparable with measurements.
-        """
-        if threads not in self._corrections:
-            specs = sorted(
-                text
-                for places in self._by_kind(threads).values()
-                for text in places.specs
-                if text != self._without
-            )
-            some = specs[:: -(-len(specs) // SAMPLED) or 1]
-            self._load(some)
-            shifts = [
-                math.log(self._ratio(algorithm, entry))
-                for text in some
-                for algorithm in self._found.values()
-                if (entry := self._own(algorithm, text, threads))
-                and unsupported(algorithm, ConvSpec.of(text)) is None
-            ]
-            trust = len(shifts) / (len(shifts) + 4)  # a record or two say little about the machine
-            self._corrections[threads] = math.exp(statistics.median(shifts) * trust) if shifts else 1.0
-        return self._corrections[threads]
+            ratio = self._ratios[key] = max(entry.run_s, 1e-9) / modelled
+        return ratio
 
 
 def _variant(algorithm: Algorithm, text: str) -> Algorithm | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from algos import auto, registry
 from algos.arrays import is_device_array, layout_of
+from algos.choice import pays_off
 from algos.contract import LAYOUTS, PLAIN_TYPES, Algorithm
 from algos.door import OWN_STATE, Door, apart, as_array, overlaps, regular
 from algos.dtypes import promoted, real, whole
@@ -341,12 +342,11 @@ def door_of(
         door = _memo.get(known)
     except (TypeError, RecursionError):  # no hash: the option is refused below, or is an odd kind of sequence
         known = door = None
-    if door is not None and door.calls_left:
-        return door
-    door = _for_single_calls(
-        make(), algorithm if door is None else door.faster, checked_threads(threads), operand,
-        layout,
-    )  # fmt: skip
+    if door is not None:
+        if door.faster is None or not door.faster.missed(door.saved_s):
+            return door
+        algorithm = registry.variant_name(door.faster.algorithm)
+    door = _for_single_calls(make(), algorithm, checked_threads(threads), operand, layout)
     if len(_memo) >= MEMO_SIZE:
         _memo.clear()
     if known is not None:
@@ -374,7 +374,6 @@ def once(door: Door, w: Any, operands: tuple[Any, ...], out: Any, bias: Any = No
         if isinstance(out, np.ndarray) and overlaps(out, w):
             raise ValueError("out overlaps w: pass an array of its own")
         w = regular("w", w, spec.weight_shape, spec.w_dtype, door.algorithm)
-    door.calls_left -= 1
     run = door.prepare(w, bias)
     if not door.prepared:
         door.prepared = True
@@ -394,8 +393,8 @@ def _for_single_calls(spec: ConvSpec, algorithm: str, threads: int, operand: Any
     device = "cuda" if is_device_array(operand) else "cpu"
     choice = auto.pick(spec, threads=threads, calls=1, device=device, layout=layout)
     door = Door(spec, chain(registry.get(choice.algorithm), spec, threads), threads, layout)
-    if later := auto.pays_off(choice):
-        door.calls_left, door.faster = later
+    if later := pays_off(choice):
+        door.faster, door.saved_s = chain(registry.get(later.algorithm), spec, threads), later.saved_s
     return door
 
 

@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -128,19 +129,25 @@ def checked_dtype(given: Any) -> str:
     """Canonical text of a type: ``a`` for x, w and y, ``a>c`` for another of y, ``a*b>c`` for another of w.
     """
     text = given
-    if text == PAIRS:
-        return PAIRS
     if not isinstance(text, str):
         try:
             text = "" if text is None else np.dtype(text).name
         except Exception:  # NumPy has many
             text = ""
+    return _checked_text(text, shown(given) if text is not given else "")
+
+
+@lru_cache(maxsize=1 << 10)
+def _checked_text(text: str, given: str) -> str:
+    """The same of a type's name; ``given`` is what it was told by, unless that was the name."""
+    if text == PAIRS:
+        return PAIRS
     operands, mixed, target = text.partition(">")
     first, differ, second = operands.partition("*")
     names = (first, second if differ else first, target if mixed else first)
     if any(name not in TYPES for name in names):
         advice = "or in>out such as int8>int32, or x*w>out such as uint8*int8>int32"
-        raise SpecError(f"unknown dtype {shown(given)}: use {', '.join(TYPES)}, {advice}")
+        raise SpecError(f"unknown dtype {given or shown(text)}: use {', '.join(TYPES)}, {advice}")
     x, w, y = map(np.dtype, names)
     if x != w and not whole(x):
         raise SpecError(f"dtype {text!r} mixes floats: give x and w one type")
@@ -174,6 +181,8 @@ def checked_int(name: str, value: Any, least: int | None = None) -> int:
 
 def is_several(value: Any) -> bool:
     """Whether it holds one entry per axis; text and arrays without an axis do not."""
+    if type(value) in (tuple, int):  # as nearly all are
+        return type(value) is tuple
     if isinstance(value, np.ndarray):
         return value.ndim > 0
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)

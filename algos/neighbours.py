@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,17 @@ def features(spec: ConvSpec) -> tuple[float, ...]:
         spec.out_channels // spec.groups, spec.groups, math.prod(spec.stride), math.prod(spec.dilation),
     )  # fmt: skip
     return tuple(math.log2(max(1, number)) for number in numbers)
+
+
+def rough(spec: ConvSpec) -> tuple[Any, ...]:
+    """Equal for specs whose sizes and channels differ by less than a doubling, and nothing else that
+    algorithms differ by.
+    """
+    sizes = spec.batch, spec.in_channels, spec.out_channels, spec.groups, *spec.size
+    padded = any(map(any, spec.padding))
+    return (*[number.bit_length() for number in sizes], spec.groups == spec.in_channels, padded, spec.kernel,
+            spec.stride, spec.dilation, spec.rank, spec.dtype, spec.padding_mode, spec.direction, spec.flip,
+            spec.bias, spec.activation, spec.zero_points)  # fmt: skip
 
 
 def place(text: str) -> Place | None:
@@ -53,18 +65,18 @@ class Places:
         self.specs = specs
         self._at = np.frombuffer(b"".join(packed)).reshape(len(specs), -1)
 
-    def near(self, spec: ConvSpec) -> list[tuple[float, str]]:
-        """Distances and texts of the nearest ``MOST`` within ``FARTHEST``, the
+    def near(self, spec: ConvSpec, most: int = MOST) -> list[tuple[float, str]]:
+        """Distances and texts of the nearest ``most`` within ``FARTHEST``, the
         nearest first, ties as they stand here.
         """
         if not self.specs:
             return []
         away = self._at - features(spec)
         squares = np.einsum("ij,ij->i", away, away)
-        if len(squares) > MOST:
-            (found,) = np.nonzero(squares <= np.partition(squares, MOST - 1)[MOST - 1])
+        if len(squares) > most:
+            (found,) = np.nonzero(squares <= np.partition(squares, most - 1)[most - 1])
         else:
             found = np.arange(len(squares))
-        order = found[np.argsort(squares[found], kind="stable")][:MOST]
+        order = found[np.argsort(squares[found], kind="stable")][:most]
         pairs = zip(np.sqrt(squares[order]).tolist(), order.tolist(), strict=True)
         return [(distance, self.specs[i]) for distance, i in pairs if distance <= FARTHEST]

@@ -272,7 +272,7 @@ class ConvSpec:
         """What the dilated kernel covers, per axis."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
-    @property
+    @cached_property
     def padded_size(self) -> tuple[int, ...]:
         return tuple(n + before + after for n, (before, after) in zip(self.size, self.padding, strict=True))
 
@@ -305,7 +305,7 @@ class ConvSpec:
             "weight_gradient": self.weight_shape,
         }[self.direction]
 
-    @property
+    @cached_property
     def reduction_length(self) -> int:
         """K: products summed in one result of a forward pass, C / groups * taps."""
         return math.prod(self.weight_shape[1:])
@@ -332,7 +332,7 @@ class ConvSpec:
         """Whether anything follows the convolution: a bias or an activation."""
         return self.bias or self.activation != "none"
 
-    @property
+    @cached_property
     def min_bytes(self) -> int:
         """x and w read once and y written once."""
         shapes = (self.input_shape, self.weight_shape, self.output_shape)

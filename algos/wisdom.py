@@ -130,22 +130,23 @@ class Memory:
         """All that is known of these specs."""
         return [entry for spec in specs for entry in self._by_spec.get(spec, ())]
 
-    def specs(self) -> set[str]:
-        """Every spec of which anything may be known."""
-        return set(self._by_spec)
+    def builds(self, asked: Collection[str]) -> set[str]:
+        """Those of which anything is known."""
+        return {entry.build for entries in self._by_spec.values() for entry in entries}.intersection(asked)
 
     def wrong(self) -> list[Known]:
         """What gave a wrong result, on any spec."""
         return [entry for entries in self._by_spec.values() for entry in entries if entry.status == "wrong"]
 
-    def places(self, threads: int, builds: Collection[str]) -> list[tuple[str, Place]]:
-        """Specs on which one of ``builds`` was measured with ``threads``, and where they lie."""
-        return [
-            (spec, where)
-            for spec, entries in self._by_spec.items()
-            if any(e.status == "ok" and e.threads == threads and e.build in builds for e in entries)
-            and (where := place(spec))
-        ]
+    def places(self) -> list[tuple[str, Place]]:
+        """Every spec of which anything may be known, and where it lies."""
+        return [(spec, where) for spec in self._by_spec if (where := place(spec))]
+
+    def timed(self, specs: Collection[str], threads: int, builds: Collection[str]) -> set[str]:
+        """Those on which one of ``builds`` was measured with ``threads``."""
+        return {
+            e.spec for e in self.on(specs) if e.status == "ok" and e.threads == threads and e.build in builds
+        }
 
 
 class _Kept(Memory):
@@ -158,8 +159,12 @@ class _Kept(Memory):
         query = "SELECT * FROM known WHERE machine = ? AND spec IN (SELECT value FROM json_each(?))"
         return [Known(*row) for row in _read(query, self._machine, json.dumps(list(specs)))]
 
-    def specs(self) -> set[str]:
-        return {spec for (spec,) in _read("SELECT DISTINCT spec FROM known WHERE machine = ?", self._machine)}
+    def builds(self, asked: Collection[str]) -> set[str]:
+        query = (
+            "SELECT value FROM json_each(?) WHERE EXISTS "
+            "(SELECT 1 FROM known WHERE machine = ? AND build = value)"
+        )
+        return {build for (build,) in _read(query, json.dumps(sorted(asked)), self._machine)}
 
     def wrong(self) -> list[Known]:
         return [
@@ -167,22 +172,20 @@ class _Kept(Memory):
             for row in _read("SELECT * FROM known WHERE status = 'wrong' AND machine = ?", self._machine)
         ]
 
-    def places(self, threads: int, builds: Collection[str]) -> list[tuple[str, Place]]:
-        measured = (
-            "SELECT 1 FROM known WHERE known.spec = {} AND machine = ? AND threads = ? AND status = 'ok' "
-            "AND build IN (SELECT value FROM json_each(?))"
-        )
-        values = self._machine, threads, json.dumps(sorted(builds))
+    def places(self) -> list[tuple[str, Place]]:
         if _read("SELECT 1 FROM sqlite_master WHERE name = 'place'"):
-            rows = _read(
-                f"SELECT spec, kind, features FROM place WHERE EXISTS ({measured.format('place.spec')})",
-                *values,
-            )
+            rows = _read("SELECT spec, kind, features FROM place")
             return [(spec, (kind, packed)) for spec, kind, packed in rows]
-        specs = _read(
-            f"SELECT DISTINCT spec FROM {measured.format('spec').replace('SELECT 1 FROM ', '', 1)}", *values
-        )
+        specs = _read("SELECT DISTINCT spec FROM known WHERE machine = ?", self._machine)
         return [(spec, where) for (spec,) in specs if (where := place(spec))]
+
+    def timed(self, specs: Collection[str], threads: int, builds: Collection[str]) -> set[str]:
+        query = (
+            "SELECT DISTINCT spec FROM known WHERE spec IN (SELECT value FROM json_each(?)) AND machine = ? "
+            "AND threads = ? AND status = 'ok' AND build IN (SELECT value FROM json_each(?))"
+        )
+        asked = json.dumps(list(specs)), self._machine, threads, json.dumps(sorted(builds))
+        return {spec for (spec,) in _read(query, *asked)}
 
 
 @cache

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -16,9 +18,10 @@ import numpy as np
 import pytest
 
 import algos
-from algos import estimate, functional, host, wisdom
-from algos.auto import choose, pays_off
+from algos import auto, estimate, functional, host, wisdom
+from algos.auto import choose
 from algos.build import build_of
+from algos.choice import pays_off
 from algos.contract import Algorithm, Cost
 from algos.engine import kept
 from algos.estimate import Knowledge, tunables_text
@@ -315,6 +318,53 @@ def test_a_log_that_cannot_be_read_is_said(
     wisdom.recall_anew()
 
 
+@pytest.mark.usefixtures("own_wisdom")
+def test_a_repeated_pick_is_remembered_until_what_it_depends_on_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "1x1x96x96,1x1x3x3,p1"
+    choice = algos.pick(text, threads=1)
+    assert algos.pick(text, threads=1) is choice
+    assert algos.pick(text, threads=1, accuracy="componentwise") is not choice
+    with pytest.raises(ValueError):
+        algos.pick(text, threads=True)  # which equals 1
+    wisdom.remember([known_to_this_machine("direct_shift", text, 1e-9)])
+    learnt = algos.pick(text, threads=1)
+    assert (learnt.algorithm, learnt.source) == ("direct_shift", "measured")
+    monkeypatch.setattr(auto, "recent_memory", lambda: 0)
+    monkeypatch.setattr(auto, "available_memory", lambda: 0)
+    short = algos.pick(text, threads=1)
+    assert short is not learnt and any("fill the memory" in c.excluded for c in short.candidates)
+
+
+def test_a_choice_is_found_out_lazily_and_is_whole_when_copied() -> None:
+    choice = ask()
+    assert "candidates" not in vars(choice)
+    for other in (pickle.loads(pickle.dumps(choice)), replace(choice), copy.copy(choice)):
+        assert other == choice and len(other.candidates) == 2 and other.reason == choice.reason
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_who_was_hopeless_on_a_like_spec_is_ranked_when_somebody_asks() -> None:
+    first, like = "1x64x56x56,64x64x3x3,p1", "1x64x57x58,64x64x3x3,p1"
+    algos.pick(first, threads=1)
+    (hopeless,) = auto.known().hopeless.values()
+    assert hopeless
+    by_name = {c.algorithm: c for c in algos.pick(like, threads=1).candidates}
+    assert hopeless <= by_name.keys() and all(by_name[name].run_s for name in hopeless)
+    assert len(by_name) == len(algos.pick(first, threads=1).candidates)
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_stale_wisdom_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another build nothing is read, however much there is."""
+    near = [f"1x1x96x{96 + i},1x1x3x3,p1" for i in range(40)]
+    wisdom.remember(replace(known_to_this_machine("direct_shift", text, 1e-3), build="old") for text in near)
+    read: list[str] = []
+    monkeypatch.setattr(wisdom._Kept, "on", lambda self, specs: read.extend(specs) or [])
+    assert algos.pick("1x1x96x95,1x1x3x3,p1", threads=1).source == "model" and not read
+
+
 TIMES = "run_s", "prepare_s", "compile_s"
 COMPILED = Modelled("compiled", runtime="numba", rate=8e9)
 
@@ -324,6 +374,7 @@ def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As on a machine whose cache of compiled code is empty."""
     monkeypatch.setattr(kept, "_here", set())
     monkeypatch.setattr(kept, "_on_disk", set())
+    monkeypatch.setattr(kept, "_missed", {})
     monkeypatch.setattr(kept, "_path", lambda key: str(tmp_path / str(abs(hash(key)))))
 
 
@@ -339,7 +390,7 @@ def test_one_call_does_not_wait_for_a_compiler(monkeypatch: pytest.MonkeyPatch) 
     once = ask_both(1)
     assert once.algorithm == "slow" and once.candidates[1].compile_s == COMPILED.compile_s(SPEC)
     assert once.candidates[1].expected_s == pytest.approx(sum(getattr(once.candidates[1], s) for s in TIMES))
-    calls, name = pays_off(once)
+    calls, name, _ = pays_off(once)
     assert name == "compiled" and f"after {calls} single calls compiling compiled pays" in once.reason
     assert ask_both(None).algorithm == ask_both(100 * calls).algorithm == "compiled"
 
@@ -357,18 +408,29 @@ def test_a_loop_of_single_calls_compiles_when_that_pays(monkeypatch: pytest.Monk
     x, w = rng.random((1, 8, 20, 20), np.float32), rng.random((8, 1, 3, 3), np.float32)
     first = algos.conv2d(x, w, padding=1, groups=8)
     (door,) = functional._memo.values()
-    assert door.algorithm.compile_s(door.chain.leaves[0]) == 0 and door.calls_left > 100
-    better, door.calls_left = door.faster, 1
+    assert door.algorithm.compile_s(door.chain.leaves[0]) == 0 and door.faster.compiling_s() > 0
+    # Another shape that shares the code has missed all but a call's share of what compiling it takes
+    assert 0 < door.saved_s < 0.01
+    assert not door.faster.missed(door.faster.compiling_s() - 1.5 * door.saved_s)
     algos.conv2d(x, w, padding=1, groups=8)
+    assert list(functional._memo.values()) == [door]
     later = algos.conv2d(x, w, padding=1, groups=8)
-    (door,) = functional._memo.values()
-    assert (
-        door.algorithm.name == better
-        and door.algorithm.compile_s(door.chain.leaves[0]) > 0
-        and door.calls_left < 0
-    )
+    (compiled,) = functional._memo.values()
+    assert compiled.algorithm.name == door.faster.algorithm.name and compiled.faster is None
     np.testing.assert_allclose(later, first, rtol=1e-5)
-    assert door.chain.compiling_s() == 0
+    assert compiled.chain.compiling_s() == 0
+
+
+@pytest.mark.usefixtures("nothing_compiled", "own_wisdom")
+def test_single_calls_take_what_a_plan_has_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "_memo", {})
+    x, w = np.ones((1, 8, 20, 20), np.float32), np.ones((8, 1, 3, 3), np.float32)
+    algos.conv2d(x, w, padding=1, groups=8)
+    (door,) = functional._memo.values()
+    faster = door.faster.algorithm.name
+    algos.plan(str(door.spec), w, algorithm=faster)
+    algos.conv2d(x, w, padding=1, groups=8)
+    assert [later.algorithm.name for later in functional._memo.values()] == [faster]
 
 
 KEPT = """

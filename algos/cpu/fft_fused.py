@@ -131,13 +131,12 @@ def _choices(spec: ConvSpec, longest: int) -> list[tuple[Side, Side, int, float]
     flat = spec.ndim == 1
     firsts = sides(spec, 0, 2 * multiple, longest * SIGNAL) if flat else sides(spec, 0, multiple, longest)
     lasts = [Side(multiple, 1, 1)] if flat else sides(spec, 1, multiple, longest)
-    stages_first = {first.points // 2: Transform(first.points // 2, dtype).cost for first in firsts}
-    stages_last = [0.0 if flat else Transform(last.points, dtype).cost for last in lasts]
+    stages_last = [0.0 if flat else _stages(last.points, dtype) for last in lasts]
     itemsize, cache, images = spec.in_dtype.itemsize, caches()["L2"], spec.batch * spec.groups
     found = []
     for first in firsts:
         half, whole = first.points // 2, _whole(first, multiple)
-        across = stages_first[half] * half / whole
+        across = _stages(half, dtype) * half / whole
         for last, along in zip(lasts, stages_last, strict=True):
             tiles = -(-first.tiles // multiple) if flat else first.tiles * last.tiles
             items = images * tiles
@@ -148,6 +147,11 @@ def _choices(spec: ConvSpec, longest: int) -> list[tuple[Side, Side, int, float]
             slower = STAGES_BEYOND ** max(0, beyond - 1) if flat else 1 + BEYOND * min(5, beyond)
             found.append((first, last, items, ITEM_S + points * moving * slower))
     return found
+
+
+@lru_cache(maxsize=1024)
+def _stages(points: int, dtype: str) -> float:
+    return Transform(points, dtype).cost
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ Key = tuple[Any, ...]
 
 _here: set[Key] = set()  # compiled or loaded in this process
 _on_disk: set[Key] = set()
+_missed: dict[Key, float] = {}  # seconds that calls would have saved
 
 
 def compiling_s(algorithm: Algorithm, spec: ConvSpec) -> float:
@@ -46,6 +47,20 @@ def compiled_now(algorithm: Algorithm, spec: ConvSpec) -> None:
     _here.add(key)
     with contextlib.suppress(OSError):
         open(_path(key), "a").close()
+
+
+def missed(algorithm: Algorithm, spec: ConvSpec, saved_s: float) -> bool:
+    """A call did without the code of a plan for ``spec``, which would have saved it so much: whether calls of
+    all shapes that share the code have missed what compiling or loading takes.
+    """
+    key = _key(algorithm, spec)
+    _missed[key] = _missed.get(key, 0.0) + saved_s
+    return _missed[key] >= compiling_s(algorithm, spec)
+
+
+def compiled_count() -> int:
+    """How much this process has compiled or loaded, which grows and nothing else."""
+    return len(_here)
 
 
 def _key(algorithm: Algorithm, spec: ConvSpec) -> Key:

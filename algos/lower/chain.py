@@ -22,7 +22,7 @@ from algos.arrays import DeviceArray, is_device_array
 from algos.build import lowering_code
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, modelled_prepare_s, said
 from algos.dtypes import PAIRS, kind, whole
-from algos.engine.kept import compiled_now, compiling_s
+from algos.engine.kept import compiled_now, compiling_s, missed
 from algos.lower.axes import axes, depth
 from algos.lower.border import border
 from algos.lower.direction import exchange, residues, shuffle, spaced
@@ -73,6 +73,21 @@ class Node:
         return (
             tuple(leaf for child in self.children for leaf in child.leaves) if self.lowered else (self.spec,)
         )
+
+    @cached_property
+    def distinct(self) -> tuple[ConvSpec, ...]:
+        """The leaves, each once."""
+        return self.leaves if len(self.leaves) == 1 else tuple(dict.fromkeys(self.leaves))
+
+    @cached_property
+    def crops(self) -> bool:
+        """Whether a leaf crops its picture."""
+        return any(min(map(min, leaf.padding)) < 0 for leaf in self.leaves)
+
+    @cached_property
+    def spreads(self) -> bool:
+        """Whether a NaN may reach further than the definition lets it."""
+        return any(lowered.spreads for lowered, _ in self.steps())
 
     @cached_property
     def words(self) -> str:
@@ -194,6 +209,8 @@ class Chain:
     def costs(self, threads: int = 1) -> list[Cost]:
         """Of the leaves, and of what is moved between them."""
         found = [self.algorithm.cost(leaf, threads) for leaf in self.leaves]
+        if self.node.lowered is None:
+            return found
         return found + [_moving(lowered, node) for lowered, node in self.node.steps() if lowered.words]
 
     def finishing_s(self, threads: int = 1) -> float:
@@ -234,11 +251,16 @@ class Chain:
 
     def compiling_s(self) -> float:
         """Seconds that the next plan compiles, or loads what was compiled."""
-        return math.fsum(compiling_s(self.algorithm, leaf) for leaf in dict.fromkeys(self.leaves))
+        return math.fsum(compiling_s(self.algorithm, leaf) for leaf in self.node.distinct)
+
+    def missed(self, saved_s: float) -> bool:
+        """A call did without the code, which would have saved it so much: whether compiling pays by now."""
+        found = [missed(self.algorithm, leaf, saved_s) for leaf in self.node.distinct]  # each is told
+        return False not in found
 
     def compiled_now(self) -> None:
         """A plan was prepared."""
-        for leaf in dict.fromkeys(self.leaves):
+        for leaf in self.node.distinct:
             compiled_now(self.algorithm, leaf)
 
     @cached_property
@@ -246,11 +268,13 @@ class Chain:
         """Why it is no candidate although it would be right."""
         if reason := self.algorithm.unwise(self.spec):
             return reason
+        if not self.words:
+            return None
         spec, operations = self.node.spec, sum(leaf.flops for leaf in self.leaves)
         definition = spec.flops * (4 if kind(spec.in_dtype) == "c" else 1)  # of real numbers
-        if self.words and operations > UNWISE * definition:
+        if operations > UNWISE * definition:
             return f"would take {operations / definition:.3g} times the operations: {self.words}"
-        if self.words and self.seconds() > SLOW_S + SLOWER * 1e-9 * definition:
+        if self.seconds() > SLOW_S + SLOWER * 1e-9 * definition:
             return f"would take about {self.seconds():.2g} s: {self.words}"
         return None
 
@@ -370,6 +394,16 @@ def chain(algorithm: Algorithm, spec: ConvSpec, threads: int = 1) -> Chain:
     found = _searched(algorithm, spec)
     if not found.chains:
         raise SpecError(f"{algorithm.name} does not support {spec}: {found.reason}")
+    return _best(found, threads)
+
+
+def way_or_reason(algorithm: Algorithm, spec: ConvSpec, threads: int) -> Chain | str:
+    """The way that the model finds fastest, or why there is none."""
+    found = _searched(algorithm, spec)
+    return _best(found, threads) if found.chains else found.reason
+
+
+def _best(found: _Found, threads: int) -> Chain:
     if len(found.chains) == 1:
         return found.chains[0]
     if threads not in found.best:
@@ -426,13 +460,13 @@ def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]]
             continue
         if turn and (base.lowered is None or any(leaf.direction != "forward" for leaf in base.leaves)):
             continue
-        if any(min(map(min, leaf.padding)) < 0 for leaf in base.leaves):
+        if base.crops:
             reason = reason or "a peer is not given a cropped picture"
             continue
         if algorithm.runtime == "torch" and algorithm.device == "cuda" and _places(base):
             reason = "its tensors on the GPU cannot be put together here"
             continue
-        if algorithm.accuracy in LOCAL and any(lowered.spreads for lowered, _ in base.steps()):
+        if algorithm.accuracy in LOCAL and base.spreads:
             continue
         refused = _refused(algorithm, base)
         if not base.leaves and algorithm.accuracy == "lowrank":
@@ -476,9 +510,10 @@ def _fits(algorithm: Algorithm, spec: ConvSpec, names: tuple[str, ...]) -> bool:
 
 
 def _refused(algorithm: Algorithm, node: Node) -> str | None:
-    return next(
-        filter(None, (said(algorithm.unsupported, leaf) for leaf in dict.fromkeys(node.leaves))), None
-    )
+    for leaf in node.distinct:
+        if reason := said(algorithm.unsupported, leaf):
+            return reason
+    return None
 
 
 @lru_cache(CHAINS)
