@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.dtypes import PAIRS, TYPES, kind, limits, whole
+from algos.dtypes import BRAINS, PAIRS, TYPES, kind, limits, whole
 
 DIRECTIONS = ("forward", "input_gradient", "weight_gradient")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
@@ -140,8 +140,8 @@ def checked_dtype(given: Any) -> str:
 @lru_cache(maxsize=1 << 10)
 def _checked_text(text: str, given: str) -> str:
     """The same of a type's name; ``given`` is what it was told by, unless that was the name."""
-    if text == PAIRS:
-        return PAIRS
+    if text in (PAIRS, BRAINS):
+        return text
     operands, mixed, target = text.partition(">")
     first, differ, second = operands.partition("*")
     names = (first, second if differ else first, target if mixed else first)

@@ -1,4 +1,7 @@
-"""Narrow whole numbers in pairs of 16 bits: exact up to the bound that is proven, and not used beyond."""
+"""Narrow whole numbers in pairs of 16 bits: exact up to the bound that is proven, and not used beyond.
+
+Pairs of bfloat16: within the bound of float32's sums, whatever the operands.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ import pytest
 
 import algos
 from algos import ConvSpec
-from algos.engine import casts
+from algos.dtypes import BFLOAT16
+from algos.engine import casts, simd
 from algos.engine.pairs import paired, unpaired
 from algos.engine.toom_cook import whole_by
 from algos.lower.chain import chain, unsupported
+from algos.lower.pairs import pairs
 from algos.registry import registry
 from tests.test_types import judge, problem
 
@@ -103,3 +108,90 @@ def test_only_transforms_that_add_and_subtract_are_whole() -> None:
 def test_pairs_are_no_type_of_a_callers_problem() -> None:
     with pytest.raises(ValueError, match="unknown option"):
         ConvSpec.parse("1x4x8x8,4x4x3x3,int16x2")
+
+
+# ---- bfloat16 ----------------------------------------------------------------------------------------------
+
+natively = pytest.mark.skipif(not simd.BRAINS, reason="no instruction here multiplies such pairs")
+
+
+@natively
+@pytest.mark.parametrize("text", ["1x6x5x6,4x6x3x3,p1,bfloat16", "2x9x70,3x9x4,bfloat16,bias,silu",
+                                  "1x70x8x8,20x70x1x1,bfloat16,relu",
+                                  "1x6x9x9,4x3x3x3,s2,bfloat16,constant:3"])  # fmt: skip
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_random_problems_of_bfloat16_are_the_definition(text: str, name: str) -> None:
+    spec = ConvSpec.parse(text)
+    assert "bfloat16 in pairs" in chain(registry()[name], spec).words
+    assert judge(spec, np.random.default_rng(9), False, [name]) == 1
+
+
+SPREADS = {  # exponents of x and of w, from and to
+    "of one size": ((0, 1), (0, 1)), "all that there are": ((-133, 60), (-133, 60)),
+    "denormal x, large w": ((-133, -126), (100, 127)), "large x, denormal w": ((100, 127), (-133, -126)),
+    "denormal x, small w": ((-133, 10), (-20, -1)), "faint products": ((-70, -60), (-70, -60)),
+    "denormal products": ((-76, -66), (-76, -66)), "large products": ((50, 60), (50, 60)),
+    "largest x": ((120, 127), (-40, -10)),
+}  # fmt: skip
+
+
+@natively
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("text", ["1x6x5x6,4x6x3x3,p1,bfloat16", "1x71x8x9,20x71x1x1,bfloat16"])
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_bfloat16_of_any_size_keeps_the_bound(name: str, text: str, spread: str) -> None:
+    spec, rng = ConvSpec.parse(text), np.random.default_rng(10)
+
+    def of(shape: tuple[int, ...], ends: tuple[int, int]) -> np.ndarray:
+        made = np.ldexp(rng.uniform(-2, 2, shape), rng.integers(*ends, shape)).astype(BFLOAT16)
+        made.flat[:: max(7, made.size // 5)] = 0
+        return made
+
+    x, w = of(spec.input_shape, SPREADS[spread][0]), of(spec.weight_shape, SPREADS[spread][1])
+    plan, wide = algos.plan(spec, w, name), spec.with_(dtype="float64")
+    assert "bfloat16 in pairs" in repr(plan)
+    exact, sizes = (algos.plan(wide, f(w.astype("f8")), "direct_shift")(f(x.astype("f8")))
+                    for f in (np.positive, np.abs))  # fmt: skip
+    k, tiny = spec.reduction_length, 2.0**-126
+    bound = k * 2.0**-24 * 1.001 * sizes + 2.0**-8 * abs(exact) + k * tiny
+    assert (abs(plan(x).astype("f8") - exact) <= bound).all()
+
+
+
+@natively
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_nan_and_infinity_spoil_what_reads_them(name: str) -> None:
+    spec, rng = ConvSpec.parse("1x4x20x20,3x4x3x3,p1,bfloat16"), np.random.default_rng(11)
+    x, w = (rng.standard_normal(shape).astype(BFLOAT16) for shape in (spec.input_shape, spec.weight_shape))
+    x[0, 1, 3, 3], x[0, 2, 12, 12], x[0, 3, 12, 18] = np.nan, np.inf, 1e-40
+    right = algos.plan(spec.with_(dtype="float32"), w.astype("f4"), name)(x.astype("f4"))
+    y = algos.plan(spec, w, name)(x).astype("f4")
+    for kind in (np.isnan, np.isposinf, np.isneginf):
+        assert kind(right).any() and np.array_equal(kind(y), kind(right))
+
+
+def test_pairs_of_bfloat16_are_left_where_they_are_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ConvSpec.parse("1x4x8x8,4x4x3x3,bfloat16")
+    monkeypatch.setattr(simd, "BRAINS", True)
+    assert pairs(spec) is not None and pairs(spec.with_(groups=4, in_channels=4)) is None
+    assert pairs(spec.with_(direction="input_gradient")) is None
+    monkeypatch.setattr(simd, "BRAINS", False)
+    assert pairs(spec) is None
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (3, 4, 40, 50), (2, 5, 90, 91)])
+def test_one_denormal_number_is_seen(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(12)
+    a = rng.standard_normal(shape).astype(BFLOAT16)
+    a.flat[:5] = 0, -0.0, np.inf, np.nan, 2.0**-126
+    made = np.empty((shape[0], -(-shape[1] // 2), *shape[2:]), np.uint32)
+    assert not casts.pair_brains(made, a, 2)
+    numbers = made[..., None].view(BFLOAT16)
+    assert np.array_equal(numbers[..., 0].view("u2"), a[:, ::2].view("u2"))
+    assert np.array_equal(numbers[:, : shape[1] // 2, ..., 1].view("u2"), a[:, 1::2].view("u2"))
+    assert shape[1] % 2 == 0 or not numbers[:, -1, ..., 1].any()
+    for bits in (1, 0x7F, 0x8001, 0x807F):
+        for at in (9, a.size - 1):
+            faint = a.copy()
+            faint.view(np.uint16).flat[at] = bits
+            assert casts.pair_brains(made, faint, 2), (bits, at)

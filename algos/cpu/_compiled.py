@@ -90,7 +90,7 @@ class Compiled(Algorithm):
                 return dw
 
             return run_gradient
-        compile_for(kernel, operand, operand, *fixed)
+        compile_for(kernel, operand, operand.astype(spec.out_dtype, copy=False), *fixed)
         new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

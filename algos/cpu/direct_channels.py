@@ -29,7 +29,7 @@ import numpy as np
 
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
-from algos.dtypes import PAIRS
+from algos.dtypes import BRAINS, PAIRS
 from algos.engine.blocks import Axis, axes
 from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
@@ -285,7 +285,9 @@ class DirectChannels(Compiled):
     name: str = "direct_channels"
     family: str = "direct"
     patch_bytes: int = 0
-    support: ClassVar[Support | None] = Support(ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS), epilogues=True)
+    support: ClassVar[Support | None] = Support(
+        ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS), epilogues=True
+    )
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
         return cut(spec, threads, self.patch_bytes or caches()["L2"])
@@ -334,7 +336,7 @@ class DirectChannels(Compiled):
             part = kernels[..., b * block : (b + 1) * block]
             w[:, b, :, : part.shape[3]] = part.reshape(spec.groups, -1, part.shape[3])[:, order]
         patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
-        sums = aligned((found.threads, pixels_length, block), spec.in_dtype)
+        sums = aligned((found.threads, pixels_length, block), spec.out_dtype)
         vectors = (0,) * (block // lanes(spec.in_dtype))
         arguments = w, table_of(found), pixels, starts, singles, vectors, patch, sums
         return Work(direct_all, arguments, found.items, found.threads, as_2d=True)

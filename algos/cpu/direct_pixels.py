@@ -27,7 +27,7 @@ import numpy as np
 
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
-from algos.dtypes import PAIRS
+from algos.dtypes import BRAINS, PAIRS
 from algos.engine.blocks import Blocks, Geometry, axes, locate, pack
 from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
@@ -233,7 +233,9 @@ class DirectPixels(Compiled):
     name: str = "direct_pixels"
     family: str = "direct"
     patch_bytes: int = 0
-    support: ClassVar[Support | None] = Support(ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS), epilogues=True)
+    support: ClassVar[Support | None] = Support(
+        ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS), epilogues=True
+    )
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
         return threads if spec.flops > SHARED_FLOPS else 1
@@ -315,7 +317,7 @@ class DirectPixels(Compiled):
             kernel, fixed = all_patches, (offsets, table_of(blocks.geometry), blocks.phases)
         threads = min(threads, items)
         patch = aligned((threads, length), unit, zeros=True)
-        spare = aligned((threads, ROWS * block), unit)
+        spare = aligned((threads, ROWS * block), spec.out_dtype)
         return Work(kernel, (w, *fixed, patch, spare), items, threads, as_2d=True)
 
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:

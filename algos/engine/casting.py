@@ -204,6 +204,30 @@ def some_pairs(a, y, point, slot, first, last):
                 pairs[i] = (int32(x[i]) - point) & int32(0xFFFF)
 
 
+@linked(**FLAGS)
+def some_brain_pairs(a, y, faint, slot, first, last):
+    channels, halves, found = a.shape[1], y.shape[1], uint32(0)
+    for item in range(first, last):
+        n, k = item // halves, item % halves
+        x, one, pairs = a[n, 2 * k], a[n, min(2 * k + 1, channels - 1)], y[n, k]
+        kept = uint32(0xFFFF if 2 * k + 1 < channels else 0)
+        for i in range(pairs.size):
+            both = uint32(x[i]) | (uint32(one[i]) & kept) << uint32(16)
+            pairs[i] = both
+            # From 1 to 0x7F: the first sum reaches 0x8000, the second does not, and neither its neighbour
+            size = both & uint32(0x7FFF7FFF)
+            found |= ((size + uint32(0x7FFF7FFF)) & ~(size + uint32(0x7F807F80))) & uint32(0x80008000)
+    increment(place(faint, 0), 0, int64(found != 0))
+
+
+@compiled(**FLAGS)
+def brain_pairs(a, y, faint, job):
+    """Channels 2k and 2k + 1 of bfloat16, given as their bits, side by side; ``faint[0]`` is above 0 where
+    one is denormal.
+    """
+    fork(some_brain_pairs, (a, y, faint), job)
+
+
 @compiled(**FLAGS)
 def pairs(a, y, point, job):
     """Channels 2k and 2k + 1 of a (n, channels, elements), less ``point``, as halves of y (n, halves,

@@ -91,6 +91,27 @@ def pair(target: np.ndarray, a: np.ndarray, point: int, threads: int = 1) -> Non
         numbers[:, -1, ..., 1] = 0
 
 
+def pair_brains(target: np.ndarray, a: np.ndarray, threads: int = 1) -> bool:
+    """Channels of bfloat16 as ``pair`` has them; whether one is denormal."""
+    rows, channels, halves = *a.shape[:2], target.shape[1]
+    bits = a.view(np.uint16)
+    if (loop := _loop("brain_pairs", bits, target)) is not None:
+        job, faint = _job(a.size, threads, rows * halves), np.zeros(1, np.int64)
+        loop(bits.reshape(rows, channels, -1), target.reshape(rows, halves, -1), faint, job)
+        return bool(faint[0])
+    numbers = target.view(np.uint16).reshape(*target.shape, 2)
+    numbers[..., 0], numbers[:, : channels // 2, ..., 1] = bits[:, ::2], bits[:, 1::2]
+    if channels % 2:
+        numbers[:, -1, ..., 1] = 0
+    return bool(denormal(a).any())
+
+
+def denormal(a: np.ndarray) -> Any:
+    """Which numbers of bfloat16 are."""
+    size = a.view(np.uint16) & 0x7FFF
+    return (size > 0) & (size < 0x80)
+
+
 def store_whole(y: Any, result: Any, threads: int = 1) -> None:
     """y[...] = whole numbers that floats, or integers, hold.
 

@@ -79,26 +79,33 @@ def lanes(dtype: Any) -> int:
     return VECTOR_BYTES // dtype.itemsize
 
 
-SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: I32}
+# Products of pairs of bfloat16, added in float32; the float32 of any other host are as fast as half of them
+BRAINS = simd() == "avx512" and _compiles("avx512bf16")
+
+
+SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: I32,
+           types.uint32: ir.FloatType()}  # fmt: skip
 
 
 class Emitter:
     """Vector instructions of one element type at the builder's position.
 
     Elements of type int32 are pairs of whole numbers of 16 bits, or sums of products of them
-    (``algos/lower/pairs.py``): ``fma(a, b, c)`` is c plus the products of both halves, modulo 2^32.
+    (``algos/lower/pairs.py``): ``fma(a, b, c)`` is c plus the products of both halves, modulo 2^32. Those of
+    type uint32 are pairs of bfloat16, whose products are added in float32.
     """
 
     def __init__(self, builder: Any, element: Any, lanes: int | None = None) -> None:
         self.builder = builder
-        self.scalar, self.pairs = SCALARS[element], element == types.int32
+        self.scalar = SCALARS[element]
+        self.pairs, self.brains = element == types.int32, element == types.uint32
         self.lanes = lanes or VECTOR_BYTES * 8 // element.bitwidth
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.zero = ir.Constant(self.vector, [0 if self.pairs else 0.0] * self.lanes)
         self.bytes = element.bitwidth // 8  # vectors need no more than their elements' alignment
         if self.pairs:
             return
-        suffix = "f32" if element == types.float32 else "f64"
+        suffix = "f32" if self.bytes == 4 else "f64"
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
         # fmuladd fuses where the machine can, and multiplies and adds where it cannot; llvm.fma would call a
         # library there.
@@ -120,6 +127,8 @@ class Emitter:
 
     def splat(self, scalar: Any) -> Any:
         """Every lane the same."""
+        if scalar.type != self.scalar:  # a pair of bfloat16
+            scalar = self.builder.bitcast(scalar, self.scalar)
         first = self.builder.insert_element(
             ir.Constant(self.vector, ir.Undefined), scalar, ir.Constant(I32, 0)
         )
@@ -131,6 +140,13 @@ class Emitter:
         return ir.Constant(self.vector, [float(value)] * self.lanes)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
+        if self.brains:
+            whole = ir.VectorType(I32, self.lanes)
+            kind = ir.FunctionType(self.vector, [self.vector, whole, whole])
+            function = cgutils.get_or_insert_function(
+                self.builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512"
+            )
+            return self.builder.call(function, [c, *(self.builder.bitcast(v, whole) for v in (a, b))])
         if not self.pairs:
             return self.builder.call(self._fma, [a, b, c])
         halves = ir.VectorType(ir.IntType(16), 2 * self.lanes)
@@ -322,7 +338,7 @@ def outer_rows(typingctx, w, w_step, x, offsets, k, y, y_step, more, rows, vecto
     """
     if (shape := literal(rows, vectors)) is None:
         return None
-    signature = types.void(w, w_step, w, offsets, types.intp, w, types.intp, types.boolean, rows, vectors)
+    signature = types.void(w, w_step, x, offsets, types.intp, y, types.intp, types.boolean, rows, vectors)
 
     def codegen(context, builder, sig, args):
         pw, w_step, px, p_offsets, k, py, y_step, more = args[:8]
@@ -370,7 +386,7 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
         return None
     n_rows, n_vectors = shape[0], len(vectors)
     signature = types.void(
-        x, pixels, pixels, types.intp, pixels, types.intp, x, x, types.boolean, rows, vectors
+        x, pixels, pixels, types.intp, pixels, types.intp, w, y, types.boolean, rows, vectors
     )
 
     def codegen(context, builder, sig, args):

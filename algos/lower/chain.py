@@ -60,12 +60,13 @@ CHAINS = 1 << 12
 
 @dataclass(frozen=True)
 class Node:
-    """A problem, and how it was lowered, by what name; a leaf where it was not."""
+    """A problem, how it was lowered, by what name, and who follows; a leaf where it was not."""
 
     spec: ConvSpec
     lowered: Lowered | None = None
     children: tuple[Node, ...] = ()
     name: str = ""
+    rest: tuple[str, ...] = ()
 
     @cached_property
     def leaves(self) -> tuple[ConvSpec, ...]:
@@ -96,6 +97,12 @@ class Node:
         below = next((child.words for child in self.children if child.words), "")
         return ", ".join(filter(None, (self.lowered.words, below)))
 
+    @property
+    def other(self) -> Node | None:
+        """The same problem in the other way that its lowering names."""
+        otherwise = self.lowered.otherwise if self.lowered else ""
+        return tree(self.spec, (otherwise, *self.rest)) if otherwise else None
+
     def steps(self) -> Iterator[tuple[Lowered, Node]]:
         """Every lowering in the tree."""
         if self.lowered is not None:
@@ -125,7 +132,7 @@ def tree(spec: ConvSpec, names: tuple[str, ...]) -> Node:
     for k, name in enumerate(names):
         if (lowered := STEPS[name](spec)) is not None:
             children = tuple(tree(part.spec, names[k + 1 :]) for part in lowered.parts)
-            return Node(spec, lowered, children, name)
+            return Node(spec, lowered, children, name, names[k + 1 :])
     return Node(spec)
 
 
@@ -195,7 +202,9 @@ class Chain:
 
     def _workspace_bytes(self, threads: int) -> int:
         total = sum(int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
-        for lowered, _ in self.node.steps():
+        for lowered, node in self.node.steps():
+            if other := node.other:
+                total += Chain(self.algorithm, node.spec, (), other).workspace_bytes(threads)
             kept, passing = 0, lowered.instead
             for part in lowered.parts:
                 size = part.spec.in_dtype.itemsize
@@ -328,7 +337,11 @@ def compose(node: Node, weights: Any, solve: Solve, bias: Any = None, threads: i
     if lowered is None:
         return solve(node.spec, weights, bias)
     run = _composed(node, lowered, weights, solve, bias, threads)
-    return run if lowered.guard is None else lowered.guard(weights, bias, run)
+    if lowered.guard is None:
+        return run
+    if other := node.other:
+        return lowered.guard(weights, bias, run, lambda: compose(other, weights, solve, bias, threads))
+    return lowered.guard(weights, bias, run)
 
 
 def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: Any, threads: int) -> Run:
@@ -497,7 +510,9 @@ def _always(algorithm: Algorithm, spec: ConvSpec) -> tuple[str, ...]:
     applies = support is not None and support.epilogues
     dtypes = PLAIN_TYPES if support is None else support.dtypes
     if algorithm.family != "peer" and spec.dtype not in dtypes:
-        known = (*known, "pairs" if PAIRS in dtypes and pairs(spec) is not None else "types")
+        lowered = pairs(spec) if PAIRS in dtypes else None
+        fits = lowered is not None and lowered.parts[0].spec.dtype in dtypes
+        known = (*known, "pairs" if fits else "types")
     return known if applies else (*known, "epilogue")
 
 

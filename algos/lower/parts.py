@@ -103,6 +103,9 @@ class Lowered:
         parts may be used.
     instead : int
         Bytes that it holds for a moment.
+    otherwise : str
+        Another lowering of the same problem, through which goes what ``guard`` may run instead; its fourth
+        argument makes that.
     """
 
     parts: tuple[Part, ...]
@@ -111,8 +114,9 @@ class Lowered:
     spreads: bool = False
     finish: Callable[[Any, int], Callable[[Any], None]] | None = None
     finished: int = 0
-    guard: Callable[[Any, Any, Callable[..., Any]], Callable[..., Any]] | None = None
+    guard: Callable[..., Callable[..., Any]] | None = None
     instead: int = 0
+    otherwise: str = ""
 
 
 def inner(slices: Iterable[Any]) -> tuple[Any, ...]:
