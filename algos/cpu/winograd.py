@@ -239,8 +239,9 @@ class Winograd(Tiled, Compiled):
         spectra, products, scratch = self._shapes(spec, tiling)
         inputs = spec.in_channels // spec.groups
         weights = spectra[0] * inputs * products[2] * spec.groups
-        # In double precision, half done and done, and rounded; of pairs the first and the second numbers
-        building = spectra[0] * inputs * spec.out_channels * (40 if spec.dtype == PAIRS else 24)
+        # A block in double precision: taps, half done, done, and in order; of pairs both numbers
+        outputs = min(spec.out_channels // spec.groups, VECTORS * lanes(spec.in_dtype))
+        building = spectra[0] * inputs * outputs * (56 if spec.dtype == PAIRS else 32)
         copies = 1 if tiling.together else tiling.threads
         running = copies * (math.prod(spectra) + math.prod(products)) + tiling.threads * scratch
         unit = spec.in_dtype.itemsize
@@ -263,13 +264,13 @@ class Winograd(Tiled, Compiled):
             groups, outputs, inputs, *spec.kernel
         )
         for group in range(groups):
-            parts = unpaired(taps[group]) if pairs else [taps[group]]
-            halves = [np.tensordot(g_h, part, ([1], [2])) for part in parts]  # (t_h, o, i, kw)
-            done = [np.tensordot(g_w, half, ([1], [3])).swapaxes(0, 1) for half in halves]
-            found = (paired(*done) if pairs else done[0]).reshape(points, outputs, inputs)
-            for b in range(blocks):
-                part = found[:, b * block : (b + 1) * block]
-                kernels[group, :, b, :, : part.shape[1]] = part.swapaxes(1, 2)
+            for b in range(blocks):  # one after the other: double precision takes room
+                own = taps[group, b * block : (b + 1) * block].swapaxes(0, 1)
+                parts = unpaired(own) if pairs else [own]
+                halves = [np.tensordot(g_h, part, ([1], [2])) for part in parts]  # (t_h, i, o, kw)
+                done = [np.tensordot(g_w, half, ([1], [3])).swapaxes(0, 1) for half in halves]
+                found = paired(*done) if pairs else done[0]
+                kernels[group, :, b, :, : own.shape[1]] = found.reshape(points, inputs, own.shape[1])
         return kernels
 
     def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
