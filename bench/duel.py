@@ -24,10 +24,12 @@ from algos.grammar import shown
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.cases import Case, Settings
+from bench.launching import Launching
 from bench.noise import FALSE_DISCOVERIES, Model, Ratio, Verdict, judged
+from bench.outcome import Progress
 from bench.pool import Place, Pool
 from bench.record import Record
-from bench.runner import Progress, Runner
+from bench.runner import Runner
 from bench.sides import Side, SideError, roster
 from bench.store import Store
 from bench.turns import taken
@@ -172,22 +174,25 @@ class _Apart(Pool):
         return Place(algorithm.source, algorithm.side.code, algorithm.mark)
 
 
-class _Turns(Runner):
-    """Measures both sides of every pair in the same launches; the machine learns nothing from it."""
-
-    def __init__(self, settings: Settings, store: Store, progress: Progress | None) -> None:
-        super().__init__(settings, store, progress)
-        self._pool = _Apart()
-
-    @contextlib.contextmanager
-    def _remembering(self) -> Iterator[None]:
-        yield
-        self._lessons.clear()
+class _Burning(Launching):
+    """Launches in which a share of the time may be burnt."""
 
     def _ask(self, state: Any, timeout_s: float, **request: Any) -> dict[str, Any] | None:
         if request["do"] == "open":
             request["burn"] = state.case.algorithm.burn
         return super()._ask(state, timeout_s, **request)
+
+
+class _Turns(Runner):
+    """Measures both sides of every pair in the same launches; the machine learns nothing from it."""
+
+    def __init__(self, settings: Settings, store: Store, progress: Progress | None) -> None:
+        super().__init__(settings, store, progress, _Apart(), _Burning)
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        yield
+        self._lessons.clear()
 
 
 class Met(NamedTuple):

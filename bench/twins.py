@@ -24,7 +24,7 @@ from algos.host import data_base
 from bench import files, perf_counter
 from bench.cases import Settings
 from bench.duel import HERE, LOOKS, MARKS, Met, Pair, Result, Rule, case_of, fight
-from bench.runner import Progress
+from bench.outcome import Progress
 from bench.sides import roster
 
 # From 5 us to 20 ms a call: pictures and layers, one algorithm of each kind.
@@ -44,7 +44,7 @@ KINDS = (
 )
 BATCH = 12  # pairs that are measured together: a minute or two
 SHARES = (0.05, 0.02, 0.05, 0.10)  # planted in turn; that of 5% is what is promised
-MEASURING = ("duel", "mood", "noise", "pool", "race", "record", "runner", "spread",
+MEASURING = ("duel", "launching", "mood", "noise", "pool", "race", "record", "runner", "spread",
              "timing", "turns", "twins", "worker")
 NEIGHBOUR = """
 import os, sys, time

@@ -13,7 +13,8 @@ import pytest
 from algos.registry import registry
 from algos.spec import ConvSpec
 from bench.cases import Settings, cases_of
-from bench.runner import Outcome, Runner
+from bench.outcome import Outcome
+from bench.runner import Runner
 from bench.store import Store
 from tests.conftest import HUNG_S
 

@@ -22,7 +22,8 @@ from algos.registry import registry
 from algos.spec import ConvSpec
 from bench import worker
 from bench.cases import Settings, cases_of
-from bench.runner import Outcome, Runner
+from bench.outcome import Outcome
+from bench.runner import Runner
 from bench.store import Store
 from bench.timing import Budget
 from tests.conftest import HUNG_S, Convbench, cache_without_probes

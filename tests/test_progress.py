@@ -5,7 +5,8 @@ from __future__ import annotations
 from bench.cases import Settings
 from bench.cli import measuring
 from bench.cli.output import Bar
-from bench.runner import Progress, Runner
+from bench.outcome import Progress
+from bench.runner import Runner
 
 
 def test_without_a_terminal_a_line_every_half_minute_tells_what_is_left(monkeypatch, capsys):

@@ -12,7 +12,7 @@ from bench import perf_counter
 from bench.text import printable
 
 if TYPE_CHECKING:
-    from bench.runner import Progress
+    from bench.outcome import Progress
 
 LINE_S = 30.0  # between two lines of progress
 
@@ -59,7 +59,7 @@ class Bar:
     def __enter__(self) -> Any:
         from tqdm import tqdm
 
-        from bench.runner import Progress
+        from bench.outcome import Progress
 
         tqdm.monitor_interval = 0
         drawn = sys.stderr.isatty()
