@@ -45,8 +45,9 @@ class Settings:
         ``MOST_LAUNCHES`` were taken.
     race : bool
         Who is surely behind leaves early, and all do once their ratios are known.
-    cold, fresh : bool
-        Flush caches between single calls; measure again what stands in the store.
+    cold, fresh, settled : bool
+        Flush caches between single calls; measure again what stands in the store; leave alone what failed
+        before, and may no longer fail.
     named : tuple of str
         Algorithms that were asked for by name: they are measured even where they are not worth it.
     tune : bool
@@ -65,6 +66,7 @@ class Settings:
     race: bool = True
     cold: bool = False
     fresh: bool = False
+    settled: bool = False
     tune: bool = False
     named: tuple[str, ...] = ()
     concerns: Callable[[ConvSpec, Algorithm], bool] | None = None

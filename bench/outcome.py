@@ -10,13 +10,18 @@ from bench.record import Record
 
 @dataclass
 class Spent:
-    """Seconds of wall time by what they went to."""
+    """Seconds by what they went to, of all machines together."""
 
     prepared_runs: float = 0.0
     checks: float = 0.0
     compilation: float = 0.0
     start_up: float = 0.0
     total: float = 0.0
+
+    def add(self, other: Spent) -> None:
+        """Another machine's."""
+        for name, span_s in asdict(other).items():
+            setattr(self, name, getattr(self, name) + span_s)
 
     def shares(self) -> dict[str, float]:
         """Fractions of the total; waiting is what is left: answers, rounds of other processes, storing."""
@@ -51,3 +56,4 @@ class Outcome:
     spent: Spent = field(default_factory=Spent)
     measured: int = 0
     complete: bool = True
+    wall_s: float = 0.0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import selectors
 import signal
 import subprocess
@@ -320,7 +321,9 @@ def measuring() -> Iterator[None]:
 
         folder = data_base()
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "measuring.lock", "w")  # noqa: SIM115  # closed below, with the lock
+        # Machines may share a home folder, and each measures by itself
+        name = f"measuring-{platform.node()}.lock"
+        file = open(folder / name, "w")  # noqa: SIM115  # closed below, with the lock
     except (ImportError, OSError):  # no such lock here: measure without it
         yield
         return

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from algos import wisdom
 from algos.build import build_of
@@ -24,12 +24,21 @@ from bench.lessons import REMEMBERED, disturbed, known, taught
 from bench.outcome import Outcome, Progress
 from bench.pool import Pool
 from bench.record import Record
-from bench.store import Store
 from bench.turns import Turns, taken
 
 LEAST_LIMIT_S = 1.0
 # What may be over at the next run
 LOOKED_AT_AGAIN = ("unsupported", "unavailable", "too_large", "timeout", "crashed")
+
+
+class Keeping(Protocol):
+    """What a runner needs of a store."""
+
+    def stream(self, brief: bool = ..., specs: Iterable[str] | None = ...) -> Iterator[Record]: ...
+
+    def put(self, record: Record) -> None: ...
+
+    def forget(self, record: Record) -> None: ...
 
 
 class Runner:
@@ -48,7 +57,7 @@ class Runner:
     """
 
     def __init__(
-        self, settings: Settings, store: Store | None, progress: Progress | None = None,
+        self, settings: Settings, store: Keeping | None, progress: Progress | None = None,
         pool: Pool | None = None, launching: type[Launching] = Launching,
     ) -> None:  # fmt: skip
         self.settings, self.store, self.progress = settings, store, progress or Progress()
@@ -88,7 +97,7 @@ class Runner:
                     launch += 1
         finally:
             self._teach_table()
-            spent.total = perf_counter() - started
+            spent.total = self.outcome.wall_s = perf_counter() - started
             spent.start_up = self._pool.start_s
             self.outcome.records = [self._records[key] for key in keys if key in self._records]
         return self.outcome
@@ -142,7 +151,9 @@ class Runner:
             if record is not None and self.settings.fresh:
                 self._replaced.add(key)  # the old one goes when the first new result is stored
             elif record is not None and (
-                record.launches or not (case.record.status != "ok" or self._outdated(record))
+                record.launches
+                or self.settings.settled
+                or not (case.record.status != "ok" or self._outdated(record))
             ):
                 self._records[key] = record
             elif case.record.status != "ok":

@@ -104,6 +104,21 @@ def to_size(value: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def to_local(value: str) -> int:
+    """local:4 as 4."""
+    kind, _, count = value.partition(":")
+    if kind != "local":
+        raise argparse.ArgumentTypeError(f"{value!r} is not local:N, like local:4")
+    return to_count(count)
+
+
+def on_cluster(command: argparse.ArgumentParser) -> None:
+    """Where a command runs that can run on many machines."""
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--scheduler", metavar="tcp://HOST:8786", help="on the machines of a Dask cluster")
+    where.add_argument("--dask", type=to_local, metavar="local:N", help="on N Dask workers of this machine")
+
+
 # ---- what they name ----------------------------------------------------------------------------------------
 
 

@@ -6,13 +6,24 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import mood, seal, text
-from bench.cli.arguments import Command, algorithms_of, specs_of, threads_of, to_count, to_seconds, to_share
+from bench.cli.arguments import (
+    Command,
+    algorithms_of,
+    on_cluster,
+    specs_of,
+    threads_of,
+    to_count,
+    to_seconds,
+    to_share,
+)
 from bench.cli.networks import in_sequence
 from bench.cli.output import Bar, complain, print_json, show
 from bench.cli.storing import write_report
@@ -99,10 +110,14 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--in-sequence", metavar="NETWORK", help="its layers as they follow each other, and each alone"
     )
+    on_cluster(command)
+    command.add_argument("--pool", action="store_true", help="machines of one kind count as one")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.in_sequence is None:
+        if arguments.pool and arguments.scheduler is None and arguments.dask is None:
+            raise ValueError("--pool is about the machines of a cluster: give --scheduler too")
         return measured(arguments)
     if arguments.targets or arguments.sizes or arguments.kernels:
         raise ValueError("--in-sequence measures a network by itself: leave other targets out")
@@ -129,33 +144,58 @@ def measured(arguments: argparse.Namespace) -> int:
     _bounded(specs, wanted, threads)
     with Store(arguments.out) as store:
         store.ask(name for name in arguments.targets if name in suites())
-        about = fingerprint()
-        with measuring():
-            store.put_machine({**about, "peaks": peaks(about["id"])})
-        cases = cases_of(specs, wanted, threads, settings)
-        warn_if_busy()
-        with Bar() as progress:
-            runner = Runner(settings, store, progress)
+        with Bar() as progress, _controller(arguments, settings, store, wanted, progress) as controller:
+            if not isinstance(controller, Runner):
+                run_all = partial(controller.run, specs, threads)
+            else:
+                about = fingerprint()
+                with measuring():
+                    store.put_machine({**about, "peaks": peaks(about["id"])})
+                run_all = partial(controller.run, cases_of(specs, wanted, threads, settings))
+                warn_if_busy()
             try:
-                outcome = runner.run(cases)
+                outcome = run_all()
             except KeyboardInterrupt:
-                done = sum(len(record.launches) for record in runner.outcome.records)
+                done = sum(len(record.launches) for record in controller.outcome.records)
                 print(
                     f"interrupted: {done} launches are stored in {text.printable(store.path)}; {GO_ON}",
                     file=sys.stderr,
                 )
                 raise
             except StoreError:
-                _told(runner.outcome.records, arguments)
+                _told(controller.outcome.records, arguments)
                 raise
         if not any(record.launches or record.status != "ok" for record in outcome.records):
             return _nothing("measured", outcome.records)  # the budget left no time for the first one
-        command, asked = "convbench " + shlex.join(sys.argv[1:]), {case.record.spec for case in cases}
+        command, asked = "convbench " + shlex.join(sys.argv[1:]), set(map(str, specs))
         page, frame, against = write_report(store, arguments.out, (), command, asked)
     return _answer(arguments, outcome, page, frame, against)
 
 
 RUN = Command("run", "check, measure, store and report", _run_arguments, run)
+
+
+@contextmanager
+def _controller(
+    arguments: argparse.Namespace, settings: Any, store: Any, algorithms: Sequence[Any], progress: Any
+) -> Iterator[Any]:
+    """What decides which launches are missing: with this machine's processes, or with those of a cluster."""
+    from bench.runner import Runner
+
+    if arguments.scheduler is None and arguments.dask is None:
+        yield Runner(settings, store, progress)
+        return
+    from algos.registry import variant_name
+    from bench.cluster import Sweep, connected
+    from bench.machines import spread_lines
+
+    with connected(arguments.scheduler, arguments.dask or 0) as client:
+        print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        names = [variant_name(algorithm) for algorithm in algorithms]
+        sweep = Sweep(client, settings, store, names, progress, arguments.pool)
+        yield sweep
+        for line in spread_lines(sweep.machines.values()):
+            print(line, file=sys.stderr)
 
 
 def warn_if_busy() -> None:
@@ -186,7 +226,7 @@ def _answer(arguments: argparse.Namespace, outcome: Any, page: Any, frame: Any, 
                 "versus": to_dicts(against),
                 "tuned": [t._asdict() for t in tuned],
                 "shares": outcome.spent.shares(),
-                "wall_s": outcome.spent.total,
+                "wall_s": outcome.wall_s,
                 "measured": outcome.measured,
                 "complete": outcome.complete,
                 "report": str(page),
