@@ -159,18 +159,14 @@ class Sweep:
     def _send(self) -> None:
         """As many tasks as keep every worker busy: first the specs that are nobody's yet."""
         room = AHEAD * len(self._workers) - len(self._flying)
-        free = self._waiting[""]
-        while free and room > 0:
-            self._submit(free.popleft())
-            room -= 1
-        if free:
-            return
         bound = Counter(host for _, host in self._flying.values())
         workers = Counter(self._workers.values())
-        for host, groups in self._waiting.items():
-            while groups and bound[host] < AHEAD * workers[host]:
+        free = self._waiting[""]
+        for host, groups in [("", free), *(() if len(free) > room else self._waiting.items())]:
+            while groups and room > 0 and (not host or bound[host] < AHEAD * workers[host]):
                 self._submit(groups.popleft())
                 bound[host] += 1
+                room -= 1
 
     def _submit(self, group: _Group) -> None:
         begun = group.done > 0

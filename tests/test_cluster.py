@@ -1,0 +1,107 @@
+"""Runs on many machines: nothing is lost or measured twice, whatever is killed, and rivals stay together."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench import cluster
+from bench.outcome import Progress
+from bench.store import Store
+from tests.conftest import HUNG_S
+from tests.simulated import Loopback, acknowledged, check, sweep
+
+pytest.importorskip("distributed")
+
+VICTIMS = ("client", "worker", "scheduler")
+SPECS = 16
+SECONDS = 0.05  # of a launch
+
+
+@pytest.fixture(scope="module")
+def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    made = Loopback(tmp_path_factory.mktemp("loopback"), SECONDS)
+    yield made
+    made.end()
+
+
+def test_every_machine_measures_at_once_and_a_spec_stays_on_one(loopback: Loopback, tmp_path: Path) -> None:
+    loopback.ensure(4)
+    found = sweep(loopback.address, tmp_path, 24, 3)
+    machines = check(tmp_path, 24, 3)
+    assert len(set(machines.values())) == 4 == len(found.machines)
+    assert found.outcome.measured == 24 * 3 * 2 and found.outcome.complete
+    assert found.most_in_flight <= 4 * cluster.AHEAD
+    assert found.progress.done == 0 and found.progress.total == 72  # nobody counted
+    with Store(tmp_path) as store:
+        launches = [one for record in store.records() for one in record.launches]
+    spans = {(one.prepare_cold_s, one.prepare_s) for one in launches}
+    assert max(sum(a <= start < b for a, b in spans) for start, _ in spans) == 4
+    again = sweep(loopback.address, tmp_path, 24, 3)
+    assert again.outcome.measured == 0 and len(again.outcome.records) == 48
+
+
+def kill(loopback: Loopback, folder: Path, victim: str, draw: random.Random) -> None:
+    """Kill one of a sweep's processes at some moment, and go on as a user would."""
+    loopback.ensure(3)
+    client = loopback.client(folder, SPECS, 2)
+    least, then_s = draw.randrange(SPECS * 3 // 2), draw.random() * SECONDS
+    while len(before := acknowledged(folder)) < least and client.poll() is None:
+        time.sleep(SECONDS / 10)
+    time.sleep(then_s)
+    assert client.poll() is None, "nothing was left to lose"
+    process = {"client": client, "worker": loopback.workers[0], "scheduler": loopback.scheduler}[victim]
+    assert process is not None
+    process.kill()
+    process.wait()
+    ended = client.wait(HUNG_S)
+    assert (ended == 0) == (victim == "worker")
+    if ended:
+        loopback.ensure(3)
+        assert loopback.client(folder, SPECS, 2).wait(HUNG_S) == 0
+    check(folder, SPECS, 2)
+    assert before <= acknowledged(folder)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_kill_loses_nothing(victim: str, loopback: Loopback, tmp_path: Path) -> None:
+    kill(loopback, tmp_path, victim, random.Random(victim))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_no_kill_loses_anything(victim: str, seed: int, loopback: Loopback, tmp_path: Path) -> None:
+    kill(loopback, tmp_path, victim, random.Random(f"{victim} {seed}"))
+
+
+@pytest.mark.exhaustive
+def test_four_machines_are_nearly_four_times_as_fast(tmp_path: Path) -> None:
+    """Where all that a launch takes is time: what else a task costs is 10 ms of the 400."""
+    made = Loopback(tmp_path, 0.4)
+    try:
+        made.ensure(4)
+        found = sweep(made.address, tmp_path / "out", 40, 2)
+    finally:
+        made.end()
+    check(tmp_path / "out", 40, 2)
+    assert 40 * 2 * 0.4 / found.outcome.wall_s >= 3.6
+
+
+@pytest.mark.exhaustive
+def test_ten_thousand_specs_take_the_memory_of_a_window(tmp_path: Path) -> None:
+    made, held, sizes = Loopback(tmp_path, 0.0), psutil.Process(), []
+    progress = Progress(advance=lambda done, text: sizes.append(held.memory_info().rss))
+    try:
+        made.ensure(2)
+        found = sweep(made.address, tmp_path / "out", 10_000, 1, progress)
+    finally:
+        made.end()
+    check(tmp_path / "out", 10_000, 1)
+    assert len(sizes) == 10_000 and found.most_in_flight <= 2 * cluster.AHEAD
+    assert max(sizes) - sizes[1000] < 32 << 20
