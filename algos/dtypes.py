@@ -11,15 +11,15 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # NumPy calls its kind V, and finfo doe
 FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
 COMPLEX_TYPES = ("complex64", "complex128")
 INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-# Two numbers side by side, of parts of problems only: see ``algos/lower/pairs.py``
-PAIRS, BRAINS = "int16x2", "bfloat16x2>float32"
-PAIRED = {PAIRS: np.int32, "bfloat16x2": np.uint32}  # of arrays of them
+# Two or four numbers side by side, of parts of problems only: see ``algos/lower/pairs.py``
+PAIRS, BRAINS, QUADS = "int16x2", "bfloat16x2>float32", "int8x4>int32"
+HOLDING = {PAIRS: np.int32, "bfloat16x2": np.uint32, "int8x4": np.uint32}  # types of arrays of them
 TYPES = FLOAT_TYPES + COMPLEX_TYPES + INTEGER_TYPES
 
 
 def named(name: str) -> np.dtype:
     """The type of arrays of that name; of pairs, that which holds both."""
-    return np.dtype(PAIRED.get(name, name))
+    return np.dtype(HOLDING.get(name, name))
 
 
 def kind(dtype: np.dtype) -> str:

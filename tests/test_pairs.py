@@ -22,7 +22,11 @@ from algos.registry import registry
 from tests.test_types import judge, problem
 
 NAMES = ["direct_channels", "direct_pixels", "winograd_f2"]
-WORDS = "whole numbers in pairs"
+WORDS = ("whole numbers in pairs", "whole numbers in fours")
+
+
+def together(spec: ConvSpec, name: str) -> bool:
+    return any(words in chain(registry()[name], spec).words for words in WORDS)
 
 
 @pytest.mark.parametrize("dtype", ["int8>int32", "uint8*int8>int32", "int8", "uint8>int64"])
@@ -33,7 +37,7 @@ def test_random_problems_are_the_definition(dtype: str) -> None:
         spec = problem(rng, dtype)
         wider = spec.with_(in_channels=spec.groups * int(rng.integers(2, 6)))
         names = [name for name in NAMES if not unsupported(registry()[name], wider)]
-        paired_up = [name for name in names if WORDS in chain(registry()[name], wider).words]
+        paired_up = [name for name in names if together(wider, name)]
         agreed += judge(wider, rng, bool(k % 2), paired_up) if paired_up else 0
     assert agreed > 2
 
@@ -51,35 +55,67 @@ def largest(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("text", "used"),
     [
-        ("1x917x4x5,2x917x3x3,p1,uint8>int32", True),  # 8,253 products of 255 * 255
-        ("1x918x4x5,2x918x3x3,p1,uint8>int32", False),
-        ("1x3640x4x5,2x3640x3x3,p1,int8>int32", True),  # 32,760 of 128 * 128
-        ("1x3641x4x5,2x3641x3x3,p1,int8>int32", False),
+        ("1x917x4x5,2x917x3x3,p1,uint8>int32", "pairs"),  # 8,253 products of 255 * 255
+        ("1x918x4x5,2x918x3x3,p1,uint8>int32", ""),
+        ("1x3640x4x5,2x3640x3x3,p1,int8>int32", "pairs"),  # 32,760 of 128 * 128
+        ("1x3641x4x5,2x3641x3x3,p1,int8>int32", "fours"),
+        ("1x14563x4x5,2x14563x3x3,p1,int8>int32", "fours"),  # 131,067 of them
+        ("1x14564x4x5,2x14564x3x3,p1,int8>int32", ""),
     ],
 )
-def test_the_longest_sums_are_exact(name: str, text: str, used: bool) -> None:
+def test_the_longest_sums_are_exact(name: str, text: str, used: str) -> None:
     spec = ConvSpec.parse(text)
     if unsupported(registry()[name], spec):
-        assert not used and name == "winograd_f2"  # through floats it may round
+        assert used != "pairs" and name == "winograd_f2"  # through floats it may round
         return
-    assert (WORDS in chain(registry()[name], spec).words) is used
+    assert together(spec, name) is (used == "pairs" or (used == "fours" and simd.QUADS))
     x, w = largest(spec)
-    y = algos.plan(spec, w, name)(x)
+    plan = algos.plan(spec, w, name)
     wide = np.pad(x[0].astype(np.int64), ((0, 0), (1, 1), (1, 1)))
     right = sum(np.tensordot(w[:, :, i, j].astype(np.int64), wide[:, i : i + 4, j : j + 5], 1)
                 for i in range(3) for j in range(3))  # fmt: skip
-    assert np.array_equal(y[0], right)
+    if abs(right).max() >= 2**31:
+        with pytest.raises(OverflowError, match="does not fit int32"):
+            plan(x)
+    else:
+        assert np.array_equal(plan(x)[0], right)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     w = np.ones((1, 2, 1, 1), np.int8)
     plan = algos.plan("1x2x64x64,1x2x1x1,int8", w, "direct_channels")
-    assert WORDS in repr(plan)
+    assert WORDS[0] in repr(plan)
     x = np.full((1, 2, 64, 64), 63, np.int8)
     assert (plan(x) == 126).all()
     x[0, :, -1, -1] = 64
     with pytest.raises(OverflowError, match="a sum of 128 does not fit int8"):
         plan(x)
+
+
+@pytest.mark.skipif(not simd.QUADS, reason="no instruction here multiplies fours")
+@pytest.mark.parametrize("name", NAMES[:2])
+@pytest.mark.parametrize(
+    "text",
+    ["1x5x9x9,4x5x3x3,p1,int8>int32,zp-128:0", "2x6x70,9x6x3,p2,uint8*int8>int32,zp255:0",
+     "1x7x8x9,40x7x1x1,uint8>int32,zp3:128", "1x4x9x9,3x4x3x3,s2,p1,int8>int32,constant:-7",
+     "1x8x9x9,6x4x3x3,p1,int8>int32,reflect,zp9:0", "1x3x80x80,5x3x3x3,p1,int8>int32,bias,relu"],
+)  # fmt: skip
+def test_fours_are_less_their_zero_points_at_borders_too(text: str, name: str) -> None:
+    spec, rng = ConvSpec.parse(text), np.random.default_rng(13)
+    assert "whole numbers in fours" in chain(registry()[name], spec).words
+    assert judge(spec, rng, True, [name]) == 1
+    assert "fours" not in chain(registry()[name], spec.with_(zero_points=(0, 1))).words
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (3, 4, 40, 50), (2, 5, 90, 91), (1, 7, 90, 91)])
+@pytest.mark.parametrize("above", [0, 128])
+def test_four_channels_lie_side_by_side(shape: tuple[int, ...], above: int) -> None:
+    a = np.random.default_rng(0).integers(-128, 128, shape, np.int8)
+    made = np.empty((shape[0], -(-shape[1] // 4), *shape[2:]), np.uint32)
+    casts.quadruple(made, a, above, 2)
+    numbers = np.moveaxis(made[..., None].view(np.uint8), -1, 2).reshape(shape[0], -1, *shape[2:])
+    assert np.array_equal(numbers[:, : shape[1]], (a.astype(int) + above) & 255)
+    assert not numbers[:, shape[1] :].any()
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7), (3, 4, 40, 50), (2, 5, 90, 91)])

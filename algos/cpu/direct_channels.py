@@ -29,7 +29,7 @@ import numpy as np
 
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
-from algos.dtypes import BRAINS, PAIRS
+from algos.dtypes import BRAINS, PAIRS, QUADS
 from algos.engine.blocks import Axis, axes
 from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
@@ -286,7 +286,7 @@ class DirectChannels(Compiled):
     family: str = "direct"
     patch_bytes: int = 0
     support: ClassVar[Support | None] = Support(
-        ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS), epilogues=True
+        ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS, QUADS), epilogues=True
     )
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:

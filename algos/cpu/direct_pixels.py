@@ -27,7 +27,7 @@ import numpy as np
 
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
-from algos.dtypes import BRAINS, PAIRS
+from algos.dtypes import BRAINS, PAIRS, QUADS
 from algos.engine.blocks import Blocks, Geometry, axes, locate, pack
 from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
@@ -234,7 +234,7 @@ class DirectPixels(Compiled):
     family: str = "direct"
     patch_bytes: int = 0
     support: ClassVar[Support | None] = Support(
-        ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS), epilogues=True
+        ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS, QUADS), epilogues=True
     )
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:

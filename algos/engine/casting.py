@@ -205,6 +205,29 @@ def some_pairs(a, y, point, slot, first, last):
 
 
 @linked(**FLAGS)
+def some_quads(a, y, turned, slot, first, last):
+    channels, fours = a.shape[1], y.shape[1]
+    for item in range(first, last):
+        n, c, four = item // fours, 4 * (item % fours), y[item // fours, item % fours]
+        here, end = min(4, channels - c), channels - 1
+        kept = uint32(0xFFFFFFFF) >> uint32(32 - 8 * here)
+        flip = turned & kept
+        x0, x1, x2, x3 = a[n, c], a[n, min(c + 1, end)], a[n, min(c + 2, end)], a[n, min(c + 3, end)]
+        for i in range(four.size):
+            low = uint32(x0[i]) | uint32(x1[i]) << uint32(8)
+            high = uint32(x2[i]) | uint32(x3[i]) << uint32(8)
+            four[i] = (low | high << uint32(16)) & kept ^ flip
+
+
+@compiled(**FLAGS)
+def quads(a, y, turned, job):
+    """Channels 4k to 4k + 3 of a (n, channels, elements) side by side in y (n, fours, elements), bits turned
+    where ``turned`` says; items are channels of y.
+    """
+    fork(some_quads, (a, y, turned), job)
+
+
+@linked(**FLAGS)
 def some_brain_pairs(a, y, faint, slot, first, last):
     channels, halves, found = a.shape[1], y.shape[1], uint32(0)
     for item in range(first, last):

@@ -91,6 +91,25 @@ def pair(target: np.ndarray, a: np.ndarray, point: int, threads: int = 1) -> Non
         numbers[:, -1, ..., 1] = 0
 
 
+def quadruple(target: np.ndarray, a: np.ndarray, above: int, threads: int = 1) -> None:
+    """Channels 4k to 4k + 3 of a (n, c, *size) of 8 bits, ``above`` more, as bytes of target (n, k, *size).
+
+    Beside the last ones are zeros.
+    """
+    rows, channels, fours = *a.shape[:2], target.shape[1]
+    bits = a.view(np.uint8)
+    if (loop := _loop("quads", bits, target)) is not None:
+        job = _job(a.size, threads, rows * fours)
+        turned = np.uint32(above * 0x01010101)
+        loop(bits.reshape(rows, channels, -1), target.reshape(rows, fours, -1), turned, job)
+        return
+    numbers = target.view(np.uint8).reshape(*target.shape, 4)
+    numbers[...] = 0
+    for k in range(4):
+        part = bits[:, k::4]
+        numbers[:, : part.shape[1], ..., k] = part ^ above
+
+
 def pair_brains(target: np.ndarray, a: np.ndarray, threads: int = 1) -> bool:
     """Channels of bfloat16 as ``pair`` has them; whether one is denormal."""
     rows, channels, halves = *a.shape[:2], target.shape[1]

@@ -61,7 +61,7 @@ def following(spec: ConvSpec) -> tuple[int, ...]:
 
 def applied(emit: Emitter, activation: str, x: Any, bias: Any) -> Any:
     """A vector of outputs after its bias and activation."""
-    x = emit.builder.fadd(x, bias)
+    x = emit.add(x, bias)
     builder, zero = emit.builder, emit.zero
     constant = lambda value: emit.constant(Fraction(value))  # noqa: E731
     if activation in ("relu", "relu6"):  # comparisons with NaN are false, so that it stays
@@ -134,7 +134,7 @@ def _region(builder: Any, element: Any, activation: str, y: Any, bias: Any, plan
     whole, ragged = builder.sub(cols, rest), builder.icmp_unsigned("!=", rest, I64(0))
     inside = lanes.below(lanes.numbers(I64(0)), rest)
     with cgutils.for_range(builder, planes, intp=I64) as plane:
-        added = cgutils.alloca_once_value(builder, ir.Constant(emit.scalar, 0.0))
+        added = cgutils.alloca_once_value(builder, emit.scalar(0 if emit.whole else 0.0))
         with builder.if_then(biased):
             builder.store(builder.load(emit.at(numbers, plane.index)), added)
         term = emit.splat(builder.load(added))

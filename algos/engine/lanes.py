@@ -22,7 +22,7 @@ class Lanes:
     def _call(self, name: str, result: Any, *arguments: Any) -> Any:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         name = f"llvm.masked.{name}".replace("*", f"v{self.emit.lanes}")
-        name = name.replace("f.", f"f{self.emit.bytes * 8}.")
+        name = name.replace("f.", f"{'i' if self.emit.whole else 'f'}{self.emit.bytes * 8}.")
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
     def splat(self, value: Any) -> Any:

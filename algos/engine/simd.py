@@ -79,7 +79,14 @@ def lanes(dtype: Any) -> int:
     return VECTOR_BYTES // dtype.itemsize
 
 
-# Products of pairs of bfloat16, added in float32; the float32 of any other host are as fast as half of them
+# What multiplies bytes and adds four products, unsigned with signed ones, by lanes
+DOTS = {
+    lanes: f"avx512.vpdpbusd.{32 * lanes}"
+    for lanes in (4, 8, 16)
+    if (_compiles("avx512vnni") and _compiles("avx512vl")) or (lanes < 16 and _compiles("avxvnni"))
+}
+QUADS = VECTOR_BYTES // 4 in DOTS
+# Products of pairs of bfloat16, added in float32; where that takes narrower vectors, float32 is as fast
 BRAINS = simd() == "avx512" and _compiles("avx512bf16")
 
 
@@ -92,18 +99,19 @@ class Emitter:
 
     Elements of type int32 are pairs of whole numbers of 16 bits, or sums of products of them
     (``algos/lower/pairs.py``): ``fma(a, b, c)`` is c plus the products of both halves, modulo 2^32. Those of
-    type uint32 are pairs of bfloat16, whose products are added in float32.
+    type uint32 are pairs of bfloat16, whose products are added in float32, or where ``sums`` are int32 four
+    whole numbers of 8 bits each: those of a without a sign, those of b with one.
     """
 
-    def __init__(self, builder: Any, element: Any, lanes: int | None = None) -> None:
+    def __init__(self, builder: Any, element: Any, lanes: int | None = None, sums: Any = None) -> None:
         self.builder = builder
-        self.scalar = SCALARS[element]
-        self.pairs, self.brains = element == types.int32, element == types.uint32
+        self.scalar = SCALARS[sums or element]
+        self.brains, self.whole = element == types.uint32, self.scalar == I32
         self.lanes = lanes or VECTOR_BYTES * 8 // element.bitwidth
         self.vector = ir.VectorType(self.scalar, self.lanes)
-        self.zero = ir.Constant(self.vector, [0 if self.pairs else 0.0] * self.lanes)
+        self.zero = ir.Constant(self.vector, [0 if self.whole else 0.0] * self.lanes)
         self.bytes = element.bitwidth // 8  # vectors need no more than their elements' alignment
-        if self.pairs:
+        if self.whole:
             return
         suffix = "f32" if self.bytes == 4 else "f64"
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
@@ -141,13 +149,12 @@ class Emitter:
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         if self.brains:
-            whole = ir.VectorType(I32, self.lanes)
-            kind = ir.FunctionType(self.vector, [self.vector, whole, whole])
-            function = cgutils.get_or_insert_function(
-                self.builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512"
-            )
-            return self.builder.call(function, [c, *(self.builder.bitcast(v, whole) for v in (a, b))])
-        if not self.pairs:
+            bits = ir.VectorType(I32, self.lanes)
+            kind = ir.FunctionType(self.vector, [self.vector, bits, bits])
+            dot = DOTS[self.lanes] if self.whole else "avx512bf16.dpbf16ps.512"
+            function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.x86.{dot}")
+            return self.builder.call(function, [c, *(self.builder.bitcast(v, bits) for v in (a, b))])
+        if not self.whole:
             return self.builder.call(self._fma, [a, b, c])
         halves = ir.VectorType(ir.IntType(16), 2 * self.lanes)
         a, b = self.builder.bitcast(a, halves), self.builder.bitcast(b, halves)
@@ -162,10 +169,10 @@ class Emitter:
         return c
 
     def add(self, a: Any, b: Any) -> Any:
-        return self.builder.add(a, b) if self.pairs else self.builder.fadd(a, b)
+        return self.builder.add(a, b) if self.whole else self.builder.fadd(a, b)
 
     def subtract(self, a: Any, b: Any) -> Any:
-        return self.builder.sub(a, b) if self.pairs else self.builder.fsub(a, b)
+        return self.builder.sub(a, b) if self.whole else self.builder.fsub(a, b)
 
     def shuffle(self, a: Any, b: Any, picks: Sequence[int]) -> Any:
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(picks)), list(picks)))
@@ -342,7 +349,7 @@ def outer_rows(typingctx, w, w_step, x, offsets, k, y, y_step, more, rows, vecto
 
     def codegen(context, builder, sig, args):
         pw, w_step, px, p_offsets, k, py, y_step, more = args[:8]
-        emit = Emitter(builder, sig.args[0].dtype)
+        emit = Emitter(builder, sig.args[0].dtype, sums=sig.args[5].dtype)
         block = shape[1] * emit.lanes
         w_packed, x_packed = (isinstance(sig.args[i], types.NoneType) for i in (1, 3))
         starts = [emit.at(pw, i if w_packed else builder.mul(w_step, I64(i))) for i in range(shape[0])]
@@ -352,7 +359,8 @@ def outer_rows(typingctx, w, w_step, x, offsets, k, y, y_step, more, rows, vecto
             row = (
                 builder.mul(index, I64(block)) if x_packed else builder.load(builder.gep(p_offsets, [index]))
             )
-            return _outer(emit, sums, [emit.at(start, at) for start in starts], emit.at(px, row))
+            left = [emit.at(start, at) for start in starts]
+            return _outer(emit, sums, left, emit.at(px, row), turned=True)
 
         times = builder.sdiv(k, I64(UNROLLED))
         done = builder.mul(times, I64(UNROLLED))
@@ -391,7 +399,7 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
 
     def codegen(context, builder, sig, args):
         px, p_pixels, p_starts, n_starts, p_singles, n_singles, pw, py, more = args[:9]
-        emit = Emitter(builder, sig.args[0].dtype)
+        emit = Emitter(builder, sig.args[0].dtype, sums=sig.args[7].dtype)
         block = n_vectors * emit.lanes
         pixels = [emit.at(px, builder.load(emit.at(p_pixels, i))) for i in range(n_rows)]
 
@@ -417,15 +425,18 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
     return signature, codegen
 
 
-def _outer(emit: Emitter, sums: list[list[Any]], scalars: list[Any], vectors: Any) -> list[list[Any]]:
-    """One step of a microkernel: ``sums`` plus the outer product of the scalars there
-    and the vectors from ``vectors`` on.
+def _outer(
+    emit: Emitter, sums: list[list[Any]], scalars: list[Any], vectors: Any, turned: bool = False
+) -> list[list[Any]]:
+    """One step of a microkernel: ``sums`` plus the outer product of the scalars there and the vectors from
+    ``vectors`` on, which are the input if ``turned``, else the weights.
     """
     right = [emit.load(emit.at(vectors, v * emit.lanes)) for v in range(len(sums[0]))]
     new = []
     for row, scalar in zip(sums, scalars, strict=True):
         left = emit.splat(emit.builder.load(scalar))
-        new.append([emit.fma(left, value, total) for value, total in zip(right, row, strict=True)])
+        operands = [(value, left) if turned else (left, value) for value in right]
+        new.append([emit.fma(*each, total) for each, total in zip(operands, row, strict=True)])
     return new
 
 

@@ -92,7 +92,7 @@ def transform(typingctx, outputs, taps, back, source, source_step, target, targe
             for k in range(len(matrix[0]))
         ]
         halves = ir.VectorType(ir.IntType(16), 2 * emit.lanes)  # pairs are transformed half by half
-        if emit.pairs and matrix is bt:
+        if emit.whole and matrix is bt:
             found = [builder.bitcast(value, halves) for value in found]
         values = combinations(emit, matrix, found)
         values = unscaled(emit, values, len(sig.args[1])) if matrix is at else values
@@ -123,7 +123,7 @@ def rows_back(typingctx, outputs, taps, source, source_step, target, target_step
             rows = [emit.at(source, j, builder.mul(source_step, I64(k))) for k in range(len(matrix[0]))]
             found = combinations(emit, matrix, [emit.load(row) for row in rows])
             found = unscaled(emit, found, len(sig.args[1]))
-            if not emit.pairs:
+            if not emit.whole:
                 square = builder.fmul(found[0], found[0])
                 for value in found[1:]:
                     square = emit.fma(value, value, square)
@@ -138,7 +138,7 @@ def rows_back(typingctx, outputs, taps, source, source_step, target, target_step
 
 def unscaled(emit: Emitter, sums: list[Any], taps: int) -> list[Any]:
     """Sums of whole numbers divided, without rest, by what their weights were multiplied by."""
-    if not emit.pairs:
+    if not emit.whole:
         return sums
     bits = ir.Constant(emit.vector, [whole_by(2, taps).bit_length() - 1] * emit.lanes)
     return [emit.builder.ashr(value, bits) for value in sums]

@@ -21,7 +21,7 @@ import numpy as np
 from algos.arrays import DeviceArray, is_device_array
 from algos.build import lowering_code
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, modelled_prepare_s, said
-from algos.dtypes import PAIRS, kind, whole
+from algos.dtypes import kind, whole
 from algos.engine.kept import compiled_now, compiling_s, missed
 from algos.lower.axes import axes, depth
 from algos.lower.border import border
@@ -29,7 +29,7 @@ from algos.lower.direction import exchange, residues, shuffle, spaced
 from algos.lower.epilogue import epilogue
 from algos.lower.flip import flip
 from algos.lower.geometry import crop, dilation, groups, padding, stride
-from algos.lower.pairs import pairs
+from algos.lower.pairs import pairs, quads
 from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, count
 from algos.lower.types import types
 from algos.spec import ConvSpec, SpecError
@@ -39,12 +39,13 @@ Run = Callable[..., Any]
 Solve = Callable[[ConvSpec, Any, Any], Run]
 
 STEPS: dict[str, Callable[[ConvSpec], Lowered | None]] = {
-    "pairs": pairs, "types": types, "border": border, "flip": flip, "epilogue": epilogue,
+    "quads": quads, "pairs": pairs, "types": types, "border": border, "flip": flip, "epilogue": epilogue,
     "residues": residues, "shuffle": shuffle, "spaced": spaced, "exchange": exchange, "crop": crop,
     "groups": groups, "stride": stride, "dilation": dilation, "padding": padding, "axes": axes,
     "depth": depth,
 }  # fmt: skip
 ALWAYS = ("border", "flip", "crop")
+AS = ("quads", "pairs", "types")  # types of elements that an algorithm has not, the fastest first
 TURNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "forward": ((),), "input_gradient": ((), ("residues",), ("shuffle",), ("spaced",)),
     "weight_gradient": ((), ("exchange",)),
@@ -351,7 +352,7 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
         (
             _with_weights(part, threads) if late else part.moving(threads),
             compose(child, None if weights is None else part.weights(weights), solve,
-                    part.bias(bias) if child.spec.bias else None, threads),
+                    _bias(part, weights, bias) if child.spec.bias else None, threads),
             part.placing(threads),
         )
         for part, child in zip(lowered.parts, node.children, strict=True)
@@ -381,6 +382,10 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
         return y
 
     return run
+
+
+def _bias(part: Part, weights: Any, bias: Any) -> Any:
+    return part.constant(weights) if part.constant is not None else part.bias(bias)
 
 
 def _with_weights(part: Part, threads: int) -> Move:
@@ -510,10 +515,12 @@ def _always(algorithm: Algorithm, spec: ConvSpec) -> tuple[str, ...]:
     applies = support is not None and support.epilogues
     dtypes = PLAIN_TYPES if support is None else support.dtypes
     if algorithm.family != "peer" and spec.dtype not in dtypes:
-        lowered = pairs(spec) if PAIRS in dtypes else None
-        fits = lowered is not None and lowered.parts[0].spec.dtype in dtypes
-        known = (*known, "pairs" if fits else "types")
+        known = (*known, next(name for name in AS if name == "types" or _solves(STEPS[name](spec), dtypes)))
     return known if applies else (*known, "epilogue")
+
+
+def _solves(lowered: Lowered | None, dtypes: tuple[str, ...]) -> bool:
+    return lowered is not None and all(part.spec.dtype in dtypes for part in lowered.parts)
 
 
 def _fits(algorithm: Algorithm, spec: ConvSpec, names: tuple[str, ...]) -> bool:

@@ -53,6 +53,8 @@ class Part:
         Its weights are an array of their own, and no view of the problem's.
     bias : callable
         The problem's bias -> that of the part, where the part has one; at prepare.
+    constant : callable or None
+        The problem's weights -> the bias of the part, where that is none of the problem's.
     shared : bool
         ``operands`` and ``place`` take ``threads``, 0 for arrays of a device; the former also has the code
         compiled that the latter runs.
@@ -69,6 +71,7 @@ class Part:
     beside: int = 0
     made: bool = False
     bias: Callable[[Any], Any] = lambda bias: bias
+    constant: Callable[[Any], Any] | None = None
     shared: bool = False
 
     def moving(self, threads: int) -> Move:
