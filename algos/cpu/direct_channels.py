@@ -28,15 +28,16 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
+from algos.cpu import _weights
 from algos.cpu._compiled import Compiled, Work
 from algos.dtypes import BRAINS, PAIRS, QUADS
 from algos.engine.blocks import Axis, axes
-from algos.engine.epilogue import after_of, finish
+from algos.engine.epilogue import after_of
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned, spread
 from algos.engine.relay import fork
+from algos.engine.runs import ROWS, runs_block, unpack_sums
 from algos.engine.simd import (
-    RUN_ROWS,
     RUN_VECTORS,
     UNROLLED,
     VECTOR_BYTES,
@@ -44,7 +45,6 @@ from algos.engine.simd import (
     advance,
     clear,
     lanes,
-    outer_runs,
     transpose,
 )
 from algos.engine.tables import named, table_of
@@ -52,12 +52,10 @@ from algos.host import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
-ROWS, R1, R2 = RUN_ROWS, RUN_ROWS * 2 // 3, RUN_ROWS // 3  # pixels of a block, and of a last one
 NARROW = 2  # vectors of a block where ``RUN_VECTORS`` would leave more than an eighth of all empty
 SHARED_FLOPS = 2e6
 CLOSE = 4  # columns apart
 STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB of them with AVX2
-PIXELS = 256  # that leave a block of sums at a time
 PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
 
 
@@ -120,48 +118,6 @@ def pack_patch(x, n, c0, channels, row0, rows, cut, patch):
             for i in range(c, min(channels, c + wide)):
                 for k in range(j, last):
                     patch[line + k * step + i] = flat[source + i * plane + k * col_step]
-
-
-@linked(**FLAGS)
-def unpack_sums(sums, y, n, o, count, at, pixels, after):
-    """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at + pixels) of y's planes
-    (n, o, oh, ow), and do what comes ``after``, so few at a time that both find them in the cache.
-    """
-    wide = VECTOR_BYTES // y.itemsize
-    block, plane, flat = sums.shape[1], y.shape[2] * y.shape[3], y.reshape(y.size)
-    first, end = 0, 0
-    while end < pixels:
-        first, end = end, end + PIXELS if pixels - end >= 2 * PIXELS else pixels
-        for c in range(0, count, wide):
-            j, to = first, (n * y.shape[1] + o + c) * plane + at
-            if count - c >= wide and end - first >= wide:
-                while j < end:
-                    j = min(j, end - wide)  # the last block overlaps the one before
-                    transpose(address(sums, j * block + c), block, address(y, to + j), plane)
-                    j += wide
-            for i in range(min(count - c, wide)):
-                for k in range(j, end):
-                    flat[to + i * plane + k] = sums[k, c + i]
-            finish(after, y, n, o + c, min(count - c, wide), at + first, 1, end - first)
-
-
-@linked(**FLAGS)
-def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w, sums, more, vectors):
-    """Sums (pixel, channel) of one block of channels over the elements that
-    ``outer_runs`` says, added to if ``more``.
-    """
-    block, at = sums.shape[1], 0
-    while at < outputs:
-        pixel, to = address(pixels, at), address(sums, at * block)
-        if outputs - at > R1:
-            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, ROWS, vectors)
-            at += ROWS
-        elif outputs - at > R2:
-            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, R1, vectors)
-            at += R1
-        else:
-            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, R2, vectors)
-            at += R2
 
 
 @linked(**FLAGS)
@@ -286,13 +242,16 @@ class DirectChannels(Compiled):
     family: str = "direct"
     patch_bytes: int = 0
     support: ClassVar[Support | None] = Support(
-        ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS, QUADS), epilogues=True
-    )
+        ndim=(1, 2), directions=("forward", "weight_gradient"), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS, QUADS),
+        epilogues=True,
+    )  # fmt: skip
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
         return cut(spec, threads, self.patch_bytes or caches()["L2"])
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
+        if spec.direction == "weight_gradient":
+            return []
         return self.variants(lambda one: one._cut(spec, threads), patch_bytes=(1 << n for n in range(15, 21)))
 
     def _sizes(self, spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
@@ -305,18 +264,22 @@ class DirectChannels(Compiled):
         return weights, patch, found.rows * col.outputs + ROWS
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
+        block = _block(spec)
+        if spec.direction == "weight_gradient":
+            return _weights.workspace_bytes(spec, threads, block)
         found = self._cut(spec, threads)
         weights, patch, pixels = self._sizes(spec, found)
-        block = _block(spec)
         packing = 2 * spec.groups * spec.reduction_length * block  # one block's weights, and they in order
         kept = weights + max(found.threads * (patch + pixels * block), packing)
         return kept * spec.in_dtype.itemsize + 8 * (2 * pixels + spec.reduction_length)
 
-    def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
+    def work(self, spec: ConvSpec, weights: np.ndarray | None, threads: int) -> Work:
+        block = _block(spec)
+        if weights is None:
+            return _weights.work(spec, threads, block)
         found = self._cut(spec, threads)
         row, col = axes(spec)
         _, patch_length, pixels_length = self._sizes(spec, found)
-        block = _block(spec)
         channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         pixel_rows = np.arange(found.rows) * (row.stride // found.row_step * found.cols)
         pixels = np.zeros(pixels_length, np.int64)

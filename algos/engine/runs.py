@@ -1,0 +1,55 @@
+"""Sums of ``outer_runs`` for any number of rows, and their way out, transposed: for layers and for the gradients of
+their weights.
+"""
+
+from __future__ import annotations
+
+from algos.engine.epilogue import finish
+from algos.engine.jit import linked
+from algos.engine.simd import RUN_ROWS, VECTOR_BYTES, address, outer_runs, transpose
+
+FLAGS = {"error_model": "numpy"}
+ROWS, R1, R2 = RUN_ROWS, RUN_ROWS * 2 // 3, RUN_ROWS // 3  # pixels of a block, and of a last one
+PIXELS = 256  # that leave a block of sums at a time
+
+
+@linked(**FLAGS)
+def unpack_sums(sums, y, n, o, count, at, pixels, after):
+    """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at + pixels) of y's planes
+    (n, o, oh, ow), and do what comes ``after``, so few at a time that both find them in the cache.
+    """
+    wide = VECTOR_BYTES // y.itemsize
+    block, plane, flat = sums.shape[1], y.shape[2] * y.shape[3], y.reshape(y.size)
+    first, end = 0, 0
+    while end < pixels:
+        first, end = end, end + PIXELS if pixels - end >= 2 * PIXELS else pixels
+        for c in range(0, count, wide):
+            j, to = first, (n * y.shape[1] + o + c) * plane + at
+            if count - c >= wide and end - first >= wide:
+                while j < end:
+                    j = min(j, end - wide)  # the last block overlaps the one before
+                    transpose(address(sums, j * block + c), block, address(y, to + j), plane)
+                    j += wide
+            for i in range(min(count - c, wide)):
+                for k in range(j, end):
+                    flat[to + i * plane + k] = sums[k, c + i]
+            finish(after, y, n, o + c, min(count - c, wide), at + first, 1, end - first)
+
+
+@linked(**FLAGS)
+def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w, sums, more, vectors):
+    """Sums (pixel, channel) of one block of channels over the elements that
+    ``outer_runs`` says, added to if ``more``.
+    """
+    block, at = sums.shape[1], 0
+    while at < outputs:
+        pixel, to = address(pixels, at), address(sums, at * block)
+        if outputs - at > R1:
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, ROWS, vectors)
+            at += ROWS
+        elif outputs - at > R2:
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, R1, vectors)
+            at += R1
+        else:
+            outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, R2, vectors)
+            at += R2
