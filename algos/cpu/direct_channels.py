@@ -5,13 +5,14 @@ Numba. A patch of the input is copied into scratch once for all outputs of a blo
 included, transposed so that the channels of a pixel lie together: then tap (kh, kw) of any output pixel is
 one run of memory, whatever the stride and dilation, and a microkernel (``outer_runs``) takes a few pixels
 anywhere in the patch against packed weights. No column is computed for nothing, so small and strided maps
-cost what they should. Sums of a block are transposed back on their way out.
+cost what they should. Sums of a block are transposed back on their way out. The weights' gradient has the
+output channels in the vectors as well (``_weights.py``).
 
 Cost: the definition's operations; the patch is packed once per block of rows, halo included. Workspace: the
 packed weights, and for each thread a patch (the size of the L2 cache) and the sums of one vector of channels.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward, 1-D and
-2-D, float32 and float64, every stride, dilation, padding and number of groups; with few output channels in a
-group most of each vector is empty.
+Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward and weight
+gradient, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups; with few
+output channels in a group most of each vector is empty.
 
 Source: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures",
 arXiv:1808.05567. Equivalent: ``torch.nn.functional.conv2d``.
@@ -23,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -36,9 +37,8 @@ from algos.engine.epilogue import after_of
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned, spread
 from algos.engine.relay import fork
-from algos.engine.runs import ROWS, runs_block, unpack_sums
+from algos.engine.runs import ROWS, block_of, runs_block, unpack_sums
 from algos.engine.simd import (
-    RUN_VECTORS,
     UNROLLED,
     VECTOR_BYTES,
     address,
@@ -52,7 +52,6 @@ from algos.host import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
-NARROW = 2  # vectors of a block where ``RUN_VECTORS`` would leave more than an eighth of all empty
 SHARED_FLOPS = 2e6
 CLOSE = 4  # columns apart
 STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB of them with AVX2
@@ -168,17 +167,6 @@ def _patch_length(axis: Axis, outputs: int) -> tuple[int, int]:
     return (outputs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1, 1
 
 
-def _block(spec: ConvSpec) -> int:
-    """Output channels of a block: as many vectors as hide the latency of the
-    sums, fewer where most would be empty.
-    """
-    filters, wide = spec.out_channels // spec.groups, lanes(spec.in_dtype)
-    wanted = -(-filters // (NARROW * wide)) * NARROW
-    return (
-        RUN_VECTORS if -(-filters // (RUN_VECTORS * wide)) * RUN_VECTORS <= wanted * 9 // 8 else NARROW
-    ) * wide
-
-
 @lru_cache(maxsize=1024)
 def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     """Blocks whose patch fits ``patch_bytes``, and enough of them for the threads."""
@@ -197,7 +185,7 @@ def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     while rows > 1 and _patch_length(row, rows)[0] * line > patch_bytes:
         rows -= max(1, rows // 16)
     count, outer = -(-row.outputs // rows), spec.batch * spec.groups
-    blocks = -(-filters // _block(spec))
+    blocks = -(-filters // block_of(spec))
     parts = 1
     if outer * count % threads and outer * count < 4 * threads:  # the last items would leave threads idle
         halo = _patch_length(row, 1)[0] / row.stride
@@ -257,16 +245,16 @@ class DirectChannels(Compiled):
     def _sizes(self, spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
         """Elements of the packed weights, of a patch, and rows of a thread's sums."""
         _, col = axes(spec)
-        block = _block(spec)
+        block = block_of(spec)
         filters = -(-spec.out_channels // spec.groups // block) * block * spec.groups
         weights = filters * (spec.in_channels // spec.groups) * math.prod(spec.kernel)
         patch = found.patch_rows * found.cols * found.step + lanes(spec.in_dtype)
         return weights, patch, found.rows * col.outputs + ROWS
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
-        block = _block(spec)
         if spec.direction == "weight_gradient":
-            return _weights.workspace_bytes(spec, threads, block)
+            return _weights.workspace_bytes(spec, threads)
+        block = block_of(spec)
         found = self._cut(spec, threads)
         weights, patch, pixels = self._sizes(spec, found)
         packing = 2 * spec.groups * spec.reduction_length * block  # one block's weights, and they in order
@@ -274,9 +262,9 @@ class DirectChannels(Compiled):
         return kept * spec.in_dtype.itemsize + 8 * (2 * pixels + spec.reduction_length)
 
     def work(self, spec: ConvSpec, weights: np.ndarray | None, threads: int) -> Work:
-        block = _block(spec)
         if weights is None:
-            return _weights.work(spec, threads, block)
+            return _weights.work(spec, threads)
+        block = block_of(spec)
         found = self._cut(spec, threads)
         row, col = axes(spec)
         _, patch_length, pixels_length = self._sizes(spec, found)
@@ -304,7 +292,14 @@ class DirectChannels(Compiled):
         arguments = w, table_of(found), pixels, starts, singles, vectors, patch, sums
         return Work(direct_all, arguments, found.items, found.threads, as_2d=True)
 
+    def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
+        if spec.direction == "weight_gradient":
+            return spec.dtype, spec.direction, _weights.way(spec).block
+        return spec.dtype, block_of(spec)
+
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
+        if spec.direction == "weight_gradient":
+            return _weights.cost(spec, threads)
         found = self._cut(spec, threads)
         weights, patch, _ = self._sizes(spec, found)
         pixels = spec.batch * math.prod(spec.output_size)

@@ -1,15 +1,17 @@
-"""Sums of ``outer_runs`` for any number of rows, and their way out, transposed: for layers and for the gradients of
-their weights.
+"""Sums of ``outer_runs`` for any number of rows, and their way out, transposed: for layers, and for the
+gradients of their weights.
 """
 
 from __future__ import annotations
 
 from algos.engine.epilogue import finish
 from algos.engine.jit import linked
-from algos.engine.simd import RUN_ROWS, VECTOR_BYTES, address, outer_runs, transpose
+from algos.engine.simd import RUN_ROWS, RUN_VECTORS, VECTOR_BYTES, address, lanes, outer_runs, transpose
+from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
 ROWS, R1, R2 = RUN_ROWS, RUN_ROWS * 2 // 3, RUN_ROWS // 3  # pixels of a block, and of a last one
+NARROW = 2  # vectors of a block where ``RUN_VECTORS`` would leave more than an eighth of all empty
 PIXELS = 256  # that leave a block of sums at a time
 
 
@@ -53,3 +55,14 @@ def runs_block(source, outputs, pixels, starts, n_starts, singles, n_singles, w,
         else:
             outer_runs(source, pixel, starts, n_starts, singles, n_singles, w, to, more, R2, vectors)
             at += R2
+
+
+def block_of(spec: ConvSpec) -> int:
+    """Output channels in the vectors of a block: as many vectors as hide the latency of the
+    sums, fewer where most would be empty.
+    """
+    filters, wide = spec.out_channels // spec.groups, lanes(spec.in_dtype)
+    wanted = -(-filters // (NARROW * wide)) * NARROW
+    return (
+        RUN_VECTORS if -(-filters // (RUN_VECTORS * wide)) * RUN_VECTORS <= wanted * 9 // 8 else NARROW
+    ) * wide
