@@ -6,7 +6,7 @@ and names the reason for each one that it leaves out. Nothing that gave a wrong 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from algos.contract import LAYOUTS, Algorithm, Cost, relaid_s
 from algos.engine.kept import compiled_count
 from algos.engine.threads import checked_threads
 from algos.estimate import DOUBT, Knowledge
+from algos.fitted import fit_of_machine
 from algos.grammar import checked_int, shown
 from algos.host import available_memory, fingerprint, ids_by_cores, recent_memory, usable_cores
 from algos.lower.chain import Chain, chain, plain, way_or_reason
@@ -44,6 +45,7 @@ def pick(
     accuracy: str | None = None,
     peers: bool = False,
     layout: str = "nchw",
+    algorithms: Sequence[str] | None = None,
 ) -> Choice:
     """The fastest algorithm that is right for ``spec`` on this machine.
 
@@ -66,13 +68,16 @@ def pick(
     layout : {"nchw", "nhwc"}
         How the channels of the arrays lie; what the copies to and from an algorithm's own order take is
         counted.
+    algorithms : sequence of str, optional
+        Names; ranks only these.
 
     Raises
     ------
     ValueError
         When a parameter is not valid, or when no algorithm is left, with the reasons.
     """
-    options = threads, max_workspace_bytes, calls, device, accuracy, peers, layout
+    named = None if algorithms is None else ",".join(map(_name, algorithms))
+    options = threads, max_workspace_bytes, calls, device, accuracy, peers, layout, named
     kinds = (type(spec), *map(type, options))
     if not PLAIN.issuperset(kinds):
         return _picked(spec, *options)[0]
@@ -95,7 +100,7 @@ _choices: dict[Any, tuple[Any, Choice, float]] = {}
 
 def _picked(
     spec: ConvSpec | str, threads: int | None, max_workspace_bytes: int | None, calls: int | None,
-    device: str | None, accuracy: str | None, peers: bool, layout: str,
+    device: str | None, accuracy: str | None, peers: bool, layout: str, named: str | None,
 ) -> tuple[Choice, float]:  # fmt: skip
     """The choice, and the bytes of memory that must be free for it to stand."""
     from algos.registry import registry
@@ -135,10 +140,18 @@ def _picked(
         return _distrust(way, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]
+    if named is not None:
+        found = [a for a in found if a.name in named.split(",")]
     choice = choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not,
                     layout=layout, notes=_measured_with_others,
-                    alike=(rough(spec), count, calls, device, accuracy, peers, layout))  # fmt: skip
+                    alike=(rough(spec), count, calls, device, accuracy, peers, layout, named))  # fmt: skip
     return choice, max(needs) / MEMORY_SHARE + PLENTY
+
+
+def _name(name: str) -> str:
+    from algos.registry import get
+
+    return get(name).name
 
 
 PLENTY = 1 << 28  # free bytes beyond what is needed, with which nobody has to look twice
@@ -282,7 +295,7 @@ def _knowledge(memory: wisdom.Memory) -> Knowledge:
     from algos.registry import registry
 
     if _last is None or _last[0] is not memory:
-        _last = memory, Knowledge(memory, registry(), build_of)
+        _last = memory, Knowledge(memory, registry(), build_of, fit_of_machine())
     return _last[1]
 
 

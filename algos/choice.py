@@ -36,6 +36,9 @@ class Candidate:
         What the first plan takes beside ``prepare_s`` for want of compiled code, which later ones find.
     via : str
         How the problem becomes one that it solves; empty where it solves it itself.
+    low_s, high_s : float or None
+        Between which ``run_s`` lies, most likely: of a measured one as its turns with the fastest showed, of
+        an estimate as estimates usually are off. None where nobody can tell.
     """
 
     algorithm: str
@@ -47,6 +50,8 @@ class Candidate:
     excluded: str = ""
     compile_s: float = 0.0
     via: str = ""
+    low_s: float | None = None
+    high_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,12 @@ class Ranked(NamedTuple):
     estimate: Estimate
     expected_s: float
 
-    def candidate(self, threads: int) -> Candidate:
+    def candidate(self, threads: int, best_s: float) -> Candidate:
+        """``best_s`` is the time of the fastest measured one, to which the intervals of turns refer."""
         of, way = self.estimate, self.way
+        low, high = of.interval(best_s)
         return Candidate(self.name, self.expected_s, of.run_s, of.prepare_s, of.source,
-                         way.workspace_bytes(threads), compile_s=of.compile_s, via=way.words)  # fmt: skip
+                         way.workspace_bytes(threads), "", of.compile_s, way.words, low, high)  # fmt: skip
 
 
 @lru_cache(maxsize=1 << 12)
@@ -153,10 +160,12 @@ class Ranking:
         candidates: list[Candidate] = []
         out: list[tuple[str, str]] = []
         more, out_of_more = self.rest()
+        best_s = next((one.estimate.run_s for one in self.ranked
+                       if one.estimate.known and one.estimate.known.verdict == "fastest"), 0.0)  # fmt: skip
         for one in (*self.ranked, *more):
             if not (reason := self.against(one)):
                 try:
-                    candidates.append(one.candidate(self.threads))
+                    candidates.append(one.candidate(self.threads, best_s))
                     kept.append(one)
                 except (Exception, SystemExit) as error:
                     reason = broken(error)

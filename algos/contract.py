@@ -68,11 +68,16 @@ class Cost:
     parallel: bool = True
     bytes_per_s: float | None = None
 
+    @property
+    def moving_s(self) -> float:
+        """Of the memory traffic alone."""
+        pace = self.bytes_per_s or (CACHED_BYTES_PER_S if self.bytes <= caches()["L3"] // 2 else BYTES_PER_S)
+        return self.bytes / pace
+
     def seconds(self, threads: int = 1) -> float:
         """The model: the slower of arithmetic and memory, plus the overhead of the calls."""
         arithmetic = self.operations / (self.flops_per_s * (threads if self.parallel else 1))
-        pace = self.bytes_per_s or (CACHED_BYTES_PER_S if self.bytes <= caches()["L3"] // 2 else BYTES_PER_S)
-        return max(arithmetic, self.bytes / pace) + self.calls * CALL_S
+        return max(arithmetic, self.moving_s) + self.calls * CALL_S
 
 
 class Support(NamedTuple):

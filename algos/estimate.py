@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from algos.build import lowering_code
 from algos.contract import Algorithm, modelled_prepare_s
+from algos.fitted import NONE, Fit
 from algos.lower.chain import Chain, chain, plain
 from algos.neighbours import Places, kind
 from algos.spec import ConvSpec
@@ -29,6 +30,7 @@ Source = Literal["measured", "nearest", "model"]
 # How much an estimate must beat a measurement by: the error that each source usually has.
 DOUBT: dict[Source, float] = {"measured": 1.0, "nearest": 1.4, "model": 2.0}
 NEIGHBOURS = 3
+SURE = 1.64  # standard deviations: nine in ten lie within
 MOST = 16  # near specs that were measured, whose entries are looked at
 AT_FIRST = 8  # near specs whose entries are read first
 AHEAD = 256  # specs of which is asked at once whether they were measured
@@ -42,6 +44,7 @@ class Estimate(NamedTuple):
     run_s: float  # seconds of one run
     source: Source
     entry: Known | None = None  # the measured one, or the nearest
+    error: float = 0.0  # standard deviation of the logarithm of what estimates of its kind are off by
 
     @property
     def prepare_s(self) -> float:
@@ -65,6 +68,14 @@ class Estimate(NamedTuple):
             return "operations, bytes and calls"
         return f"{'measured on' if self.source == 'measured' else 'nearest measured spec'} {self.entry.spec}"
 
+    def interval(self, best_s: float) -> tuple[float | None, float | None]:
+        """Between which seconds of a run the truth most likely lies; ``best_s`` are those of the fastest."""
+        if self.known is None:
+            factor = math.exp(SURE * self.error) if self.error else DOUBT[self.source]
+            return self.run_s / factor, self.run_s * factor
+        judged = self.known.verdict in ("slower", "same", "undecided") and best_s and self.known.low
+        return (best_s * self.known.low, best_s * self.known.high) if judged else (None, None)
+
     def expected_s(self, calls: int | None) -> float:
         """Seconds per call when ``calls`` share prepare and compiling; None means so many that both vanish.
         """
@@ -84,6 +95,8 @@ class Knowledge:
     ----------
     entries : Memory or iterable of Known
         Of one machine.
+    fit : Fit
+        What corrects the cost model.
     build : callable
         The present build of an algorithm: entries of another build are stale and left out.
     """
@@ -93,9 +106,10 @@ class Knowledge:
         entries: Memory | Iterable[Known],
         found: dict[str, Algorithm],
         build: Callable[[Algorithm], str],
+        fit: Fit = NONE,
     ) -> None:
         self._memory = entries if isinstance(entries, Memory) else Memory(entries)
-        self._found, self._build, self._without = found, build, ""
+        self._found, self._build, self._without, self.fit = found, build, "", fit
         places = self._memory.places()
         self._specs = {text for text, _ in places}
         # Of the present ones those that anything is known of
@@ -171,9 +185,9 @@ class Knowledge:
             if way.spec.finished and not ConvSpec.of(entry.spec).finished:
                 run_s += way.finishing_s(threads)
             return Estimate(way, threads, run_s, "measured", entry)
-        modelled = max(way.seconds(threads), 1e-9)
+        modelled = self.fit.seconds(way, threads)
         if (near := self._near(way.algorithm.name, way.spec, threads)) is None:
-            return Estimate(way, threads, modelled, "model")
+            return Estimate(way, threads, modelled, "model", error=self.fit.error)
         return Estimate(way, threads, modelled * near[0], "nearest", near[1])
 
     def _near(self, name: str, spec: ConvSpec, threads: int) -> tuple[float, Known] | None:
@@ -232,7 +246,7 @@ class Knowledge:
         key = name, entry.spec, entry.threads
         if (ratio := self._ratios.get(key)) is None:
             way = chain(self._found[name], ConvSpec.of(entry.spec), entry.threads)
-            modelled = max(way.seconds(entry.threads), 1e-9)
+            modelled = self.fit.seconds(way, entry.threads)
             ratio = self._ratios[key] = max(entry.run_s, 1e-9) / modelled
         return ratio
 

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 from algos.auto import choose
 from algos.build import build_of
 from algos.estimate import Knowledge, tunables_text
+from algos.fitted import fit_of_machine
 from algos.host import fingerprint
 from algos.registry import registry
 from algos.spec import ConvSpec
 from algos.wisdom import Known
 from bench.lessons import known
 from bench.record import Record
+from bench.regret_by import Timed
 
 SOURCES = ("measured", "nearest", "model")
 MOST = 200  # specs that are judged, evenly spread over those that could be; the others still teach
@@ -78,6 +80,15 @@ class Regret:
             )  # fmt: skip
         return self._present[key]
 
+    def cases(self) -> Iterator[Timed]:
+        """Problems on which two algorithms were measured in two launches or more, for ``regret_by``."""
+        for (text, threads), group in self._groups.items():
+            twice = [case for case in group if not math.isnan(case.rest_s)]
+            if len(twice) > 1:
+                halves = ({case.whole.algorithm: case.run_s for case in twice},
+                          {case.whole.algorithm: case.rest_s for case in twice})  # fmt: skip
+                yield Timed(ConvSpec.parse(text), threads, halves)
+
     def rows(self) -> list[dict[str, Any]]:
         """One row per source: specs, geometric mean and worst of time(picked) / time(best), and the spec of
         the worst.
@@ -86,7 +97,9 @@ class Regret:
         records; model picks without any record. Of many specs ``MOST`` are judged.
         """
         groups = {key: group for key, group in self._groups.items() if len(group) > 1}
-        every = Knowledge((case.whole for group in groups.values() for case in group), self._found, build_of)
+        fit = fit_of_machine()
+        every = Knowledge((case.whole for group in groups.values() for case in group), self._found, build_of,
+                          fit)  # fmt: skip
         groups = dict(list(groups.items())[:: -(-len(groups) // MOST) or 1])
         rows = []
         for source in SOURCES:
@@ -101,7 +114,7 @@ class Regret:
                 knowledge = every.left_out(text)
                 if source != "nearest":
                     entries = [case.first for case in group] if source == "measured" else []
-                    knowledge = Knowledge(entries, self._found, build_of)
+                    knowledge = Knowledge(entries, self._found, build_of, fit)
                 choice = choose(
                     ConvSpec.parse(text), [self._found[name] for name in times], knowledge, threads=threads
                 )

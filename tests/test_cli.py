@@ -235,7 +235,20 @@ def test_run_report_pick_from_a_file(convbench: Convbench, tmp_path: Path) -> No
     picked = convbench("pick", "1x2x24x24,4x2x3x3,s3")
     assert picked.returncode == 0
     assert "measured" in picked.stdout and "never read: 1 row" not in picked.stdout
-    assert "excluded" in picked.stdout
+    assert "others are left out: --why says why" in picked.stdout
+
+
+def test_pick_answers_in_one_line_then_what_would_be_better(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(("pick", "1x64x56x56,64x64x7x7,p3", "--threads", "1", "--algorithms", "im2col_gemm,separable",
+                 "--why")) == 0  # fmt: skip
+    answer, reason, *rest = capsys.readouterr().out.splitlines()
+    assert answer.startswith("im2col_gemm: about ") and " a call, estimated" in answer and "fastest" in reason
+    hints = [line for line in rest if line.startswith("- ")]
+    assert "if each kernel is an outer product (rank1), separable takes" in hints[0]
+    assert "--measure finds out" in hints[1] and any(line.startswith("separable  the spec") for line in rest)
+    assert main(("pick", "64x64,7x7,p3", "--json")) == 0
+    picked = json.loads(capsys.readouterr().out)
+    assert all(c["low_s"] < c["run_s"] < c["high_s"] for c in picked["candidates"] if not c["excluded"])
 
 
 def test_a_stride_that_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,10 +218,17 @@ class Chain:
 
     def costs(self, threads: int = 1) -> list[Cost]:
         """Of the leaves, and of what is moved between them."""
-        found = [self.algorithm.cost(leaf, threads) for leaf in self.leaves]
-        if self.node.lowered is None:
-            return found
-        return found + [_moving(lowered, node) for lowered, node in self.node.steps() if lowered.words]
+        if threads not in self._costs:
+            found = [self.algorithm.cost(leaf, threads) for leaf in self.leaves]
+            if self.node.lowered is not None:
+                found += [_moving(lowered, node) for lowered, node in self.node.steps() if lowered.words]
+            self._costs[threads] = found
+        return self._costs[threads]
+
+    @cached_property
+    def _costs(self) -> dict[int, list[Cost]]:
+        """By threads, as the workspaces are."""
+        return {}
 
     def finishing_s(self, threads: int = 1) -> float:
         """The model's time of what is done to a result after all."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from algos.choice import Choice
 from algos.contract import LAYOUTS
 from algos.lower.chain import chain, unsupported
 from algos.spec import ConvSpec
 from bench import text
-from bench.cli.arguments import Command, threads_of, to_count, to_size
+from bench.cli.arguments import Command, names_of, threads_of, to_count, to_size
 from bench.cli.output import Bar, print_json, show
+
+WORTH = 0.8  # times the time: what is faster by less is not mentioned
 
 
 def _list_arguments(command: argparse.ArgumentParser) -> None:
@@ -84,6 +88,8 @@ def _pick_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--peers", action="store_true", help="rank other people's libraries too")
     command.add_argument("--layout", choices=LAYOUTS, default="nchw",
                          help="how the channels of the arrays lie: nhwc, those of a pixel together")
+    command.add_argument("--algorithms", metavar="a,b", help="rank only these")
+    command.add_argument("--why", action="store_true", help="show what was left out, and why")
     command.add_argument("--measure", action="store_true", help="measure every candidate now, then pick")
 
 
@@ -96,11 +102,16 @@ def pick(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--threads {arguments.threads}: pick answers for one number of threads")
     if arguments.measure:
         _measure(spec, arguments)
-    choice = algos.pick(spec, threads=threads, max_workspace_bytes=arguments.max_workspace,
-                        calls=arguments.calls, peers=arguments.peers, layout=arguments.layout)  # fmt: skip
+    options: dict[str, Any] = {
+        "threads": threads, "max_workspace_bytes": arguments.max_workspace, "peers": arguments.peers,
+        "layout": arguments.layout, "algorithms": names_of(arguments.algorithms) or None,
+    }  # fmt: skip
+    choice = algos.pick(spec, calls=arguments.calls, **options)
     if arguments.json:
         return print_json({"spec": str(spec), **asdict(choice)})
-    show(f"{choice.algorithm}\n{choice.reason}\n")
+    show(f"{answer(choice)}\n{choice.reason}")
+    for line in better(spec, choice, arguments.calls, options):
+        show(f"- {line}")
     ranked = [c for c in choice.candidates if not c.excluded]
     rows = [
         (
@@ -113,12 +124,44 @@ def pick(arguments: argparse.Namespace) -> int:
         )
         for c in ranked
     ]
-    show(text.table(("algorithm", "expected per call", "run", "prepare", "source", "workspace"), rows))
-    if excluded := [(c.algorithm, c.excluded) for c in choice.candidates if c.excluded]:
+    header = ("algorithm", "expected per call", "run", "prepare", "source", "workspace")
+    show(f"\n{text.table(header, rows)}")
+    excluded = [(c.algorithm, c.excluded) for c in choice.candidates if c.excluded]
+    if excluded and arguments.why:
         show("\n" + text.table(("excluded", "because"), excluded))
+    elif excluded:
+        show(f"\n{len(excluded)} others are left out: --why says why")
     if words := spec.unread_text():
         show(f"\nnote: the stride does not fit, {words}")
     return 0
+
+
+def answer(choice: Choice) -> str:
+    """One plain line."""
+    best = choice.candidates[0]
+    how = {"measured": "measured on this machine", "nearest": "estimated from a shape near it",
+           "model": "estimated"}[choice.source]  # fmt: skip
+    if choice.source != "measured" and best.low_s and best.high_s:
+        how += f": {text.seconds(best.low_s)} to {text.seconds(best.high_s)}"
+    return f"{choice.algorithm}: about {text.seconds(choice.expected_s)} a call, {how}"
+
+
+def better(spec: ConvSpec, choice: Choice, calls: int | None, options: dict[str, Any]) -> Iterator[str]:
+    """What the caller could do for a faster algorithm, or a surer answer."""
+    import algos
+    from algos.fitted import is_calibrated
+
+    if calls is not None and (many := algos.pick(spec, **options)).expected_s < WORTH * choice.expected_s:
+        yield f"with a plan for many calls {many.algorithm} takes {text.seconds(many.expected_s)} each"
+    if spec.ndim == 2 and spec.rank is None and min(spec.kernel) > 1 and spec.direction != "weight_gradient":
+        ranked = algos.pick(spec.with_(rank=1), calls=calls, **options)
+        if ranked.expected_s < WORTH * choice.expected_s:
+            yield (f"if each kernel is an outer product (rank1), {ranked.algorithm} takes "
+                   f"{text.seconds(ranked.expected_s)}")  # fmt: skip
+    if choice.source != "measured":
+        yield f"convbench pick '{spec}' --measure finds out which is the fastest, and remembers it"
+        if not is_calibrated():
+            yield "convbench calibrate, a minute once, makes estimates of all shapes those of this machine"
 
 
 PICK = Command("pick", "the fastest correct algorithm for a spec, and why", _pick_arguments, pick)

@@ -1,0 +1,145 @@
+"""The cost model is corrected by what was measured, here or on a machine like this; its picks are judged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import algos
+from algos import fitted, wisdom
+from algos.fitted import NONE, OTHERS, Fit
+from algos.host import fingerprint
+from algos.lower.chain import chain
+from algos.registry import get
+from algos.spec import ConvSpec
+from bench import calibrate, cli, regret_by
+from bench.calibrate import Times
+
+NAMES = ("im2col_gemm", "direct_channels", "fft_fused")
+
+
+@pytest.fixture(autouse=True)
+def own_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("CONVBENCH_DATA", str(tmp_path))
+    fitted.anew()
+    wisdom.recall_anew()
+    yield
+    fitted.anew()
+    wisdom.recall_anew()
+
+
+def as_modelled(spec: ConvSpec, name: str) -> float:
+    return max(chain(get(name), spec, 1).seconds(1), 1e-9)
+
+
+def planted(spec: ConvSpec) -> dict[str, float]:
+    """A machine twice as fast as the model, but for ``fft_fused``, which is the slower the wider its rows."""
+    factors = dict.fromkeys(NAMES, 0.5) | {"fft_fused": 2.0 + math.log2(spec.size[-1]) / 4}
+    return {name: factor * as_modelled(spec, name) for name, factor in factors.items()}
+
+
+def layers(seed: int, count: int) -> list[ConvSpec]:
+    draw = np.random.default_rng(seed)
+    sizes = (draw.integers(low, high, count) for low, high in ((8, 128), (8, 128), (8, 64)))
+    return [ConvSpec.parse(f"1x{c}x{n}x{n},{o}x{c}x3x3,p1") for c, o, n in zip(*sizes, strict=True)]
+
+
+def test_problems_are_the_same_ones_and_fill_the_space() -> None:
+    every = calibrate.problems(100)
+    assert every == calibrate.problems(100) and every[:40] == calibrate.problems(40)
+    for part in (every, every[:40]):
+        assert {spec.direction for spec in part} == {"forward", "input_gradient", "weight_gradient"}
+        assert {spec.ndim for spec in part} == {1, 2, 3} and {spec.dtype for spec in part} > {"float64"}
+        assert len({regret_by.kind(spec) for spec in part}) >= 8
+
+
+def test_a_fit_predicts_what_it_has_not_seen_and_leaves_alone_what_is_far_away() -> None:
+    found = [Times(spec, 1, planted(spec)) for spec in layers(0, 60)]
+    fit = calibrate.fitted(found, fingerprint(), NONE)
+    for spec in layers(1, 10):
+        for name, seconds in planted(spec).items():
+            assert fit.seconds(chain(get(name), spec, 1), 1) == pytest.approx(seconds, rel=0.2)
+    assert fit.error < 0.1 < calibrate.off(found, NONE)
+    calibrate.remember(calibrate.fitted(found, fingerprint(), fitted.prior(fingerprint())))
+    assert fitted.is_calibrated()
+    few = calibrate.fitted([Times(spec, 1, {n: 3 * s for n, s in planted(spec).items()})
+                            for spec in layers(2, 3)], fingerprint(), fit)  # fmt: skip
+    signal = ConvSpec.parse("1x1x100000,1x1x4000,float64")
+    way = chain(get("fft"), signal, 1)
+    near, far = (math.log(few.seconds(w, 1) / fit.seconds(w, 1))
+                 for w in (chain(get("im2col_gemm"), layers(2, 1)[0], 1), way))  # fmt: skip
+    assert abs(far) < near and near == pytest.approx(math.log(3), rel=0.3)
+
+
+def test_a_row_survives_json_and_another_shape_of_row_is_refused() -> None:
+    fit = calibrate.fitted([Times(spec, 1, planted(spec)) for spec in layers(0, 10)], fingerprint(), NONE)
+    row = json.loads(json.dumps(fit.row()))
+    way = chain(get("fft_fused"), layers(3, 1)[0], 1)
+    assert Fit.read(row).seconds(way, 1) == pytest.approx(fit.seconds(way, 1), rel=1e-2)
+    for change in ({"centres": [[0.0]]}, {"weights": {OTHERS: [0.0]}}, {"weights": {}}):
+        with pytest.raises((ValueError, KeyError)):
+            Fit.read({**row, **change})
+
+
+def test_what_ships_is_read_and_chosen_by_instruction_set_cores_and_caches() -> None:
+    shipped = fitted.priors()
+    assert shipped and all(one.weights.keys() >= {OTHERS, "im2col_gemm"} for one in shipped)
+    for one in shipped:
+        assert fitted.prior({**fingerprint(), **one.machine}) is one
+    assert fitted.prior(fingerprint()) in shipped
+
+
+def test_picks_go_by_this_machines_fit_and_a_damaged_one_is_forgotten() -> None:
+    text = "1x32x30x31,32x32x3x3,p1"
+    first = algos.pick(text, threads=1)
+    about = {name: fingerprint()[name] for name in ("id", "simd", "cores", "caches_bytes")}
+    own = {name: np.array([0.0, 0.0]) for name in (OTHERS, *fitted.prior(about).weights)}
+    own[first.algorithm] = np.array([9.0, 0.0])
+    assert not fitted.is_calibrated()
+    calibrate.remember(Fit(about, np.zeros((1, len(fitted.features(ConvSpec.parse(text), 1)))), own))
+    assert algos.pick(text, threads=1).algorithm != first.algorithm
+    fitted.path().write_text("{")
+    fitted.anew()
+    wisdom.recall_anew()
+    assert algos.pick(text, threads=1).algorithm == first.algorithm
+
+
+def test_the_command_measures_fits_and_remembers(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    small = [(ConvSpec.parse(text), 1) for text in ("1x2x12x12,3x2x3x3", "1x4x9x9,4x4x1x1")]
+    monkeypatch.setattr(calibrate, "space", lambda count: small)
+    times = tmp_path / "times"
+    assert cli.main(["calibrate", "--times", str(times), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == 2 and not fitted.is_calibrated()
+    assert len(fitted.fit_of_machine().centres) == len(fitted.prior(fingerprint()).centres) + 2
+    known = calibrate.read(times)
+    assert [case[:2] for case in known] == small and all(min(case.seconds.values()) > 0 for case in known)
+    monkeypatch.setattr(calibrate, "measure", lambda asked, budget: iter(asked))  # all are known
+    assert cli.main(["calibrate", "--times", str(times)]) == 0
+    assert "times of 2 problems" in capsys.readouterr().out
+
+
+def test_regret_takes_out_the_noise_and_sees_the_pick(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = layers(0, 1)[0]
+    fit = calibrate.fitted([Times(one, 1, planted(one)) for one in layers(0, 20)], fingerprint(), NONE)
+    monkeypatch.setattr(regret_by, "fit_of_machine", lambda: fit)
+    monkeypatch.setattr(regret_by, "is_calibrated", lambda: True)
+    best = min(planted(spec), key=planted(spec).__getitem__)
+    even = regret_by.Timed(spec, 1, (planted(spec), planted(spec)))
+    wrong = {**planted(spec), best: 10 * max(planted(spec).values())}
+    late = regret_by.Timed(spec, 1, (wrong, wrong))
+    # Each half takes another for the best by luck alone: no regret
+    lucky = regret_by.Timed(spec, 1, ({NAMES[0]: 1.0, NAMES[1]: 1.1}, {NAMES[0]: 1.1, NAMES[1]: 1.0}))
+    for case, limits in ((even, (1, 1)), (late, (2, math.inf)), (lucky, (1, 1))):
+        whole = {row["source"]: row for row in regret_by.rows([case]) if row["split"] == "all"}
+        low, high = limits
+        assert low <= whole["calibrated"]["mean"] <= high and whole["calibrated"]["specs"] == 1
+    groups = {(row["split"], row["group"]) for row in regret_by.rows([even])}
+    assert {("kind", "3x3"), ("direction", "forward")} <= groups
