@@ -31,19 +31,35 @@ from algos import wisdom
 from algos.contract import Algorithm
 from algos.door import in_layout
 from algos.engine.threads import limit_environment
-from algos.fitted import OTHERS, PRIORS, WIDTH, Fit, anew, features, path, priors
+from algos.estimate import tunables_text
+from algos.fitted import (
+    OTHERS,
+    PRIORS,
+    WIDTH,
+    Fit,
+    anew,
+    features,
+    fit_of_machine,
+    is_calibrated,
+    path,
+    prior,
+    priors,
+)
 from algos.functional import prepared
-from algos.host import usable_cores
+from algos.host import fingerprint, usable_cores
 from algos.lower.chain import Chain, chain
 from algos.registry import refusal, registry
 from algos.spec import ConvSpec, SpecError
 from bench import perf_counter
 from bench.data import operands
 from bench.files import write
+from bench.lessons import disturbed
+from bench.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET_S = 55.0  # and what comes after: a call in progress, the fit
 PROBLEMS = 100
+MOST_LEARNT = 200  # problems of a run
 TURNS, TURN_S, WARM_UP_S = 5, 5e-4, 3e-4
 FEW_TURNS, WORTH = 3, 4.0  # after so many turns those that never took less than so many times the best leave
 HOPELESS, LONGEST_S = 20.0, 0.05  # by the model: times the best, seconds of a call
@@ -333,6 +349,25 @@ def ship(fit: Fit) -> None:
     kept = [one for one in priors() if one.machine["id"] != fit.machine["id"]]
     rows = ",\n".join(json.dumps(one.row(), separators=(",", ":")) for one in (*kept, fit))
     write(PRIORS, f"[{rows}]\n".encode())
+
+
+def learn(records: Iterable[Record]) -> None:
+    """What a run has measured corrects the model as well, as long as this machine was not calibrated and no
+    larger run has done so.
+    """
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for record in records:
+        own = registry().get(record.algorithm)
+        if own is None or own.family in ("peer", "auto") or own.device != "cpu" or record.cold:
+            continue
+        if record.median_s and not disturbed(record) and record.tunables == tunables_text(own):
+            found.setdefault((record.spec, record.threads), {})[record.algorithm] = record.median_s
+    times = [Times(ConvSpec.parse(text), threads, seconds)
+             for (text, threads), seconds in found.items() if len(seconds) > 1]  # fmt: skip
+    about = fingerprint()
+    start = prior(about)
+    if times and not is_calibrated() and len(fit_of_machine().centres) < len(start.centres) + len(times):
+        remember(fitted(times[:: -(-len(times) // MOST_LEARNT) or 1], about, start))
 
 
 def remember(fit: Fit) -> None:

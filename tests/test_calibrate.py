@@ -13,6 +13,7 @@ import pytest
 
 import algos
 from algos import fitted, wisdom
+from algos.estimate import tunables_text
 from algos.fitted import NONE, OTHERS, Fit
 from algos.host import fingerprint
 from algos.lower.chain import chain
@@ -20,6 +21,7 @@ from algos.registry import get
 from algos.spec import ConvSpec
 from bench import calibrate, cli, regret_by
 from bench.calibrate import Times
+from tests.record_makers import record
 
 NAMES = ("im2col_gemm", "direct_channels", "fft_fused")
 
@@ -124,6 +126,20 @@ def test_the_command_measures_fits_and_remembers(
     monkeypatch.setattr(calibrate, "measure", lambda asked, budget: iter(asked))  # all are known
     assert cli.main(["calibrate", "--times", str(times)]) == 0
     assert "times of 2 problems" in capsys.readouterr().out
+
+
+def test_a_run_teaches_the_model_until_the_machine_is_calibrated() -> None:
+    specs, machine = layers(4, 3), fingerprint()["id"]
+    made = [record(name, 5 * s, str(spec), machine=machine, threads=1, tunables=tunables_text(get(name)))
+            for spec in specs for name, s in planted(spec).items()]  # fmt: skip
+    way = chain(get("im2col_gemm"), specs[0], 1)
+    before = fitted.fit_of_machine().seconds(way, 1)
+    calibrate.learn(made)
+    after, truth = fitted.fit_of_machine().seconds(way, 1), 5 * planted(specs[0])["im2col_gemm"]
+    assert abs(math.log(after / truth)) < 0.5 * abs(math.log(before / truth)) and not fitted.is_calibrated()
+    kept = fitted.path().read_text()
+    calibrate.learn(made[:3])  # a smaller run
+    assert fitted.path().read_text() == kept
 
 
 def test_regret_takes_out_the_noise_and_sees_the_pick(monkeypatch: pytest.MonkeyPatch) -> None:

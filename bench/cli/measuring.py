@@ -128,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
 def measured(arguments: argparse.Namespace) -> int:
     """What the targets name, into the store and the report."""
     from algos.host import fingerprint
+    from bench.calibrate import learn
     from bench.cases import cases_of
     from bench.peaks import peaks
     from bench.pool import measuring
@@ -165,6 +166,7 @@ def measured(arguments: argparse.Namespace) -> int:
             except StoreError:
                 _told(controller.outcome.records, arguments)
                 raise
+        learn(outcome.records)
         if not any(record.launches or record.status != "ok" for record in outcome.records):
             return _nothing("measured", outcome.records)  # the budget left no time for the first one
         command, asked = "convbench " + shlex.join(sys.argv[1:]), set(map(str, specs))
