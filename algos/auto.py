@@ -18,7 +18,7 @@ from algos.contract import LAYOUTS, Algorithm, Cost, relaid_s
 from algos.engine.kept import compiled_count
 from algos.engine.threads import checked_threads
 from algos.estimate import DOUBT, Knowledge
-from algos.fitted import fit_of_machine
+from algos.fitted import fit_of_machine, unlike
 from algos.grammar import checked_int, shown
 from algos.host import available_memory, fingerprint, ids_by_cores, recent_memory, usable_cores
 from algos.lower.chain import Chain, chain, plain, way_or_reason
@@ -295,8 +295,25 @@ def _knowledge(memory: wisdom.Memory) -> Knowledge:
     from algos.registry import registry
 
     if _last is None or _last[0] is not memory:
-        _last = memory, Knowledge(memory, registry(), build_of, fit_of_machine())
+        elsewhere = _elsewhere()
+        _last = memory, Knowledge(memory, registry(), build_of, fit_of_machine(), *elsewhere)
     return _last[1]
+
+
+def _elsewhere() -> tuple[Knowledge | None, str]:
+    """What was imported of the machine that is most like this one, and which that is."""
+    from algos.registry import registry
+
+    mine, others = fingerprint(), wisdom.facts()
+    known = wisdom.machines() - {mine["id"]}
+    if not (named := [identity for identity in others if identity in known]):
+        return None, ""
+    best = min(named, key=lambda identity: unlike(mine, others[identity]))
+    its = others[best]
+    whose = f"by another machine, with {its.get('cores')} cores, you have {mine['cores']}"
+    if its.get("cores") == mine["cores"]:
+        whose = f"by another machine, {its.get('cpu')}"
+    return Knowledge(wisdom.memory(best), registry(), build_of, fit_of_machine()), whose
 
 
 def _distrust(way: Chain, knowledge: Knowledge, threads: int) -> str:

@@ -44,6 +44,7 @@ class Estimate(NamedTuple):
     run_s: float  # seconds of one run
     source: Source
     entry: Known | None = None  # the measured one, or the nearest
+    whose: str = ""  # of an entry of another machine, whose that is
     error: float = 0.0  # standard deviation of the logarithm of what estimates of its kind are off by
 
     @property
@@ -66,7 +67,8 @@ class Estimate(NamedTuple):
     def detail(self) -> str:
         if self.entry is None:
             return "operations, bytes and calls"
-        return f"{'measured on' if self.source == 'measured' else 'nearest measured spec'} {self.entry.spec}"
+        text = f"{'measured on' if self.source == 'measured' else 'nearest measured spec'} {self.entry.spec}"
+        return f"{text} {self.whose}" if self.whose else text
 
     def interval(self, best_s: float) -> tuple[float | None, float | None]:
         """Between which seconds of a run the truth most likely lies; ``best_s`` are those of the fastest."""
@@ -97,6 +99,8 @@ class Knowledge:
         Of one machine.
     fit : Fit
         What corrects the cost model.
+    elsewhere, whose : Knowledge or None, str
+        What another machine knows, asked where this one knows nothing near, and which that is, in words.
     build : callable
         The present build of an algorithm: entries of another build are stale and left out.
     """
@@ -107,9 +111,12 @@ class Knowledge:
         found: dict[str, Algorithm],
         build: Callable[[Algorithm], str],
         fit: Fit = NONE,
+        elsewhere: Knowledge | None = None,
+        whose: str = "",
     ) -> None:
         self._memory = entries if isinstance(entries, Memory) else Memory(entries)
         self._found, self._build, self._without, self.fit = found, build, "", fit
+        self.elsewhere, self.whose = elsewhere, whose
         places = self._memory.places()
         self._specs = {text for text, _ in places}
         # Of the present ones those that anything is known of
@@ -187,6 +194,10 @@ class Knowledge:
             return Estimate(way, threads, run_s, "measured", entry)
         modelled = self.fit.seconds(way, threads)
         if (near := self._near(way.algorithm.name, way.spec, threads)) is None:
+            if self.elsewhere is not None:
+                there = self.elsewhere.estimate(way, threads)
+                if there.source != "model":
+                    return there._replace(source="nearest", whose=self.whose)
             return Estimate(way, threads, modelled, "model", error=self.fit.error)
         return Estimate(way, threads, modelled * near[0], "nearest", near[1])
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -137,6 +138,7 @@ def fit_of_machine() -> Fit:
 def anew() -> None:
     """Read again what was calibrated when it is asked for next."""
     _fit.cache_clear()
+    calibrations.cache_clear()
 
 
 def path() -> Path:
@@ -145,9 +147,33 @@ def path() -> Path:
 
 @cache
 def _fit(identity: str) -> Fit:
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Fit.read(json.loads(path().read_text())[identity])
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        return Fit.read(calibrations()[identity])
     return prior(fingerprint())
+
+
+@cache
+def calibrations() -> dict[str, dict[str, Any]]:
+    """What lies beside the wisdom, by machine: of this one, and of others that were imported."""
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(path().read_text()))
+    return {}
+
+
+def keep(rows: dict[str, dict[str, Any]]) -> None:
+    """Put rows beside the wisdom.
+
+    Raises
+    ------
+    OSError
+        Where nothing can be written.
+    """
+    if rows:
+        path().parent.mkdir(parents=True, exist_ok=True)
+        scratch = path().with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps({**calibrations(), **rows}, separators=(",", ":")))
+        os.replace(scratch, path())
+        anew()
 
 
 def is_calibrated() -> bool:
@@ -165,14 +191,21 @@ def priors() -> tuple[Fit, ...]:
 
 
 def prior(about: dict[str, Any]) -> Fit:
-    """Of the shipped rows that of the machine most like ``about``: of its instruction set if there is one,
-    then nearest in cores and caches.
+    """Of the shipped and the imported rows that of the machine most like ``about``: of its instruction set if
+    there is one, then nearest in cores and caches.
     """
+    found = list(priors())
+    for identity, row in calibrations().items():
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            found += [Fit.read(row)] if identity != about.get("id") else []
+    return min(found, key=lambda one: unlike(about, one.machine), default=NONE)
 
-    def away(one: Fit) -> tuple[bool, float]:
-        mine, its = about, one.machine
+
+def unlike(mine: dict[str, Any], its: dict[str, Any]) -> tuple[bool, float]:
+    """How much two machines differ; the less the better."""
+    try:
         sizes = [(mine["cores"], its["cores"])]
         sizes += [(mine["caches_bytes"][name], its["caches_bytes"][name]) for name in ("L1d", "L2", "L3")]
         return mine["simd"] != its["simd"], sum(abs(math.log2(a / b)) for a, b in sizes)
-
-    return min(priors(), key=away, default=NONE)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # whose facts nobody knows
+        return True, math.inf

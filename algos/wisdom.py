@@ -16,11 +16,13 @@ from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from algos.host import data_base, forgetful
 from algos.neighbours import Place, place
 
 FILE_NAME = "wisdom-3.sqlite"  # the number is the schema's: another schema is another file
+MACHINES = "machines.json"
 OLDER = "wisdom-2.sqlite"  # knew of no chains; read until there is a new one, which begins with what it holds
 
 
@@ -111,6 +113,45 @@ def forget_tuned(like: Known, own: str) -> None:
     except sqlite3.Error as error:
         print(f"convbench: cannot forget measurements in {path()}: {error}", file=sys.stderr)
     recall_anew()
+
+
+def forget(machine: str = "", spec: str = "") -> int:
+    """Forget what is known of a machine, of a spec, of both together, or everything; how many entries.
+
+    Raises
+    ------
+    OSError, sqlite3.Error
+        Where it cannot be forgotten.
+    """
+    if not path().is_file():
+        return 0
+    wanted = {name: value for name, value in (("machine", machine), ("spec", spec)) if value}
+    where = " AND ".join(["1", *(f"{name} = ?" for name in wanted)])
+    with closing(_connect()) as database, database:
+        count = database.execute(f"DELETE FROM known WHERE {where}", [*wanted.values()]).rowcount
+        database.execute("DELETE FROM place WHERE spec NOT IN (SELECT spec FROM known)")
+    recall_anew()
+    return count
+
+
+def facts() -> dict[str, dict[str, Any]]:
+    """What is known of other machines whose measurements are: their processor, cores and caches."""
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(path().with_name(MACHINES).read_text()))
+    return {}
+
+
+def describe(machines: dict[str, dict[str, Any]]) -> None:
+    """Keep the facts of other machines.
+
+    Raises
+    ------
+    OSError
+        Where nothing can be written.
+    """
+    if machines:
+        path().parent.mkdir(parents=True, exist_ok=True)
+        path().with_name(MACHINES).write_text(json.dumps({**facts(), **machines}, indent=1))
 
 
 def recall(machine: str) -> tuple[Known, ...]:

@@ -37,11 +37,10 @@ from algos.fitted import (
     PRIORS,
     WIDTH,
     Fit,
-    anew,
     features,
     fit_of_machine,
     is_calibrated,
-    path,
+    keep,
     prior,
     priors,
 )
@@ -372,14 +371,7 @@ def learn(records: Iterable[Record]) -> None:
 
 def remember(fit: Fit) -> None:
     """Keep what this machine taught beside its wisdom."""
-    known: dict[str, Any] = {}
-    file = path()
-    try:
-        known = dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    write(file, json.dumps({**known, fit.machine["id"]: fit.row()}, separators=(",", ":")).encode())
-    anew()
+    keep({fit.machine["id"]: fit.row()})
     wisdom.recall_anew()
 
 

@@ -21,7 +21,7 @@ from bench.cli.dueling import DUEL, TWINS
 from bench.cli.measuring import CHECK, RUN
 from bench.cli.networks import NET
 from bench.cli.output import complain, open_streams, silence
-from bench.cli.picking import CALIBRATE, REGRET
+from bench.cli.picking import CALIBRATE, REGRET, WISDOM
 from bench.cli.storing import COMPARE, HISTORY, IMPORT, MERGE, REPORT
 from bench.cli.training import TRAIN
 
@@ -72,7 +72,7 @@ def _terminated(number: int, frame: object) -> NoReturn:
 COMMANDS = {
     command.name: command
     for command in (
-        LIST, SUITES, CHECK, RUN, NET, REPORT, HISTORY, PICK, CALIBRATE, REGRET, COMPARE, DUEL, TWINS, MERGE,
-        IMPORT, TRAIN,
+        LIST, SUITES, CHECK, RUN, NET, REPORT, HISTORY, PICK, CALIBRATE, REGRET, WISDOM, COMPARE, DUEL, TWINS,
+        MERGE, IMPORT, TRAIN,
     )
 }

@@ -22,7 +22,7 @@ def _calibrate_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def calibrate(arguments: argparse.Namespace) -> int:
-    from algos.fitted import NONE, PRIORS, prior
+    from algos.fitted import NONE, PRIORS, path, prior
     from algos.host import fingerprint
     from bench import calibrate as own
     from bench.cli.measuring import warn_if_busy
@@ -52,7 +52,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
         own.ship(fit)
     else:
         own.remember(fit)
-    where = PRIORS if arguments.row else own.path()
+    where = PRIORS if arguments.row else path()
     row: dict[str, Any] = {"problems": len(found), "times": sum(len(t.seconds) for t in found),
                            "error": fit.error, "error_before": own.off(found, start), "stored": str(where)}
     if arguments.json:
@@ -130,6 +130,110 @@ def _stored(folder: Path) -> list[Any]:
 
 REGRET = Command("regret", "how far the picker's choices are from the best, by what it goes by",
                  _regret_arguments, regret)  # fmt: skip
+
+
+def _wisdom_arguments(command: argparse.ArgumentParser) -> None:
+    parts = command.add_subparsers(required=True, metavar="export|import|show|forget", dest="what")
+    export = parts.add_parser("export", help="write what this machine knows, as JSON")
+    export.add_argument("file", type=Path, metavar="FILE.json")
+    take_in = parts.add_parser("import", help="take in such a file; another machine's is a prior only")
+    take_in.add_argument("file", type=Path, metavar="FILE.json")
+    shown = parts.add_parser("show", help="what is known, by machine, or of a spec")
+    shown.add_argument("spec", nargs="?", metavar="SPEC")
+    forget = parts.add_parser("forget", help="forget a spec, a machine, or all")
+    forget.add_argument("spec", nargs="?", metavar="SPEC")
+    forget.add_argument("--machine", metavar="ID", default="", help="what is known of this machine")
+    forget.add_argument("--all", action="store_true", help="everything, the calibration too")
+    for part in (export, take_in, shown, forget):
+        part.add_argument("--json", action="store_true", help="print JSON")
+
+
+def wisdom(arguments: argparse.Namespace) -> int:
+    return {"export": _export, "import": _import, "show": _show, "forget": _forget}[arguments.what](arguments)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from bench.wisdom_file import exported, save
+
+    found = exported()
+    save(arguments.file, found)
+    return _counted(found, f"to {arguments.file}", arguments)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from bench.wisdom_file import load, taken_in
+
+    found = load(arguments.file)
+    taken_in(found)
+    return _counted(found, f"from {arguments.file}", arguments)
+
+
+def _counted(found: dict[str, Any], where: str, arguments: argparse.Namespace) -> int:
+    counts = {name: len(found[name]) for name in ("entries", "machines", "calibrations")}
+    if arguments.json:
+        return print_json(counts)
+    show(f"{', '.join(f'{count} {name}' for name, count in counts.items())} {where}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from algos import wisdom as known
+    from algos.fitted import calibrations
+    from algos.host import fingerprint
+    from algos.spec import ConvSpec
+    from bench import text
+    from bench.wisdom_file import own_facts
+
+    own = fingerprint()["id"]
+    if arguments.spec:
+        spec = str(ConvSpec.parse(arguments.spec))
+        entries = [e for one in sorted(known.machines()) for e in known.memory(one).on([spec])]
+        if arguments.json:
+            return print_json([asdict(entry) for entry in entries])
+        cells = [("this" if e.machine == own else e.machine, e.algorithm, str(e.threads), e.status,
+                  text.seconds(e.run_s) if e.run_s else "-", e.verdict or "-", e.reason)
+                 for e in sorted(entries, key=lambda e: (e.machine != own, e.threads, e.run_s))]  # fmt: skip
+        show(text.table(("machine", "algorithm", "threads", "status", "run", "verdict", "reason"), cells))
+        return 0
+    facts = {**known.facts(), own: own_facts()}
+    rows = []
+    for one in sorted({*known.machines(), *calibrations(), own}, key=lambda one: (one != own, one)):
+        held = known.recall(one)
+        about = facts.get(one, {})
+        rows.append({"machine": one, "this": one == own, "cpu": about.get("cpu", "unknown"),
+                     "cores": about.get("cores"), "specs": len({entry.spec for entry in held}),
+                     "entries": len(held), "calibrated": one in calibrations()})  # fmt: skip
+    if arguments.json:
+        return print_json(rows)
+    table = [(f"{row['machine']}{' (this)' if row['this'] else ''}", row["cpu"], str(row["cores"] or "-"),
+              str(row["specs"]), str(row["entries"]), "yes" if row["calibrated"] else "no")
+             for row in rows]  # fmt: skip
+    show(text.table(("machine", "processor", "cores", "specs", "entries", "calibrated"), table))
+    show(f"in {known.path()}")
+    return 0
+
+
+def _forget(arguments: argparse.Namespace) -> int:
+    from algos import fitted
+    from algos import wisdom as known
+    from algos.spec import ConvSpec
+
+    if not (arguments.spec or arguments.machine or arguments.all):
+        raise ValueError("forget what? name a spec, --machine ID or --all")
+    count = known.forget(arguments.machine, str(ConvSpec.parse(arguments.spec)) if arguments.spec else "")
+    if arguments.all:
+        fitted.path().unlink(missing_ok=True)
+        fitted.anew()
+    if arguments.json:
+        return print_json({"forgotten": count})
+    show(f"{count} entries are forgotten")
+    return 0
+
+
+WISDOM = Command("wisdom", "what the picker remembers: export, import, show, forget",
+                 _wisdom_arguments, wisdom)  # fmt: skip
 
 
 def factor(error: float) -> str:

@@ -165,7 +165,21 @@ def _apart(before: Sequence[Any], after: Sequence[Any]) -> str:
 
 def _merge_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("merged", type=Path, metavar="OUT", help="folder of the store that receives")
+    command.add_argument("--teach", action="store_true", help="the picker learns from what was merged")
     command.add_argument("folders", type=Path, metavar="IN", nargs="+", help="folders of stores")
+
+
+def teach(store: Any) -> None:
+    """What a store holds of our own algorithms becomes wisdom, of each machine its own."""
+    from algos import wisdom
+    from algos.host import fingerprint
+    from bench.lessons import REMEMBERED, disturbed, known
+
+    own = fingerprint()["id"]
+    wisdom.describe({name: about for name, about in store.machines().items() if name != own})
+    wisdom.remember(known(record) for record in store.stream(brief=True)
+                    if record.origin == "convbench" and not record.cold and record.status in REMEMBERED
+                    and record.algorithm != "auto" and not disturbed(record))  # fmt: skip
 
 
 def merge(arguments: argparse.Namespace) -> int:
@@ -193,6 +207,8 @@ def merge(arguments: argparse.Namespace) -> int:
                 merged.remove()
             raise
         held = merged.count()
+        if arguments.teach:
+            teach(merged)
     if arguments.json:
         return print_json({"read": counts, "held": held, "store": str(merged.path)})
     show("\n".join(f"{count} records from {folder}" for folder, count in counts.items()))
