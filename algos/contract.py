@@ -91,6 +91,8 @@ class Support(NamedTuple):
     epilogues: bool = False
     # ``prepare(spec, None, threads)`` of a forward pass returns ``run(x, w, out=None)``
     weights_as_operands: bool = False
+    # ``prepare`` takes weights wherever their elements lie, and no contiguous array need be made of them
+    strided_weights: bool = False
 
     def lacks(self, spec: ConvSpec) -> str | None:
         """Why ``spec`` is beyond it, or None."""

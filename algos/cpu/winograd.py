@@ -36,12 +36,11 @@ from algos.dtypes import PAIRS
 from algos.engine.epilogue import After, after_of
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import LINE, aligned
-from algos.engine.pairs import paired, unpaired
 from algos.engine.ranges import ORDINARY, kind_of
-from algos.engine.relay import CHUNKS, ITEMS, fork
-from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, lanes
+from algos.engine.relay import CHUNKS, HELPERS, ITEMS, fork, helpers
+from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, address, element, lanes
 from algos.engine.tables import named, table_of
-from algos.engine.tiles import Tiles, block_of, load_tiles, multiply, peak_of_rows, store_tiles
+from algos.engine.tiles import Tiles, block_of, load_tiles, multiply, peak_of_rows, store_tiles, transform
 from algos.engine.toom_cook import Tiled, whole_by
 from algos.spec import ConvSpec
 
@@ -145,6 +144,71 @@ def winograd_tiles(x, y, kernels, table, shape, faint, scales, spectra, products
                         run -= 3
 
 
+class Weights(NamedTuple):
+    """Where the elements of a layer's weights lie, in bytes, and how many there are."""
+
+    outputs: int  # of a group
+    place: int
+    group: int
+    output: int
+    channel: int
+    row: int
+    column: int
+
+
+@linked(**FLAGS)
+def transform_kernels(table, kernels, shape, factor, whole, scratch, slot, first, last):
+    """Items [first, last): group x block of outputs x channel; kernels: as ``do_phase`` has them, a block's
+    missing outputs zeros.
+
+    Taps are multiplied by ``factor`` and transformed in double precision; ``whole``: None, or True for pairs.
+    """
+    at, (outputs, taps_h, taps_w) = named(Weights, table), shape
+    blocks, channels, block = kernels.shape[2], kernels.shape[3], kernels.shape[4]
+    rows, cols, lanes = len(taps_h), len(taps_w), VECTOR_BYTES // 8
+    t_h, t_w = len(outputs) + rows - 1, len(outputs) + cols - 1
+    taps, half, done = 0, rows * cols * block, (rows + t_h) * cols * block  # where they begin in scratch
+    own = scratch[slot]
+    for item in range(first, last):
+        c, b, group = item % channels, item // channels % blocks, item // channels // blocks
+        count = min(block, at.outputs - b * block)
+        for number in range(1 if whole is None else 2):
+            for lane in range(block):
+                source = at.place + group * at.group + (b * block + lane) * at.output + c * at.channel
+                for kh in range(rows):
+                    for kw in range(cols):
+                        value = 0.0
+                        if lane < count:
+                            tap = element(kernels, source + kh * at.row + kw * at.column)
+                            if whole is None:
+                                value = tap * factor
+                            else:
+                                value = (tap >> 16 if number else np.int16(tap)) * factor
+                        own[taps + (kh * cols + kw) * block + lane] = value
+            for lane in range(0, block, lanes):
+                for kw in range(cols):
+                    transform(outputs, taps_h, (0,), address(own, taps + kw * block + lane), cols * block,
+                              address(own, half + kw * block + lane), cols * block)  # fmt: skip
+                for i in range(t_h):
+                    transform(outputs, taps_w, (0,), address(own, half + i * cols * block + lane), block,
+                              address(own, done + i * t_w * block + lane), block)  # fmt: skip
+            for p in range(t_h * t_w):
+                for lane in range(block):
+                    value = own[done + p * block + lane]
+                    if whole is None:
+                        kernels[group, p, b, c, lane] = value
+                    elif number:
+                        kernels[group, p, b, c, lane] |= np.int32(value) << 16
+                    else:
+                        kernels[group, p, b, c, lane] = np.int32(value) & 0xFFFF
+
+
+@compiled(**FLAGS)
+def all_kernels(table, kernels, shape, factor, whole, scratch, job):
+    """Every item of ``transform_kernels``, shared with the helpers; ``table``: of ``Weights``."""
+    fork(transform_kernels, (table, kernels, shape, factor, whole, scratch), job)
+
+
 class Tiling(NamedTuple):
     """How the tiles of a spec are cut into blocks."""
 
@@ -179,7 +243,8 @@ class Winograd(Tiled, Compiled):
     m: int = 2
     block_bytes: int = 1 << 20
     shared_bytes: int = 4 << 20
-    support: ClassVar[Support | None] = Support(dtypes=(*PLAIN_TYPES, PAIRS), epilogues=True)
+    support: ClassVar[Support | None] = Support(dtypes=(*PLAIN_TYPES, PAIRS), epilogues=True,
+                                              strided_weights=True)  # fmt: skip
 
     def _tile(self, spec: ConvSpec) -> tuple[int, int]:
         return self.m + spec.kernel[0] - 1, self.m + spec.kernel[1] - 1
@@ -239,38 +304,36 @@ class Winograd(Tiled, Compiled):
         spectra, products, scratch = self._shapes(spec, tiling)
         inputs = spec.in_channels // spec.groups
         weights = spectra[0] * inputs * products[2] * spec.groups
-        # A block in double precision: taps, half done, done, and in order; of pairs both numbers
-        outputs = min(spec.out_channels // spec.groups, VECTORS * lanes(spec.in_dtype))
-        building = spectra[0] * inputs * outputs * (56 if spec.dtype == PAIRS else 32)
+        building = 8 * tiling.threads * self._building(spec)
         copies = 1 if tiling.together else tiling.threads
         running = copies * (math.prod(spectra) + math.prod(products)) + tiling.threads * scratch
         unit = spec.in_dtype.itemsize
         return weights * unit + max(running * unit, building)
 
-    def _kernels(self, spec: ConvSpec, weights: np.ndarray, taken: int) -> np.ndarray:
+    def _building(self, spec: ConvSpec) -> int:
+        """Elements in double precision that a thread holds: a block's taps, half and wholly transformed."""
+        (t_h, t_w), (rows, cols) = self._tile(spec), spec.kernel
+        return (rows * cols + t_h * cols + t_h * t_w) * VECTORS * lanes(spec.in_dtype)
+
+    def _kernels(self, spec: ConvSpec, weights: np.ndarray, taken: int, threads: int) -> np.ndarray:
         """(group, point, block of outputs, channel, outputs of a block), the last block filled with zeros."""
-        groups, inputs, outputs = (
-            spec.groups,
-            spec.in_channels // spec.groups,
-            spec.out_channels // spec.groups,
-        )
-        g_h, g_w = (np.array(g, np.float64) for _, g, _ in self.transforms(spec))
+        groups = spec.groups
+        outputs, inputs = spec.out_channels // groups, spec.in_channels // groups
         block, pairs = VECTORS * lanes(spec.in_dtype), spec.dtype == PAIRS
-        blocks, points = -(-outputs // block), math.prod(self._tile(spec))
+        kernels = aligned((groups, math.prod(self._tile(spec)), -(-outputs // block), inputs, block),
+                          spec.in_dtype)  # fmt: skip
+        factor = math.ldexp(1.0, -taken)
         if pairs:
-            g_h, g_w = (g * whole_by(self.m, r) for g, r in zip((g_h, g_w), spec.kernel, strict=True))
-        kernels = aligned((groups, points, blocks, inputs, block), spec.in_dtype, zeros=True)
-        taps = (np.ldexp(weights, -taken) if taken else weights).reshape(
-            groups, outputs, inputs, *spec.kernel
-        )
-        for group in range(groups):
-            for b in range(blocks):  # one after the other: double precision takes room
-                own = taps[group, b * block : (b + 1) * block].swapaxes(0, 1)
-                parts = unpaired(own) if pairs else [own]
-                halves = [np.tensordot(g_h, part, ([1], [2])) for part in parts]  # (t_h, i, o, kw)
-                done = [np.tensordot(g_w, half, ([1], [3])).swapaxes(0, 1) for half in halves]
-                found = paired(*done) if pairs else done[0]
-                kernels[group, :, b, :, : own.shape[1]] = found.reshape(points, inputs, own.shape[1])
+            factor = float(math.prod(whole_by(self.m, r) for r in spec.kernel))
+        group = weights.strides[0] * outputs
+        table = table_of(Weights(outputs, weights.ctypes.data, group, *weights.strides))
+        shape = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
+        items = groups * kernels.shape[2] * inputs
+        crew = helpers()
+        job = crew.job(items, threads)
+        crew.wake(int(job[HELPERS]))
+        scratch = aligned((threads, self._building(spec)), np.float64)
+        all_kernels(table, kernels, shape, factor, True if pairs else None, scratch, job)
         return kernels
 
     def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
@@ -279,9 +342,9 @@ class Winograd(Tiled, Compiled):
         taken, faint, limits, scales = (
             (0, None, (0, 0), np.ones((3, 3), np.int32))
             if spec.dtype == PAIRS
-            else self.scaling(spec, float(np.abs(weights).max(initial=0)))
+            else self.scaling(spec, float(max(weights.max(initial=0), -weights.min(initial=0))))
         )
-        kernels = self._kernels(spec, weights, taken)
+        kernels = self._kernels(spec, weights, taken, threads)
         spectra_shape, products_shape, length = self._shapes(spec, tiling)
         copies = 1 if together else threads
         spectra = aligned((copies, *spectra_shape), spec.in_dtype, zeros=True)

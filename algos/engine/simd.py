@@ -209,6 +209,17 @@ def place(typingctx, array, offset):
 
 
 @intrinsic
+def element(typingctx, like, place):
+    """The element at an integer address, of the type of those of the array ``like``."""
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_data_type(sig.args[0].dtype).as_pointer()
+        return builder.load(builder.inttoptr(args[1], kind))
+
+    return like.dtype(like, types.intp), codegen
+
+
+@intrinsic
 def advance(typingctx, pointer, offset):
     """``pointer`` moved by ``offset`` elements."""
     signature = pointer(pointer, types.intp)

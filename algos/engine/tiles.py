@@ -74,18 +74,18 @@ def block_of(item, tiles):
 
 @intrinsic
 def transform(typingctx, outputs, taps, back, source, source_step, target, target_step):
-    """target[i] = sum over k of M[i, k] * source[k], vectors a step apart; M is B^T of F(outputs, taps), or
-    A^T if ``back``.
+    """target[i] = sum over k of M[i, k] * source[k], vectors a step apart; M is B^T of F(outputs, taps), A^T
+    where ``back`` is (), G where it is (0,).
 
-    The sizes are the lengths of tuples and ``back`` is None or (): types, so that each is compiled for
+    The sizes are the lengths of tuples and ``back`` is a tuple or None: types, so that each is compiled for
     itself.
     """
     signature = types.void(outputs, taps, back, source, types.intp, target, types.intp)
 
     def codegen(context, builder, sig, args):
         _, _, _, source, source_step, target, target_step = args
-        at, _, bt = toom_cook(len(sig.args[0]), len(sig.args[1]))
-        matrix = bt if sig.args[2] == types.none else at
+        at, kernel, bt = toom_cook(len(sig.args[0]), len(sig.args[1]))
+        matrix = bt if sig.args[2] == types.none else kernel if len(sig.args[2]) else at
         emit = Emitter(builder, sig.args[3].dtype)
         found = [
             emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, k))))

@@ -30,7 +30,7 @@ from algos.lower.epilogue import epilogue
 from algos.lower.flip import flip
 from algos.lower.geometry import crop, dilation, groups, padding, stride
 from algos.lower.pairs import pairs, quads
-from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, count
+from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, contiguous, count
 from algos.lower.types import types
 from algos.spec import ConvSpec, SpecError
 
@@ -310,6 +310,8 @@ def _placed(part: Part) -> int:
 
 def _prepared(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int, bias: Any) -> Run:
     there = _there(algorithm, weights)
+    if there is not None and not (algorithm.support and algorithm.support.strided_weights):
+        there = contiguous(there)
     if algorithm.support is None or not algorithm.support.epilogues:
         return algorithm.prepare(spec, there, threads)
     return algorithm.prepare(spec, there, threads, bias)  # type: ignore[call-arg]

@@ -57,10 +57,9 @@ def _residues(spec: ConvSpec, axis: int) -> list[Residue]:
 
 
 def _exchanged(w: Any, groups: int) -> Any:
-    """w (O, C / groups, *k) -> (C, O / groups, *k), turned in space."""
+    """w (O, C / groups, *k) -> (C, O / groups, *k), turned in space, where they lie as far as they may."""
     o, c, *k = w.shape
-    w = turned(w.reshape(groups, o // groups, c, *k).swapaxes(1, 2).reshape(groups * c, o // groups, *k))
-    return contiguous(w)
+    return turned(w.reshape(groups, o // groups, c, *k).swapaxes(1, 2).reshape(groups * c, o // groups, *k))
 
 
 def _forward(spec: ConvSpec, out_channels: int, kernel: tuple[int, ...], dilation: Any,

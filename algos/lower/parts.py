@@ -34,7 +34,7 @@ class Part:
     ----------
     spec : ConvSpec
     weights : callable
-        The problem's weights -> those of the part, contiguous; at prepare.
+        The problem's weights -> those of the part, or a view of them; at prepare.
     operands : callable
         Makes what turns a call's operands into the part's; that may keep a buffer from call to call.
     place : callable or None
