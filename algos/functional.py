@@ -113,6 +113,7 @@ if hasattr(os, "register_at_fork"):
 def plan(
     spec: ConvSpec | str, w: Any = None, algorithm: str = "auto", threads: int | None = None,
     bias: Any = None, activation: str | None = None, layout: str = "nchw",
+    tune: str | float | None = None,
 ) -> Plan:  # fmt: skip
     """Prepare ``spec`` with weights ``w`` for many calls.
 
@@ -133,6 +134,9 @@ def plan(
         How the channels of the arrays lie: "nhwc" where those of a pixel lie together, as in torch's
         channels_last. Results lie the same way; shapes stay (N, C, *size). An algorithm of the other layout
         copies on the way in and out, which the choice counts.
+    tune : str or float, optional
+        Like "50ms", or seconds: of "auto", so long those take turns that estimates cannot tell apart, unless
+        that was done before; the machine remembers.
 
     Raises
     ------
@@ -140,12 +144,12 @@ def plan(
         For operands that don't fit the spec, weights that break its rank, or an algorithm that cannot solve
         it.
     """
-    return apart(_plan, spec, w, algorithm, threads, bias, activation, layout)
+    return apart(_plan, spec, w, algorithm, threads, bias, activation, layout, tune)
 
 
 def _plan(
     spec: ConvSpec | str, w: Any, algorithm: str, threads: int | None, bias: Any, activation: str | None,
-    layout: str,
+    layout: str, tune: str | float | None,
 ) -> Plan:  # fmt: skip
     spec = ConvSpec.of(spec)
     if layout not in LAYOUTS:
@@ -157,14 +161,28 @@ def _plan(
     if spec.direction == "weight_gradient":
         if w is not None:
             raise ValueError("a weight_gradient plan takes no weights: pass w=None")
+        _tune(spec, None, algorithm, threads, None, layout, tune)
         return prepared(spec, None, _resolve(spec, algorithm, threads, None, layout), threads, layout="nchw")
     if w is None:
         raise ValueError(f"w is missing: pass weights of shape {spec.weight_shape}")
     # A plan keeps its weights, whatever becomes of the caller's array.
     w = regular("w", w, spec.weight_shape, spec.w_dtype, None).copy(order="C")
     ranked = _ranked(spec, w)
+    _tune(ranked, w, algorithm, threads, bias, layout, tune)
     chosen = _resolve(ranked, algorithm, threads, w, layout)
     return prepared(spec, w, chosen, threads, ranked, bias, layout)
+
+
+def _tune(
+    spec: ConvSpec, w: Any, algorithm: str, threads: int, bias: Any, layout: str, budget: str | float | None
+) -> None:
+    """Let those that estimates cannot tell apart take turns, where the caller has the time."""
+    if budget is not None:
+        from algos.tune import span_s, tune
+
+        span_s(budget)
+        if algorithm == "auto" and not is_device_array(w):
+            tune(spec, budget, w, bias, threads=threads, layout=layout)
 
 
 def prepared(

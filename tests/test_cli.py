@@ -245,7 +245,7 @@ def test_pick_answers_in_one_line_then_what_would_be_better(capsys: pytest.Captu
     assert answer.startswith("im2col_gemm: about ") and " a call, estimated" in answer and "fastest" in reason
     hints = [line for line in rest if line.startswith("- ")]
     assert "if each kernel is an outer product (rank1), separable takes" in hints[0]
-    assert "--measure finds out" in hints[1] and any(line.startswith("separable  the spec") for line in rest)
+    assert "--budget 50ms lets" in hints[1] and any(line.startswith("separable  the spec") for line in rest)
     assert main(("pick", "64x64,7x7,p3", "--json")) == 0
     picked = json.loads(capsys.readouterr().out)
     assert all(c["low_s"] < c["run_s"] < c["high_s"] for c in picked["candidates"] if not c["excluded"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import algos
-from algos import host, wisdom
+from algos import host, tune, wisdom
 from algos.auto import choose
 from algos.build import build_of
 from algos.estimate import Knowledge, tunables_text
@@ -192,3 +192,37 @@ def test_run_tune_finds_and_remembers(convbench: Convbench, tmp_path: Path) -> N
 def test_registered_algorithms_keep_their_own_names() -> None:
     for name, algorithm in registry().items():
         assert variant_name(algorithm) == name
+
+
+@pytest.mark.usefixtures("own_wisdom")
+def test_a_plan_in_doubt_measures_once_and_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = algos.ConvSpec.parse("1x3x24x24,8x3x3x3,p1")
+    w = np.ones(spec.weight_shape, np.float32)
+    doubted = tune.doubtful(algos.pick(spec, threads=1, device="cpu"))
+    assert len(doubted) > 1
+    plan = algos.plan(spec, w, threads=1, tune="5ms")
+    known = {entry.algorithm: entry for entry in wisdom.recall(host.fingerprint()["id"])}
+    assert known.keys() == {*doubted} and known[plan.algorithm].verdict == "fastest"
+    assert all(entry.low <= entry.high and entry.run_s > 0 for entry in known.values())
+    monkeypatch.setattr(tune, "_race", lambda *ignored: pytest.fail("nobody is in doubt"))
+    assert algos.plan(spec, w, threads=1, tune="5ms").algorithm == plan.algorithm
+    assert algos.pick(spec, threads=1).source == "measured"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("50ms", 0.05), ("2s", 2.0), ("200us", 2e-4), (0.1, 0.1)])
+def test_a_span_of_time(text: Any, seconds: float) -> None:
+    assert tune.span_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "ms", "-1ms", "fast", "nans", 0, True, None, [1]])
+def test_what_is_no_span_of_time_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError):
+        tune.span_s(text)
+
+
+def test_turns_tell_who_is_slower_and_who_is_not() -> None:
+    one, other = [1.0, 1.1, 1.0, 1.2, 1.0], [1.3, 1.45, 1.31, 1.5, 1.3]
+    low, high = tune.compared(one, other)
+    assert 1.2 < low < 1.3 < high < 1.4
+    low, high = tune.compared(one, [1.01 * turn for turn in one])
+    assert low < 1 < high

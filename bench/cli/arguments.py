@@ -97,6 +97,16 @@ def to_seconds(value: str) -> float:
     return number
 
 
+def to_span(value: str) -> float:
+    """50ms, 2s or 0.05 as seconds."""
+    from algos.tune import span_s
+
+    try:
+        return span_s(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def to_size(value: str) -> int:
     try:
         return text.parse_size(value)

@@ -14,7 +14,7 @@ from algos.contract import LAYOUTS
 from algos.lower.chain import chain, unsupported
 from algos.spec import ConvSpec
 from bench import text
-from bench.cli.arguments import Command, names_of, threads_of, to_count, to_size
+from bench.cli.arguments import Command, names_of, threads_of, to_count, to_size, to_span
 from bench.cli.output import Bar, print_json, show
 
 WORTH = 0.8  # times the time: what is faster by less is not mentioned
@@ -90,11 +90,15 @@ def _pick_arguments(command: argparse.ArgumentParser) -> None:
                          help="how the channels of the arrays lie: nhwc, those of a pixel together")
     command.add_argument("--algorithms", metavar="a,b", help="rank only these")
     command.add_argument("--why", action="store_true", help="show what was left out, and why")
+    command.add_argument("--budget", type=to_span, metavar="50ms",
+                         help="let those take turns for so long that estimates cannot tell apart")
     command.add_argument("--measure", action="store_true", help="measure every candidate now, then pick")
 
 
 def pick(arguments: argparse.Namespace) -> int:
     import algos
+    from algos.tune import tune
+    from bench.pool import measuring
 
     spec = ConvSpec.parse(arguments.spec)
     threads = threads_of(arguments.threads)[0] if arguments.threads else None
@@ -106,6 +110,9 @@ def pick(arguments: argparse.Namespace) -> int:
         "threads": threads, "max_workspace_bytes": arguments.max_workspace, "peers": arguments.peers,
         "layout": arguments.layout, "algorithms": names_of(arguments.algorithms) or None,
     }  # fmt: skip
+    if arguments.budget:
+        with measuring():
+            tune(spec, arguments.budget, calls=arguments.calls, **options)
     choice = algos.pick(spec, calls=arguments.calls, **options)
     if arguments.json:
         return print_json({"spec": str(spec), **asdict(choice)})
@@ -159,7 +166,7 @@ def better(spec: ConvSpec, choice: Choice, calls: int | None, options: dict[str,
             yield (f"if each kernel is an outer product (rank1), {ranked.algorithm} takes "
                    f"{text.seconds(ranked.expected_s)}")  # fmt: skip
     if choice.source != "measured":
-        yield f"convbench pick '{spec}' --measure finds out which is the fastest, and remembers it"
+        yield f"convbench pick '{spec}' --budget 50ms lets the best take turns, --measure all, and remembers"
         if not is_calibrated():
             yield "convbench calibrate, a minute once, makes estimates of all shapes those of this machine"
 
