@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from algos import wisdom
+from algos.accuracy import error_bound
 from algos.build import build_of
 from algos.choice import Candidate, Choice, Ranked, Ranking, broken, chosen
 from algos.contract import LAYOUTS, Algorithm, Cost, relaid_s
@@ -32,7 +33,7 @@ MEMORY_SHARE = 0.8
 CHOICES = 1 << 12  # that are remembered
 HOPELESS = 10.0  # times as long as the best one, as far as that is known: not asked on specs alike
 # Of these, options that are equal and of equal type are the same
-PLAIN = frozenset((int, str, bool, type(None), ConvSpec))
+PLAIN = frozenset((int, float, str, bool, type(None), ConvSpec))
 
 
 def pick(
@@ -46,6 +47,7 @@ def pick(
     peers: bool = False,
     layout: str = "nchw",
     algorithms: Sequence[str] | None = None,
+    max_error: float | None = None,
 ) -> Choice:
     """The fastest algorithm that is right for ``spec`` on this machine.
 
@@ -70,6 +72,9 @@ def pick(
         counted.
     algorithms : sequence of str, optional
         Names; ranks only these.
+    max_error : float, optional
+        Leaves out those whose largest error may be more, relative to the largest output (``error_bound`` in
+        ``algos/accuracy.py``).
 
     Raises
     ------
@@ -77,7 +82,7 @@ def pick(
         When a parameter is not valid, or when no algorithm is left, with the reasons.
     """
     named = None if algorithms is None else ",".join(map(_name, algorithms))
-    options = threads, max_workspace_bytes, calls, device, accuracy, peers, layout, named
+    options = threads, max_workspace_bytes, calls, device, accuracy, peers, layout, named, max_error
     kinds = (type(spec), *map(type, options))
     if not PLAIN.issuperset(kinds):
         return _picked(spec, *options)[0]
@@ -101,6 +106,7 @@ _choices: dict[Any, tuple[Any, Choice, float]] = {}
 def _picked(
     spec: ConvSpec | str, threads: int | None, max_workspace_bytes: int | None, calls: int | None,
     device: str | None, accuracy: str | None, peers: bool, layout: str, named: str | None,
+    max_error: float | None,
 ) -> tuple[Choice, float]:  # fmt: skip
     """The choice, and the bytes of memory that must be free for it to stand."""
     from algos.registry import registry
@@ -116,6 +122,8 @@ def _picked(
     ):
         if value is not None and (not isinstance(value, str) or value not in known_values):
             raise SpecError(f"{name} is {shown(value)}: use {', '.join(map(repr, known_values))} or None")
+    if max_error is not None and not (isinstance(max_error, int | float) and 0 < max_error < float("inf")):
+        raise SpecError(f"max_error is {shown(max_error)}: give a number above 0, like 1e-5")
     count = checked_threads(threads)
     knowledge = known()
     needs: list[float] = [spec.min_bytes]
@@ -137,6 +145,8 @@ def _picked(
         if way.algorithm.device == "cpu" and (reason := _too_large(needed, spec)):
             needs.append(float("inf"))
             return reason
+        if max_error is not None and (error := error_bound(way)) > max_error:
+            return f"its error may reach {error:.1g} of the largest output, asked for {max_error:.1g}"
         return _distrust(way, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]

@@ -89,6 +89,8 @@ def _pick_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--layout", choices=LAYOUTS, default="nchw",
                          help="how the channels of the arrays lie: nhwc, those of a pixel together")
     command.add_argument("--algorithms", metavar="a,b", help="rank only these")
+    command.add_argument("--max-error", type=float, metavar="1e-5",
+                         help="leave out what may be off by more of the largest output")
     command.add_argument("--why", action="store_true", help="show what was left out, and why")
     command.add_argument("--budget", type=to_span, metavar="50ms",
                          help="let those take turns for so long that estimates cannot tell apart")
@@ -109,6 +111,7 @@ def pick(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "threads": threads, "max_workspace_bytes": arguments.max_workspace, "peers": arguments.peers,
         "layout": arguments.layout, "algorithms": names_of(arguments.algorithms) or None,
+        "max_error": arguments.max_error,
     }  # fmt: skip
     if arguments.budget:
         with measuring():
