@@ -182,7 +182,7 @@ def _tune(
 
         span_s(budget)
         if algorithm == "auto" and not is_device_array(w):
-            tune(spec, budget, w, bias, threads=threads, layout=layout)
+            tune(spec, budget, prepared, w, bias, threads=threads, layout=layout)
 
 
 def prepared(

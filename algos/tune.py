@@ -88,8 +88,9 @@ def doubtful(choice: Choice) -> list[str]:
 
 
 def tune(
-    spec: ConvSpec | str, budget: str | float, w: Any = None, bias: Any = None, **options: Any
-) -> Choice:
+    spec: ConvSpec | str, budget: str | float, prepared: Callable[..., Any], w: Any = None, bias: Any = None,
+    **options: Any,
+) -> Choice:  # fmt: skip
     """``pick``, after those that it could not tell apart have taken turns.
 
     Parameters
@@ -97,6 +98,8 @@ def tune(
     spec : ConvSpec or str
     budget : str or float
         Of the turns, like "50ms", or seconds.
+    prepared : function
+        What makes the plans: ``algos.functional.prepared``.
     w, bias : array, optional
         Those of the plan; random ones when left out.
     **options
@@ -110,16 +113,15 @@ def tune(
     names = doubtful(choice)
     if names and spec.batch:
         threads = checked_threads(options.get("threads"))
-        rivals = [_rival(spec, name, threads, w, bias) for name in names]
+        rivals = [_rival(spec, name, threads, prepared, w, bias) for name in names]
         _race(rivals, budget_s)
         wisdom.remember(_lessons(spec, rivals, threads))
         choice = pick(spec, **options)
     return choice
 
 
-def _rival(spec: ConvSpec, name: str, threads: int, w: Any, bias: Any) -> _Rival:
-    from algos.functional import prepared
-
+def _rival(spec: ConvSpec, name: str, threads: int, prepared: Callable[..., Any], w: Any,
+           bias: Any) -> _Rival:  # fmt: skip
     algorithm = get(name)
     x, grad = _drawn(spec.input_shape, spec.in_dtype), _drawn(spec.output_shape, spec.out_dtype)
     operands = {"forward": [x], "input_gradient": [grad], "weight_gradient": [x, grad]}[spec.direction]

@@ -99,6 +99,7 @@ def _pick_arguments(command: argparse.ArgumentParser) -> None:
 
 def pick(arguments: argparse.Namespace) -> int:
     import algos
+    from algos.functional import prepared
     from algos.tune import tune
     from bench.pool import measuring
 
@@ -115,7 +116,7 @@ def pick(arguments: argparse.Namespace) -> int:
     }  # fmt: skip
     if arguments.budget:
         with measuring():
-            tune(spec, arguments.budget, calls=arguments.calls, **options)
+            tune(spec, arguments.budget, prepared, calls=arguments.calls, **options)
     choice = algos.pick(spec, calls=arguments.calls, **options)
     if arguments.json:
         return print_json({"spec": str(spec), **asdict(choice)})
