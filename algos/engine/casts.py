@@ -4,6 +4,7 @@ many elements, else by NumPy.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -38,13 +39,21 @@ def _loop(name: str, *arrays: Any) -> Callable[..., Any] | None:
     return getattr(casting, name)
 
 
+_jobs = threading.local()  # one call at a time may use a job, and making one takes 5 us
+JOBS = 1 << 8
+
+
 def _job(elements: int, threads: int, items: int = 0) -> np.ndarray:
     """What shares a loop over so many elements; its helpers are woken."""
     from algos.engine.casting import ITEM
     from algos.engine.relay import HELPERS, helpers
 
-    crew = helpers()
-    job = crew.job(items or -(-elements // ITEM), threads if elements >= SHARED else 1)
+    crew, kept = helpers(), _jobs.__dict__
+    key = crew, items or -(-elements // ITEM), threads if elements >= SHARED else 1
+    if (job := kept.get(key)) is None:
+        if len(kept) >= JOBS:
+            kept.clear()
+        job = kept[key] = crew.job(*key[1:])
     if job[HELPERS]:
         crew.wake(int(job[HELPERS]))
     return job
