@@ -1,14 +1,17 @@
 """``scipy.ndimage``'s ``convolve`` and ``correlate`` on dask arrays, with the arguments of ``dask_image``.
 
-Lazy: every chunk is filtered with what it needs of its neighbours (``dask.array.map_overlap``), and what lies
-beyond the array is made within the chunks at its edge. ``wrap`` brings the opposite edge there first. NumPy
-and CuPy chunks keep their kind.
+Lazy: a chunk is filtered with what it needs of its neighbours, in ``wrap`` of those at the opposite edge too,
+and what lies beyond the array is made within the chunks at its edge. NumPy and CuPy chunks keep their kind.
+
+Two tasks a chunk: one cuts off what its neighbours need, all of it at once, one filters. ``map_overlap``
+makes eight, and it is tasks that small chunks cost: 132 instead of 32 for 4 x 4 chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import product
 from math import prod
 from operator import index
 from typing import Any, NamedTuple
@@ -27,6 +30,9 @@ MODES = {"reflect": "symmetric", "grid-mirror": "symmetric", "mirror": "reflect"
          "wrap": "circular", "grid-wrap": "circular", "constant": "constant", "grid-constant": "constant"}
 MOST_AXES = 3  # on which a kernel is longer than 1
 MOST_PLANS = 128  # shapes of blocks, whose plans a process keeps
+
+Pair = tuple[int, int]
+Side = tuple[int, ...]  # -1, 0 or 1 along each axis
 
 
 def correlate(
@@ -80,7 +86,7 @@ class _Filter(NamedTuple):
     dtype: np.dtype  # of sums
     exact: bool  # whether sums must be exact where they can be
     mode: str
-    edges: tuple[tuple[int, int], ...]  # elements that are made beyond the array
+    result: np.dtype
     threads: int
 
 
@@ -101,22 +107,12 @@ def _filtered(
     w = (np.flip(w) if flip else w).astype(sums)
     if not x.size:
         return x.astype(result)
-    periodic = MODES[mode] == "circular"
-    x, edges = _joined(x, reach)
-    chunks = x.chunks
-    for axis, (before, after) in enumerate(reach):
-        if periodic and len(chunks[axis]) > 1:
-            x, edges[axis] = _wrapped(x, axis, before, after), (0, 0)
     border = f"constant:{float(cval)!r}" if MODES[mode] == "constant" else MODES[mode]
-    own = _Filter(w.tobytes(), w.shape, sums, exact, border, tuple(edges), threads)
-    depth = {axis: pair if len(chunks[axis]) > 1 else 0 for axis, pair in enumerate(reach)}
-    return da.map_overlap(
-        _block, x, depth=depth, boundary="none", trim=False, allow_rechunk=False, chunks=chunks, dtype=result,
-        meta=x._meta.astype(result), own=own, result=result,
-    )  # fmt: skip
+    own = _Filter(w.tobytes(), w.shape, sums, exact, border, result, threads)
+    return _graph(_joined(x, reach), own, reach)
 
 
-def _reach(kernel: tuple[int, ...], origin: int | Sequence[int], flip: bool) -> list[tuple[int, int]]:
+def _reach(kernel: tuple[int, ...], origin: int | Sequence[int], flip: bool) -> list[Pair]:
     """Elements before and after its own that a result needs, along each axis."""
     moves = [origin] * len(kernel) if isinstance(origin, (int, np.integer)) else list(origin)
     if len(moves) != len(kernel):
@@ -143,66 +139,125 @@ def _types(image: np.dtype, weights: np.dtype) -> tuple[np.dtype, np.dtype, bool
     return result, result, False
 
 
-def _joined(x: Any, reach: Sequence[tuple[int, int]]) -> tuple[Any, list[tuple[int, int]]]:
+def _joined(x: Any, reach: Sequence[Pair]) -> Any:
     """``x`` in chunks that hold all that the next one needs of them, and one more for ``mirror``; whole along
     an axis that is no longer than that.
     """
-    from dask.array.overlap import ensure_minimum_chunksize
+    from dask.array.overlap import ensure_minimum_chunksize as _least
 
     chunks = []
     for size, pair, own in zip(x.shape, reach, x.chunks, strict=True):
-        least = max(pair) + 1
-        alone = max(pair) == 0
-        chunks.append(own if alone else (size,) if least >= size else ensure_minimum_chunksize(least, own))
-    return x.rechunk(tuple(chunks)), list(reach)
+        most = max(pair)
+        chunks.append(own if not most else (size,) if most + 1 >= size else _least(most + 1, own))
+    return x.rechunk(tuple(chunks))
 
 
-def _wrapped(x: Any, axis: int, before: int, after: int) -> Any:
-    """``x`` with the opposite edges' elements in the first and in the last chunk."""
-    import dask.array as da
+def _graph(x: Any, own: _Filter, reach: Sequence[Pair]) -> Any:
+    """Two tasks a chunk, one where no chunk has neighbours."""
+    from dask.array import Array
+    from dask.base import tokenize
+    from dask.highlevelgraph import HighLevelGraph
 
-    def part(start: int, stop: int) -> Any:
-        return x[(slice(None),) * axis + (slice(start, stop),)]
+    token = tokenize(x, own, reach)
+    name, edges = f"filtered-{token}", f"edges-{token}"
+    parts = [(-1,) * (before > 0) + (0,) + (1,) * (after > 0) for before, after in reach]
+    sides = [side for side in product(*parts) if any(side)]
+    cut = partial(_edges, reach=tuple(reach), sides=tuple(sides))
+    tasks: dict[Any, Any] = {}
+    for at in np.ndindex(*x.numblocks):
+        beside = {side: _beside(at, side, x.numblocks, own.mode) for side in sides}
+        theirs = {side: (edges, *found) for side, found in beside.items() if found is not None}
+        tasks |= {key: (cut, (x.name, *key[1:])) for key in theirs.values()}
+        padding = _beyond(at, x.numblocks, reach, own.mode)
+        call = partial(_block, own=own, sides=tuple(theirs), padding=padding)
+        tasks[name, *at] = (call, (x.name, *at), *theirs.values())
+    graph = HighLevelGraph.from_collections(name, tasks, [x])
+    return Array(graph, name, x.chunks, meta=x._meta.astype(own.result))
 
-    size, own = x.shape[axis], list(x.chunks[axis])
-    own[0], own[-1] = own[0] + before, own[-1] + after
-    return da.concatenate([part(size - before, size), x, part(0, after)], axis).rechunk({axis: tuple(own)})
+
+def _beside(at: Side, side: Side, counts: tuple[int, ...], mode: str) -> Side | None:
+    """The chunk on that side of the one at ``at``; round the edge where the mode is periodic."""
+    found = [k + step for k, step in zip(at, side, strict=True)]
+    if mode == "circular" and all(count > 1 or not step for count, step in zip(counts, side, strict=True)):
+        return tuple(k % count for k, count in zip(found, counts, strict=True))
+    return tuple(found) if all(0 <= k < n for k, n in zip(found, counts, strict=True)) else None
 
 
-def _block(block: Any, own: _Filter, result: np.dtype, block_info: Any = None) -> Any:
-    """A chunk with what it needs of its neighbours -> its result."""
-    places = zip(own.edges, block_info[0]["chunk-location"], block_info[0]["num-chunks"], strict=True)
-    padding = tuple((before * (at == 0), after * (at == count - 1)) for (before, after), at, count in places)
+def _beyond(at: Side, counts: tuple[int, ...], reach: Sequence[Pair], mode: str) -> tuple[Pair, ...]:
+    """Elements beyond the array that the chunk at ``at`` needs, along each axis."""
+    def alone(k: int, step: int, count: int) -> bool:
+        return _beside((k,), (step,), (count,), mode) is None
+
+    return tuple(
+        (before * alone(k, -1, count), after * alone(k, 1, count))
+        for k, count, (before, after) in zip(at, counts, reach, strict=True)
+    )
+
+
+def _edges(block: Any, reach: tuple[Pair, ...], sides: tuple[Side, ...]) -> dict[Side, Any]:
+    """What each neighbour needs of a chunk, by the side on which the chunk lies of it."""
+    found = {}
+    for side in sides:
+        cut = tuple(
+            slice(size - before, size) if step < 0 else slice(0, after) if step else slice(None)
+            for step, size, (before, after) in zip(side, block.shape, reach, strict=True)
+        )
+        found[side] = block[cut].copy()  # or it would hold the whole chunk
+    return found
+
+
+def _block(
+    block: Any, *edges: dict[Side, Any], own: _Filter, sides: tuple[Side, ...], padding: tuple[Pair, ...]
+) -> Any:
+    """A chunk and what it needs of its neighbours -> its result."""
     alike = next((k for k, length in enumerate(own.kernel[:-1]) if length > 1), len(own.kernel) - 1)
     alike = max(alike, len(own.kernel) - MOST_AXES)  # axes that are a batch
-    size = block.shape[alike:]
-    idle = _plans(own, prod(block.shape[:alike]), size, padding[alike:], is_device_array(block))
+    whole = _put_together(block, dict(zip(sides, edges, strict=True)), own.dtype)
+    size, images = whole.shape[alike:], prod(whole.shape[:alike])
+    idle = _plans(own, images, size, padding[alike:], is_device_array(block))
     try:
         run = idle.pop()
     except IndexError:  # all of them are in other threads' calls
-        run = _prepared(own, prod(block.shape[:alike]), size, padding[alike:], module_of(block))
+        run = _prepared(own, images, size, padding[alike:], module_of(block))
     try:
-        y = run(block.astype(own.dtype).reshape(-1, 1, *size))
+        y = run(whole.reshape(images, 1, *size))
     finally:
         idle.append(run)
     with np.errstate(invalid="ignore"):  # out of a whole number's range, as SciPy
-        return y.reshape(*block.shape[:alike], *y.shape[2:]).astype(result, copy=False)
+        return y.reshape(*block.shape).astype(own.result, copy=False)
+
+
+def _put_together(block: Any, edges: dict[Side, dict[Side, Any]], dtype: np.dtype) -> Any:
+    """The chunk with its neighbours' edges around it, in the type of sums."""
+    if not edges:
+        return block.astype(dtype, copy=False)
+    parts = {(0,) * block.ndim: block} | {side: theirs[side] for side, theirs in edges.items()}
+    lengths: list[dict[int, int]] = [{} for _ in block.shape]
+    for side, part in parts.items():
+        for axis, step in enumerate(side):
+            lengths[axis][step] = part.shape[axis]
+    whole = module_of(block).empty([sum(length.values()) for length in lengths], dtype)
+    for side, part in parts.items():
+        first = [sum(length for step, length in own.items() if step < mine)
+                 for own, mine in zip(lengths, side, strict=True)]  # fmt: skip
+        whole[tuple(slice(k, k + n) for k, n in zip(first, part.shape, strict=True))] = part
+    return whole
 
 
 @lru_cache(maxsize=MOST_PLANS)
 def _plans(
-    own: _Filter, batch: int, size: tuple[int, ...], padding: tuple[tuple[int, int], ...], on_device: bool
+    own: _Filter, images: int, size: tuple[int, ...], padding: tuple[Pair, ...], on_device: bool
 ) -> list[Plan]:
     """Those that are in no call: as many are prepared as threads were in one at a time."""
     return []
 
 
 def _prepared(
-    own: _Filter, batch: int, size: tuple[int, ...], padding: tuple[tuple[int, int], ...], module: Any
+    own: _Filter, images: int, size: tuple[int, ...], padding: tuple[Pair, ...], module: Any
 ) -> Plan:
     kernel = own.kernel[len(own.kernel) - len(size) :]
     spec = ConvSpec(
-        batch=batch, in_channels=1, size=size, out_channels=1, kernel=kernel, padding=padding,
+        batch=images, in_channels=1, size=size, out_channels=1, kernel=kernel, padding=padding,
         padding_mode=own.mode, dtype=own.dtype.name,
     )  # fmt: skip
     w = np.frombuffer(own.weights, own.dtype).reshape(spec.weight_shape)
