@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.cli.arguments import Command, names_of, threads_of, to_count, to_seconds
+from bench import text
+from bench.cli.arguments import Command, names_of, on_cluster, threads_of, to_count, to_seconds
 from bench.cli.output import print_json, show
 
 BUDGET_S = 60.0
@@ -29,6 +30,7 @@ def _net_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, default=Path("results"), help="folder of picture and tables")
     command.add_argument("--budget", type=to_seconds, default=BUDGET_S, metavar="SECONDS",
                          help=f"of measuring, beside compiling and checking ({BUDGET_S:.0f})")  # fmt: skip
+    on_cluster(command)
 
 
 def net(arguments: argparse.Namespace) -> int:
@@ -40,6 +42,8 @@ def net(arguments: argparse.Namespace) -> int:
         raise ValueError("--algorithms names none: write --algorithms a,b, with names from convbench list")
     for name in names:
         get(name)
+    if arguments.scheduler is not None or arguments.dask is not None:
+        return _in_parts(arguments, names)
     found = _measured(arguments, arguments.name, names)
     folder = _written(found, arguments.out)
     if arguments.json:
@@ -53,6 +57,41 @@ def net(arguments: argparse.Namespace) -> int:
         show(f"\n{way_table(found).text()}\n\n{summary(found)}")
         show(f"\npicture and tables: {folder}")
     return 1 if any(reason.startswith("wrong") for reason in found.missing.values()) else 0
+
+
+def _in_parts(arguments: argparse.Namespace, names: list[str]) -> int:
+    """The batch among the machines of a cluster."""
+    from bench.cluster import connected
+    from bench.networks.spread import split
+
+    if arguments.csv or arguments.latex:
+        raise ValueError("--csv and --latex print layers, of one machine: leave them out, or the cluster")
+    with connected(arguments.scheduler, arguments.dask or 0) as client:
+        print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        found = split(
+            client, arguments.name, size=arguments.size, batch=arguments.batch,
+            threads=_threads(arguments), weights=arguments.weights, algorithms=names,
+            budget_s=arguments.budget,
+        )  # fmt: skip
+    parts = [
+        {"node": p.node, "first": p.first, "images": p.images, "seconds": p.seconds, "error": p.error,
+         "algorithms": p.algorithms}
+        for p in found.parts
+    ]  # fmt: skip
+    if arguments.json:
+        return print_json({"name": found.name, "batch": found.batch, "threads": found.threads,
+                           "seconds": found.seconds, "one_after_the_other_s": found.one_s,
+                           "parts": parts})  # fmt: skip
+    rows = [
+        (p.node, f"{p.first} to {p.first + p.images - 1}", text.seconds(p.seconds),
+         f"{p.images / p.seconds:.3g}", f"{p.error:.1e}")
+        for p in found.parts
+    ]  # fmt: skip
+    show(text.table(("node", "images", "time", "images/s", "error"), rows))
+    gain = f"{found.one_s / found.seconds:.2f} times as fast as one part after the other"
+    show(f"\n{found.batch} images in {text.seconds(found.seconds)}, "
+         f"{found.batch / found.seconds:.3g} a second: {gain}")  # fmt: skip
+    return 0
 
 
 NET = Command("net", "a whole network: every layer, and PyTorch beside it", _net_arguments, net)
@@ -73,18 +112,23 @@ def in_sequence(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(arguments: argparse.Namespace, name: str, algorithms: list[str], torch: bool = True) -> Any:
-    from bench.networks.measured import measure
-
+def _threads(arguments: argparse.Namespace) -> int:
     threads = threads_of(arguments.threads)
     if len(threads) != 1:
         raise ValueError("--threads: a network is measured with one number of threads, write --threads 2")
+    return threads[0]
+
+
+def _measured(arguments: argparse.Namespace, name: str, algorithms: list[str], torch: bool = True) -> Any:
+    from bench.networks.measured import measure
+
+    threads = _threads(arguments)
 
     def say(what: str) -> None:
         print(f"{name}: {what}", file=sys.stderr, flush=True)
 
     return measure(
-        name, size=arguments.size, batch=arguments.batch, threads=threads[0], weights=arguments.weights,
+        name, size=arguments.size, batch=arguments.batch, threads=threads, weights=arguments.weights,
         algorithms=algorithms, budget_s=arguments.budget, torch=torch, say=say,
     )  # fmt: skip
 

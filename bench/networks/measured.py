@@ -111,17 +111,17 @@ def measure(
     with measuring():
         workers: dict[str, Worker] = {}
         try:
-            own = workers["own"] = _opened(about, threads)
+            own = workers["own"] = opened(about, threads)
             say("the definition")
-            right = np.array(_ask(own, do="reference")["output"])
+            right = np.array(ask(own, do="reference")["output"])
             say("candidates in sequence")
-            chosen = _ask(own, do="choose", named=list(algorithms), seconds=budget_s * 0.3)
+            chosen = ask(own, do="choose", named=list(algorithms), seconds=budget_s * 0.3)
             ways = dict.fromkeys(chosen["ways"], own)
             if torch:
                 ways |= _torch_ways(about, threads, workers, missing, say)
             errors = {}
             for way, worker in list(ways.items()):
-                found = np.array(_ask(worker, do="output", way=way.removeprefix(TORCH))["output"])
+                found = np.array(ask(worker, do="output", way=way.removeprefix(TORCH))["output"])
                 errors[way] = float(np.abs(found - right).max() / np.abs(right).max())
                 if not errors[way] <= ERROR:
                     missing[way] = f"wrong: it differs by {errors[way]:.2g} of the largest output"
@@ -137,7 +137,7 @@ def measure(
             in_sequence, whole = {}, {}
             for way in {BEST, baseline}:
                 in_sequence[way], whole[way] = _steps(own, way, budget_s * 0.08)
-            alone = _ask(own, do="alone", way=BEST, seconds=budget_s * 0.08)["alone"]
+            alone = ask(own, do="alone", way=BEST, seconds=budget_s * 0.08)["alone"]
         finally:
             for worker in workers.values():
                 worker.end()
@@ -152,17 +152,19 @@ def measure(
                     sum(in_sequence[BEST]), whole[BEST], len(turns[BEST]))  # fmt: skip
 
 
-def _opened(about: dict[str, Any], threads: int) -> Worker:
+def opened(about: dict[str, Any], threads: int) -> Worker:
+    """A process that hosts the network."""
     worker = Worker(threads, module="bench.networks.worker")
     try:
-        _ask(worker, do="open", **about)
+        ask(worker, do="open", **about)
     except BaseException:
         worker.end()
         raise
     return worker
 
 
-def _ask(worker: Worker, **request: Any) -> dict[str, Any]:
+def ask(worker: Worker, **request: Any) -> dict[str, Any]:
+    """Its answer, or NetworkError."""
     try:
         reply = worker.ask(WAIT_S, **request)
     except WorkerFailed as failure:
@@ -181,15 +183,15 @@ def _torch_ways(about: dict[str, Any], threads: int, workers: dict[str, Worker],
     found = {}
     for group in ("eager", "compiled"):
         try:
-            worker = workers[group] = _opened(about, threads)
+            worker = workers[group] = opened(about, threads)
         except NetworkError as error:
             missing[TORCH + group] = str(error)
             continue
         for form in (form for form in FORMS if form.startswith(group)):
             say(f"torch {form}")
             try:
-                _ask(worker, do="prepare", form=form)
-                _ask(worker, do="output", way=form)
+                ask(worker, do="prepare", form=form)
+                ask(worker, do="output", way=form)
             except NetworkError as error:
                 missing[TORCH + form] = str(error)[:200]
                 if not worker.running:
@@ -205,7 +207,7 @@ def _turns(ways: dict[str, Worker], seconds: float) -> dict[str, list[list[float
     end, racing = perf_counter() + seconds, list(ways)
     while len(turns[BEST]) < 4 or perf_counter() < end:
         for way in racing:
-            reply = _ask(ways[way], do="turn", way=way.removeprefix(TORCH), seconds=TURN_S)
+            reply = ask(ways[way], do="turn", way=way.removeprefix(TORCH), seconds=TURN_S)
             turns[way].append(reply["times"])
         if len(turns[BEST]) == 3:
             so_far = {way: calm([t for turn in turns[way] for t in turn]) for way in ways}
@@ -217,7 +219,7 @@ def _turns(ways: dict[str, Worker], seconds: float) -> dict[str, list[list[float
 
 def _steps(worker: Worker, way: str, seconds: float) -> tuple[list[float], float]:
     """Of each step the mean over the calmest third of the calls, and the same of calls as a whole."""
-    reply = _ask(worker, do="layers", way=way, seconds=seconds)
+    reply = ask(worker, do="layers", way=way, seconds=seconds)
     steps = np.array(reply["steps"])
     kept = np.argsort(steps.sum(axis=1))[: -(-len(steps) // 3)]
     return steps[kept].mean(axis=0).tolist(), calm(reply["whole"])

@@ -23,7 +23,8 @@ from bench.worker import enter, quieten
 class Host:
     """A network with its weights, and the ways in which this process can run it.
 
-    ``about``: name, size, batch, threads, weights (a file, or empty) and seed.
+    ``about``: name, size, batch, threads, weights (a file, or empty) and seed; ``first`` and ``whole`` where
+    the images are a part of a batch.
     """
 
     def __init__(self, about: dict[str, Any]) -> None:
@@ -33,7 +34,8 @@ class Host:
         self.weights = loaded(Path(file), self.network) if file else seeded(self.network, about["seed"])
         self.net = folded(self.network, self.weights)
         draw = np.random.default_rng(about["seed"] + 1)
-        self.x = draw.standard_normal((self.batch, *self.network.shape), DTYPE)
+        images = draw.standard_normal((about.get("whole", self.batch), *self.network.shape), DTYPE)
+        self.x = images[about.get("first", 0) :][: self.batch].copy()
         self.ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         self.plans: Any = None
         self.chosen: Any = None
