@@ -40,6 +40,7 @@ MANY = 10  # calls that show whether results are remembered
 # Of calls beside those of another plan in a thread, and of whole ones between two lines
 TOGETHER_S, BETWEEN_S = 0.0005, 0.003
 WAITED_S = 0.05  # for one of them at most
+LINES, LONGER = 16, 5  # so many lines, where that takes no longer than some times of what is meant for all
 SURELY = 0.3  # of the seconds for many calls: what is spent of them where there is no time for all
 PAIRS = 5  # of calls on operands that are new, on the same but for one element, and on the very same
 REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when results are remembered
@@ -286,7 +287,7 @@ class Judged:
         def passed(frame: Any, event: str, argument: Any) -> Any:
             nonlocal call
             place = (frame.f_code, frame.f_lineno)
-            if place not in met and call.done() and process_time() < lines_end:
+            if place not in met and call.done() and process_time() < lines_end[len(met) < LINES]:
                 met.add(place)
                 call = helper.submit(beside, *others)
                 wait([call], WAITED_S)  # it may wait for this one
@@ -299,7 +300,7 @@ class Judged:
         with ThreadPoolExecutor(1) as helper:
             call = helper.submit(beside, *others)
             wait([call], WAITED_S)
-            lines_end = process_time() + BETWEEN_S
+            lines_end = [process_time() + BETWEEN_S * most for most in (1, LONGER)]
             traced = sys.gettrace()
             try:
                 sys.settrace(entered)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from algos.host import cache_base
+from tests.ready import LATE, Ready
 
 # Before a test calls a process hung. Nothing is fast enough only because it takes less: the machine may be
 # busy.
@@ -27,16 +28,27 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**kept, "CONVBENCH_DATA": str(tmp_path / "data"), "COLUMNS": "200"}
 
 
+@pytest.fixture(scope="session")
+def ready() -> Iterator[Ready]:
+    started = Ready()
+    yield started
+    started.end()
+
+
 @pytest.fixture
-def convbench(tmp_path: Path, environment: dict[str, str]) -> Convbench:
+def convbench(tmp_path: Path, environment: dict[str, str], ready: Ready) -> Convbench:
     """``convbench(*arguments)`` in an empty folder -> the finished process."""
     folder = tmp_path / "work"
     folder.mkdir()
 
-    def run(*arguments: str, timeout: float = HUNG_S, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, timeout: float = HUNG_S, painted: bool = False, **extra: str
+    ) -> subprocess.CompletedProcess[str]:
+        if LATE.issuperset(extra):
+            return ready.run(arguments, folder, environment | extra, timeout, painted)
         done = subprocess.run(
-            [sys.executable, "-m", "bench", *arguments], cwd=folder, env={**environment, **extra},
-            timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+            [sys.executable, "-m", "bench", *arguments], cwd=folder, env=environment | extra, timeout=timeout,
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
         done.stderr = whatever_the_load(done.stderr)
         return done

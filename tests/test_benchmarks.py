@@ -11,6 +11,7 @@ import pytest
 import algos
 from algos.engine.threads import usable_cores
 from algos.functional import prepared
+from algos.lower.chain import chain
 from bench.cases import Settings, cases_of
 from bench.check import check
 from bench.data import operands
@@ -21,7 +22,8 @@ from bench.store import Store
 from bench.timing import Budget
 from bench.turns import taken
 from bench.worker import quieten
-from tests.covering import covering
+from tests.covering import code_of, covering
+from tests.test_contract import CHOSEN_CODES
 
 SPECS = [
     "1x1x256x256,1x1x3x3,p1",
@@ -36,7 +38,11 @@ SPECS = [
     "1x1x48000,1x1x127,p126:0,flip",
 ]
 CASES = [(text, a) for text in SPECS for a in algos.algorithms(text) if a.name != "auto"]
-ONCE = covering([{text, a.name} for text, a in CASES])
+ONCE = covering(
+    [{text, a.name} for text, a in CASES],
+    [code_of(a, chain(a, algos.ConvSpec.parse(text)).leaves[0]) for text, a in CASES],
+    CHOSEN_CODES,
+)
 RACE = Settings(launches=2, budget=Budget(turn_s=0.006, rounds=16), slow_s=0.1)
 Raced = dict[tuple[str, str], tuple[Record, dict[str, Any]]]
 

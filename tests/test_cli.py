@@ -257,7 +257,7 @@ def test_a_stride_that_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_pick_measures_when_asked(convbench: Convbench) -> None:
-    spec = "1x1x8x8x8,1x1x3x3x3,s4"  # fewer algorithms compete than anywhere else
+    spec = "1x2x9x9,3x2x3x3,int32"  # no transforms and no peers compete
     picked = json.loads(convbench("pick", spec, "--measure", "--threads", "1", "--json").stdout)
     assert picked["source"] == "measured"
     sources = {c["source"] for c in picked["candidates"] if not c["excluded"]}
@@ -297,9 +297,8 @@ def test_a_store_that_cannot_be_used_is_one_clear_line(
 @pytest.mark.parametrize(
     "closed",
     [
-        "1>&-",
         "0<&- 1>&- 2>&-",
-        *(pytest.param(c, marks=pytest.mark.exhaustive) for c in ("0<&-", "2>&-", "0<&- 2>&-")),
+        *(pytest.param(c, marks=pytest.mark.exhaustive) for c in ("0<&-", "1>&-", "2>&-", "0<&- 2>&-")),
     ],
 )
 def test_closed_standard_streams(closed: str, environment: dict[str, str], tmp_path: Path) -> None:

@@ -184,15 +184,24 @@ SHARED = [
 ]
 
 
-@pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("text", SHARED)
+SHARING = [(name, text) for text in SHARED for name in NAMES if solves(get(name), ConvSpec.parse(text))]
+ONCE = covering([{name, (type(get(name)).__module__, text)} for name, text in SHARING])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "threads"),
+    [
+        pytest.param(*case, threads, marks=[] if threads == 3 and i in ONCE else pytest.mark.exhaustive)
+        for i, case in enumerate(SHARING)
+        for threads in (2, 3)
+    ],
+)
 def test_right_when_work_is_shared(name: str, text: str, threads: int) -> None:
-    """Large enough that every algorithm uses its threads."""
-    algorithm, spec = get(name), ConvSpec.parse(text)
-    if solves(algorithm, spec):
-        verdict = check(spec, algorithm, threads)
-        assert verdict.ok, verdict.reason
+    """Large enough that every algorithm uses its threads; a plain run takes each once, and of each file one
+    on every problem.
+    """
+    verdict = check(text, get(name), threads)
+    assert verdict.ok, verdict.reason
 
 
 @pytest.mark.parametrize("name", sorted(SOLVED))
@@ -291,7 +300,8 @@ def test_workspace_is_as_predicted(name: str, threads: int, whole: bool) -> None
 
 COMPILED = [name for name in NAMES if get(name).runtime == "numba"]
 CHECKED_APART = """
-import sys
+import gc, sys
+gc.disable()  # compiling leaves little behind
 from algos import get
 from bench.check import check
 for name, text in zip(sys.argv[1::2], sys.argv[2::2]):
@@ -314,7 +324,8 @@ def right_apart(cases: list[tuple[str, str]], **environment: str) -> None:
 )
 @pytest.mark.parametrize("module", sorted({type(get(name)).__module__ for name in COMPILED}))
 def test_compiled_code_stays_inside_its_arrays(module: str, whole: bool) -> None:
-    """Out-of-bounds reads return garbage silently, so the Numba algorithms run once with every index checked.
+    """Out-of-bounds reads return garbage silently, so the Numba algorithms run once with every index checked,
+    of code that is not optimised: its indices are the same.
     """
     small = [s for s in specs() if s.dtype == "float32" and s.direction == "forward" and s.macs < 1e6]
     names = [name for name in COMPILED if type(get(name)).__module__ == module]
@@ -328,7 +339,7 @@ def test_compiled_code_stays_inside_its_arrays(module: str, whole: bool) -> None
         ]
         codes = [code_of(get(name), spec) for name, spec in cases]
         cases = [cases[i] for i in sorted(covering(found, codes))]
-    right_apart([(name, str(spec)) for name, spec in cases], NUMBA_BOUNDSCHECK="1")
+    right_apart([(name, str(spec)) for name, spec in cases], NUMBA_BOUNDSCHECK="1", NUMBA_OPT="0")
 
 
 @pytest.mark.parametrize("width", [width for width in ("plain", "avx512") if width != simd()])

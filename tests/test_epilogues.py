@@ -20,6 +20,8 @@ from algos.lower.chain import chain, unsupported
 from algos.registry import get, registry
 from algos.wisdom import Known
 from tests.conftest import HUNG_S
+from tests.covering import code_of, covering, traits
+from tests.test_contract import CHOSEN_CODES
 
 # Tails of rows, of vectors of channels and of blocks; images and groups; no layer is as simple as it may be
 SPECS = (
@@ -62,17 +64,30 @@ def judge(algorithm: Algorithm, spec: ConvSpec, threads: int) -> None:
             assert np.array_equal(found, exact), (algorithm.name, str(spec), threads)
 
 
+def cases(algorithm: Algorithm, whole: bool) -> list[tuple[ConvSpec, int]]:
+    """Problems and threads; unless ``whole``, so many that every trait occurs, of code that is compiled
+    anyway where that will do.
+    """
+    every = [
+        (ConvSpec.parse(f"{text},{following}" + ",float64" * ((k + j) % 3 == 2)), 1 + (k + j) % 2)
+        for k, text in enumerate(SPECS)
+        for j, following in enumerate(FOLLOWING)
+    ]
+    solved = [(spec, threads) for spec, threads in every if unsupported(algorithm, spec) is None]
+    if whole:
+        return solved
+    found = [{*traits(spec), spec.bias, spec.activation, threads} for spec, threads in solved]
+    codes = [code_of(algorithm, chain(algorithm, spec).leaves[0]) for spec, _ in solved]
+    return [solved[i] for i in sorted(covering(found, codes, CHOSEN_CODES))]
+
+
 @pytest.mark.parametrize("algorithm", OWN, ids=lambda a: a.name)
 def test_the_same_as_a_pass_of_its_own(algorithm: Algorithm, request: pytest.FixtureRequest) -> None:
-    judged = 0
-    for k, text in enumerate(SPECS):
-        asked = FOLLOWING if request.config.option.exhaustive else (FOLLOWING[k % len(FOLLOWING)],)
-        for j, following in enumerate(asked):
-            spec = ConvSpec.parse(f"{text},{following}" + ",float64" * ((k + j) % 3 == 2))
-            if algorithm.unavailable() is None and unsupported(algorithm, spec) is None:
-                judge(algorithm, spec, 1 + (k + j) % 2)
-                judged += 1
-    assert judged
+    if algorithm.unavailable() is None:
+        chosen = cases(algorithm, request.config.option.exhaustive)
+        for spec, threads in chosen:
+            judge(algorithm, spec, threads)
+        assert chosen
 
 
 def test_what_is_applied_as_it_is_written_is_no_pass() -> None:
@@ -128,25 +143,35 @@ def test_gates_are_right_to_a_few_roundings(dtype: str) -> None:
 
 
 WIDTH = """
+import sys
 import numpy as np
 from algos import plan
 from algos.engine.activations import activated
-for dtype in ("f4", "f8"):
-    for name in ("depthwise", "fft"):
-        rng = np.random.default_rng(0)
-        x, w, b = (rng.standard_normal(shape).astype(dtype) for shape in ((2, 3, 9, 23), (3, 1, 3, 3), 3))
-        spec = "2x3x9x23,3x1x3x3" + ",float64" * (dtype == "f8")
-        y = plan(spec, w, name)(x) + b[:, None, None]
-        found = plan(spec, w, name, bias=b, activation="silu")(x)
-        assert np.allclose(found, activated(y, "silu"), rtol=1e-5, atol=1e-6)
+for name in ("depthwise", "fft"):
+    rng = np.random.default_rng(0)
+    dtype = sys.argv[1]
+    x, w, b = (rng.standard_normal(shape).astype(dtype) for shape in ((2, 3, 9, 23), (3, 1, 3, 3), 3))
+    spec = "2x3x9x23,3x1x3x3," + dtype
+    y = plan(spec, w, name)(x) + b[:, None, None]
+    found = plan(spec, w, name, bias=b, activation="silu")(x)
+    assert np.allclose(found, activated(y, "silu"), rtol=1e-5, atol=1e-6)
 """
 
 
-@pytest.mark.parametrize("simd", ["plain", "avx2"])
-def test_vectors_of_any_width(simd: str) -> None:
+@pytest.mark.parametrize(
+    ("simd", "dtype"),
+    [
+        ("plain", "float32"),
+        ("avx2", "float64"),
+        pytest.param("plain", "float64", marks=pytest.mark.exhaustive),
+        pytest.param("avx2", "float32", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_vectors_of_any_width(simd: str, dtype: str) -> None:
     environment = {**os.environ, "CONVBENCH_SIMD": simd}
-    done = subprocess.run([sys.executable, "-c", WIDTH], env=environment, capture_output=True, text=True,
-                          timeout=HUNG_S)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", WIDTH, dtype], env=environment, capture_output=True, text=True, timeout=HUNG_S
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
@@ -303,9 +303,10 @@ def printed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("net")
     arguments = ["net", "xo", "--budget", "0.3", "--threads", "1", "--out", str(folder)]
     arguments += ["--algorithms", "direct_channels,im2col_gemm"]
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as text:
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as text, redirect_stderr(said):
         patch.setattr("bench.networks.measured.FORMS", ("eager",))
-        assert main(arguments) == 0
+        assert main(arguments) == 0, said.getvalue()
     return text.getvalue(), folder / "net-xo-b1"
 
 

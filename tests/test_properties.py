@@ -22,7 +22,7 @@ from algos.lower.chain import unsupported
 
 OWN = [a.name for a in algos.algorithms() if a.device == "cpu" and a.family not in ("peer", "auto")]
 # In short and in full: most of the compiled ones compile for each kernel
-EXAMPLES = {"numpy": (12, 60), "numba": (5, 30)}
+EXAMPLES = {"numpy": (8, 60), "numba": (4, 30)}
 # Times the products in a result and the largest of each operand. Winograd's tiles multiply rounding by up to
 # 1e3.
 ROUNDING = {"componentwise": 1e-15, "lowrank": 4e-15, "normwise": 4e-15, "winograd": 1e-12}

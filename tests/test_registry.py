@@ -37,7 +37,7 @@ class Mine(Algorithm):
 
 ALGORITHMS = [Mine()]
 '''
-SPEC = "1x1x9x9x9,1x1x1x1x1"  # few algorithms compete in three dimensions, none of them compiled
+SPEC = "1x1x9x9x9,1x1x1x1x1"
 
 
 @pytest.fixture
@@ -72,7 +72,8 @@ def test_one_file_makes_an_algorithm_appear_everywhere(
         "my_wrong": "wrong",
     }
 
-    done = convbench("run", SPEC, "--launches", "1", "--out", str(tmp_path / "out"), "--json", **path)
+    done = convbench("run", SPEC, "--launches", "1", "--out", str(tmp_path / "out"), "--json",
+                     painted=True, **path)  # fmt: skip
     assert done.returncode == 1, done.stderr  # a wrong result is an error of the run
     result = json.loads(done.stdout)
     assert {"prepared_runs", "checks", "compilation", "start_up", "waiting"} == set(result["shares"])

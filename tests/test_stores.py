@@ -24,6 +24,7 @@ from bench.store import FILE_NAME, Store, StoreError
 from bench.versus import wanted
 from bench.work import networks
 from tests.conftest import HUNG_S, Convbench, Mount, whatever_the_load
+from tests.ready import Ready
 from tests.record_makers import JITTER, record
 
 ROOT = Path(__file__).parents[1]
@@ -33,12 +34,10 @@ ONE_RUN = ("run", *SPECS, "--algorithms", "direct_shift,im2col_gemm,winograd_f2"
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real(tmp_path_factory: pytest.TempPathFactory, ready: Ready) -> Path:
     """The folder of a store that a run has written."""
     folder = tmp_path_factory.mktemp("real")
-    done = subprocess.run([sys.executable, "-m", "bench", *ONE_RUN, "--out", str(folder)], cwd=folder,
-                          check=False, text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=HUNG_S)  # fmt: skip
+    done = ready.run([*ONE_RUN, "--out", str(folder)], folder, os.environ, HUNG_S)
     assert done.returncode == 0, done.stderr
     # Everything is in the file itself
     assert {path.name for path in folder.iterdir()} == {FILE_NAME, "report"}
