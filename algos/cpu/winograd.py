@@ -162,13 +162,15 @@ def transform_kernels(table, kernels, shape, factor, whole, scratch, slot, first
     missing outputs zeros.
 
     Taps are multiplied by ``factor`` and transformed in double precision; ``whole``: None, or True for pairs.
+    The last elements of scratch hold the largest magnitude of taps, lane by lane; NaN is the largest of all.
     """
     at, (outputs, taps_h, taps_w) = named(Weights, table), shape
     blocks, channels, block = kernels.shape[2], kernels.shape[3], kernels.shape[4]
     rows, cols, lanes = len(taps_h), len(taps_w), VECTOR_BYTES // 8
     t_h, t_w = len(outputs) + rows - 1, len(outputs) + cols - 1
-    taps, half, done = 0, rows * cols * block, (rows + t_h) * cols * block  # where they begin in scratch
-    own = scratch[slot]
+    # Where they begin in scratch
+    taps, half, done = 0, rows * cols * block, (rows + t_h) * cols * block
+    own, peaks = scratch[slot], done + t_h * t_w * block
     for item in range(first, last):
         c, b, group = item % channels, item // channels % blocks, item // channels // blocks
         count = min(block, at.outputs - b * block)
@@ -185,6 +187,10 @@ def transform_kernels(table, kernels, shape, factor, whole, scratch, slot, first
                             else:
                                 value = (tap >> 16 if number else np.int16(tap)) * factor
                         own[taps + (kh * cols + kw) * block + lane] = value
+            for tap in range(rows * cols):
+                for lane in range(block):
+                    size, known = abs(own[taps + tap * block + lane]), own[peaks + lane]
+                    own[peaks + lane] = known if size <= known or known != known else size
             for lane in range(0, block, lanes):
                 for kw in range(cols):
                     transform(outputs, taps_h, (0,), address(own, taps + kw * block + lane), cols * block,
@@ -311,20 +317,21 @@ class Winograd(Tiled, Compiled):
         return weights * unit + max(running * unit, building)
 
     def _building(self, spec: ConvSpec) -> int:
-        """Elements in double precision that a thread holds: a block's taps, half and wholly transformed."""
+        """Elements in double precision that a thread holds: of a block taps, half and wholly transformed, and
+        the largest of each output.
+        """
         (t_h, t_w), (rows, cols) = self._tile(spec), spec.kernel
-        return (rows * cols + t_h * cols + t_h * t_w) * VECTORS * lanes(spec.in_dtype)
+        return (rows * cols + t_h * cols + t_h * t_w + 1) * VECTORS * lanes(spec.in_dtype)
 
-    def _kernels(self, spec: ConvSpec, weights: np.ndarray, taken: int, threads: int) -> np.ndarray:
-        """(group, point, block of outputs, channel, outputs of a block), the last block filled with zeros."""
+    def _kernels(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> tuple[np.ndarray, Any]:
+        """(group, point, block of outputs, channel, outputs of a block), the last block filled with zeros, and
+        their ``scaling``.
+        """
         groups = spec.groups
         outputs, inputs = spec.out_channels // groups, spec.in_channels // groups
         block, pairs = VECTORS * lanes(spec.in_dtype), spec.dtype == PAIRS
         kernels = aligned((groups, math.prod(self._tile(spec)), -(-outputs // block), inputs, block),
                           spec.in_dtype)  # fmt: skip
-        factor = math.ldexp(1.0, -taken)
-        if pairs:
-            factor = float(math.prod(whole_by(self.m, r) for r in spec.kernel))
         group = weights.strides[0] * outputs
         table = table_of(Weights(outputs, weights.ctypes.data, group, *weights.strides))
         shape = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
@@ -332,19 +339,21 @@ class Winograd(Tiled, Compiled):
         crew = helpers()
         job = crew.job(items, threads)
         crew.wake(int(job[HELPERS]))
-        scratch = aligned((threads, self._building(spec)), np.float64)
-        all_kernels(table, kernels, shape, factor, True if pairs else None, scratch, job)
-        return kernels
+        scratch = aligned((threads, self._building(spec)), np.float64, zeros=True)
+        if pairs:
+            factor = float(math.prod(whole_by(self.m, r) for r in spec.kernel))
+            all_kernels(table, kernels, shape, factor, True, scratch, job)
+            return kernels, (0, None, (0, 0), np.ones((3, 3), np.int32))
+        all_kernels(table, kernels, shape, 1.0, None, scratch, job)
+        scaling = self.scaling(spec, float(scratch[:, -block:].max()))
+        if taken := scaling[0]:  # weights near an end of the type's range, once more
+            all_kernels(table, kernels, shape, math.ldexp(1.0, -taken), None, scratch, job)
+        return kernels, scaling
 
     def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         tiling = self._tiling(spec, threads)
         tiles_h, tiles_w, rows, together, threads = tiling
-        taken, faint, limits, scales = (
-            (0, None, (0, 0), np.ones((3, 3), np.int32))
-            if spec.dtype == PAIRS
-            else self.scaling(spec, float(max(weights.max(initial=0), -weights.min(initial=0))))
-        )
-        kernels = self._kernels(spec, weights, taken, threads)
+        kernels, (_, faint, limits, scales) = self._kernels(spec, weights, threads)
         spectra_shape, products_shape, length = self._shapes(spec, tiling)
         copies = 1 if together else threads
         spectra = aligned((copies, *spectra_shape), spec.in_dtype, zeros=True)

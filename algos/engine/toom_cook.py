@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from functools import cache
-from typing import ClassVar
+from functools import cache, lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -128,16 +128,18 @@ class Tiled:
         factors : array (3, 3)
             What operands of each kind are multiplied by, and results twice.
         """
-        taken = math.frexp(largest)[1] if math.isfinite(largest) else 0
-        taken = taken if abs(taken) > PLAIN else 0
+        return self._scaled(spec, math.frexp(largest)[1] if 0 < largest < math.inf else None)
+
+    @lru_cache(maxsize=1024)  # noqa: B019 - few instances, which live as long as the process
+    def _scaled(self, spec: ConvSpec, exponent: int | None) -> tuple[int, Any, tuple[int, ...], np.ndarray]:
+        """``scaling`` for largest weights of that exponent; None for 0, infinity and NaN."""
+        taken = exponent if exponent is not None and abs(exponent) > PLAIN else 0
         limits, shifts = thresholds(2**PLAIN * self.growth(spec), spec.in_dtype)
         terms, results = (
             spec.in_channels // spec.groups * math.prod(spec.kernel),
             math.prod(spec.output_shape),
         )
-        most = math.log2(limits[0] * terms) + (
-            math.frexp(largest)[1] - taken if 0 < largest < math.inf else 0
-        )
+        most = math.log2(limits[0] * terms) + (exponent - taken if exponent is not None else 0)
         squares = math.ceil(2 * most + math.log2(max(1, results)))
         faint = spec.in_dtype.type(2.0 ** min(0, max(squares, np.finfo(spec.in_dtype).minexp)))
         scales = powers_of_two(shifts, spec.in_dtype)[:, :1], powers_of_two(taken - shifts, spec.in_dtype)
