@@ -58,6 +58,7 @@ from bench.record import Record
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET_S = 55.0  # and what comes after: a call in progress, the fit
 PROBLEMS = 100
+ROW_LARGER = 4  # times as large are the problems of a row that ships
 MOST_LEARNT = 200  # problems of a run
 TURNS, TURN_S, WARM_UP_S = 5, 5e-4, 3e-4
 FEW_TURNS, WORTH = 3, 4.0  # after so many turns those that never took less than so many times the best leave
@@ -81,8 +82,9 @@ class Times(NamedTuple):
 # ---- the problems ------------------------------------------------------------------------------------------
 
 
-def problems(count: int = PROBLEMS, seed: int = 1, largest: float = LARGEST_FLOPS) -> list[ConvSpec]:
-    """The same ones everywhere; the first of them fill the space as evenly as all do."""
+def problems(count: int = PROBLEMS, seed: int = 1, larger: int = 1) -> list[ConvSpec]:
+    """The same ones everywhere, some times as large; the first of them fill the space as evenly as all do.
+    """
     draw = random.Random(seed)
     found: dict[ConvSpec, None] = {}
     while len(found) < count:
@@ -92,7 +94,7 @@ def problems(count: int = PROBLEMS, seed: int = 1, largest: float = LARGEST_FLOP
                     spec = ConvSpec.parse(kind(draw))
                 except SpecError:
                     continue
-                if 1e4 < spec.flops < largest and spec.min_bytes < LARGEST_BYTES:
+                if 1e4 < spec.flops < larger * LARGEST_FLOPS and spec.min_bytes < larger * LARGEST_BYTES:
                     found[spec] = None
                     break
     return list(found)[:count]
@@ -135,8 +137,10 @@ def _signal(draw: random.Random) -> str:
     c, o = draw.choice(((1, 1), (1, 1), (64, 64), (16, 1), (1, 32)))
     k = k if c * o == 1 else min(k, 64)
     length = _between(draw, max(256, k), 1 << 20) if c * o == 1 else _between(draw, 64, 1 << 13)
-    dtype = draw.choice(("", "", "", ",float64"))
-    return f"1x{c}x{length},{o}x{c}x{k}{draw.choice(('', f',p{k // 2}' if k > 1 else ''))}{dtype}"
+    stride = draw.choice(("", ",s2", ",s4")) if c * o > 1 else ""
+    padding = f",p{k // 2}" if k > 1 and draw.random() < 0.5 else ""
+    dtype, direction = draw.choice(("", "", "", ",float64")), draw.choice((FORWARD, FORWARD, BACK, WEIGHTS))
+    return f"1x{c}x{length},{o}x{c}x{k}{stride}{padding}{dtype}{direction if k <= 64 else ''}"
 
 
 def _volume(draw: random.Random) -> str:
@@ -220,10 +224,13 @@ def _rival(spec: ConvSpec, algorithm: Algorithm, threads: int, made: Any) -> _Ri
     return _Rival(lambda: plan(*arrays, out=out), count, [])
 
 
-def space(count: int = PROBLEMS) -> list[tuple[ConvSpec, int]]:
-    """The problems to calibrate with and their threads: every third with one."""
+def space(count: int = PROBLEMS, row: bool = False) -> list[tuple[ConvSpec, int]]:
+    """The problems to calibrate with and their threads: every third with one; others, and larger ones, for a
+    row that ships.
+    """
     cores = usable_cores()
-    return [(spec, 1 if index % 3 == 2 else cores) for index, spec in enumerate(problems(count))]
+    found = problems(count, seed=2, larger=ROW_LARGER) if row else problems(count)
+    return [(spec, 1 if index % 3 == 2 else cores) for index, spec in enumerate(found)]
 
 
 def measure(asked: Iterable[tuple[ConvSpec, int]], budget_s: float, turns: int = TURNS) -> Iterator[Times]:

@@ -116,7 +116,7 @@ def test_the_command_measures_fits_and_remembers(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
 ) -> None:
     small = [(ConvSpec.parse(text), 1) for text in ("1x2x12x12,3x2x3x3", "1x4x9x9,4x4x1x1")]
-    monkeypatch.setattr(calibrate, "space", lambda count: small)
+    monkeypatch.setattr(calibrate, "space", lambda count, row: small)
     times = tmp_path / "times"
     assert cli.main(["calibrate", "--times", str(times), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == 2 and not fitted.is_calibrated()

@@ -34,7 +34,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
     with measuring(), Bar() as progress:
         budget = own.BUDGET_S if arguments.budget is None else arguments.budget
         known = {(times.spec, times.threads) for times in found}
-        asked = [problem for problem in own.space(count) if problem not in known]
+        asked = [problem for problem in own.space(count, arguments.row) if problem not in known]
         progress.total = len(asked)
         for times in own.measure(asked, budget):
             found.append(times)
