@@ -31,7 +31,7 @@ __all__ = ["Auto", "Candidate", "Choice", "choose", "known", "pick"]
 ROUNDOFF_CLASSES = ("componentwise", "lowrank")  # bounded element by element, and one NaN stays local
 MEMORY_SHARE = 0.8
 CHOICES = 1 << 12  # that are remembered
-HOPELESS = 10.0  # times as long as the best one, as far as that is known: not asked on specs alike
+HOPELESS = 6.0  # times as long as the best one, as far as that is known: not asked on specs alike
 # Of these, options that are equal and of equal type are the same
 PLAIN = frozenset((int, float, str, bool, type(None), ConvSpec))
 
@@ -244,6 +244,7 @@ class _Asked(NamedTuple):
         from algos.registry import refusal, variant_name
 
         spec, knowledge, threads, calls, unwanted, layout = self
+        known_here = knowledge.knows(spec)
         ranked: list[Ranked] = []
         unwise: list[tuple[Ranked, str]] = []
         excluded: list[tuple[str, str]] = []
@@ -251,13 +252,15 @@ class _Asked(NamedTuple):
             name = base.name
             try:
                 if not (reason := unwanted(base) or refusal(base) or ""):
-                    algorithm = knowledge.tuned(base, spec, threads)
-                    name = variant_name(algorithm, base)
+                    algorithm = base
+                    if known_here:
+                        algorithm = knowledge.tuned(base, spec, threads)
+                        name = variant_name(algorithm, base)
                     way = way_or_reason(algorithm, spec, threads)
                     if isinstance(way, str):
                         reason = way
                     else:
-                        estimate = knowledge.estimate(way, threads)
+                        estimate = knowledge.estimate(way, threads, known_here)
                         if copies := relaid_s(spec, algorithm, layout):
                             estimate = estimate._replace(run_s=estimate.run_s + copies)
                         one = Ranked(name, way, estimate, estimate.expected_s(calls))

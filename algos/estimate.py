@@ -184,9 +184,14 @@ class Knowledge:
                     return variant
         return algorithm
 
-    def estimate(self, way: Chain, threads: int) -> Estimate:
-        """The best answer that there is for a spec as the caller states it."""
-        entry = self.measured(way.algorithm, way.spec, threads)
+    def knows(self, spec: ConvSpec) -> bool:
+        """Whether anything may be known of this very spec, or of the same work."""
+        return any(text in self._specs for text in _same_work(spec))
+
+    def estimate(self, way: Chain, threads: int, here: bool = True) -> Estimate:
+        """The best answer that there is for a spec as the caller states it; ``here`` is what ``knows`` says.
+        """
+        entry = self.measured(way.algorithm, way.spec, threads) if here else None
         if entry is not None and entry.status == "ok":
             run_s = entry.run_s
             if way.spec.finished and not ConvSpec.of(entry.spec).finished:
