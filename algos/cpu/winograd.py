@@ -324,7 +324,7 @@ class Winograd(Tiled, Compiled):
         return (rows * cols + t_h * cols + t_h * t_w + 1) * VECTORS * lanes(spec.in_dtype)
 
     def _kernels(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> tuple[np.ndarray, Any]:
-        """(group, point, block of outputs, channel, outputs of a block), the last block filled with zeros, and
+        """(group, point, block of outputs, channel, outputs of a block), the last block filled with zeros;
         their ``scaling``.
         """
         groups = spec.groups
