@@ -49,7 +49,7 @@ def drawn(rng: random.Random) -> ConvSpec:
 
 def by_definition(leaf: ConvSpec, weights: Any, bias: Any) -> Callable[..., np.ndarray]:
     """Runs a leaf; insists on operands as an algorithm gets them."""
-    assert weights is None or (weights.flags.c_contiguous and weights.shape == leaf.weight_shape)
+    assert weights is None or weights.shape == leaf.weight_shape
 
     def run(*arrays: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         assert all(a.flags.c_contiguous for a in arrays)
@@ -530,3 +530,22 @@ def test_lowering_takes_steps_for_taps_and_not_for_elements(text: str) -> None:
     finally:
         sys.setprofile(None)
     assert way.leaves and steps < 40 * max(1000, *spec.kernel)
+
+
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_weights_lie_side_by_side_unless_an_algorithm_takes_them_anywhere(anywhere: bool) -> None:
+    seen: list[np.ndarray] = []
+
+    class Taking(Algorithm):
+        support = Support(strided_weights=anywhere)
+
+        def prepare(self, spec: ConvSpec, weights: Any, threads: int = 1) -> Callable[..., Any]:
+            seen.append(weights)
+            return lambda grad: grad
+
+    spec = ConvSpec.parse("1x3x5x5,4x3x3x3,p1,input_gradient")
+    w = np.arange(108, dtype=np.float32).reshape(4, 3, 3, 3)
+    chain(Taking("taking", "direct"), spec).prepare(w, 1)
+    assert np.array_equal(seen[0], w.swapaxes(0, 1)[..., ::-1, ::-1])
+    assert seen[0].flags.c_contiguous != anywhere
+    assert np.shares_memory(seen[0], w) == anywhere

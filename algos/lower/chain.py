@@ -210,6 +210,8 @@ class Chain:
             for part in lowered.parts:
                 size = part.spec.in_dtype.itemsize
                 kept += (part.held + part.made * count(part.spec.weight_shape)) * size
+                if lowered.combine is not None:
+                    kept += count(part.spec.result_shape) * size
                 passing = max(passing, (part.copied - part.held + part.beside + _placed(part)) * size)
                 if part.weights_last and self.algorithm.runtime == "numba":  # zeros, for which it is compiled
                     passing = max(passing, count(part.spec.weight_shape) * size)
@@ -299,6 +301,8 @@ class Chain:
 def _moving(lowered: Lowered, node: Node) -> Cost:
     """Of what one lowering copies and scatters, and of its passes over a result."""
     copied = sum(2 * part.copied + 2 * _placed(part) for part in lowered.parts)
+    if lowered.combine is not None:
+        copied += 2 * sum(count(part.spec.result_shape) for part in lowered.parts)
     moved = (copied + 2 * lowered.finished) * node.spec.in_dtype.itemsize
     scattered = sum(part.scattered for part in lowered.parts)
     return Cost(scattered, moved, 4 * len(lowered.parts), SCATTERED_PER_S, parallel=False)
@@ -367,7 +371,7 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
         for part, child in zip(lowered.parts, node.children, strict=True)
     ]
     finish = lowered.finish(bias, threads) if lowered.finish is not None else None
-    if len(runs) == 1 and runs[0][2] is None:
+    if len(runs) == 1 and runs[0][2] is None and lowered.combine is None:
         move, inside = runs[0][:2]
 
         def straight(*arrays: Any, out: Any = None) -> Any:
@@ -379,13 +383,17 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
 
         return straight if lowered.words else inside
     shape, dtype, cleared = node.spec.result_shape, node.spec.result_dtype, lowered.cleared
+    combine = lowered.combine
 
     def run(*arrays: Any, out: Any = None) -> Any:
         y = np.empty_like(arrays[0], shape=shape, dtype=dtype, order="C") if out is None else out
         if cleared:
             y[...] = 0
-        for move, inside, place in runs:
-            place(y, inside(*move(*arrays)))
+        if combine is not None:
+            combine(y, [inside(*move(*arrays)) for move, inside, _ in runs], threads)
+        else:
+            for move, inside, place in runs:
+                place(y, inside(*move(*arrays)))
         if finish is not None:
             finish(y)
         return y
@@ -553,7 +561,10 @@ def _ordered(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _places(node: Node) -> bool:
-    return any(part.place is not None for lowered, _ in node.steps() for part in lowered.parts)
+    return any(
+        lowered.combine is not None or any(part.place is not None for part in lowered.parts)
+        for lowered, _ in node.steps()
+    )
 
 
 def _traits(node: Node) -> list[str]:

@@ -77,7 +77,9 @@ def residues(spec: ConvSpec) -> Lowered | None:
     """The input's gradient: one forward problem for each residue of the stride."""
     if spec.direction != "input_gradient":
         return None
-    parts, cells = [], [_residues(spec, axis) for axis in range(spec.ndim)]
+    cells = [_residues(spec, axis) for axis in range(spec.ndim)]
+    parts: list[Part] = []
+    found: list[tuple[Residue, ...]] = []
     if count(map(len, cells)) > MOST_LEAVES:
         return None
     for axes in product(*cells):
@@ -93,9 +95,13 @@ def residues(spec: ConvSpec) -> Lowered | None:
             return Lowered(
                 (Part(part.with_(rank=rank), weights, made=True),), "input gradient as a forward pass"
             )
-        parts.append(Part(part, weights, place=_placed(axes), made=True))
-    complete = len(parts) == count(min(s, n) for s, n in zip(spec.stride, spec.size, strict=True))
-    return Lowered(tuple(parts), f"input gradient as {_problems(len(parts))}", cleared=not complete)
+        found.append(axes)
+        parts.append(Part(part, weights, made=True))
+
+    def combine(dx: Any, results: list[Any], threads: int) -> None:
+        _put_together(dx, dict(zip(map(_starts, found), results, strict=True)), spec.stride, threads)
+
+    return Lowered(tuple(parts), f"input gradient as {_problems(len(parts))}", combine=combine)
 
 
 def _problems(number: int) -> str:
@@ -106,13 +112,20 @@ def _taps(at: tuple[Any, ...], groups: int) -> Any:
     return lambda w: _exchanged(w[at], groups)
 
 
-def _placed(axes: tuple[Residue, ...]) -> Any:
-    at = inner(r.elements for r in axes)
+def _starts(axes: tuple[Residue, ...]) -> tuple[int, ...]:
+    return tuple(r.elements.start for r in axes)
 
-    def place(dx: Any, result: Any) -> None:
-        dx[at] = result
 
-    return place
+def _put_together(dx: Any, cells: dict[tuple[int, ...], Any], stride: tuple[int, ...], threads: int) -> None:
+    """Write dx from the elements of each residue, by the first of them, and zeros elsewhere."""
+    if threads and dx.size:
+        from algos.engine.interleave import interleaved
+
+        if interleaved(dx, cells, stride, threads):
+            return
+    dx[...] = 0
+    for start, elements in cells.items():
+        dx[inner(slice(first, None, s) for first, s in zip(start, stride, strict=True))] = elements
 
 
 def shuffle(spec: ConvSpec) -> Lowered | None:
@@ -153,23 +166,22 @@ def shuffle(spec: ConvSpec) -> Lowered | None:
             stacked[at] = own
         return stacked.reshape(part.weight_shape)
 
-    def place(dx: Any, result: Any) -> None:
-        split = result.reshape(spec.batch, spec.in_channels, number, *result.shape[2:])
+    def combine(dx: Any, results: list[Any], threads: int) -> None:
+        split = results[0].reshape(spec.batch, spec.in_channels, number, *results[0].shape[2:])
+        cells = {}
         for k, cell in enumerate(every):
-            target = dx[inner(r.elements for r in cell)]
             starts = (first - r.padding[0] for first, r in zip(lead, cell, strict=True))
-            rows = (slice(at, at + n) for at, n in zip(starts, target.shape[2:], strict=True))
-            target[...] = split[(slice(None), slice(None), k, *rows)]
+            sizes = (_taken(r.elements, n) for r, n in zip(cell, spec.size, strict=True))
+            rows = (slice(at, at + n) for at, n in zip(starts, sizes, strict=True))
+            cells[_starts(cell)] = split[(slice(None), slice(None), k, *rows)]
+        _put_together(dx, cells, spec.stride, threads)
 
-    complete = number == count(min(s, n) for s, n in zip(spec.stride, spec.size, strict=True))
     spreads = any(
         _taken(r.taps, k) < width
         for found, k, width in zip(cells, spec.kernel, kernel, strict=True) for r in found
     )  # fmt: skip
     words = "input gradient as a forward problem, shuffled"
-    return Lowered(
-        (Part(part, weights, place=place, made=True),), words, cleared=not complete, spreads=spreads
-    )
+    return Lowered((Part(part, weights, made=True),), words, spreads=spreads, combine=combine)
 
 
 def _taken(at: slice, size: int) -> int:

@@ -109,6 +109,9 @@ class Lowered:
     otherwise : str
         Another lowering of the same problem, through which goes what ``guard`` may run instead; its fourth
         argument makes that.
+    combine : callable or None
+        ``combine(y, results, threads)`` writes the results of all parts at once, which are held until then;
+        no threads are for arrays of a device.
     """
 
     parts: tuple[Part, ...]
@@ -120,6 +123,7 @@ class Lowered:
     guard: Callable[..., Callable[..., Any]] | None = None
     instead: int = 0
     otherwise: str = ""
+    combine: Callable[[Any, list[Any], int], None] | None = None
 
 
 def inner(slices: Iterable[Any]) -> tuple[Any, ...]:
