@@ -15,7 +15,7 @@ def spread_lines(machines: Iterable[Mapping[str, Any]]) -> list[str]:
     for kind, alike in kinds.items():
         about = alike[0]
         line = f"{len(alike)} x {about['cpu']}, {about['cores']} cores ({kind})"
-        words = [f"{what} {worst - 1:.1%}" for what, worst in _apart(alike).items()]
+        words = [f"{worst - 1:.1%} {what}" for what, worst in _apart(alike).items()]
         found.append(f"{line}: they differ by {', '.join(words)}" if words else line)
     return found
 
@@ -23,12 +23,12 @@ def spread_lines(machines: Iterable[Mapping[str, Any]]) -> list[str]:
 def _apart(alike: list[Mapping[str, Any]]) -> dict[str, float]:
     """The fastest over the slowest machine, where their figures differ most, in arithmetic and in copying."""
     found = {}
-    for what, name in (("in arithmetic by", "flops_per_s"), ("in copying by", "bytes_per_s")):
+    for what, name in (("in arithmetic", "flops_per_s"), ("in copying", "bytes_per_s")):
         figures = [dict(_leaves(about.get("peaks", {}).get(name, {}))) for about in alike]
         common = set(figures[0]).intersection(*figures[1:])
         if len(alike) > 1 and common:
             columns = [[figure[key] for figure in figures] for key in common]
-            found[what.removesuffix(" by")] = max(max(c) / min(c) for c in columns)
+            found[what] = max(max(c) / min(c) for c in columns)
     return found
 
 

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench import cluster, node, peaks
 from bench.cases import Case, Settings
@@ -53,9 +54,9 @@ def specs(count: int) -> list[str]:
 
 
 def sweep(
-    address: str, folder: Path, count: int, launches: int, progress: Progress | None = None
+    address: str, folder: Path, count: int, launches: int, progress: Progress | None = None, **options: Any
 ) -> cluster.Sweep:
-    settings = Settings(launches=launches)
+    settings = Settings(launches=launches, **options)
     with cluster.connected(address) as client, Store(folder) as store:
         found = cluster.Sweep(client, settings, store, ALGORITHMS, progress, launching=Simulated)
         found.run(specs(count), [1])

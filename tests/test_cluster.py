@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from bench import cluster
+from bench import cluster, node
+from bench.cli import main
+from bench.machines import spread_lines
 from bench.networks.spread import parts_of, run_part, split
 from bench.outcome import Progress
 from bench.store import Store
-from tests.conftest import HUNG_S
+from tests.conftest import HUNG_S, Convbench
 from tests.simulated import Loopback, acknowledged, check, sweep
 
 pytest.importorskip("distributed")
@@ -121,3 +126,55 @@ def test_a_batch_in_parts_gives_what_it_gives_in_one(loopback: Loopback) -> None
     assert parts.output.shape == whole.output.shape and len(set(whole.output[:, 0])) == 5
     assert np.allclose(parts.output, whole.output, rtol=1e-5, atol=1e-6)
     assert parts.seconds < parts.one_s
+
+
+def test_what_stands_is_measured_again_when_asked_and_a_budget_ends_a_sweep(
+    loopback: Loopback, tmp_path: Path
+) -> None:
+    loopback.ensure(2)
+    first = sweep(loopback.address, tmp_path, 3, 1, run_budget_s=0.0)
+    assert not first.outcome.complete and first.outcome.measured == 0
+    assert sweep(loopback.address, tmp_path, 3, 2).outcome.measured == 12
+    before = acknowledged(tmp_path)
+    assert sweep(loopback.address, tmp_path, 3, 1, fresh=True).outcome.measured == 6
+    after = acknowledged(tmp_path)
+    assert len({found[:3] for found in after - before}) == len(after - before) == 3
+
+
+def test_machines_of_one_kind_are_told_apart_unless_they_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = node.Run("run", (), home="here")
+    monkeypatch.setenv("CONVBENCH_NODE", "rack 7/b")
+    assert node.machine_of(run, "abc") == "abc-rack-7-b"
+    assert node.machine_of(replace(run, pooled=True), "abc") == "abc"
+    monkeypatch.setenv("CONVBENCH_NODE", "here")
+    assert node.machine_of(run, "abc") == "abc"
+
+
+def test_how_far_machines_of_a_kind_are_apart() -> None:
+    def machine(kind: str, flops: float, memory: float) -> dict[str, object]:
+        peaks = {"flops_per_s": {"float32": {"1": flops, "2": 2e9}}, "bytes_per_s": {"memory": {"1": memory}}}
+        return {"kind": kind, "cpu": "CPU", "cores": 2, "peaks": peaks}
+
+    told = spread_lines([machine("a", 1e9, 4e9), machine("b", 1e9, 4e9), machine("a", 1.1e9, 5e9)])
+    assert told == ["2 x CPU, 2 cores (a): they differ by 10.0% in arithmetic, 25.0% in copying",
+                    "1 x CPU, 2 cores (b)"]  # fmt: skip
+
+
+def test_without_dask_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    for asked in (["run", "64x64,3x3", "--out", str(tmp_path)], ["net", "xo"]):
+        assert main([*asked, "--dask", "local:2"]) == 2
+        told = capsys.readouterr().err
+        assert told.endswith("need dask.distributed: pip install 'convbench[dask]'\n")
+        assert told.count("\n") == 1
+
+
+@pytest.mark.exhaustive
+def test_local_workers_measure_what_one_machine_does(convbench: Convbench) -> None:
+    arguments = ("32x32,3x3", "48x48,5x5,p2", "--algorithms", "im2col_gemm,auto", "--launches", "2", "--json")
+    done = [json.loads(convbench("run", *arguments, "--out", out, *where).stdout)
+            for out, where in (("many", ("--dask", "local:2")), ("one", ()))]  # fmt: skip
+    cases = [{(row["spec"], row["threads"], row["machine"]) for row in found["winners"]} for found in done]
+    assert cases[0] == cases[1] and len(cases[0]) == 2 and done[0]["measured"] == done[1]["measured"] == 8

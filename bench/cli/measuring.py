@@ -166,7 +166,7 @@ def measured(arguments: argparse.Namespace) -> int:
             except StoreError:
                 _told(controller.outcome.records, arguments)
                 raise
-        learn(outcome.records)
+        learn(record for record in outcome.records if record.machine == fingerprint()["id"])
         if not any(record.launches or record.status != "ok" for record in outcome.records):
             return _nothing("measured", outcome.records)  # the budget left no time for the first one
         command, asked = "convbench " + shlex.join(sys.argv[1:]), set(map(str, specs))
