@@ -48,7 +48,8 @@ def _job(elements: int, threads: int, items: int = 0) -> np.ndarray:
     from algos.engine.casting import ITEM
     from algos.engine.relay import HELPERS, helpers
 
-    crew, kept = helpers(), _jobs.__dict__
+    crew = helpers()
+    kept: dict[Any, Any] = _jobs.__dict__
     key = crew, items or -(-elements // ITEM), threads if elements >= SHARED else 1
     if (job := kept.get(key)) is None:
         if len(kept) >= JOBS:
