@@ -261,6 +261,18 @@ def test_results_are_fresh_and_operands_unchanged(name: str) -> None:
     np.testing.assert_array_equal(out, kept)
 
 
+POINTWISE = ConvSpec.parse("2x5x4x3,6x5x1x1,weight_gradient")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if get(name).unsupported(POINTWISE) is None])
+def test_a_pointwise_gradient_of_weights_is_written_and_added_to_nothing(name: str) -> None:
+    data = operands(POINTWISE)
+    plan, out = prepared(POINTWISE, None, get(name), 1), np.full(POINTWISE.weight_shape, np.nan, np.float32)
+    assert plan(*data.call, out=out) is out
+    exact = np.einsum("nihw,nohw->oi", data.x.astype(float), data.grad.astype(float))
+    np.testing.assert_allclose(out[..., 0, 0], exact, rtol=0, atol=1e-4)
+
+
 LARGER = [
     "1x1x256x300,1x1x7x7,p3", "2x32x30x30,32x32x3x3,p1", "2x16x60x50,16x1x3x3,p1,s2",
     "1x1x200x200,1x1x9x9,rank1", "1x64x14x14,256x64x3x3,p1", "1x512x7x7,512x512x3x3,p1", "1x1x20000,1x1x64",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,11 @@ def test_the_same_as_a_pass_of_its_own(algorithm: Algorithm, request: pytest.Fix
         for spec, threads in chosen:
             judge(algorithm, spec, threads)
         assert chosen
+
+
+def test_a_last_block_of_fewer_groups_ends_with_them() -> None:
+    blocks = replace(get("direct_shift"), block_bytes=400)  # type: ignore[call-arg]  # of 2, 2 and 1 groups
+    judge(blocks, ConvSpec.parse("1x5x6x7,5x1x3x3,p1,bias,sigmoid"), 1)
 
 
 def test_what_is_applied_as_it_is_written_is_no_pass() -> None:

@@ -133,7 +133,8 @@ class Tiled:
     @lru_cache(maxsize=1024)  # noqa: B019 - few instances, which live as long as the process
     def _scaled(self, spec: ConvSpec, exponent: int | None) -> tuple[int, Any, tuple[int, ...], np.ndarray]:
         """``scaling`` for largest weights of that exponent; None for 0, infinity and NaN."""
-        taken = exponent if exponent is not None and abs(exponent) > PLAIN else 0
+        # 2^-taken is a float64, also for the smallest of them
+        taken = max(exponent, -1023) if exponent is not None and abs(exponent) > PLAIN else 0
         limits, shifts = thresholds(2**PLAIN * self.growth(spec), spec.in_dtype)
         terms, results = (
             spec.in_channels // spec.groups * math.prod(spec.kernel),
