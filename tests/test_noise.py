@@ -237,3 +237,12 @@ def test_a_table_of_turns_that_agree_on_no_order_is_undecided() -> None:
     (decision,) = decisions([[a, b, c]], lambda one: one, model=lambda one: Model(freedom=30.0))
     assert decision.verdict == "undecided"
     assert decision.first not in [rival for rival, *_ in decision.rivals]
+
+
+def test_launches_of_either_side_count_alike() -> None:
+    few, many = [0.0, 0.02], [0.0, 0.02] * 8
+    there, back, best = (
+        Model().compare_apart([one], [other])[0] for one, other in ((few, many), (many, few), (many, many))
+    )
+    assert there.high / there.low == pytest.approx(back.high / back.low)
+    assert there.high / there.low > 1.01 * best.high / best.low
