@@ -30,7 +30,8 @@ __all__ = ["Auto", "Candidate", "Choice", "choose", "known", "pick"]
 
 ROUNDOFF_CLASSES = ("componentwise", "lowrank")  # bounded element by element, and one NaN stays local
 MEMORY_SHARE = 0.8
-CHOICES = 1 << 12  # that are remembered
+CHOICES = 1 << 9  # that are remembered, each with the ranking that it can tell of: some 45 KB
+KINDS = 1 << 12  # of questions that are alike
 HOPELESS = 6.0  # times as long as the best one, as far as that is known: not asked on specs alike
 # Of these, options that are equal and of equal type are the same
 PLAIN = frozenset((int, float, str, bool, type(None), ConvSpec))
@@ -205,6 +206,8 @@ def choose(
     ranked, unwise, excluded = asked.rank([base for base in found if base.name not in hopeless])
     if alike is not None and alike not in knowledge.hopeless and ranked:
         limit = HOPELESS * _doubted_s(ranked[0])
+        if len(knowledge.hopeless) >= KINDS:
+            knowledge.hopeless.clear()
         knowledge.hopeless[alike] = frozenset(one.way.algorithm.name for one in ranked
                                               if _doubted_s(one) > limit)  # fmt: skip
 
