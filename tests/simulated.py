@@ -148,6 +148,12 @@ def check(folder: Path, count: int, launches: int) -> dict[str, str]:
     return whole
 
 
+def spans_of(folder: Path) -> set[tuple[float, float]]:
+    """When each simulated launch began and ended."""
+    with Store(folder, create=False) as store:
+        return {(one.prepare_cold_s, one.prepare_s) for record in store.records() for one in record.launches}
+
+
 def acknowledged(folder: Path) -> set[tuple[str, str, int, str]]:
     """What the store holds already."""
     try:
