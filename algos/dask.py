@@ -104,7 +104,7 @@ def _filtered(
         raise ValueError(f"weights have shape {w.shape}: give {x.ndim} axes as the image has, none empty")
     reach = _reach(w.shape, origin, flip)
     result, sums, exact = _types(x.dtype, w.dtype)
-    w = (np.flip(w) if flip else w).astype(sums)
+    w = (np.flip(w) if flip else np.conj(w)).astype(sums)  # a correlation conjugates
     if not x.size:
         return x.astype(result)
     border = f"constant:{float(cval)!r}" if MODES[mode] == "constant" else MODES[mode]
@@ -224,7 +224,8 @@ def _block(
     finally:
         idle.append(run)
     with np.errstate(invalid="ignore"):  # out of a whole number's range, as SciPy
-        return y.reshape(*block.shape).astype(own.result, copy=False)
+        y = y.reshape(*block.shape)
+        return (np.trunc(y) if own.result.kind == "b" else y).astype(own.result, copy=False)
 
 
 def _put_together(block: Any, edges: dict[Side, dict[Side, Any]], dtype: np.dtype) -> Any:

@@ -5,7 +5,7 @@
      "calibrations": {ID: {...}},
      "entries": [{"machine": ID, "build": ..., "spec": ..., "algorithm": ..., "run_s": ..., ...}, ...]}
 
-An entry is one of ``algos.wisdom.Known``; what is empty or 0 is left out.
+An entry is one of ``algos.wisdom.Known``; what is at its default is left out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bench.files import write
 FORMAT, VERSION = "convbench wisdom", 1
 FACTS = ("cpu", "cores", "simd", "caches_bytes", "system", "arch", "gpu")
 _TYPES = {field.name: {"int": int, "float": float}.get(str(field.type), str) for field in fields(Known)}
+_DEFAULTS = {field.name: field.default for field in fields(Known)}
 
 
 def exported(machine: str = "") -> dict[str, Any]:
@@ -37,7 +38,7 @@ def exported(machine: str = "") -> dict[str, Any]:
         "format": FORMAT, "version": VERSION,
         "machines": {one: facts.get(one, {}) for one in sorted(known) if machine in ("", one)},
         "calibrations": {one: row for one, row in fitted.calibrations().items() if machine in ("", one)},
-        "entries": [{name: value for name, value in asdict(entry).items() if value not in ("", 0.0)}
+        "entries": [{name: value for name, value in asdict(entry).items() if value != _DEFAULTS[name]}
                     for entry in entries],
     }  # fmt: skip
 
@@ -75,7 +76,7 @@ def load(file: Path) -> dict[str, Any]:
         calibrations = {str(name): fitted.Fit.read(row).row() for name, row in found["calibrations"].items()}
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"[:200]
         raise ValueError(f"{file} is no file that convbench wisdom export wrote ({why})") from None
     if version != VERSION:

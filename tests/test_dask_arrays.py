@@ -104,3 +104,16 @@ def test_what_is_wrong_is_told_before_anything_is_computed(weights, options, tol
     with pytest.raises(ValueError) as error:
         algos.dask.correlate(da.ones((8, 8)), weights, **options)
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+SQUARE = np.arange(36).reshape(6, 6)
+
+
+@pytest.mark.parametrize("image", [SQUARE % 7 + 1j, SQUARE % 3 > 0])
+@pytest.mark.parametrize("name", ["convolve", "correlate"])
+def test_complex_kernels_and_truth_values_are_taken_as_scipy_does(image, name):
+    """A correlation conjugates its kernel; sums of truth values are cut off."""
+    weights = np.array([[0.3, 0.4, -0.2], [0.1, 0.5, 0.2]]) * (1j if image.dtype.kind == "c" else 1)
+    found = getattr(algos.dask, name)(da.from_array(image, chunks=4), weights).compute()
+    want = getattr(ndimage, name)(image, weights)
+    assert found.dtype == want.dtype and np.allclose(found, want)

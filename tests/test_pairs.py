@@ -235,3 +235,9 @@ def test_one_denormal_number_is_seen(shape: tuple[int, ...]) -> None:
             faint = a.copy()
             faint.view(np.uint16).flat[at] = bits
             assert casts.pair_brains(made, faint, 2), (bits, at)
+
+
+def test_a_negative_sum_that_an_activation_makes_nothing_is_no_overflow() -> None:
+    w, x = np.full((2, 4, 3, 3), 3, np.uint8), np.zeros((1, 4, 8, 8), np.uint8)
+    for name in ("direct_channels", "direct_pixels"):
+        assert not algos.plan("1x4x8x8,2x4x3x3,uint8>uint32,relu,zp5:0", w, name)(x).any()

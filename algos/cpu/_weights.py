@@ -133,7 +133,7 @@ def shares_of_positions(x, grad, y, cut, elements, positions, vectors, memory, s
     """Items [first, last); y: (share, o, 1, element of the window), or (share, c, 1, o) where x and grad are
     swapped.
 
-    elements, positions: where x or its copy has them, of a part and of a block of rows.
+    elements, positions: where x or its copy has them, of a part and the last part, and of a block of rows.
     """
     patch, given, sums = memory.patches[slot], memory.grads[slot], memory.sums[slot]
     block, out_width, plane = sums.shape[1], grad.shape[3], grad.shape[2] * grad.shape[3]
@@ -165,8 +165,8 @@ def shares_of_positions(x, grad, y, cut, elements, positions, vectors, memory, s
                 at = (n * grad.shape[1] + o0) * plane + oh0 * out_width + p  # grad[n][o0][oh0][p]
                 gather(grad, at, plane, count, here, block, given)
                 where = address(positions, p)
-                runs_block(source, some * cut.taps, elements, where, 0, where, here, address(given, 0), sums,
-                           step > began or p > 0, vectors)  # fmt: skip
+                runs_block(source, some * cut.taps, elements[int(some < cut.channels)], where, 0, where, here,
+                           address(given, 0), sums, step > began or p > 0, vectors)  # fmt: skip
         if cut.swapped:
             for e in range(some):  # y[share][group][c0 + e][b * block]
                 to = ((share * cut.groups + group) * channels + c0 + e) * filters + b * block
@@ -289,18 +289,20 @@ def _lengths(found: Cut, spec: ConvSpec) -> tuple[int, ...]:
 def workspace_bytes(spec: ConvSpec, threads: int) -> int:
     found = cut(spec, threads)
     *each, shared = _lengths(found, spec)
-    tables = found.channels * found.taps + ROWS + found.rows * axes(spec)[1].outputs
+    tables = 2 * (found.channels * found.taps + ROWS) + found.rows * axes(spec)[1].outputs
     return (found.threads * sum(each) + shared) * spec.in_dtype.itemsize + 8 * tables
 
 
 def work(spec: ConvSpec, threads: int) -> Work:
     """What ``direct_channels`` does for ``spec``."""
-    found, block = cut(spec, threads), way(spec).block
+    found, (of, _, block) = cut(spec, threads), way(spec)
     row, col = axes(spec)
     down = np.arange(row.kernel)[:, None] * (row.dilation * found.pitch)
     taps = down + np.arange(col.kernel) * col.dilation
-    elements = np.zeros(found.channels * found.taps + ROWS, np.int64)
-    elements[:-ROWS] = (np.arange(found.channels)[:, None] * found.plane + taps.ravel()).ravel()
+    last = of.in_channels // spec.groups % found.channels or found.channels
+    elements = np.zeros((2, found.channels * found.taps + ROWS), np.int64)  # of any part, and of the last
+    for own, some in zip(elements, (found.channels, last), strict=True):  # a block's rest is the first again
+        own[: some * found.taps] = (np.arange(some)[:, None] * found.plane + taps.ravel()).ravel()
     rows = np.arange(found.rows)[:, None] * (row.stride * found.pitch)
     positions = (rows + np.arange(col.outputs) * col.stride).ravel()
     patch, given, sums, shared = _lengths(found, spec)

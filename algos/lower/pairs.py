@@ -68,7 +68,8 @@ def _whole(
     words: str, constant: Callable[[Any], Any] | None = None,
 ) -> Lowered | None:  # fmt: skip
     """What is common to whole numbers, whose results are up to ``bound``."""
-    if spec.finished and np.iinfo(spec.out_dtype).max < bound:  # the sum alone may not fit
+    held = np.iinfo(spec.out_dtype)
+    if spec.finished and (held.max < bound or held.min == 0):  # the sum alone may not fit
         return None
     elements = count(part.input_shape)
     one = Part(part, weights, operands, None if spec.out_dtype == np.int32 else store_whole, copied=elements,
