@@ -12,7 +12,8 @@ FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
 COMPLEX_TYPES = ("complex64", "complex128")
 INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 # Two or four numbers side by side, of parts of problems only: see ``algos/lower/pairs.py``
-PAIRS, BRAINS, QUADS = "int16x2", "bfloat16x2>float32", "int8x4>int32"
+PAIRS, QUADS = "int16x2", "int8x4>int32"
+BRAINS = ("bfloat16x2>bfloat16", "bfloat16x2>float32")
 HOLDING = {PAIRS: np.int32, "bfloat16x2": np.uint32, "int8x4": np.uint32}  # types of arrays of them
 TYPES = FLOAT_TYPES + COMPLEX_TYPES + INTEGER_TYPES
 

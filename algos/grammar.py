@@ -140,7 +140,7 @@ def checked_dtype(given: Any) -> str:
 @lru_cache(maxsize=1 << 10)
 def _checked_text(text: str, given: str) -> str:
     """The same of a type's name; ``given`` is what it was told by, unless that was the name."""
-    if text in (PAIRS, BRAINS, QUADS):
+    if text in (PAIRS, *BRAINS, QUADS):
         return text
     operands, mixed, target = text.partition(">")
     first, differ, second = operands.partition("*")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from algos.contract import Algorithm
+from algos.dtypes import BFLOAT16
 from algos.engine.blocks import in_2d
 from algos.engine.epilogue import code_and_bias
 from algos.engine.jit import compile_for
@@ -90,17 +91,20 @@ class Compiled(Algorithm):
                 return dw
 
             return run_gradient
-        compile_for(kernel, operand, operand.astype(spec.out_dtype, copy=False), *fixed)
+        narrow = spec.out_dtype == BFLOAT16  # which compiled code takes as bits
+        result = operand.astype(np.uint16 if narrow else spec.out_dtype, copy=False)
+        compile_for(kernel, operand, result, *fixed)
         new_result = results_of(spec)
 
         def run(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             y = new_result() if out is None else out
             if hands:
                 crew.wake(hands, long)
+            written = y.view(np.uint16) if narrow else y
             if widened:
-                kernel(in_2d(x), in_2d(y), *fixed)
+                kernel(in_2d(x), in_2d(written), *fixed)
             else:
-                kernel(x, y, *fixed)
+                kernel(x, written, *fixed)
             return y
 
         return run

@@ -31,7 +31,7 @@ import numpy as np
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
 from algos.cpu import _weights
 from algos.cpu._compiled import Compiled, Work
-from algos.dtypes import BRAINS, PAIRS, QUADS
+from algos.dtypes import BRAINS, PAIRS, QUADS, accumulator
 from algos.engine.blocks import Axis, axes
 from algos.engine.epilogue import after_of
 from algos.engine.jit import compiled, linked
@@ -230,7 +230,7 @@ class DirectChannels(Compiled):
     family: str = "direct"
     patch_bytes: int = 0
     support: ClassVar[Support | None] = Support(
-        ndim=(1, 2), directions=("forward", "weight_gradient"), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS, QUADS),
+        ndim=(1, 2), directions=("forward", "weight_gradient"), dtypes=(*PLAIN_TYPES, PAIRS, *BRAINS, QUADS),
         epilogues=True,
     )  # fmt: skip
 
@@ -287,7 +287,7 @@ class DirectChannels(Compiled):
             part = kernels[..., b * block : (b + 1) * block]
             w[:, b, :, : part.shape[3]] = part.reshape(spec.groups, -1, part.shape[3])[:, order]
         patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
-        sums = aligned((found.threads, pixels_length, block), spec.out_dtype)
+        sums = aligned((found.threads, pixels_length, block), accumulator(spec.out_dtype))
         vectors = (0,) * (block // lanes(spec.in_dtype))
         arguments = w, table_of(found), pixels, starts, singles, vectors, patch, sums
         return Work(direct_all, arguments, found.items, found.threads, as_2d=True)

@@ -27,7 +27,7 @@ import numpy as np
 
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
-from algos.dtypes import BRAINS, PAIRS, QUADS
+from algos.dtypes import BFLOAT16, BRAINS, PAIRS, QUADS
 from algos.engine.blocks import Blocks, Geometry, axes, locate, pack
 from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
@@ -135,6 +135,12 @@ class Panels(NamedTuple):
 
 
 @linked(**FLAGS)
+def pieces_of(channels, y):
+    """Of a panel's channels; their sums are kept in y between them, unless that rounds."""
+    return -(-channels // STEPS) if y.itemsize >= 4 else 1
+
+
+@linked(**FLAGS)
 def direct_panels(x, y, w, cut, panels, spares, after, slot, first, last):
     """1x1 layers, items [first, last); x: (n, c, h, w); y: (n, o, h, w); panels, spares: of each thread.
 
@@ -147,7 +153,7 @@ def direct_panels(x, y, w, cut, panels, spares, after, slot, first, last):
     plane, wide = x.shape[2] * x.shape[3], VECTOR_BYTES // x.itemsize
     block = VECTORS * wide
     pixels, blocks = -(-plane // block), -(-filters // ROWS)
-    pieces = -(-channels // STEPS)
+    pieces = pieces_of(channels, y)
     for item in range(first, last):
         whole, part = item // parts, item % parts
         n, group, slab = whole // slabs // cut.groups, whole // slabs % cut.groups, whole % slabs
@@ -234,7 +240,7 @@ class DirectPixels(Compiled):
     family: str = "direct"
     patch_bytes: int = 0
     support: ClassVar[Support | None] = Support(
-        ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS, BRAINS, QUADS), epilogues=True
+        ndim=(1, 2), dtypes=(*PLAIN_TYPES, PAIRS, *BRAINS, QUADS), epilogues=True
     )
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
@@ -254,7 +260,7 @@ class DirectPixels(Compiled):
         blocks = -(-filters // ROWS)
         pixels, outer, parts = -(-math.prod(spec.size) // block), spec.batch * spec.groups, 1
         slabs = 1
-        if spec.in_channels // spec.groups > STEPS:  # the sums come back for every piece of the channels
+        if spec.in_channels // spec.groups > _steps(spec):  # sums come back for every piece of them
             slabs = min(pixels, -(-pixels * block * filters * spec.in_dtype.itemsize // self._budget()))
         if threads > 1 and outer * slabs < SHARES * threads and outer * slabs % threads:
             # Of blocks of pixels or of outputs one thread may get one more; cut by outputs, every thread
@@ -270,7 +276,7 @@ class DirectPixels(Compiled):
         width = 1
         # Little to do with a panel but to read it: long rows, which the hardware prefetches
         if blocks <= FEW:
-            k = min(STEPS, spec.in_channels // spec.groups)
+            k = _steps(spec)
             width = max(1, min(-(-pixels // slabs), self._budget() // (k * block * spec.in_dtype.itemsize)))
         return Panels(spec.groups, parts, slabs, width * block, outer * slabs * parts)
 
@@ -291,7 +297,7 @@ class DirectPixels(Compiled):
         weights = k * -(-spec.out_channels // spec.groups // ROWS) * ROWS * spec.groups
         if self._flat(spec):
             panels = self._panels(spec, threads)
-            items, each = panels.items, min(k, STEPS) * panels.width
+            items, each = panels.items, _steps(spec) * panels.width
         else:
             blocks = self._blocks(spec, threads)
             items, each = blocks.items, blocks.scratch + block
@@ -306,7 +312,7 @@ class DirectPixels(Compiled):
         fixed: tuple[Any, ...]
         if flat:
             panels = self._panels(spec, threads)
-            items, length = panels.items, min(k, STEPS) * panels.width
+            items, length = panels.items, _steps(spec) * panels.width
             kernel, fixed = all_panels, (table_of(panels),)
         else:
             blocks = self._blocks(spec, threads)
@@ -317,7 +323,7 @@ class DirectPixels(Compiled):
             kernel, fixed = all_patches, (offsets, table_of(blocks.geometry), blocks.phases)
         threads = min(threads, items)
         patch = aligned((threads, length), unit, zeros=True)
-        spare = aligned((threads, ROWS * block), spec.out_dtype)
+        spare = aligned((threads, ROWS * block), np.uint16 if spec.out_dtype == BFLOAT16 else spec.out_dtype)
         return Work(kernel, (w, *fixed, patch, spare), items, threads, as_2d=True)
 
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
@@ -338,6 +344,12 @@ class DirectPixels(Compiled):
         speed = 8e10 * 4 / spec.in_dtype.itemsize
         moved = 20.0 * math.prod(spec.input_shape) + 4 * math.prod(spec.output_shape)
         return Cost(spec.flops * waste + moved, spec.min_bytes, 4, speed, threads > 1)
+
+
+def _steps(spec: ConvSpec) -> int:
+    """Channels of a panel; see ``pieces_of``."""
+    channels = spec.in_channels // spec.groups
+    return min(STEPS, channels) if spec.out_dtype.itemsize >= 4 else channels
 
 
 def _packed(weights: np.ndarray) -> np.ndarray:

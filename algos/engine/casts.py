@@ -39,7 +39,7 @@ def _loop(name: str, *arrays: Any) -> Callable[..., Any] | None:
     return getattr(casting, name)
 
 
-_jobs = threading.local()  # one call at a time may use a job, and making one takes 5 us
+_jobs: Any = threading.local()  # one call at a time may use a job, and making one takes 5 us
 JOBS = 1 << 8
 
 

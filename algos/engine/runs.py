@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from algos.engine.epilogue import finish
 from algos.engine.jit import linked
-from algos.engine.simd import RUN_ROWS, RUN_VECTORS, VECTOR_BYTES, address, lanes, outer_runs, transpose
+from algos.engine.simd import RUN_ROWS, RUN_VECTORS, VECTOR_BYTES, address, lanes, outer_runs, put, transpose
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
@@ -20,7 +20,7 @@ def unpack_sums(sums, y, n, o, count, at, pixels, after):
     """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at + pixels) of y's planes
     (n, o, oh, ow), and do what comes ``after``, so few at a time that both find them in the cache.
     """
-    wide = VECTOR_BYTES // y.itemsize
+    wide = VECTOR_BYTES // sums.itemsize
     block, plane, flat = sums.shape[1], y.shape[2] * y.shape[3], y.reshape(y.size)
     first, end = 0, 0
     while end < pixels:
@@ -34,7 +34,7 @@ def unpack_sums(sums, y, n, o, count, at, pixels, after):
                     j += wide
             for i in range(min(count - c, wide)):
                 for k in range(j, end):
-                    flat[to + i * plane + k] = sums[k, c + i]
+                    put(address(flat, to + i * plane + k), sums[k, c + i])
             finish(after, y, n, o + c, min(count - c, wide), at + first, 1, end - first)
 
 

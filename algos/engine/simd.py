@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from algos.host import cpu_features
 
 WIDTHS = {"avx512": 64, "avx2": 32, "plain": 16}
-I32, I64 = ir.IntType(32), ir.IntType(64)
+I16, I32, I64 = map(ir.IntType, (16, 32, 64))
 
 
 @cache
@@ -91,7 +91,7 @@ BRAINS = simd() == "avx512" and _compiles("avx512bf16")
 
 
 SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: I32,
-           types.uint32: ir.FloatType()}  # fmt: skip
+           types.uint32: ir.FloatType(), types.uint16: ir.FloatType()}  # fmt: skip
 
 
 class Emitter:
@@ -131,7 +131,17 @@ class Emitter:
         return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.bytes)
 
     def store(self, value: Any, pointer: Any) -> None:
-        self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer())).align = self.bytes
+        """Rounded to bfloat16 where that is what lies there."""
+        size = self.bytes
+        if pointer.type.pointee == I16:
+            value, size = self.narrow(value), 2
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = size
+
+    def narrow(self, value: Any) -> Any:
+        """float32 rounded to the bits of bfloat16, where ``BRAINS``."""
+        kind = ir.FunctionType(ir.VectorType(I16, self.lanes), [self.vector])
+        name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [value])
 
     def splat(self, scalar: Any) -> Any:
         """Every lane the same."""
@@ -265,6 +275,22 @@ def clear(typingctx, target, count):
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def put(typingctx, target, value):
+    """One number, rounded to bfloat16 where that is what lies there."""
+
+    def codegen(context, builder, sig, args):
+        if sig.args[0].dtype == types.uint16:
+            emit = Emitter(builder, sig.args[1])
+            value = builder.extract_element(emit.narrow(emit.splat(args[1])), I32(0))
+        else:
+            value = args[1]
+        builder.store(value, args[0])
+        return context.get_dummy_value()
+
+    return types.void(target, value), codegen
 
 
 @intrinsic

@@ -167,11 +167,12 @@ def _brains(spec: ConvSpec) -> Lowered | None:
         if denormal(fill).any():
             return None
         mode = f"constant:{_brain_weights(fill).item()}"
-    part = spec.with_(in_channels=spec.groups * -(-inner // 2), dtype=BRAINS, padding_mode=mode, rank=None)
+    dtype = BRAINS[spec.finished]  # what follows is computed in float32
+    part = spec.with_(in_channels=spec.groups * -(-inner // 2), dtype=dtype, padding_mode=mode, rank=None)
     elements = count(part.input_shape)
     move = partial(_moving, spec, part, np.uint32, _brain_pair)
-    one = Part(part, _brain_weights, move, convert, copied=elements, held=elements, made=True,
-               bias=partial(converted, dtype=np.float32), shared=True)  # fmt: skip
+    one = Part(part, _brain_weights, move, convert if spec.finished else None, copied=elements,
+               held=elements, made=True, bias=partial(converted, dtype=np.float32), shared=True)  # fmt: skip
     return Lowered((one,), "bfloat16 in pairs", guard=_ranged, otherwise="types")
 
 
