@@ -171,7 +171,7 @@ def _brains(spec: ConvSpec) -> Lowered | None:
     part = spec.with_(in_channels=spec.groups * -(-inner // 2), dtype=dtype, padding_mode=mode, rank=None)
     elements = count(part.input_shape)
     move = partial(_moving, spec, part, np.uint32, _brain_pair)
-    one = Part(part, _brain_weights, move, convert if spec.finished else None, copied=elements,
+    one = Part(part, _brain_weights, move, convert if part.out_dtype != BFLOAT16 else None, copied=elements,
                held=elements, made=True, bias=partial(converted, dtype=np.float32), shared=True)  # fmt: skip
     return Lowered((one,), "bfloat16 in pairs", guard=_ranged, otherwise="types")
 
