@@ -703,6 +703,30 @@ def _parts(**fields: Callable[[Part], Any]) -> Change:
     return change
 
 
+def _combined(mistake: Callable[[Any], Any]) -> Change:
+    """Results of all parts put together otherwise."""
+
+    def change(lowered: Lowered, spec: ConvSpec) -> Lowered:
+        if lowered.combine is None:
+            return lowered
+        wrong = mistake(lambda y, results: lowered.combine(y, results, 0))
+        return replace(lowered, combine=lambda y, results, threads: wrong(y, results))
+
+    return change
+
+
+def _uncleared(combine: Any) -> Any:
+    """Elements that meet no tap are left as they were."""
+
+    def put(y: np.ndarray, results: list[np.ndarray]) -> None:
+        before, met = y.copy(), np.zeros_like(y)
+        combine(y, results)
+        combine(met, [np.ones_like(result) for result in results])
+        y[met == 0] = before[met == 0]
+
+    return put
+
+
 def _placed_elsewhere(lowered: Lowered, spec: ConvSpec) -> Lowered:
     """Each part's result where its neighbour's belongs."""
     places = [part.place for part in lowered.parts]
@@ -727,7 +751,7 @@ def _cropped(lowered: Lowered, spec: ConvSpec) -> Lowered:
 def _adding(place: Any) -> Any:
     """Adds to what stands there."""
 
-    def add(y: np.ndarray, result: np.ndarray) -> None:
+    def add(y: np.ndarray, result: Any) -> None:
         own = np.zeros_like(y)
         place(own, result)
         y += own
@@ -779,12 +803,12 @@ LOWERINGS: dict[str, tuple[str, Change, str]] = {
                        "2x3x8x8,4x3x3x3,p1,input_gradient"),
     "swapped channels": ("residues", _parts(weights=lambda p: lambda w: _untransposed(p.weights(w))),
                          "2x3x8x8,4x3x3x3,p1,input_gradient"),
-    "residues mixed up": ("residues", _placed_elsewhere, "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
-    "residues not cleared": ("residues", lambda lowered, spec: replace(lowered, cleared=False),
-                             "2x3x11x11,4x3x2x2,s3,input_gradient"),
-    "residues added": ("residues", _parts(place=lambda p: _adding(p.place)),
-                       "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
-    "shuffled otherwise": ("shuffle", _parts(place=lambda p: lambda y, r: p.place(y, r[:, ::-1])),
+    "residues mixed up": ("residues", _combined(lambda combine: lambda y, results: combine(y, results[::-1])),
+                          "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "residues not cleared": ("residues", _combined(_uncleared), "2x3x11x11,4x3x2x2,s3,input_gradient"),
+    "residues added": ("residues", _combined(_adding), "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
+    "shuffled otherwise": ("shuffle",
+                           _combined(lambda combine: lambda y, results: combine(y, [results[0][:, ::-1]])),
                            "2x3x8x8,4x3x4x4,s2,p1,input_gradient"),
     "taps forgotten": ("shuffle",
                        _parts(weights=lambda p: lambda w: p.weights(w * (np.arange(w.shape[-1])

@@ -14,8 +14,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic
 
 from algos.engine.jit import compiled, linked
+from algos.engine.lanes import Lanes
 from algos.engine.relay import HELPERS, fork, helpers
-from algos.engine.simd import I64, Emitter, element
+from algos.engine.simd import I64, Emitter, copy_bytes, element, place
 from algos.engine.tables import named, table_of
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
@@ -39,24 +40,65 @@ class Sizes(NamedTuple):
 
 @intrinsic
 def zipped(typingctx, y, target, first, second, count):
-    """Elements of two rows at addresses ``first`` and ``second`` by turns, whole vectors of either, to y from
-    ``target`` on, where there is room for ``count``; how many were written.
-    """
+    """y from ``target`` on: ``count`` elements of the rows at ``first`` and ``second``, by turns."""
 
     def codegen(context, builder, sig, args):
         emit = Emitter(builder, sig.args[0].dtype)
+        lanes = Lanes(emit, emit.bytes * 8)
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        start = emit.at(data, args[1])
         rows = [builder.inttoptr(place, emit.scalar.as_pointer()) for place in args[2:4]]
         n, times = emit.lanes, builder.sdiv(args[4], I64(2 * emit.lanes))
+        picks = [[half * n // 2 + i // 2 + i % 2 * n for i in range(n)] for half in range(2)]
         with cgutils.for_range(builder, times) as loop:
             at = builder.mul(loop.index, I64(n))
             a, b = (emit.load(emit.at(row, at)) for row in rows)
             for half in range(2):
-                picks = [half * n // 2 + i // 2 + i % 2 * n for i in range(n)]
-                emit.store(emit.shuffle(a, b, picks), emit.at(data, args[1], at, at, half * n))
-        return builder.mul(times, I64(2 * n))
+                emit.store(emit.shuffle(a, b, picks[half]), emit.at(start, at, at, half * n))
+        at = builder.mul(times, I64(n))
+        left = builder.sub(args[4], builder.add(at, at))
+        with builder.if_then(builder.icmp_signed(">", left, I64(0))):
+            numbers = lanes.numbers(I64(0))
+            owned = (builder.sdiv(builder.add(left, I64(more)), I64(2)) for more in (1, 0))
+            a, b = (
+                lanes.load(emit.at(row, at), lanes.below(numbers, own))
+                for row, own in zip(rows, owned, strict=True)
+            )
+            lanes.store_first(emit.shuffle(a, b, picks[0]), emit.at(start, at, at), left)
+            with builder.if_then(builder.icmp_signed(">", left, I64(n))):
+                rest = builder.sub(left, I64(n))
+                lanes.store_first(emit.shuffle(a, b, picks[1]), emit.at(start, at, at, n), rest)
+        return context.get_dummy_value()
 
-    return types.intp(y, types.intp, types.intp, types.intp, types.intp), codegen
+    return types.void(y, types.intp, types.intp, types.intp, types.intp), codegen
+
+
+@linked(**FLAGS)
+def some_planes(y, table, cells, slot, first, last):
+    """Planes [first, last) of flat y; cells: of each residue its address, and the bytes from one image,
+    channel, plane and row to the next.
+    """
+    sizes = named(Sizes, table)
+    width, step = sizes.width, sizes.columns_apart
+    for item in range(first, last):
+        d, plane = item % sizes.depth, item // sizes.depth
+        n, c, deep = plane // sizes.channels, plane % sizes.channels, d // sizes.planes_apart
+        cell0, a, down = d % sizes.planes_apart * sizes.rows_apart * step, 0, 0
+        for h in range(sizes.height):
+            target, cell = (item * sizes.height + h) * width, cell0 + a * step
+            at = row_at(cells, cell, n, c, deep, down)
+            if step == 1:
+                copy_bytes(place(y, target), at, width * y.itemsize)
+            elif step == 2:
+                zipped(y, target, at, row_at(cells, cell + 1, n, c, deep, down), width)
+            else:
+                for k in range(step):
+                    at = row_at(cells, cell + k, n, c, deep, down)
+                    for j in range((width - k + step - 1) // step):
+                        y[target + k + j * step] = element(y, at + j * y.itemsize)
+            a += 1
+            if a == sizes.rows_apart:
+                a, down = 0, down + 1
 
 
 @linked(**FLAGS)
@@ -66,33 +108,10 @@ def row_at(cells, cell, n, c, deep, down):
     return own[0] + n * own[1] + c * own[2] + deep * own[3] + down * own[4]
 
 
-@linked(**FLAGS)
-def some_rows(y, table, cells, slot, first, last):
-    """Rows [first, last) of flat y; cells: of each residue its address, 0 for zeros, and the bytes from one
-    image, channel, plane and row to the next.
-    """
-    sizes = named(Sizes, table)
-    width, step = sizes.width, sizes.columns_apart
-    for row in range(first, last):
-        h, rest = row % sizes.height, row // sizes.height
-        d, plane = rest % sizes.depth, rest // sizes.depth
-        n, c = plane // sizes.channels, plane % sizes.channels
-        cell = (d % sizes.planes_apart * sizes.rows_apart + h % sizes.rows_apart) * step
-        down, deep = h // sizes.rows_apart, d // sizes.planes_apart
-        done = 0
-        if step == 2 and cells[cell, 0] != 0 and cells[cell + 1, 0] != 0:
-            starts = row_at(cells, cell, n, c, deep, down), row_at(cells, cell + 1, n, c, deep, down)
-            done = zipped(y, row * width, starts[0], starts[1], width)
-        for k in range(step):
-            there, at = cells[cell + k, 0] != 0, row_at(cells, cell + k, n, c, deep, down)
-            for j in range(done // step, (width - k + step - 1) // step):
-                y[row * width + k + j * step] = element(y, at + j * y.itemsize) if there else 0
-
-
 @compiled(**FLAGS)
-def all_rows(y, table, cells, job):
-    """Every row, shared with the helpers; ``table``: of ``Sizes``."""
-    fork(some_rows, (y, table, cells), job)
+def all_planes(y, table, cells, job):
+    """Every plane, shared with the helpers; ``table``: of ``Sizes``."""
+    fork(some_planes, (y, table, cells), job)
 
 
 def interleaved(
@@ -108,14 +127,17 @@ def interleaved(
     ):
         return False
     kind: Any = WIDE[y.itemsize]
+    nothing = np.zeros(-(-y.shape[-1] // stride[-1]), kind)  # the row of a residue that there is not
     table = np.zeros((*apart, 5), np.int64)
+    table[..., 0] = nothing.ctypes.data
     for start, a in cells.items():
         batch, channel, *space = a.strides
         table[(*(0,) * (3 - len(stride)), *start)] = (a.ctypes.data, batch, channel,
                                                       *(0,) * (3 - len(space)), *space[:-1])  # fmt: skip
     sizes = Sizes(y.shape[1], *(1,) * (3 - len(stride)), *y.shape[2:], *apart)
     crew = helpers()
-    job = crew.job(y.size // y.shape[-1], threads if y.size >= SHARED else 1)
+    planes = math.prod(y.shape[:2]) * sizes.depth
+    job = crew.job(planes, threads if y.size >= SHARED else 1)
     crew.wake(int(job[HELPERS]))
-    all_rows(y.reshape(-1).view(kind), table_of(sizes), table.reshape(-1, 5), job)
+    all_planes(y.reshape(-1).view(kind), table_of(sizes), table.reshape(-1, 5), job)
     return True

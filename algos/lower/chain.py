@@ -23,6 +23,7 @@ from algos.build import lowering_code
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, modelled_prepare_s, said
 from algos.dtypes import kind, whole
 from algos.engine.kept import compiled_now, compiling_s, missed
+from algos.engine.memory import aligned
 from algos.lower.axes import axes, depth
 from algos.lower.border import border
 from algos.lower.direction import exchange, residues, shuffle, spaced
@@ -384,12 +385,19 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
         return straight if lowered.words else inside
     shape, dtype, cleared = node.spec.result_shape, node.spec.result_dtype, lowered.cleared
     combine = lowered.combine
+    # Kept from call to call, for new pages cost as much as what is written to them
+    kept: list[Any] = []
+    if combine is not None and threads:
+        kept = [aligned(part.spec.result_shape, part.spec.result_dtype) for part in lowered.parts]
 
     def run(*arrays: Any, out: Any = None) -> Any:
         y = np.empty_like(arrays[0], shape=shape, dtype=dtype, order="C") if out is None else out
         if cleared:
             y[...] = 0
-        if combine is not None:
+        if combine is not None and kept:
+            pairs = zip(runs, kept, strict=True)
+            combine(y, [inside(*move(*arrays), out=own) for (move, inside, _), own in pairs], threads)
+        elif combine is not None:
             combine(y, [inside(*move(*arrays)) for move, inside, _ in runs], threads)
         else:
             for move, inside, place in runs:
