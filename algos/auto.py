@@ -83,7 +83,7 @@ def pick(
         When a parameter is not valid, or when no algorithm is left, with the reasons.
     """
     named = None if algorithms is None else ",".join(map(_name, algorithms))
-    options = threads, max_workspace_bytes, calls, device, accuracy, peers, layout, named, max_error
+    options = threads, max_workspace_bytes, calls, device, accuracy, bool(peers), layout, named, max_error
     kinds = (type(spec), *map(type, options))
     if not PLAIN.issuperset(kinds):
         return _picked(spec, *options)[0]
@@ -123,7 +123,11 @@ def _picked(
     ):
         if value is not None and (not isinstance(value, str) or value not in known_values):
             raise SpecError(f"{name} is {shown(value)}: use {', '.join(map(repr, known_values))} or None")
-    if max_error is not None and not (isinstance(max_error, int | float) and 0 < max_error < float("inf")):
+    if max_error is not None and (
+        isinstance(max_error, bool)
+        or not isinstance(max_error, int | float)
+        or not 0 < max_error < float("inf")
+    ):
         raise SpecError(f"max_error is {shown(max_error)}: give a number above 0, like 1e-5")
     count = checked_threads(threads)
     knowledge = known()

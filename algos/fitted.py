@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -27,6 +26,7 @@ from algos.contract import PLAIN_TYPES
 from algos.host import caches, data_base, fingerprint
 from algos.lower.chain import Chain
 from algos.spec import ConvSpec
+from algos.wisdom import keep_rows, rows_of
 
 FILE_NAME = "calibration-1.json"  # the number is that of the features: others are another file
 PRIORS = Path(__file__).with_name("priors.json")
@@ -156,25 +156,13 @@ def _fit(identity: str) -> Fit:
 @cache
 def calibrations() -> dict[str, dict[str, Any]]:
     """What lies beside the wisdom, by machine: of this one, and of others that were imported."""
-    with suppress(OSError, ValueError, TypeError):
-        return dict(json.loads(path().read_text()))
-    return {}
+    return rows_of(path())
 
 
 def keep(rows: dict[str, dict[str, Any]]) -> None:
-    """Put rows beside the wisdom.
-
-    Raises
-    ------
-    OSError
-        Where nothing can be written.
-    """
-    if rows:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        scratch = path().with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps({**calibrations(), **rows}, separators=(",", ":")))
-        os.replace(scratch, path())
-        anew()
+    """Put rows beside the wisdom; errors as ``keep_rows``."""
+    keep_rows(path(), rows)
+    anew()
 
 
 def is_calibrated() -> bool:

@@ -9,6 +9,7 @@ set aside, one that cannot be written costs a warning: forgetting is never an er
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import sys
 from collections.abc import Collection, Iterable
@@ -134,24 +135,36 @@ def forget(machine: str = "", spec: str = "") -> int:
     return count
 
 
-def facts() -> dict[str, dict[str, Any]]:
-    """What is known of other machines whose measurements are: their processor, cores and caches."""
-    with suppress(OSError, ValueError, TypeError):
-        return dict(json.loads(path().with_name(MACHINES).read_text()))
+def rows_of(file: Path) -> dict[str, dict[str, Any]]:
+    """The rows by machine of a JSON file beside the wisdom; what is none is left out."""
+    with suppress(OSError, ValueError, AttributeError):
+        return {name: row for name, row in json.loads(file.read_text()).items() if isinstance(row, dict)}
     return {}
 
 
-def describe(machines: dict[str, dict[str, Any]]) -> None:
-    """Keep the facts of other machines.
+def keep_rows(file: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """Put rows into such a file, which is there whole at every moment.
 
     Raises
     ------
     OSError
         Where nothing can be written.
     """
-    if machines:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        path().with_name(MACHINES).write_text(json.dumps({**facts(), **machines}, indent=1))
+    if rows:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps({**rows_of(file), **rows}, separators=(",", ":")))
+        os.replace(scratch, file)
+
+
+def facts() -> dict[str, dict[str, Any]]:
+    """What is known of other machines whose measurements are: their processor, cores and caches."""
+    return rows_of(path().with_name(MACHINES))
+
+
+def describe(machines: dict[str, dict[str, Any]]) -> None:
+    """Keep the facts of other machines; errors as ``keep_rows``."""
+    keep_rows(path().with_name(MACHINES), machines)
 
 
 def recall(machine: str) -> tuple[Known, ...]:

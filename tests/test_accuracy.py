@@ -61,3 +61,8 @@ def test_a_pick_keeps_to_the_error_that_it_is_granted() -> None:
     for bad in (0, -1.0, float("nan"), "1e-5"):
         with pytest.raises(ValueError):
             algos.pick(text, max_error=bad)  # type: ignore[arg-type]
+
+
+def test_an_error_is_a_number_and_no_truth_value() -> None:
+    with pytest.raises(ValueError, match="max_error"):
+        algos.pick("1x1x9x9,1x1x3x3", max_error=True)

@@ -122,3 +122,19 @@ def test_a_merged_store_teaches_when_asked(folder: Any, tmp_path: Path) -> None:
     assert algos.pick(TEXT, threads=1).source == "model"
     assert main(("merge", "--teach", str(tmp_path / "three"), str(tmp_path / "one"))) == 0
     assert algos.pick(TEXT, threads=1).algorithm == "toeplitz"
+
+
+def test_what_has_no_tunables_comes_back_and_damaged_files_are_no_obstacle(
+    folder: Any, tmp_path: Path, capsys: Any
+) -> None:
+    known = replace(entry("toeplitz", 1e-9), tunables="")
+    wisdom.remember([known])
+    for name in (wisdom.MACHINES, fitted.FILE_NAME):
+        wisdom.path().with_name(name).write_text('{"zz": 5}')
+    file = tmp_path / "wisdom.json"
+    assert main(("wisdom", "export", str(file))) == 0
+    folder("second")
+    assert main(("wisdom", "import", str(file))) == 0 and known in wisdom.recall(HERE)
+    wisdom.path().write_bytes(b"no database" * 100)
+    assert main(("wisdom", "forget", "--all")) == 2
+    assert "delete it" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +224,11 @@ def _forget(arguments: argparse.Namespace) -> int:
 
     if not (arguments.spec or arguments.machine or arguments.all):
         raise ValueError("forget what? name a spec, --machine ID or --all")
-    count = known.forget(arguments.machine, str(ConvSpec.parse(arguments.spec)) if arguments.spec else "")
+    spec = str(ConvSpec.parse(arguments.spec)) if arguments.spec else ""
+    try:
+        count = known.forget(arguments.machine, spec)
+    except sqlite3.Error as error:
+        raise ValueError(f"{known.path()} cannot be changed ({error}): delete it to forget all") from None
     if arguments.all:
         fitted.path().unlink(missing_ok=True)
         fitted.anew()
@@ -238,7 +244,7 @@ WISDOM = Command("wisdom", "what the picker remembers: export, import, show, for
 
 def factor(error: float) -> str:
     """Of the standard deviation of a logarithm."""
-    return f"{2.718281828459045**error:.2f}"
+    return f"{math.exp(error):.2f}"
 
 
 CALIBRATE = Command("calibrate", "a minute of small problems: how fast each algorithm is on this machine",
