@@ -148,20 +148,24 @@ def path() -> Path:
 
 @cache
 def _fit(identity: str) -> Fit:
-    with suppress(ValueError, KeyError, TypeError, AttributeError):
-        return Fit.read(calibrations()[identity])
-    return prior(fingerprint())
+    return calibrations().get(identity) or prior(fingerprint())
 
 
 @cache
-def calibrations() -> dict[str, dict[str, Any]]:
-    """What lies beside the wisdom, by machine: of this one, and of others that were imported."""
-    return rows_of(path())
+def calibrations() -> dict[str, Fit]:
+    """What lies beside the wisdom, by machine: of this one, and of others that were imported; what is no
+    calibration is left out.
+    """
+    found = {}
+    for identity, row in rows_of(FILE_NAME).items():
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            found[identity] = Fit.read(row)
+    return found
 
 
 def keep(rows: dict[str, dict[str, Any]]) -> None:
     """Put rows beside the wisdom; errors as ``keep_rows``."""
-    keep_rows(path(), rows)
+    keep_rows(FILE_NAME, rows)
     anew()
 
 
@@ -183,11 +187,8 @@ def prior(about: dict[str, Any]) -> Fit:
     """Of the shipped and the imported rows that of the machine most like ``about``: of its instruction set if
     there is one, then nearest in cores and caches.
     """
-    found = list(priors())
-    for identity, row in calibrations().items():
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
-            found += [Fit.read(row)] if identity != about.get("id") else []
-    return min(found, key=lambda one: unlike(about, one.machine), default=NONE)
+    others = (fit for identity, fit in calibrations().items() if identity != about.get("id"))
+    return min((*priors(), *others), key=lambda one: unlike(about, one.machine), default=NONE)
 
 
 def unlike(mine: dict[str, Any], its: dict[str, Any]) -> tuple[bool, float]:

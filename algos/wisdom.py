@@ -135,14 +135,15 @@ def forget(machine: str = "", spec: str = "") -> int:
     return count
 
 
-def rows_of(file: Path) -> dict[str, dict[str, Any]]:
-    """The rows by machine of a JSON file beside the wisdom; what is none is left out."""
+def rows_of(name: str) -> dict[str, dict[str, Any]]:
+    """The rows by machine of a JSON file beside the wisdom: none without a home, none of what is no row."""
     with suppress(OSError, ValueError, AttributeError):
-        return {name: row for name, row in json.loads(file.read_text()).items() if isinstance(row, dict)}
+        found = json.loads((data_base() / name).read_text())
+        return {machine: row for machine, row in found.items() if isinstance(row, dict)}
     return {}
 
 
-def keep_rows(file: Path, rows: dict[str, dict[str, Any]]) -> None:
+def keep_rows(name: str, rows: dict[str, dict[str, Any]]) -> None:
     """Put rows into such a file, which is there whole at every moment.
 
     Raises
@@ -151,20 +152,21 @@ def keep_rows(file: Path, rows: dict[str, dict[str, Any]]) -> None:
         Where nothing can be written.
     """
     if rows:
+        file = data_base() / name
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps({**rows_of(file), **rows}, separators=(",", ":")))
+        scratch.write_text(json.dumps({**rows_of(name), **rows}, separators=(",", ":")))
         os.replace(scratch, file)
 
 
 def facts() -> dict[str, dict[str, Any]]:
     """What is known of other machines whose measurements are: their processor, cores and caches."""
-    return rows_of(path().with_name(MACHINES))
+    return rows_of(MACHINES)
 
 
 def describe(machines: dict[str, dict[str, Any]]) -> None:
     """Keep the facts of other machines; errors as ``keep_rows``."""
-    keep_rows(path().with_name(MACHINES), machines)
+    keep_rows(MACHINES, machines)
 
 
 def recall(machine: str) -> tuple[Known, ...]:

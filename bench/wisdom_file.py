@@ -37,7 +37,8 @@ def exported(machine: str = "") -> dict[str, Any]:
     return {
         "format": FORMAT, "version": VERSION,
         "machines": {one: facts.get(one, {}) for one in sorted(known) if machine in ("", one)},
-        "calibrations": {one: row for one, row in fitted.calibrations().items() if machine in ("", one)},
+        "calibrations": {one: fit.row() for one, fit in fitted.calibrations().items()
+                         if machine in ("", one)},
         "entries": [{name: value for name, value in asdict(entry).items() if value != _DEFAULTS[name]}
                     for entry in entries],
     }  # fmt: skip

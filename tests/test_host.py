@@ -309,7 +309,8 @@ def homeless(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     if not shutil.which("unshare"):
         pytest.skip("user namespaces need Linux")
     command = ["unshare", "-U", "--map-user=2000", "--map-group=2000", "env", "-i", "PATH=/usr/bin:/bin",
-               "NUMBA_DISABLE_JIT=1", sys.executable, "-c", code]  # fmt: skip
+               f"PYTHONPATH={Path(host.__file__).parents[1]}", "NUMBA_DISABLE_JIT=1",
+               sys.executable, "-c", code]  # fmt: skip
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HUNG_S, check=False)
     if "unshare" in done.stderr:
         pytest.skip(f"no user namespace here: {done.stderr.strip()}")

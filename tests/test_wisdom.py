@@ -130,7 +130,8 @@ def test_what_has_no_tunables_comes_back_and_damaged_files_are_no_obstacle(
     known = replace(entry("toeplitz", 1e-9), tunables="")
     wisdom.remember([known])
     for name in (wisdom.MACHINES, fitted.FILE_NAME):
-        wisdom.path().with_name(name).write_text('{"zz": 5}')
+        wisdom.path().with_name(name).write_text('{"zz": 5, "yy": {"machine": {}, "weights": {}}}')
+    fitted.anew()
     file = tmp_path / "wisdom.json"
     assert main(("wisdom", "export", str(file))) == 0
     folder("second")
