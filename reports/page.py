@@ -209,7 +209,7 @@ def _context(
 ) -> dict[str, Any]:
     layers = layer_names(options.networks)
     present = [identity for identity in machines if identity in set(frame["machine"])]
-    present += [identity for identity in dict.fromkeys(frame["machine"]) if identity not in machines]
+    present += [identity for identity in frame["machine"].unique() if identity not in machines]
     best = tables.winners_table(frame, layers)
     return {
         "calm": calm(frame),

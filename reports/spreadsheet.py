@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import pandas as pd
@@ -50,6 +51,8 @@ def _texts(column: pd.Series) -> Iterable[str]:
     if column.dtype.kind in "iub":
         return map(str, column.tolist())
     if column.dtype.kind == "f":  # more digits than a clock gives, bytes to a terabyte
+        if column.isna().all():
+            return repeat("", len(column))
         return ["" if not math.isfinite(value) else f"{value:.12g}" for value in column.tolist()]
     return map(lru_cache(maxsize=1024)(_quoted), column.tolist())
 

@@ -194,7 +194,7 @@ def records_table(frame: pd.DataFrame, layers: Layers = MappingProxyType({})) ->
     tuned = bool((frame["tunables"] != "{}").any())
     fastest = {tuple(getattr(w, n) for n in PROBLEM): w.median_s for w in tuples(winners(frame))}
     of_spec = lru_cache(maxsize=1 << 10)(_spec_cells(frame, layers))
-    places = {spec: at for at, spec in enumerate(dict.fromkeys(frame["spec"]))}
+    places = {spec: at for at, spec in enumerate(frame["spec"].unique())}
     keys = frame[[*GROUP, "median_s"]].assign(place=frame["spec"].map(places)).reset_index(drop=True)
     keys = keys[(frame["launch_count"] > 0).to_numpy()]
     order = keys.sort_values(["place", *GROUP, "median_s"], kind="stable").index.tolist()

@@ -157,6 +157,21 @@ def test_constant_data_raise_no_false_alarm() -> None:
     assert (error > 2 * math.sqrt(trial.terms) * trial.unit * np.abs(trial.exact)).all()
 
 
+def test_a_sum_may_start_from_its_bias() -> None:
+    """Beside a large one every addition rounds as much as the bias, whichever comes first."""
+    spec = ConvSpec.parse("1x64x6x6,2x64x3x3,bias")
+    data = operands(spec)
+    assert data.x is not None and data.w is not None and data.bias is not None
+    data.x[...], data.w[...], data.bias[...] = 0.1, 0.3, 1000.0
+    trial = Trial(spec, data)
+    total = np.full((1, 2, 4, 4), np.float32(1000))
+    for product in np.full(64 * 9, np.float32(0.1) * np.float32(0.3)):
+        total += product
+    error = np.abs(total - trial.exact)
+    assert (error > 4 * trial.unit * trial.exact).all()
+    assert (error <= tolerance(trial, Right())).all()
+
+
 # ---- the wrong ones are refused ----------------------------------------------------------------------------
 
 FAULTY = [

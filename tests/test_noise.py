@@ -13,6 +13,7 @@ from scipy.special import stdtr, stdtrit
 from bench import turns
 from bench.noise import Model, Ratio, decisions, discoveries, judged
 from bench.race import standing
+from bench.spread import spread_apart
 from bench.turns import Taken
 
 SPECS, TABLES = 10, 12
@@ -246,3 +247,11 @@ def test_launches_of_either_side_count_alike() -> None:
     )
     assert there.high / there.low == pytest.approx(back.high / back.low)
     assert there.high / there.low > 1.01 * best.high / best.low
+
+
+def test_a_tenth_of_the_launches_far_out_is_a_part_of_their_spread() -> None:
+    """Their middle does not tell: the outer tenth does, where a normal has its own at 1.645 deviations."""
+    calm = [(0.0, 0.014)] * 88
+    assert spread_apart(calm) == pytest.approx(1.4826 * 0.0099, rel=0.01)
+    assert spread_apart(calm + [(0.0, 0.14)] * 12) == pytest.approx(0.099 / 1.6449, rel=0.01)
+    assert spread_apart(calm[:82] + [(0.0, 0.14)] * 9) == pytest.approx(1.4826 * 0.0099, rel=0.01)

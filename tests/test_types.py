@@ -339,3 +339,16 @@ def test_no_advice_loses_values() -> None:
         algos.conv2d(one("i8", 2**62), one("i8", 2))
     with pytest.raises(ValueError, match="unknown activation"):
         algos.plan("1x1x1x1,1x1x1x1", one("f4"), activation="")
+
+
+@pytest.mark.parametrize("into", ("int32", "uint32", "int64", "uint64"))
+@pytest.mark.parametrize("held", ("float32", "float64"))
+def test_the_first_whole_number_beyond_a_type_does_not_fit_it(into: str, held: str) -> None:
+    """It is what the largest of the type rounds to in a float that cannot hold that."""
+    beyond = np.full((1, 1, 40, 50), float(np.iinfo(into).max) + 1, held)
+    below, y = np.nextafter(beyond, np.zeros_like(beyond)), np.empty(beyond.shape, into)
+    if below.flat[0] == np.trunc(below.flat[0]):
+        casts.store_whole(y, below)
+        assert (y == below.astype(into)).all()
+    with pytest.raises(OverflowError):
+        casts.store_whole(y, beyond)

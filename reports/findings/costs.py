@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from reports.findings.frame import PROBLEM, groups
-from reports.findings.ranking import ranked
+from reports.findings.ranking import as_recorded, ranked
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 SHOWN_SPECS = 3
@@ -55,11 +55,7 @@ def break_even(frame: pd.DataFrame) -> pd.DataFrame:
         for key, rivals in groups(ranked(frame), PROBLEM)
         if (stretches := envelope(rivals))
     ]
-    order = {
-        key: at for at, key in enumerate(dict.fromkeys(frame[PROBLEM].itertuples(index=False, name=None)))
-    }
-    rows.sort(key=lambda row: order[tuple(row[name] for name in PROBLEM)])
-    return pd.DataFrame(rows, columns=[*PROBLEM, "stretches"])
+    return as_recorded(pd.DataFrame(rows, columns=[*PROBLEM, "stretches"]), frame)
 
 
 def representative(cases: dict[str, list[Stretch]], work: dict[str, float]) -> list[str]:

@@ -143,7 +143,7 @@ def winners(frame: pd.DataFrame) -> pd.DataFrame:
                 "own_over_peer": peer.median_s / own.median_s if own and peer else math.nan,
             }
         )
-    return _as_recorded(pd.DataFrame(rows, columns=columns), frame)
+    return as_recorded(pd.DataFrame(rows, columns=columns), frame)
 
 
 @_once_per_frame
@@ -193,14 +193,14 @@ def auto_results(frame: pd.DataFrame) -> pd.DataFrame:
                 "chosen_ratio": auto.median_s / times.get(auto.chosen, math.nan),
             }
         )
-    return _as_recorded(pd.DataFrame(rows, columns=columns), frame)
+    return as_recorded(pd.DataFrame(rows, columns=columns), frame)
 
 
-def _as_recorded(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+def as_recorded(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """Cases in the order in which they were first measured."""
     order = {
         case: index
-        for index, case in enumerate(dict.fromkeys(frame[PROBLEM].itertuples(index=False, name=None)))
+        for index, case in enumerate(frame[PROBLEM].drop_duplicates().itertuples(index=False, name=None))
     }
     places = [order[case] for case in table[PROBLEM].itertuples(index=False, name=None)]
     return table.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
