@@ -344,8 +344,9 @@ def test_no_advice_loses_values() -> None:
 @pytest.mark.parametrize("into", ("int32", "uint32", "int64", "uint64"))
 @pytest.mark.parametrize("held", ("float32", "float64"))
 def test_the_first_whole_number_beyond_a_type_does_not_fit_it(into: str, held: str) -> None:
-    """It is what the largest of the type rounds to in a float that cannot hold that."""
-    beyond = np.full((1, 1, 40, 50), float(np.iinfo(into).max) + 1, held)
+    """It is what the largest of the type rounds to in a float that cannot hold that; loops convert as many.
+    """
+    beyond = np.full((1, 1, 80, 90), float(np.iinfo(into).max) + 1, held)
     below, y = np.nextafter(beyond, np.zeros_like(beyond)), np.empty(beyond.shape, into)
     if below.flat[0] == np.trunc(below.flat[0]):
         casts.store_whole(y, below)

@@ -52,7 +52,7 @@ def widest(spec: ConvSpec) -> tuple[int, int]:
     limits = (np.iinfo(dtype) for dtype in (first, second))
     a, b = (max(int(info.max) - point, point - int(info.min))
             for info, point in zip(limits, spec.zero_points, strict=True))  # fmt: skip
-    return max(a, border_of(spec)), b
+    return a, b  # which a border, of the same type, does not exceed
 
 
 def border_of(spec: ConvSpec) -> int:
