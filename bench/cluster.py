@@ -103,7 +103,7 @@ class Sweep:
         self.client, self.settings, self.store = client, settings, store
         self.progress = progress or Progress()
         self.outcome = Outcome()
-        self.machines: dict[str, dict[str, Any]] = {}  # those that took part, by id
+        self.machines: dict[str, dict[str, Any]] = {}  # those that took part, by host
         self.lost: dict[str, str] = {}  # spec -> why it was given up
         self.most_in_flight = 0
         self._run = node.Run(uuid.uuid4().hex, tuple(names), node.name(), pooled, launching)
@@ -111,7 +111,6 @@ class Sweep:
         self._flying: dict[Any, tuple[_Group | None, str]] = {}  # future -> what for, the host it is bound to
         self._finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._workers: dict[str, str] = {}  # address -> host
-        self._hosts: dict[str, str] = {}  # machine -> host
         self._seen: dict[str, float] = {}  # host -> when
         self._current: set[tuple[str, str, str, str]] = set()  # machine, algorithm, tunables, build
         self._looked_s = -math.inf
@@ -250,8 +249,7 @@ class Sweep:
         print(f"convbench: {group.spec} is given up: {why}", file=sys.stderr)
 
     def _described(self, about: dict[str, Any]) -> None:
-        self.machines[about["id"]] = about
-        self._hosts[about["id"]] = about["host"]
+        self.machines[about["host"]] = about
         self.store.put_machine(about)
 
     # ---- who is there --------------------------------------------------------------------------------------
@@ -287,7 +285,6 @@ class Sweep:
         for host in gone:
             del self._seen[host]
             groups += self._waiting.pop(host, ())
-        self._hosts = {machine: host for machine, host in self._hosts.items() if host not in gone}
         for future, _ in bound:
             del self._flying[future]
             future.cancel()
@@ -296,12 +293,17 @@ class Sweep:
             group.host, group.done = "", 0
             self._waiting[""].append(group)
 
+    def _hosts(self) -> dict[str, str]:
+        """For each machine whose records can go on a host that makes them: pooled nodes are one machine."""
+        return {about["id"]: host for host, about in self.machines.items() if host in self._seen}
+
     def _begun_on(self, group: _Group) -> str:
         """The host, of those that are there, whose records the store holds of it; empty for none."""
         if self.settings.fresh:
             return ""
         found = {r.machine for r in self.store.records(True, [group.spec]) if r.threads == group.threads}
-        return min((self._hosts[machine] for machine in found & self._hosts.keys()), default="")
+        hosts = self._hosts()
+        return min((hosts[machine] for machine in found & hosts.keys()), default="")
 
     def _end(self) -> None:
         """Take back what is under way, and end the processes that nodes keep."""
@@ -324,8 +326,9 @@ class Sweep:
         if share is None:
             return []
         tables: dict[str, dict[tuple[str, int], list[tuple[Record, Turns]]]] = {}
+        hosts = self._hosts()
         for record in self.store.stream(True, specs):
-            if self._belongs(record) and record.machine in self._hosts and record.cold == self.settings.cold:
+            if self._belongs(record) and record.machine in hosts and record.cold == self.settings.cold:
                 rivals = tables.setdefault(record.machine, {}).setdefault((record.spec, record.threads), [])
                 rivals.append((record, taken(record)))
         found = []
@@ -337,5 +340,5 @@ class Sweep:
                 done = 1 + max(launch.index for record in records for launch in record.launches)
                 if done < MOST_LAUNCHES:
                     only = frozenset((record.algorithm, record.tunables) for record in records)
-                    found.append(_Group(spec, threads, done + 1, self._hosts[machine], done, only))
+                    found.append(_Group(spec, threads, done + 1, hosts[machine], done, only))
         return found

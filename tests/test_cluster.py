@@ -15,10 +15,13 @@ import psutil
 import pytest
 
 from bench import cluster, node
+from bench.cases import Settings
 from bench.cli import main
+from bench.cluster import Sweep
 from bench.machines import spread_lines
 from bench.networks.spread import parts_of, run_part, split
 from bench.outcome import Progress
+from bench.store import Store
 from tests.conftest import HUNG_S, Convbench
 from tests.simulated import Loopback, acknowledged, check, spans_of, sweep
 
@@ -146,6 +149,18 @@ def test_machines_of_one_kind_are_told_apart_unless_they_are_pooled(monkeypatch:
     assert node.machine_of(replace(run, pooled=True), "abc") == "abc"
     monkeypatch.setenv("CONVBENCH_NODE", "here")
     assert node.machine_of(run, "abc") == "abc"
+
+
+def test_a_pool_is_its_nodes_and_outlives_one_of_them(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        pool = Sweep(None, Settings(), store, (), pooled=True)
+        for host in ("10.0.0.1", "10.0.0.2"):
+            pool._seen[host] = 0.0
+            pool._described({"id": "abc", "kind": "abc", "host": host, "cpu": "CPU", "cores": 2})
+        assert spread_lines(pool.machines.values()) == ["2 x CPU, 2 cores (abc)"]
+        assert pool._hosts() == {"abc": "10.0.0.2"}
+        pool._begin_anew({"10.0.0.2"})
+        assert pool._hosts() == {"abc": "10.0.0.1"}
 
 
 def test_how_far_machines_of_a_kind_are_apart() -> None:
