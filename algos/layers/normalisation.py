@@ -68,6 +68,22 @@ def all_scaled(x, y, means, variances, w, b, eps, pixels, job):
 
 
 @linked(error_model="numpy")
+def some_scaled_columns(x, y, means, rates, b, slot, first, last):
+    """Items [first, last), rows of flat y (n, c); by channel: means, rates and b."""
+    channels = len(means)
+    for n in range(first, last):
+        row, scaled = x[n * channels : (n + 1) * channels], y[n * channels : (n + 1) * channels]
+        for c in range(channels):
+            scaled[c] = (row[c] - means[c]) * rates[c] + b[c]
+
+
+@compiled(error_model="numpy")
+def all_scaled_columns(x, y, means, rates, b, job):
+    """Every row."""
+    fork(some_scaled_columns, (x, y, means, rates, b), job)
+
+
+@linked(error_model="numpy")
 def some_columns(x, moments, images, slot, first, last):
     """Channels [first, last) of flat x (n, c): mean and variance in float64."""
     channels = moments.shape[1]
@@ -130,11 +146,14 @@ def all_blended(grad, x, dx, factors, pixels, job):
 
 def _by_channel(threads: int, kernel: Any, shape: tuple, dtype: np.dtype, arrays: int,
                 *types: Any) -> Calls:  # fmt: skip
-    """``kernel`` over the channels of x, or over its planes where it takes no number of images.
+    """``kernel`` over the channels of x, or over its planes where it takes no number of images; over the rows
+    of x (n, c) where that is what it scales.
 
     types: whatever else its arguments' types depend on.
     """
     pixels, moved = math.prod(shape[2:]), arrays * math.prod(shape) * dtype.itemsize
+    if kernel is all_scaled_columns:
+        return Calls(kernel, shape[0], moved, threads)
     if kernel is all_columns:
         return Calls(kernel, shape[1], moved, threads, (shape[0],))
     if kernel in (all_moments, all_channel_sums):
@@ -206,16 +225,10 @@ def _batch_norm(x: Any, mean: Any, var: Any, weight: Any, bias: Any, training: b
     elif means is None or variances is None:
         raise ValueError("running_mean and running_var are missing: give both, or training=True")
     if held.ndim == 2:  # channels lie side by side, and planes are single elements
-        rate = (1 / np.sqrt(variances + eps)).astype(held.dtype)
-
-        def write(y: np.ndarray) -> None:
-            y = y.reshape(held.shape)
-            np.subtract(held, means.astype(held.dtype, copy=False), out=y)
-            y *= rate if w is None else rate * w
-            if b is not None:
-                y += b
-
-        return filled(write, held.shape, x, out)
+        rates = np.divide(1 if w is None else w, np.sqrt(variances + eps), dtype=held.dtype)
+        by_column = means.astype(held.dtype, copy=False), rates, np.zeros_like(rates) if b is None else b
+        calls = remembered(_by_channel, threads, all_scaled_columns, held.shape, held.dtype, 2)
+        return filled(lambda y: calls(held.reshape(-1), y, *by_column), held.shape, x, out)
     empty = EMPTY[held.dtype.char]
     by_channel = means, variances, empty if w is None else w, empty if b is None else b, float(eps)
     calls = remembered(_by_channel, threads, all_scaled, held.shape, held.dtype, 2, means.dtype)
