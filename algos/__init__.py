@@ -4,7 +4,7 @@ prepares one, ``pick`` names the fastest.
 
 from algos.auto import Choice, pick
 from algos.contract import Algorithm, Cost, Support
-from algos.functional import Plan, conv1d, conv2d, conv3d, plan
+from algos.functional import conv1d, conv2d, conv3d
 from algos.gradients import (
     conv1d_bias,
     conv1d_input,
@@ -19,6 +19,7 @@ from algos.gradients import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from algos.plans import Plan, plan
 from algos.quantized import conv_integer, qlinear_conv
 from algos.registry import algorithms, get
 from algos.spec import ConvSpec, SpecError

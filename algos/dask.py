@@ -20,8 +20,8 @@ import numpy as np
 
 from algos.arrays import is_device_array, module_of
 from algos.auto import pick
-from algos.functional import Plan, plan
 from algos.grammar import meant
+from algos.plans import Plan, plan
 from algos.spec import ConvSpec
 
 INSTALL = "algos.dask needs dask: pip install 'convbench[dask]'"

@@ -321,3 +321,20 @@ def _empty_batch(spec: ConvSpec) -> Callable[..., Any]:
         return out
 
     return run
+
+
+def checked_bias(bias: Any, channels: int, dtype: np.dtype, ndim: int) -> Any:
+    """One number for each channel of the result, as it is added to it."""
+    bias = as_array("bias", bias)
+    if bias.shape != (channels,):
+        raise ValueError(
+            f"bias has shape {bias.shape}: it must be ({channels},), one number per output channel"
+        )
+    if not (np.can_cast(bias.dtype, dtype, "same_kind") or (whole(bias.dtype) and whole(dtype))):
+        raise ValueError(f"bias is {bias.dtype}, the result {dtype}: convert bias to {dtype} first")
+    held = bias.astype(dtype)
+    if (held != bias if whole(dtype) else np.isinf(held) & ~np.isinf(bias)).any():
+        raise ValueError(
+            f"bias goes beyond {dtype}, the type of the result: use smaller numbers or a wider type"
+        )
+    return held.reshape(-1, *(1,) * ndim)

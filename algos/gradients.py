@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from algos.door import apart, as_array
+from algos.door import apart, as_array, checked_bias
 from algos.dtypes import accumulator, promoted, whole
 from algos.engine.casts import beyond
-from algos.functional import Ints, batched, checked_bias, door_of, once
+from algos.functional import Ints, batched, door_of, once
 from algos.grammar import checked_ints, padding_pairs, per_axis, times
 from algos.spec import ConvSpec, Padding, SpecError
 

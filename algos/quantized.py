@@ -13,8 +13,8 @@ import numpy as np
 
 from algos.auto import pick
 from algos.door import as_array
-from algos.functional import plan
 from algos.grammar import checked_int
+from algos.plans import plan
 from algos.spec import ConvSpec, Padding
 
 Ints = int | Sequence[int]

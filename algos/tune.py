@@ -99,7 +99,7 @@ def tune(
     budget : str or float
         Of the turns, like "50ms", or seconds.
     prepared : function
-        What makes the plans: ``algos.functional.prepared``.
+        What makes the plans: ``algos.plans.prepared``.
     w, bias : array, optional
         Those of the plan; random ones when left out.
     **options

@@ -44,9 +44,9 @@ from algos.fitted import (
     prior,
     priors,
 )
-from algos.functional import prepared
 from algos.host import fingerprint, usable_cores
 from algos.lower.chain import Chain, chain
+from algos.plans import prepared
 from algos.registry import refusal, registry
 from algos.spec import ConvSpec, SpecError
 from bench import perf_counter

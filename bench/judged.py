@@ -24,8 +24,8 @@ import numpy as np
 
 from algos.contract import Algorithm
 from algos.dtypes import whole
-from algos.functional import Plan, prepared
 from algos.lower.chain import chain, unsupported
+from algos.plans import Plan, prepared
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.arena import Apart, Arena, Slot

@@ -147,7 +147,7 @@ def measured(algorithms: Sequence[Algorithm], threads: int) -> list[Record]:
 
 
 def main() -> int:
-    from algos.functional import checked_threads
+    from algos.engine.threads import checked_threads
     from algos.host import fingerprint
 
     threads = checked_threads(None)

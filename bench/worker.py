@@ -184,7 +184,7 @@ class Opened:
         return moved, weights, made.bias, perf_counter() - start
 
     def _prepare(self) -> Any:
-        from algos.functional import prepared
+        from algos.plans import prepared
 
         return prepared(self.spec, self.weights, self.algorithm, self.threads, bias=self.bias)
 

@@ -10,8 +10,8 @@ import pytest
 
 import algos
 from algos.engine.threads import usable_cores
-from algos.functional import prepared
 from algos.lower.chain import chain
+from algos.plans import prepared
 from bench.cases import Settings, cases_of
 from bench.check import check
 from bench.data import operands

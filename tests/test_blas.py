@@ -187,7 +187,7 @@ def test_a_plan_s_threads_hold_whenever_it_is_called() -> None:
 
     spec = algos.ConvSpec.parse("1x8x16x16,8x8x3x3,p1")
     with threadpool_limits(1, user_api="blas"):
-        plan = algos.functional.prepared(spec, W, Looks(name="looks", family="direct"), 1)
+        plan = algos.plans.prepared(spec, W, Looks(name="looks", family="direct"), 1)
     plan(X)
     elsewhere(lambda: plan(X))
     assert seen == [{1}, {1}]

@@ -351,7 +351,7 @@ class Interfaced:
 @pytest.mark.parametrize("kind", [lambda a: a, Interfaced, Elsewhere], ids=["numpy", "interface", "device"])
 def test_a_plan_keeps_its_weights(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     device = "cuda" if kind is Elsewhere else "cpu"
-    monkeypatch.setattr("algos.functional._resolve", lambda *ignored: Weights("weights", "direct", device))
+    monkeypatch.setattr("algos.plans.resolve", lambda *ignored: Weights("weights", "direct", device))
     w = W.copy()
     plan = algos.plan("2x4x11x13,6x2x3x3,p1", kind(w))
     w[...] = 0

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from algos import ConvSpec, algorithms, get
-from algos.functional import prepared
 from algos.gpu._cupy import CupyAlgorithm, Kernel
 from algos.lower.chain import plain
+from algos.plans import prepared
 from bench.check import check
 from bench.data import operands
 from tests.covering import covered, traits

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from algos import ConvSpec, algorithms, get, pick
-from algos.functional import prepared
+from algos.plans import prepared
 from bench.bounds import tolerance
 from bench.data import Operands, operands
 from bench.trial import Trial

@@ -22,9 +22,9 @@ import pytest
 
 from algos import ConvSpec, algorithms, get
 from algos.door import in_layout
-from algos.functional import prepared
 from algos.lower.chain import plain
 from algos.peers import opencv, torch_conv
+from algos.plans import prepared
 from bench.check import check
 from bench.data import operands
 from bench.oracle import oracle
@@ -311,7 +311,7 @@ PEAK = """
 import json, re, sys
 from algos import ConvSpec, algorithms, get
 from algos.door import in_layout
-from algos.functional import prepared
+from algos.plans import prepared
 from bench.data import operands
 
 def status(name):

@@ -23,7 +23,7 @@ import pytest
 import algos
 from algos.contract import Algorithm
 from algos.engine.outer import numerical_rank
-from algos.functional import prepared
+from algos.plans import prepared
 from tests.conftest import HUNG_S
 from tests.test_door import Elsewhere
 
@@ -114,7 +114,7 @@ class OnDevice(Algorithm):
 
 def test_a_plan_of_a_device_is_copied_by_way_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     device = OnDevice("on_device", "direct", "cuda")
-    monkeypatch.setattr("algos.functional.registry.get", lambda name: device)
+    monkeypatch.setattr("algos.plans.registry.get", lambda name: device)
     plan = prepared(algos.ConvSpec.parse("2x4x20x21,6x2x3x3,p1"), Elsewhere(W), device, 1)
     assert type(plan.__reduce__()[1][1]) is np.ndarray
     assert np.array_equal(copy.deepcopy(plan)(X), W)

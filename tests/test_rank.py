@@ -13,7 +13,7 @@ import pytest
 import algos
 from algos import ConvSpec
 from algos.engine.outer import MOST_FOUND, WITHIN, factors, numerical_rank
-from algos.functional import prepared
+from algos.plans import prepared
 from bench.bounds import tolerance
 from bench.check import check
 from bench.data import Operands

@@ -12,8 +12,8 @@ import algos
 from algos import ConvSpec
 from algos.dtypes import BFLOAT16, limits, real
 from algos.engine import casts
-from algos.functional import prepared
 from algos.lower.chain import unsupported
+from algos.plans import prepared
 from algos.registry import registry
 
 TYPES = ("float16", "bfloat16", "complex64", "complex128", "int8", "uint8", "int16", "uint16", "int32",

@@ -192,7 +192,7 @@ def algorithms_of(arguments: argparse.Namespace) -> list[Any]:
 
 
 def threads_of(values: str | None) -> list[int]:
-    from algos.functional import checked_threads
+    from algos.engine.threads import checked_threads
 
     counts = []
     for entry in values.split(",") if values else [None]:

@@ -99,7 +99,7 @@ def _pick_arguments(command: argparse.ArgumentParser) -> None:
 
 def pick(arguments: argparse.Namespace) -> int:
     import algos
-    from algos.functional import prepared
+    from algos.plans import prepared
     from algos.tune import tune
     from bench.pool import measuring
 

@@ -139,7 +139,7 @@ def _twins_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def twins(arguments: argparse.Namespace) -> int:
-    from algos.functional import checked_threads
+    from algos.engine.threads import checked_threads
     from algos.host import fingerprint
     from bench.cases import Settings
     from bench.twins import counted, pairs, rates, remember, run

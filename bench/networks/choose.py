@@ -18,8 +18,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_flow
 
 from algos import auto
-from algos.functional import plan
 from algos.host import available_memory
+from algos.plans import plan
 from algos.registry import get, refusal
 from algos.spec import ConvSpec
 from bench import perf_counter

@@ -16,8 +16,8 @@ import numpy as np
 from algos.engine.activations import activated
 from algos.engine.sums import finishing, summing
 from algos.engine.threads import checked_threads
-from algos.functional import Plan, plan
 from algos.layers import avg_pool2d, global_avg_pool, linear, max_pool2d
+from algos.plans import Plan, plan
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.networks.arena import Arena
