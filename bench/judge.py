@@ -17,8 +17,9 @@ from algos.spec import ConvSpec
 from bench import perf_counter, trials
 from bench.check import check
 from bench.court import Described
+from bench.opened import finite, quieten
 from bench.text import printable
-from bench.worker import enter, finite, quieten
+from bench.worker import enter
 
 # Largest deviation of timed calls, by bytes of a part: beyond what another order of summation does to the
 # largest result.

@@ -16,12 +16,12 @@ from bench.cases import Settings, cases_of
 from bench.check import check
 from bench.data import operands
 from bench.noise import decisions
+from bench.opened import quieten
 from bench.record import Record
 from bench.runner import Runner
 from bench.store import Store
 from bench.timing import Budget
 from bench.turns import taken
-from bench.worker import quieten
 from tests.covering import code_of, covering
 from tests.test_contract import CHOSEN_CODES
 

@@ -58,8 +58,8 @@ class Lazy(Algorithm):
 ALGORITHMS = [Lazy()]
 """
 NOBODYS = (
-    *(f"algos/{name}.py" for name in ("contract", "spec", "grammar", "auto", "functional", "plans", "registry",
-                                      "estimate", "wisdom")),
+    *(f"algos/{name}.py" for name in ("contract", "spec", "grammar", "auto", "functional", "plans",
+                                      "registry", "estimate", "wisdom")),
     "algos/build.py", "algos/__init__.py", "docs/speed.md",
 )  # fmt: skip
 

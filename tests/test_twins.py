@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench import twins, worker
+from bench import opened, twins
 from bench.cases import Settings
 from bench.cli import main
 from bench.duel import Met, Pair, Result
@@ -37,12 +37,12 @@ def test_the_share_that_is_burnt_is_the_one_that_is_asked_for(
         now += call_s
         return x
 
-    monkeypatch.setattr(worker, "perf_counter", clock)
-    run = worker.burning(plan, share)
+    monkeypatch.setattr(opened, "perf_counter", clock)
+    run = opened.burning(plan, share)
     calls = int(min(20_000, 0.2 / call_s))
     assert all(run(k) == k for k in range(calls))
     plain = calls * (call_s + 1e-7)  # two looks at the clock
-    assert now / plain - 1 == pytest.approx(share, abs=0.03 * share + 1e-9 + worker.LEAST_BURN_S / plain)
+    assert now / plain - 1 == pytest.approx(share, abs=0.03 * share + 1e-9 + opened.LEAST_BURN_S / plain)
 
 
 def test_pairs_are_spread_over_kinds_threads_and_shares() -> None:

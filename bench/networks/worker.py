@@ -16,8 +16,9 @@ from bench import perf_counter
 from bench.networks.fold import folded
 from bench.networks.weights import DTYPE, loaded, seeded
 from bench.networks.zoo import network
+from bench.opened import quieten
 from bench.text import printable
-from bench.worker import enter, quieten
+from bench.worker import enter
 
 
 class Host:
