@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from itertools import compress
 from itertools import count as numbers
+from operator import attrgetter
 from typing import Any
 
 STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow", "timeout", "crashed",
@@ -20,6 +21,7 @@ STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow"
 KEY_FIELDS = ("spec", "algorithm", "tunables", "threads", "machine", "build", "cold", "origin")
 TEXTS = ("spec", "algorithm", "tunables", "machine", "build", "origin", "reason", "family", "device",
          "runtime", "layout", "accuracy", "chosen", "via")  # fmt: skip
+_TEXTS = attrgetter(*TEXTS)
 LONGEST_S, LARGEST, MOST_THREADS = 1e9, 1 << 62, 1 << 20
 
 
@@ -290,9 +292,10 @@ class Record:
             raise ValueError(f"a record that is {self.status} holds no samples")
         if self.status != "ok" and not self.reason:
             raise ValueError(f"a record that is {self.status} says why")
-        for name in TEXTS:
-            if not isinstance(value := getattr(self, name), str):
-                raise ValueError(f"{name} is {str(value)[:40]!r}: it must be text")
+        if {*map(type, _TEXTS(self))} != {str}:  # all at once: a large store holds many
+            for name in TEXTS:
+                if not isinstance(value := getattr(self, name), str):
+                    raise ValueError(f"{name} is {str(value)[:40]!r}: it must be text")
         _checked("threads", self.threads, MOST_THREADS, whole=True)
         _checked("max_error", self.max_error, sys.float_info.max, optional=True)
         _checked("error_ratio", self.error_ratio, sys.float_info.max, optional=True)

@@ -344,7 +344,7 @@ class Store:
             ):
                 while owner < identity:
                     owner, own = next(launches, _NO_LAUNCHES)
-                row = [same.setdefault(v, v) if isinstance(v, str) else v for v in row]
+                row = [same.setdefault(v, v) if type(v) is str else v for v in row]
                 row[_COLD] = bool(row[_COLD])
                 launched = tuple(map(make, own)) if owner == identity else ()
                 yield Record.of((*row, launched))
