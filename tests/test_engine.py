@@ -229,37 +229,6 @@ def test_runs_compile_nothing(name: str, text: str) -> None:
     assert any(before)  # those that compiled code alone calls have none of their own
 
 
-ASSEMBLY = """
-import re
-from algos import ConvSpec, get
-from algos.cpu.direct_channels import direct_all
-from bench.data import operands
-for text in ("1x64x14x14,64x64x3x3,p1", "1x64x14x14,32x64x3x3,p1"):
-    spec = ConvSpec.parse(text)
-    data = operands(spec)
-    get("direct_channels").prepare(spec, data.w, 1)(data.x)
-for assembly in direct_all.inspect_asm().values():
-    block = max(re.split(r"\\n(?=\\.?\\w+:)", assembly), key=lambda text: text.count("vfmadd"))
-    print(block.count("vfmadd"), block.count("(%rsp"))
-"""
-
-
-@pytest.mark.skipif(
-    simd() != "avx512", reason="with fewer registers a block is smaller, and was always free of the stack"
-)
-def test_the_hottest_loop_of_direct_channels_touches_no_stack(tmp_path: Path) -> None:
-    """Where it does, half of all processes run at half of its speed: those whose
-    stack puts vectors across two lines.
-    """
-    # What comes from the cache has no assembly
-    environment = {**os.environ, "CONVBENCH_CACHE": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["96 0", "48 0"]
-
-
 CACHED = """
 import sys
 import numpy as np

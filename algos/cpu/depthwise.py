@@ -41,13 +41,14 @@ from algos.engine.planes import Planes, element_size, tile_rows
 from algos.engine.products import MOST_TAPS as MOST_SHARED
 from algos.engine.products import add_products
 from algos.engine.relay import BIAS, SHARES, fork
-from algos.engine.simd import VECTOR_BYTES, place
+from algos.engine.simd import REGISTERS, VECTOR_BYTES, place
 from algos.engine.tables import named, table_of
 from algos.spec import ConvSpec
 
 MOST_TAPS = 256  # of unrolled code: more take seconds to compile, and are faster by other methods
 # Rows of a tile, and products of one lane in it: beyond them sums leave the registers
 ROWS, PRODUCTS = 7, 256
+PICKED_ROWS = 4  # of 16 registers, where column strides above 2 pick elements from as many vectors
 # What is written into the code: column strides; row strides and dilations, at which rows of a tile share rows
 # of the input.
 UNROLLED_STRIDE, UNROLLED_STEP, UNROLLED_COLUMNS = 4, 4, 1 << 30
@@ -205,8 +206,9 @@ class Depthwise(Compiled):
 
     def _rows(self, spec: ConvSpec) -> int:
         """Output rows of a tile."""
-        row, _ = axes(spec)
-        most = self.rows or max(1, min(ROWS, PRODUCTS // math.prod(spec.kernel)))
+        row, col = axes(spec)
+        most = ROWS if REGISTERS == 32 or col.stride < 3 else PICKED_ROWS
+        most = self.rows or max(1, min(most, PRODUCTS // math.prod(spec.kernel)))
         return -(-row.outputs // -(-row.outputs // min(most, row.outputs)))
 
     def _cut(self, spec: ConvSpec, threads: int) -> tuple[int, int, int]:

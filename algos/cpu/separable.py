@@ -51,7 +51,7 @@ from algos.engine.memory import aligned
 from algos.engine.outer import factor_bytes, factors
 from algos.engine.relay import fork
 from algos.engine.simd import VECTOR_BYTES, address, advance, copy_bytes, lanes, place
-from algos.engine.strips import correlate_block, slide, slide_rows, strip_rows, strip_vectors
+from algos.engine.strips import SUMS, correlate_block, slide, slide_rows, strip_rows, strip_vectors
 from algos.engine.tables import named, table_of
 from algos.host import caches
 from algos.spec import ConvSpec
@@ -220,7 +220,7 @@ def strips_of(spec: ConvSpec) -> Strips | None:
     block = strip_vectors(rows) * vector
     if {*spec.stride, *spec.dilation} != {1} or col.size < block:
         return None
-    pieces = -(-col.kernel // SLID)
+    pieces = -(-col.kernel // min(SLID, SUMS * vector))
     span = -(-col.kernel // pieces)
     reach = -(-span // vector)
     pitch = vector * (reach + 1 + -(-max(col.outputs + col.kernel, col.before + col.size) // vector))

@@ -8,7 +8,7 @@ within a transform. A complex point is two vectors, real parts and imaginary par
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic
 
-from algos.engine.simd import I32, I64, lanes
+from algos.engine.simd import I32, I64, REGISTERS, constants, lanes, settled
 
 intrinsic: Any = typed_intrinsic  # compiled callers do not pass the typing context
 RADICES = (4, 2, 3, 5)
@@ -66,8 +66,6 @@ class Vectors:
         return self.builder.fsub(a, b, flags=("contract",))
 
     def mul(self, a: Any, b: Any) -> Any:
-        if isinstance(b, float):
-            b = ir.Constant(self.type, [b] * self.lanes)
         return self.builder.fmul(a, b, flags=("contract",))
 
     def offset(self, at: Any, step: Any, count: int) -> Any:
@@ -83,7 +81,7 @@ class Vectors:
         re = self.sub(self.mul(x[0], y[0]), self.mul(x[1], y[1]))
         return re, self.add(self.mul(x[0], y[1]), self.mul(x[1], y[0]))
 
-    def scaled(self, x: Complex, factor: float) -> Complex:
+    def scaled(self, x: Complex, factor: Any) -> Complex:
         return self.mul(x[0], factor), self.mul(x[1], factor)
 
     def plus_i(self, x: Complex, y: Complex) -> Complex:
@@ -94,33 +92,47 @@ class Vectors:
         """x - i y"""
         return self.add(x[0], y[1]), self.sub(x[1], y[0])
 
-    def dft(self, x: list[Complex]) -> list[Complex]:
-        """The discrete Fourier transform of 2, 3, 4 or 5 points, in order."""
+    def dft(self, x: list[Complex]) -> Iterator[tuple[int, Complex]]:
+        """The discrete Fourier transform of 2, 3, 4 or 5 points, by number, each as soon as it can be stored.
+        """
         if len(x) == 2:
-            return [self.plus(*x), self.minus(*x)]
-        if len(x) in (3, 5):
-            return self._odd(x)
-        (a, c), (b, d) = self.dft(x[0::2]), self.dft(x[1::2])
-        return [self.plus(a, b), self.minus_i(c, d), self.minus(a, b), self.plus_i(c, d)]
+            yield 0, self.plus(*x)
+            yield 1, self.minus(*x)
+        elif len(x) == 4:
+            (a, c), (b, d) = ((self.plus(*two), self.minus(*two)) for two in (x[0::2], x[1::2]))
+            yield 0, self.plus(a, b)
+            yield 2, self.minus(a, b)
+            yield 1, self.minus_i(c, d)
+            yield 3, self.plus_i(c, d)
+        else:
+            yield from self._odd(x)
 
-    def _odd(self, x: list[Complex]) -> list[Complex]:
+    def _odd(self, x: list[Complex]) -> Iterator[tuple[int, Complex]]:
         """By sums and differences of the points k and n - k: cosines meet the sums, sines the differences."""
         n, middle = len(x), len(x) // 2
         sums = [self.plus(x[k], x[n - k]) for k in range(1, middle + 1)]
         differences = [self.minus(x[k], x[n - k]) for k in range(1, middle + 1)]
-        result = [x[0]] * n
-        for total in sums:
-            result[0] = self.plus(result[0], total)
-        for p in range(1, middle + 1):
-            angles = [2 * math.pi * (k * p % n) / n for k in range(1, middle + 1)]
-            real = reduce(
-                self.plus, [x[0], *(self.scaled(s, math.cos(a)) for s, a in zip(sums, angles, strict=True))]
-            )
-            imaginary = reduce(
-                self.plus, [self.scaled(d, math.sin(a)) for d, a in zip(differences, angles, strict=True)]
-            )
-            result[p], result[n - p] = self.minus_i(real, imaginary), self.plus_i(real, imaginary)
-        return result
+        first, *sums = self.settled([x[0], *sums])
+        yield 0, reduce(self.plus, sums, first)
+        angles = [[2 * math.pi * (k * p % n) / n for k in range(1, middle + 1)] for p in range(1, middle + 1)]
+        waves = [[wave(a) for a in row] for wave in (math.cos, math.sin) for row in angles]
+        held = constants(self.builder, self.type, [value for row in waves for value in row])
+        both = []
+        for p, row in enumerate(waves):
+            start, some = ([first], sums) if p < middle else ([], differences)
+            products = (self.scaled(point, held(value)) for point, value in zip(some, row, strict=True))
+            both.append(reduce(self.plus, [*start, *products]))
+        both = self.settled(both)
+        for p, (real, imaginary) in enumerate(zip(both[:middle], both[middle:], strict=True), 1):
+            yield p, self.minus_i(real, imaginary)
+            yield n - p, self.plus_i(real, imaginary)
+
+    def settled(self, x: list[Complex]) -> list[Complex]:
+        """The same points, where registers are few: see ``simd.settled``."""
+        if REGISTERS == 32:
+            return x
+        parts = settled(self.builder, [part for point in x for part in point])
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
     def transposed(self, rows: list[Any]) -> list[Any]:
         """L vectors, lane j of vector i becoming lane i of vector j: log2 L
@@ -188,25 +200,41 @@ def _butterfly(
     other = [v.builder.add(place, I64(v.lanes)) for place in places]
     if kind == INVERSE:  # a forward transform of points whose two parts are exchanged
         places, other = other, places
-    x = [(v.load(values, a), v.load(values, b)) for a, b in zip(places, other, strict=True)]
-    factors = []
-    if turned:
-        steps = [v.builder.add(k, I64(i)) for i in range(2 * len(x) - 2)]
-        factors = [
-            (v.spread(table, re), v.spread(table, im)) for re, im in zip(steps[::2], steps[1::2], strict=True)
-        ]
-    if kind == INVERSE and turned:
-        x[1:] = map(v.times, x[1:], factors)
-    x = v.dft(x)
-    if kind == FORWARD and turned:
-        x[1:] = map(v.times, x[1:], factors)
+
+    def factor(q: int) -> Complex:
+        re, im = (v.builder.add(k, I64(2 * q - 2 + part)) for part in range(2))
+        return v.spread(table, re), v.spread(table, im)
+
+    def stored(q: int, x: Complex) -> None:
+        for value, place in zip(x, (places[q], other[q]), strict=True):
+            v.store(value, values, place)
+
+    def loaded(q: int) -> Complex:
+        return v.load(values, places[q]), v.load(values, other[q])
+
+    # Whether the points before and after a FILTER's product exceed the registers
+    apart = 4 * len(places) > REGISTERS
+    x = []
+    for q in range(len(places)):
+        x.append(loaded(q))
+        if kind == INVERSE and turned and q:
+            x[q] = v.times(x[q], factor(q))
+    results = {}
+    for q, value in v.dft(x):
+        if kind == FILTER:
+            taken = [v.load(table, v.builder.add(at, k)) for at in (places[q], other[q])]
+            re, im = v.times(value, (taken[0], taken[1]))
+            value = results[q] = im, re  # the parts exchanged: a forward transform then is one back
+        elif kind == FORWARD and turned and q:
+            value = v.times(value, factor(q))
+        if kind != FILTER or apart:
+            stored(q, value)
     if kind == FILTER:
-        spectrum = [v.load(table, v.builder.add(at, k)) for at in (*places, *other)]
-        x = [(im, re) for re, im in map(v.times, x, zip(spectrum[: len(x)], spectrum[len(x) :], strict=True))]
-        x = [(re, im) for im, re in v.dft(x)]
-    for (re, im), a, b in zip(x, places, other, strict=True):
-        v.store(re, values, a)
-        v.store(im, values, b)
+        if apart:
+            v.settled([])
+            results = {q: loaded(q) for q in range(len(x))}
+        for q, (im, re) in v.dft([results[q] for q in range(len(x))]):
+            stored(q, (re, im))
 
 
 @intrinsic(prefer_literal=True)

@@ -8,10 +8,10 @@ each, so wide strides and dilations are numbers at run time, and ``Looped`` take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic
@@ -19,13 +19,14 @@ from numba.extending import intrinsic as typed_intrinsic
 from algos.engine.epilogue import applied
 from algos.engine.lanes import Lanes
 from algos.engine.memory import LINE
-from algos.engine.simd import I32, I64, Emitter, loop, simd
+from algos.engine.simd import I32, I64, REGISTERS, Emitter, compiles, fresh, loop, simd
 from algos.spec import ACTIVATIONS
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
 
 SHAPE = "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w"
-MASKED = simd() != "plain" or binding.get_host_cpu_features().get("avx")  # loads by masks are an instruction
+SPARE = 4  # registers for columns, masks and what picks them
+MASKED = simd() != "plain" or compiles("avx")  # loads by masks are an instruction
 
 
 class Planes(NamedTuple):
@@ -70,9 +71,12 @@ class Unrolled(Lanes):
         self.picks = [[v * lanes + c * each + i + odd for c, v, i in order] for odd in range(2)]
         outputs = [(v * lanes + c * each + i) // 2 for c, v, i in order]
         self.restored = [outputs.index(i) for i in range(lanes)]
-        self.weights = [
-            [emit.splat(builder.load(emit.at(w, t * kw + k))) for k in range(kw)] for t in range(kh)
-        ]
+        self.w, self.kh, self.kw = w, kh, kw
+        # Kept in registers over all columns where those do, beside the sums and what is multiplied
+        self.weights: dict[int, list[Any]] = {}
+        room = REGISTERS - SPARE - rows - self.stride
+        if kh * kw <= room:
+            self.weights = {k: self._weights(k, range(kh)) for k in range(kw)}
 
         # By what stands for it, the first column of each load, and for each tap its first load and which
         # element of that.
@@ -86,6 +90,14 @@ class Unrolled(Lanes):
                 self.starts[self._next(tap, i)] = builder.add(first, I64(i * lanes))
         last = I64((kw - 1) * dilation) if dilation else builder.mul(I64(kw - 1), sizes[5])
         self.span = builder.add(last, I64(self.stride * lanes))
+
+        # Columns of the kernel that are taken together on all rows: all, those with the same loads, or one,
+        # whose weights stay in registers meanwhile; for a tall kernel they are loaded where they are used.
+        shared = [[k for k in range(kw) if self.taps[k][0] == tap] for tap, _ in self.taps]
+        shared = [ks for i, ks in enumerate(shared) if ks not in shared[:i]]
+        alone, most = [[k] for k in range(kw)], kh * max(map(len, shared))
+        self.columns = [[*range(kw)]] if self.weights else alone if kh <= room < most else shared
+        self.held = bool(self.weights) or kh <= room
 
         # By what stands for it, each row of the input, and the outputs' rows that it serves, by which row of
         # taps.
@@ -109,37 +121,43 @@ class Unrolled(Lanes):
         """Of consecutive outputs from the one whose first tap is column ``at``,
         inside a row so wide unless that is None.
         """
-        masks = {}
-        if width is not None:
-            first = self.numbers(at)
-            masks = {
-                k: self.below(self.builder.add(first, self.splat(start)), width)
-                for k, start in self.starts.items()
-            }
-        sums: list[Any] = [None] * self.rows
-        for row, source in self.sources.items():
-            for k, vector in enumerate(self._vectors(source, at, masks)):
-                for r, t in self.uses[row]:
-                    weight, total = self.weights[t][k], sums[r]
-                    sums[r] = (
-                        self.builder.fmul(weight, vector)
-                        if total is None
-                        else self.emit.fma(weight, vector, total)
-                    )
+        sums = [self.emit.zero] * self.rows
+        for taps in self.columns:
+            sums = self._added(sums, taps, at, width)
         return [
             self.emit.shuffle(total, total, self.restored) if self.stride == 2 else total for total in sums
         ]
 
-    def _vectors(self, row: Any, at: Any, masks: dict[Any, Any]) -> list[Any]:
-        """One for each tap."""
-        emit, found = self.emit, {}
-        for k, start in self.starts.items():
-            place = emit.at(row, at, start)
-            found[k] = self.load(place, masks[k]) if masks else emit.load(place)
-        return [
-            self._every([found[self._next(tap, i)] for i in range(self.stride)], first)
-            for tap, first in self.taps
-        ]
+    def _weights(self, k: int, rows: Iterable[int]) -> list[Any]:
+        builder, emit = self.builder, self.emit
+        return [emit.splat(builder.load(emit.at(self.w, t * self.kw + k))) for t in rows]
+
+    def _added(self, sums: list[Any], taps: list[int], at: Any, width: Any) -> list[Any]:
+        """``sums`` and the products of some columns of the kernel."""
+        emit = self.emit
+        (sums,) = emit.settled([sums])
+        starts = {self._next(self.taps[k][0], i) for k in taps for i in range(self.stride)}
+        masks = {}
+        if width is not None:
+            first, width = (self.numbers(fresh(self.builder, at)), fresh(self.builder, width))
+            masks = {
+                k: self.below(self.builder.add(first, self.splat(self.starts[k])), width) for k in starts
+            }
+            (sums,) = emit.settled([sums])
+        weights = self.weights or ({k: self._weights(k, range(self.kh)) for k in taps} if self.held else {})
+        for row, source in self.sources.items():
+            (sums,) = emit.settled([sums])
+            found = {}
+            for k in starts:
+                place = emit.at(source, at, self.starts[k])
+                found[k] = self.load(place, masks[k]) if masks else emit.load(place)
+            for k in taps:
+                tap, first = self.taps[k]
+                vector = self._every([found[self._next(tap, i)] for i in range(self.stride)], first)
+                for r, t in self.uses[row]:
+                    weight = weights[k][t] if weights else self._weights(k, [t])[0]
+                    sums[r] = emit.fma(weight, vector, sums[r])
+        return sums
 
     def _every(self, vectors: list[Any], first: int) -> Any:
         """Elements first, first + n, ... of n vectors in a row; for stride 2 in the order that ``restored``
@@ -177,9 +195,11 @@ class Looped(Lanes):
     """
 
     def __init__(
-        self, emit: Emitter, rows: int, shape: Sequence[Any], row_at: Callable[[Any], Any], w: Any, wide: bool
-    ) -> None:
+        self, emit: Emitter, rows: int, shape: Sequence[Any], row_at: Callable[[Any], Any], w: Any,
+        wide: bool, zeros: Any,
+    ) -> None:  # fmt: skip
         super().__init__(emit, 64)
+        self.zeros = self.builder.inttoptr(zeros, w.type)
         self.rows, self.row_at, self.w, self.wide = rows, row_at, w, wide
         self.kh, self.kw, self.row_stride, self.stride, self.row_dilation, self.dilation = shape
         reach = self.builder.mul(self.builder.sub(self.kw, I64(1)), self.dilation)
@@ -197,10 +217,12 @@ class Looped(Lanes):
 
             def tap(k: Any, sums: list[list[Any]]) -> list[list[Any]]:
                 weight = emit.splat(builder.load(emit.at(self.w, builder.mul(t, self.kw), k)))
-                found = self._vectors(rows, builder.add(at, builder.mul(k, self.dilation)), width)
-                return [
-                    [emit.fma(weight, vector, total)] for vector, [total] in zip(found, sums, strict=True)
-                ]
+                column, new = builder.add(at, builder.mul(k, self.dilation)), [list(row) for row in sums]
+                for r, vector in enumerate(self._vectors(rows, column, width)):
+                    new[r] = [emit.fma(weight, vector, sums[r][0])]
+                    if not MASKED:
+                        new = emit.settled(new)
+                return new
 
             return loop(builder, emit.vector, self.kw, tap, sums)
 
@@ -208,15 +230,31 @@ class Looped(Lanes):
             total for [total] in loop(builder, emit.vector, self.kh, row_of_taps, [[emit.zero]] * self.rows)
         ]
 
-    def _vectors(self, rows: list[Any], start: Any, width: Any) -> list[Any]:
+    def _vectors(self, rows: list[Any], start: Any, width: Any) -> Iterable[Any]:
         """One for each row, of the columns ``start``, ``start`` + stride, ..."""
         if width is None and not self.wide:
             return [self.emit.load(self.emit.at(row, start)) for row in rows]
+        if not MASKED:
+            steps = (self.builder.mul(self.stride, I64(lane)) for lane in range(self.emit.lanes))
+            places = [self.builder.add(start, step) for step in steps]
+            return (self._one_by_one(row, places, width) for row in rows)
         columns = self.numbers(start, self.stride)
         mask = ir.Constant(self.bit, [1] * self.emit.lanes) if width is None else self.below(columns, width)
         if self.wide:
             return [self.gather(row, columns, mask) for row in rows]
         return [self.load(self.emit.at(row, start), mask) for row in rows]
+
+    def _one_by_one(self, row: Any, places: list[Any], width: Any) -> Any:
+        """Masks are many instructions and registers where the machine has none: a
+        zero is read instead of what lies outside.
+        """
+        builder, found = self.builder, self.emit.zero
+        for lane, column in enumerate(places):
+            place = self.emit.at(row, column)
+            if width is not None:
+                place = builder.select(builder.icmp_unsigned("<", column, width), place, self.zeros)
+            found = builder.insert_element(found, builder.load(place), I32(lane))
+        return found
 
 
 @intrinsic
@@ -257,11 +295,11 @@ def tile_rows(typingctx, x, w, y, end, zeros, bias, top, layer, shape):
         stride = sizes[3]
         if unrolled:
             inner = Unrolled(emit, count, known, sizes, row_at, w)
-            outer = inner if MASKED else Looped(emit, count, sizes, row_at, w, known[3] > 1)
+            outer = inner if MASKED else Looped(emit, count, sizes, row_at, w, known[3] > 1, zeros)
             if all(known) and known[3] == 2:
                 lines = max(inner.uses) + 1
         else:
-            inner = outer = Looped(emit, count, sizes, row_at, w, known[0] > 1)
+            inner = outer = Looped(emit, count, sizes, row_at, w, known[0] > 1, zeros)
         below = builder.inttoptr(
             builder.add(x, builder.mul(builder.add(top, I64(lines)), line_bytes)), pointer
         )
@@ -331,7 +369,7 @@ def _store_at_border(
                 emit.store(value, place)
         with short:
             for value, place in zip(values, places, strict=True):
-                tile.store_first(value, place, out_width)
+                tile.store_first(value, place, fresh(builder, out_width))
 
 
 def fetch(emit: Emitter, pointer: Any, column: Any, each: int) -> None:

@@ -44,9 +44,30 @@ def simd() -> str:
 
 VECTOR_BYTES = WIDTHS[simd()]
 REGISTERS = 32 if simd() == "avx512" or binding.get_process_triple().startswith("aarch64") else 16
+
+
+def compiles(feature: str) -> bool:
+    """Whether Numba makes code for processors with this feature: the host's, unless it was told otherwise."""
+    forced, other = os.environ.get("NUMBA_CPU_FEATURES"), os.environ.get("NUMBA_CPU_NAME", "host")
+    if forced is not None:
+        return f"+{feature}" in forced.split(",")
+    return other == "host" and bool(cpu_features().get(feature))
+
+
+def _constraint() -> str | None:
+    """What inline assembler calls the registers of whole vectors; None where LLVM splits vectors."""
+    if binding.get_process_triple().startswith("aarch64"):
+        return "w" if VECTOR_BYTES == 16 else None
+    needed = {64: "avx512f", 32: "avx2", 16: "sse2"}[VECTOR_BYTES]
+    return ("v" if VECTOR_BYTES == 64 else "x") if compiles(needed) else None
+
+
+CONSTRAINT = _constraint()
+# Whether a product and its sum are one instruction; two need another register
+FUSES = compiles("fma") or REGISTERS == 32
 # A block of sums: rows of scalars times vectors. Both operands of a step and one broadcast must fit beside
-# it.
-ROWS, VECTORS = (12, 2) if REGISTERS == 32 else (6, 2)
+# it, and where that is not fused, products and copies: instructions without AVX overwrite an operand.
+ROWS, VECTORS = (12, 2) if REGISTERS == 32 else (6, 2) if FUSES else (4, 2)
 TAILS = ROWS * 2 // 3, ROWS // 3  # rows of a last block: at most a third of it is empty
 # The same of ``outer_runs``, which holds a pointer for each row: for 12 of them x86 has no registers, and the
 # loop would read them, and whole vectors that LLVM loads ahead, from the stack.
@@ -56,21 +77,13 @@ RUN_ROWS, RUN_VECTORS = (6, 4) if simd() == "avx512" else (ROWS, VECTORS)
 UNROLLED = 4
 
 
-def _compiles(feature: str) -> bool:
-    """Whether Numba makes code for processors with this feature: the host's, unless it was told otherwise."""
-    forced, other = os.environ.get("NUMBA_CPU_FEATURES"), os.environ.get("NUMBA_CPU_NAME", "host")
-    if forced is not None:
-        return f"+{feature}" in forced.split(",")
-    return other == "host" and bool(cpu_features().get(feature))
-
-
 # What multiplies 16 bits and adds pairs, by lanes; LLVM's names of instructions that there are not are errors
 MULTIPLY_ADD = {
     lanes: name
     for lanes, name, feature in (
         (4, "sse2.pmadd.wd", "sse2"), (8, "avx2.pmadd.wd", "avx2"), (16, "avx512.pmaddw.d.512", "avx512bw"),
     )
-    if _compiles(feature)
+    if compiles(feature)
 }  # fmt: skip
 
 
@@ -83,15 +96,16 @@ def lanes(dtype: Any) -> int:
 DOTS = {
     lanes: f"avx512.vpdpbusd.{32 * lanes}"
     for lanes in (4, 8, 16)
-    if (_compiles("avx512vnni") and _compiles("avx512vl")) or (lanes < 16 and _compiles("avxvnni"))
+    if (compiles("avx512vnni") and compiles("avx512vl")) or (lanes < 16 and compiles("avxvnni"))
 }
 QUADS = VECTOR_BYTES // 4 in DOTS
 # Products of pairs of bfloat16, added in float32; where that takes narrower vectors, float32 is as fast
-BRAINS = simd() == "avx512" and _compiles("avx512bf16")
+BRAINS = simd() == "avx512" and compiles("avx512bf16")
 
 
 SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: I32,
            types.uint32: ir.FloatType(), types.uint16: ir.FloatType()}  # fmt: skip
+SIZES = {ir.FloatType(): 4, ir.DoubleType(): 8, I32: 4}
 
 
 class Emitter:
@@ -178,6 +192,11 @@ class Emitter:
             c = self.builder.add(self.builder.mul(x, y), c)
         return c
 
+    def settled(self, sums: list[list[Any]]) -> list[list[Any]]:
+        """The same sums; see the function."""
+        each = iter(settled(self.builder, [total for row in sums for total in row]))
+        return [[next(each) for _ in row] for row in sums]
+
     def add(self, a: Any, b: Any) -> Any:
         return self.builder.add(a, b) if self.whole else self.builder.fadd(a, b)
 
@@ -186,6 +205,52 @@ class Emitter:
 
     def shuffle(self, a: Any, b: Any, picks: Sequence[int]) -> Any:
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(picks)), list(picks)))
+
+
+def settled(builder: Any, vectors: list[Any]) -> list[Any]:
+    """The same vectors, made before anything that is written from here on is loaded. Costs no instruction.
+
+    LLVM would rather load ahead what later steps need, into registers that are not there, and move whole
+    vectors to the stack and back: half of them across two lines where the stack lies so.
+    """
+    whole = [v for v in vectors if CONSTRAINT and v.type.count * SIZES[v.type.element] == VECTOR_BYTES]
+    if len(whole) < len(vectors) or len(vectors) > REGISTERS - 2:  # more than there are is an error of LLVM's
+        whole = []
+    made = ir.VoidType() if not whole else whole[0].type if len(whole) == 1 else ir.LiteralStructType(
+        [v.type for v in whole]
+    )  # fmt: skip
+    kind = ir.FunctionType(made, [v.type for v in whole])
+    constraints = [*[f"={CONSTRAINT}"] * len(whole), *map(str, range(len(whole))), "~{memory}"]
+    found = builder.call(ir.InlineAsm(kind, "", ",".join(constraints), side_effect=True), whole)
+    if len(whole) < 2:
+        return [found] if whole else vectors
+    return [builder.extract_value(found, i) for i in range(len(whole))]
+
+
+def constants(builder: Any, vector: Any, values: Sequence[float]) -> Callable[[float], Any]:
+    """What gives one of ``values`` in every lane. Where registers are few it is loaded where it is used: LLVM
+    would load all before a loop, and move those that find no register to the stack.
+    """
+    if REGISTERS == 32 or not values:
+        return lambda value: ir.Constant(vector, [value] * vector.count)
+    kind = ir.ArrayType(vector.element, len(values))
+    table = ir.GlobalVariable(builder.module, kind, builder.module.get_unique_name("constants"))
+    table.linkage, table.global_constant, table.initializer = "internal", True, ir.Constant(kind, [*values])
+    first = builder.inttoptr(fresh(builder, builder.ptrtoint(table, I64)), vector.element.as_pointer())
+
+    def loaded(value: float) -> Any:
+        one = builder.load(builder.gep(first, [I64(values.index(value))]))
+        held = builder.insert_element(ir.Constant(vector, ir.Undefined), one, I32(0))
+        every_lane = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
+        return builder.shuffle_vector(held, held, every_lane)
+
+    return loaded
+
+
+def fresh(builder: Any, number: Any) -> Any:
+    """An i64 that LLVM takes for another each time, so that nothing made of it waits outside a loop."""
+    kind = ir.FunctionType(I64, [I64])
+    return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=True), [number])
 
 
 def literal(*kinds: Any) -> list[int] | None:
@@ -445,9 +510,8 @@ def outer_runs(typingctx, x, pixels, starts, n_starts, singles, n_singles, w, y,
                 offset = builder.load(builder.gep(offsets, [index]))
                 right = emit.at(weights, builder.mul(index, I64(count * block)))
                 for u in range(count):
-                    sums = _outer(
-                        emit, sums, [emit.at(pixel, offset, u) for pixel in pixels], emit.at(right, u * block)
-                    )
+                    scalars = [emit.at(pixel, offset, u) for pixel in pixels]
+                    sums = _outer(emit, sums, scalars, emit.at(right, u * block))
                 return sums
 
             return one
@@ -468,6 +532,7 @@ def _outer(
     """One step of a microkernel: ``sums`` plus the outer product of the scalars there and the vectors from
     ``vectors`` on, which are the input if ``turned``, else the weights.
     """
+    sums = emit.settled(sums)
     right = [emit.load(emit.at(vectors, v * emit.lanes)) for v in range(len(sums[0]))]
     new = []
     for row, scalar in zip(sums, scalars, strict=True):

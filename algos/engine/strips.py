@@ -16,10 +16,11 @@ from typing import Any
 from llvmlite import ir
 from numba import extending, types
 
-from algos.engine.simd import I64, REGISTERS, Emitter, loop
+from algos.engine.simd import FUSES, I64, REGISTERS, Emitter, loop
 
 intrinsic: Any = extending.intrinsic  # its type counts the typing context among a caller's arguments
-SUMS = 24 if REGISTERS == 32 else 12  # vectors of sums; the rest holds a row of the input and a weight
+# Vectors of sums; the rest holds a row of the input and a weight, and products that are not fused
+SUMS = 24 if REGISTERS == 32 else 12 if FUSES else 8
 UNROLLED = 9  # taps of a row: more are a loop, which costs little then and keeps registers from spilling
 
 
@@ -67,16 +68,16 @@ def correlate_block(typingctx, rows, outs, w, x_col, y_col, kh, kw, more, taps, 
             weights = {r: emit.at(weights, builder.mul(width, ir.Constant(I64, -r))) for r in active}
 
             def tap(k, sums):
-                _fence(builder)
+                sums = emit.settled(sums)
                 new = [list(row) for row in sums]
                 if n_rows < n_vectors:  # hold the weights, and each vector of the input in turn
                     held = {r: emit.splat(builder.load(emit.at(weights[r], k))) for r in active}
                     for v in range(n_vectors):
                         if v:
-                            _fence(builder)
+                            new = emit.settled(new)
                         x = emit.load(emit.at(source, k, v * emit.lanes))
                         for r in active:
-                            new[r][v] = emit.fma(held[r], x, sums[r][v])
+                            new[r][v] = emit.fma(held[r], x, new[r][v])
                 else:
                     found = [emit.load(emit.at(source, k, v * emit.lanes)) for v in range(n_vectors)]
                     for r in active:
@@ -105,13 +106,6 @@ def correlate_block(typingctx, rows, outs, w, x_col, y_col, kh, kw, more, taps, 
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-def _fence(builder):
-    """No load moves across: LLVM would rather keep values of later taps in registers
-    that are not there, and spill sums.
-    """
-    builder.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", side_effect=True), [])
 
 
 def _start(builder, emit, more, targets, n_vectors):
@@ -159,13 +153,18 @@ def slide(typingctx, x, pitch, w, outs, vectors, more, taps, strip):
         def group(index, sums):
             place = builder.mul(index, ir.Constant(I64, emit.lanes))
             for lane in range(min(emit.lanes, n_taps)):
-                _fence(builder)
+                sums = emit.settled(sums)
                 taps = {a: (reach - 1 - a) * emit.lanes + lane for a in range(reach)}
-                held = {a: emit.splat(builder.load(emit.at(w, k))) for a, k in taps.items() if k < n_taps}
+                taps = {a: k for a, k in taps.items() if k < n_taps}
+                weight = lambda k: emit.splat(builder.load(emit.at(w, k)))  # noqa: E731
+                # Beside the sums, a vector of the input and a product
+                fit = (n_rows + 1) * reach + 2 <= REGISTERS * 7 // 8
+                held = {a: weight(k) for a, k in taps.items()} if fit else {}
                 for r, source in enumerate(sources):
                     found = emit.load(emit.at(source, place, lane))
-                    for a, weight in held.items():
-                        sums[r][a] = emit.fma(weight, found, sums[r][a])
+                    for a, k in taps.items():
+                        sums = sums if fit else emit.settled(sums)
+                        sums[r][a] = emit.fma(held[a] if fit else weight(k), found, sums[r][a])
             done, following = builder.append_basic_block("done"), builder.append_basic_block("following")
             builder.cbranch(builder.icmp_signed(">=", index, late), done, following)
             builder.position_at_end(done)

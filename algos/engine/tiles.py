@@ -8,6 +8,7 @@ mirrors the way in.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from algos.engine.simd import (
     address,
     advance,
     clear,
+    constants,
     copy,
     outer_rows,
     transpose,
@@ -94,9 +96,8 @@ def transform(typingctx, outputs, taps, back, source, source_step, target, targe
         halves = ir.VectorType(ir.IntType(16), 2 * emit.lanes)  # pairs are transformed half by half
         if emit.whole and matrix is bt:
             found = [builder.bitcast(value, halves) for value in found]
-        values = combinations(emit, matrix, found)
-        values = unscaled(emit, values, len(sig.args[1])) if matrix is at else values
-        for i, value in enumerate(values):
+        for i, value in combinations(emit, matrix, found):
+            value = unscaled(emit, value, len(sig.args[1])) if matrix is at else value
             value = builder.bitcast(value, emit.vector)
             emit.store(value, emit.at(target, builder.mul(target_step, ir.Constant(I64, i))))
         return context.get_dummy_value()
@@ -121,35 +122,36 @@ def rows_back(typingctx, outputs, taps, source, source_step, target, target_step
         total = cgutils.alloca_once_value(builder, emit.load(squares))
         with cgutils.for_range_slice(builder, I64(0), count, I64(emit.lanes), I64) as (j, _):
             rows = [emit.at(source, j, builder.mul(source_step, I64(k))) for k in range(len(matrix[0]))]
-            found = combinations(emit, matrix, [emit.load(row) for row in rows])
-            found = unscaled(emit, found, len(sig.args[1]))
-            if not emit.whole:
-                square = builder.fmul(found[0], found[0])
-                for value in found[1:]:
-                    square = emit.fma(value, value, square)
-                builder.store(builder.fadd(builder.load(total), square), total)
-            for i, value in enumerate(found):
+            square = emit.zero
+            for i, value in combinations(emit, matrix, [emit.load(row) for row in rows]):
+                value = unscaled(emit, value, len(sig.args[1]))
+                square = square if emit.whole else emit.fma(value, value, square)
                 emit.store(value, emit.at(target, j, builder.mul(target_step, I64(i))))
+            if not emit.whole:
+                builder.store(builder.fadd(builder.load(total), square), total)
         emit.store(builder.load(total), squares)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def unscaled(emit: Emitter, sums: list[Any], taps: int) -> list[Any]:
-    """Sums of whole numbers divided, without rest, by what their weights were multiplied by."""
+def unscaled(emit: Emitter, total: Any, taps: int) -> Any:
+    """A sum of whole numbers divided, without rest, by what their weights were multiplied by."""
     if not emit.whole:
-        return sums
+        return total
     bits = ir.Constant(emit.vector, [whole_by(2, taps).bit_length() - 1] * emit.lanes)
-    return [emit.builder.ashr(value, bits) for value in sums]
+    return emit.builder.ashr(total, bits)
 
 
-def combinations(emit: Emitter, matrix: Matrix, vectors: list[Any]) -> list[Any]:
-    """The rows of ``matrix`` times ``vectors``; opposite points share the sums of their even and odd terms.
+def combinations(emit: Emitter, matrix: Matrix, vectors: list[Any]) -> Iterator[tuple[int, Any]]:
+    """The rows of ``matrix`` by number, times ``vectors``; opposite points share the sums of their even and
+    odd terms. Each comes as soon as it can be stored, so that registers do.
 
     B^T has pairs of rows, A^T pairs of columns that differ in the sign of every other term.
     """
     columns = list(zip(*matrix, strict=True))
+    factors = sorted({float(f) for row in matrix for f in row if f not in (0, 1)})
+    constant = constants(emit.builder, emit.vector, [] if emit.whole else factors)
     terms: list[tuple[tuple[Fraction, ...], Any]] = list(zip(columns, vectors, strict=True))
     # A^T: replace a pair of columns by the sum and the difference of its vectors
     if len(matrix) < len(columns):
@@ -158,16 +160,20 @@ def combinations(emit: Emitter, matrix: Matrix, vectors: list[Any]) -> list[Any]
             even = tuple(v if v == w else Fraction(0) for v, w in zip(columns[a], columns[b], strict=True))
             odd = tuple(v if v != w else Fraction(0) for v, w in zip(columns[a], columns[b], strict=True))
             terms[a], terms[b] = (even, emit.add(x, y)), (odd, emit.subtract(x, y))
-        return [_sum(emit, [(column[i], vector) for column, vector in terms]) for i in range(len(matrix))]
-    results: dict[int, Any] = {}
+        for i in range(len(matrix)):
+            yield i, _sum(emit, constant, [(column[i], vector) for column, vector in terms])
+        return
+    paired = set()
     for a, b in _opposite(list(matrix)):
-        even = _sum(emit, [(v, x) for v, w, x in zip(matrix[a], matrix[b], vectors, strict=True) if v == w])
-        odd = _sum(emit, [(v, x) for v, w, x in zip(matrix[a], matrix[b], vectors, strict=True) if v != w])
-        results[a], results[b] = emit.add(even, odd), emit.subtract(even, odd)
+        both = list(zip(matrix[a], matrix[b], vectors, strict=True))
+        even = _sum(emit, constant, [(v, x) for v, w, x in both if v == w])
+        odd = _sum(emit, constant, [(v, x) for v, w, x in both if v != w])
+        yield a, emit.add(even, odd)
+        yield b, emit.subtract(even, odd)
+        paired |= {a, b}
     for i, row in enumerate(matrix):
-        if i not in results:
-            results[i] = _sum(emit, list(zip(row, vectors, strict=True)))
-    return [results[i] for i in range(len(matrix))]
+        if i not in paired:
+            yield i, _sum(emit, constant, list(zip(row, vectors, strict=True)))
 
 
 def _opposite(rows: list[tuple[Fraction, ...]]) -> list[tuple[int, int]]:
@@ -187,7 +193,7 @@ def _opposite(rows: list[tuple[Fraction, ...]]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _sum(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
+def _sum(emit: Emitter, constant: Callable[[float], Any], terms: list[tuple[Fraction, Any]]) -> Any:
     """Sum of factor * vector; factors of one cost no multiplication."""
     terms = sorted(((f, x) for f, x in terms if f != 0), key=lambda term: abs(term[0]) != 1)
     (factor, total), rest = terms[0], terms[1:]
@@ -195,12 +201,12 @@ def _sum(emit: Emitter, terms: list[tuple[Fraction, Any]]) -> Any:
         first = next(k for k, (f, _) in enumerate(rest) if f == 1)
         (factor, total), rest[first] = rest[first], (factor, total)
     if factor != 1:
-        total = emit.builder.fmul(total, emit.constant(factor))
+        total = emit.builder.fmul(total, constant(float(factor)))
     for factor, vector in rest:
         if abs(factor) == 1:
             total = emit.add(total, vector) if factor == 1 else emit.subtract(total, vector)
         else:
-            total = emit.fma(vector, emit.constant(factor), total)
+            total = emit.fma(vector, constant(float(factor)), total)
     return total
 
 
