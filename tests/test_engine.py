@@ -24,7 +24,7 @@ from algos.engine.blocks import Blocks, axes, locate
 from algos.engine.fourier import Transform, fast_lengths
 from algos.engine.memory import aligned
 from algos.engine.overlap_save import Stages, rows_in
-from algos.engine.simd import lanes, simd
+from algos.engine.simd import lanes
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
 from algos.engine.windows import interior, padded_shape, reach, read_slice, stuffed, windows
 from bench.check import check
