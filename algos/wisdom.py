@@ -151,12 +151,15 @@ def keep_rows(name: str, rows: dict[str, dict[str, Any]]) -> None:
     OSError
         Where nothing can be written.
     """
-    if rows:
-        file = data_base() / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_suffix(f".{os.getpid()}")
+    file = data_base() / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{os.getpid()}")
+    try:
         scratch.write_text(json.dumps({**rows_of(name), **rows}, separators=(",", ":")))
         os.replace(scratch, file)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def facts() -> dict[str, dict[str, Any]]:
@@ -166,7 +169,8 @@ def facts() -> dict[str, dict[str, Any]]:
 
 def describe(machines: dict[str, dict[str, Any]]) -> None:
     """Keep the facts of other machines; errors as ``keep_rows``."""
-    keep_rows(MACHINES, machines)
+    if machines:
+        keep_rows(MACHINES, machines)
 
 
 def recall(machine: str) -> tuple[Known, ...]:

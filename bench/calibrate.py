@@ -16,11 +16,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,11 +44,11 @@ from algos.fitted import (
     prior,
     priors,
 )
-from algos.host import fingerprint, usable_cores
+from algos.host import fingerprint, recent_memory, usable_cores
 from algos.lower.chain import Chain, chain
 from algos.plans import prepared
-from algos.registry import refusal, registry
-from algos.spec import ConvSpec, SpecError
+from algos.registry import is_external, refusal, registry
+from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.data import operands
 from bench.files import write
@@ -57,14 +57,11 @@ from bench.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET_S = 55.0  # and what comes after: a call in progress, the fit
-PROBLEMS = 100
-ROW_LARGER = 4  # times as large are the problems of a row that ships
 MOST_LEARNT = 200  # problems of a run
 TURNS, TURN_S, WARM_UP_S = 5, 5e-4, 3e-4
 FEW_TURNS, WORTH = 3, 4.0  # after so many turns those that never took less than so many times the best leave
 HOPELESS, LONGEST_S = 20.0, 0.05  # by the model: times the best, seconds of a call
 MOST_BYTES = 1 << 29
-LARGEST_FLOPS, LARGEST_BYTES = 4e8, 1 << 25  # of a problem
 # Of the ridge: what a point may be off by, squared; of the common and the own part of constants
 NOISE, COMMON, CONSTANT = 0.05, 0.3, 0.5
 TOLD = 8.0  # times as long as the best: beyond, nobody picks it, and it only bends the fit
@@ -79,102 +76,29 @@ class Times(NamedTuple):
     halves: tuple[dict[str, float], dict[str, float]] = ({}, {})
 
 
-# ---- the problems ------------------------------------------------------------------------------------------
-
-
-def problems(count: int = PROBLEMS, seed: int = 1, larger: int = 1) -> list[ConvSpec]:
-    """The same ones everywhere, some times as large; the first of them fill the space as evenly as all do.
-    """
-    draw = random.Random(seed)
-    found: dict[ConvSpec, None] = {}
-    while len(found) < count:
-        for kind in KINDS:
-            for _ in range(20):
-                try:
-                    spec = ConvSpec.parse(kind(draw))
-                except SpecError:
-                    continue
-                if 1e4 < spec.flops < larger * LARGEST_FLOPS and spec.min_bytes < larger * LARGEST_BYTES:
-                    found[spec] = None
-                    break
-    return list(found)[:count]
-
-
-def _between(draw: random.Random, low: int, high: int) -> int:
-    """Evenly by doublings; half of them whole multiples of 8, as channels mostly are."""
-    number = round(math.exp(draw.uniform(math.log(low), math.log(high))))
-    return max(low, number // 8 * 8) if draw.random() < 0.5 and number >= 8 else number
-
-
-def _layer(kernels: Sequence[int], direction: str = "", dtype: str = "", grouped: str = "",
-           first: bool = False) -> Callable[[random.Random], str]:  # fmt: skip
-    def text(draw: random.Random) -> str:
-        k = draw.choice(kernels)
-        size, o = _between(draw, max(k, 5), 224), _between(draw, 8, 768)
-        c = draw.choice((1, 2, 3, 3, 4)) if first else _between(draw, 8, 1024)
-        inner = c
-        if grouped == "depthwise":
-            o, inner = c, 1
-        elif grouped:
-            groups = draw.choice((2, 4, 8, 32))
-            inner, c, o = max(1, c // groups), max(1, c // groups) * groups, max(1, o // groups) * groups
-        stride = draw.choice(("", "", "", ",s2"))
-        padding = f",p{k // 2}" if k > 1 and draw.random() < 0.8 else ""
-        batch = draw.choice((1, 1, 1, 4))
-        return f"{batch}x{c}x{size}x{size},{o}x{inner}x{k}x{k}{stride}{padding}{dtype}{direction}"
-
-    return text
-
-
-def _picture(draw: random.Random, dtype: str = "") -> str:
-    k, size = draw.choice((3, 5, 7, 9, 11, 15, 21, 31)), _between(draw, 32, 1024)
-    rank = draw.choice(("", "", ",rank1"))
-    return f"1x1x{size}x{size},1x1x{k}x{k},p{k // 2}{rank}{dtype}"
-
-
-def _signal(draw: random.Random) -> str:
-    k = _between(draw, 2, 8192)
-    c, o = draw.choice(((1, 1), (1, 1), (64, 64), (16, 1), (1, 32)))
-    k = k if c * o == 1 else min(k, 64)
-    length = _between(draw, max(256, k), 1 << 20) if c * o == 1 else _between(draw, 64, 1 << 13)
-    stride = draw.choice(("", ",s2", ",s4")) if c * o > 1 else ""
-    padding = f",p{k // 2}" if k > 1 and draw.random() < 0.5 else ""
-    dtype, direction = draw.choice(("", "", "", ",float64")), draw.choice((FORWARD, FORWARD, BACK, WEIGHTS))
-    return f"1x{c}x{length},{o}x{c}x{k}{stride}{padding}{dtype}{direction if k <= 64 else ''}"
-
-
-def _volume(draw: random.Random) -> str:
-    c, o, k = _between(draw, 1, 64), _between(draw, 8, 64), draw.choice((1, 3, 3, 2))
-    return f"1x{c}x{_between(draw, 4, 16)}x16x16,{o}x{c}x{k}x{k}x{k}{f',p{k // 2}' if k > 1 else ''}"
-
-
-FORWARD, BACK, WEIGHTS = "", ",input_gradient", ",weight_gradient"
-KINDS: tuple[Callable[[random.Random], str], ...] = (
-    _layer((3,)), _layer((1,)), _layer((3, 5, 7), first=True), _layer((3, 5), grouped="depthwise"), _picture,
-    _signal, _layer((3,), BACK), _layer((3,), WEIGHTS), _layer((2, 4, 5, 7, 11)), _layer((1,), BACK),
-    _layer((1, 3), grouped="groups"), _layer((1,), WEIGHTS), _layer((3, 1, 5), dtype=",float64"), _volume,
-    _layer((3, 5), BACK, first=True), _layer((3, 5), WEIGHTS, grouped="depthwise"), _layer((1,)),
-    _layer((3,)),
-)  # fmt: skip
-
-
 # ---- their times -------------------------------------------------------------------------------------------
 
 
 def contenders(spec: ConvSpec, threads: int) -> dict[str, Chain]:
-    """The algorithms of ours that could be worth a measurement."""
+    """The algorithms of ours that could be worth a measurement, as far as memory holds their plans together.
+    """
     found = {}
     for algorithm in registry().values():
-        if algorithm.family in ("peer", "auto") or algorithm.device != "cpu" or refusal(algorithm):
-            continue
-        if refusal(algorithm, spec) is None:
+        if algorithm.family in ("peer", "auto") or algorithm.device != "cpu" or is_external(algorithm):
+            continue  # what comes from elsewhere is picked where it was measured, and nowhere else
+        if refusal(algorithm) is None and refusal(algorithm, spec) is None:
             way = chain(algorithm, spec, threads)
-            if not way.unwise and way.workspace_bytes(threads) <= MOST_BYTES:
+            if not way.unwise:
                 found[algorithm.name] = way
     seconds = {name: way.seconds(threads) for name, way in found.items()}
-    limit = min(LONGEST_S, HOPELESS * min(seconds.values(), default=0.0))
-    return {name: way for name, way in found.items()
-            if seconds[name] <= max(limit, min(seconds.values()))}  # fmt: skip
+    least = min(seconds.values(), default=0.0)
+    limit, room = max(least, min(LONGEST_S, HOPELESS * least)), min(MOST_BYTES, recent_memory() // 2)
+    kept = {}
+    for name in sorted(found, key=lambda name: seconds[name]):
+        needed = found[name].workspace_bytes(threads)
+        if seconds[name] <= limit and needed <= room:
+            kept[name], room = found[name], room - needed
+    return kept
 
 
 @dataclass
@@ -224,31 +148,29 @@ def _rival(spec: ConvSpec, algorithm: Algorithm, threads: int, made: Any) -> _Ri
     return _Rival(lambda: plan(*arrays, out=out), count, [])
 
 
-def space(count: int = PROBLEMS, row: bool = False) -> list[tuple[ConvSpec, int]]:
-    """The problems to calibrate with and their threads: every third with one; others, and larger ones, for a
-    row that ships.
-    """
-    cores = usable_cores()
-    found = problems(count, seed=2, larger=ROW_LARGER) if row else problems(count)
-    return [(spec, 1 if index % 3 == 2 else cores) for index, spec in enumerate(found)]
-
-
 def measure(asked: Iterable[tuple[ConvSpec, int]], budget_s: float, turns: int = TURNS) -> Iterator[Times]:
     """What is asked with so many threads, or as much as the budget allows, in a process with the environment
     in which ``run`` measures.
     """
-    command = [sys.executable, "-P", "-m", "bench.calibrate", str(budget_s), str(turns)]
+    end, left = perf_counter() + budget_s, [*asked]
     environment = {**os.environ, **limit_environment(usable_cores()), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                          start_new_session=True) as process:  # fmt: skip
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            json.dump([[str(spec), threads] for spec, threads in asked], process.stdin)
-            process.stdin.close()
-            for line in process.stdout:
-                yield told(line)
-        finally:
-            process.kill()
+    while left and (budget_s := end - perf_counter()) > 0:
+        command = [sys.executable, "-P", "-m", "bench.calibrate", str(budget_s), str(turns)]
+        with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              text=True, start_new_session=True) as process:  # fmt: skip
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                json.dump([[str(spec), threads] for spec, threads in left], process.stdin)
+                process.stdin.close()
+                for times in map(told, process.stdout):
+                    left = left[1:]
+                    if times.seconds:
+                        yield times
+                if process.wait() == 0:
+                    return
+            finally:
+                process.kill()
+        left = left[1:]  # killed for its memory, say: that costs one problem
 
 
 def told(line: str) -> Times:
@@ -270,7 +192,12 @@ def main(budget_s: float, turns: int) -> None:
     for text, threads in json.load(sys.stdin):
         if perf_counter() >= end:
             return
-        print(line_of(measured(ConvSpec.parse(text), threads, turns)), flush=True)
+        times = Times(spec := ConvSpec.parse(text), threads, {})
+        try:
+            times = measured(spec, threads, turns)
+        except Exception as error:
+            print(f"convbench: {spec} is left out: {type(error).__name__}: {error}", file=sys.stderr)
+        print(line_of(times), flush=True)
 
 
 # ---- the fit -----------------------------------------------------------------------------------------------
@@ -346,8 +273,12 @@ def off(found: Sequence[Times], fit: Fit) -> float:
 
 
 def read(file: Path) -> list[Times]:
-    """What ``line_of`` wrote, line by line; nothing where there is no file."""
-    return [told(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """What ``line_of`` wrote, line by line, whole ones only; nothing where there is no file."""
+    found = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        with suppress(ValueError, TypeError, IndexError, AttributeError):  # a process was killed at it
+            found.append(told(line))
+    return found
 
 
 def ship(fit: Fit) -> None:
@@ -371,9 +302,15 @@ def learn(records: Iterable[Record]) -> None:
     times = [Times(ConvSpec.parse(text), threads, seconds)
              for (text, threads), seconds in found.items() if len(seconds) > 1]  # fmt: skip
     about = fingerprint()
-    start = prior(about)
-    if times and not is_calibrated() and len(fit_of_machine().centres) < len(start.centres) + len(times):
-        remember(fitted(times[:: -(-len(times) // MOST_LEARNT) or 1], about, start))
+    if not is_calibrated():
+        remember_more(times[:: -(-len(times) // MOST_LEARNT) or 1], about, prior(about))
+
+
+def remember_more(found: Sequence[Times], about: dict[str, Any], start: Fit) -> bool:
+    """Fit and keep what was found where no more problems taught what is kept; whether that was so."""
+    if more := bool(found) and len(fit_of_machine().centres) < len(start.centres) + len(found):
+        remember(fitted(found, about, start))
+    return more
 
 
 def remember(fit: Fit) -> None:

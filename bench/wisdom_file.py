@@ -100,7 +100,8 @@ def taken_in(found: dict[str, Any]) -> None:
     """Remember it; of another machine it is a prior, and nothing more."""
     own = fingerprint()["id"]
     wisdom.describe({name: about for name, about in found["machines"].items() if name != own})
-    fitted.keep({name: row for name, row in found["calibrations"].items()
-                 if name != own or not fitted.is_calibrated()})  # fmt: skip
+    if rows := {name: row for name, row in found["calibrations"].items()
+                if name != own or not fitted.is_calibrated()}:  # fmt: skip
+        fitted.keep(rows)
     wisdom.remember(found["entries"])
     wisdom.recall_anew()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from algos.host import fingerprint
 from algos.lower.chain import chain
 from algos.registry import get
 from algos.spec import ConvSpec
-from bench import calibrate, cli, regret_by
+from bench import calibrate, cli, regret_by, space
 from bench.calibrate import Times
 from tests.record_makers import record
 
@@ -53,8 +54,8 @@ def layers(seed: int, count: int) -> list[ConvSpec]:
 
 
 def test_problems_are_the_same_ones_and_fill_the_space() -> None:
-    every = calibrate.problems(100)
-    assert every == calibrate.problems(100) and every[:40] == calibrate.problems(40)
+    every = space.problems(100)
+    assert every == space.problems(100) and every[:40] == space.problems(40)
     for part in (every, every[:40]):
         assert {spec.direction for spec in part} == {"forward", "input_gradient", "weight_gradient"}
         assert {spec.ndim for spec in part} == {1, 2, 3} and {spec.dtype for spec in part} > {"float64"}
@@ -116,7 +117,7 @@ def test_the_command_measures_fits_and_remembers(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
 ) -> None:
     small = [(ConvSpec.parse(text), 1) for text in ("1x2x12x12,3x2x3x3", "1x4x9x9,4x4x1x1")]
-    monkeypatch.setattr(calibrate, "space", lambda count, row: small)
+    monkeypatch.setattr(space, "space", lambda count, row: small)
     times = tmp_path / "times"
     assert cli.main(["calibrate", "--times", str(times), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == 2 and not fitted.is_calibrated()
@@ -124,8 +125,77 @@ def test_the_command_measures_fits_and_remembers(
     known = calibrate.read(times)
     assert [case[:2] for case in known] == small and all(min(case.seconds.values()) > 0 for case in known)
     monkeypatch.setattr(calibrate, "measure", lambda asked, budget: iter(asked))  # all are known
+    times.write_text(times.read_text() + '["1x8x')  # killed at it
     assert cli.main(["calibrate", "--times", str(times)]) == 0
     assert "times of 2 problems" in capsys.readouterr().out
+
+
+def test_an_interrupted_calibration_keeps_what_it_has_unless_there_is_a_better_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def interrupted(count: int) -> Iterator[Times]:
+        yield from (Times(spec, 1, planted(spec)) for spec in layers(0, count))
+        raise KeyboardInterrupt
+
+    shipped = len(fitted.fit_of_machine().centres)
+    for count, kept in ((0, 0), (3, 3), (2, 3)):
+        monkeypatch.setattr(calibrate, "measure", lambda asked, budget, n=count: interrupted(n))
+        assert cli.main(["calibrate"]) == 130
+        said = capsys.readouterr()
+        assert said.out == "" and len(said.err.splitlines()) == 1 and "interrupted" in said.err
+        assert len(fitted.fit_of_machine().centres) == shipped + kept
+
+
+@pytest.mark.parametrize("folder", ["no home", "no folder"])
+def test_where_nothing_can_be_kept_nothing_is_measured(
+    folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CONVBENCH_DATA", str(tmp_path / "file" / "data"))
+    if folder == "no home":
+        monkeypatch.delenv("CONVBENCH_DATA")
+        monkeypatch.setattr("platformdirs.user_data_dir", lambda *names, **options: {}["HOME"])
+    monkeypatch.setattr(calibrate, "measure", lambda asked, budget: pytest.fail("measured"))
+    assert cli.main(["calibrate"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "CONVBENCH_DATA" in said
+
+
+def test_a_problem_that_ends_the_process_or_fails_costs_itself_only(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Path
+) -> None:
+    asked = [(spec, 1) for spec in layers(0, 4)]
+    fake = tmp_path / "bench"
+    fake.mkdir()
+    (fake / "__init__.py").touch()
+    (fake / "calibrate.py").write_text(f"""
+import json, os, signal, sys
+for text, threads in json.load(sys.stdin):
+    if text == {str(asked[1][0])!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    found = {{}} if text == {str(asked[2][0])!r} else {{"fft": 1.0}}
+    print(json.dumps([text, threads, found, found, found]), flush=True)
+""")
+    monkeypatch.setattr(calibrate, "ROOT", tmp_path)
+    assert [times[:2] for times in calibrate.measure(asked, 60.0)] == [asked[0], asked[3]]
+    monkeypatch.setattr(calibrate, "measured", lambda *case: [][0])
+    monkeypatch.setattr("sys.stdin", io.StringIO('[["1x2x12x12,3x2x3x3", 1]]'))
+    calibrate.main(1.0, 1)
+    said = capfd.readouterr()
+    assert calibrate.told(said.out).seconds == {} and len(said.err.splitlines()) == 1
+
+
+def test_contenders_have_room_together_and_none_comes_from_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = ConvSpec.parse("1x64x56x56,64x64x3x3,p1")
+    every = calibrate.contenders(spec, 1)
+    needed = sum(way.workspace_bytes(1) for way in every.values())
+    monkeypatch.setattr(calibrate, "recent_memory", lambda: needed)
+    few = calibrate.contenders(spec, 1)
+    assert 0 < len(few) < len(every) and 2 * sum(way.workspace_bytes(1) for way in few.values()) <= needed
+    monkeypatch.setattr(calibrate, "is_external", lambda algorithm: algorithm.name == min(few))
+    assert min(few) not in calibrate.contenders(spec, 1)
 
 
 def test_a_run_teaches_the_model_until_the_machine_is_calibrated() -> None:

@@ -35,9 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()  # a full disk shows here
         return code
-    except KeyboardInterrupt:
-        if arguments.command != "run":  # which has said what is stored
-            complain("interrupted")
+    except KeyboardInterrupt as error:
+        complain(": ".join(["interrupted", *map(str, error.args)]))  # what is kept, and how to go on
         return 130
     except BrokenPipeError:  # the reader of stdout has seen enough
         silence(sys.stdout)

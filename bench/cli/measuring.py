@@ -158,11 +158,7 @@ def measured(arguments: argparse.Namespace) -> int:
                 outcome = run_all()
             except KeyboardInterrupt:
                 done = sum(len(record.launches) for record in controller.outcome.records)
-                print(
-                    f"interrupted: {done} launches are stored in {text.printable(store.path)}; {GO_ON}",
-                    file=sys.stderr,
-                )
-                raise
+                raise KeyboardInterrupt(f"{done} launches are stored in {store.path}; {GO_ON}") from None
             except StoreError:
                 _told(controller.outcome.records, arguments)
                 raise

@@ -24,45 +24,69 @@ def _calibrate_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def calibrate(arguments: argparse.Namespace) -> int:
-    from algos.fitted import NONE, PRIORS, path, prior
+    from algos.fitted import NONE, PRIORS, keep, path, prior
     from algos.host import fingerprint
     from bench import calibrate as own
-    from bench.cli.measuring import warn_if_busy
-    from bench.pool import measuring
 
-    count = arguments.problems or own.PROBLEMS
+    try:
+        keep({})  # where nothing can be kept it is said before the minute
+    except OSError as error:
+        raise ValueError(f"a calibration cannot be kept ({error.strerror}): set CONVBENCH_DATA to a folder "
+                         "that may be written") from None  # fmt: skip
     found = own.read(arguments.times) if arguments.times else []
-    warn_if_busy()
-    with measuring(), Bar() as progress:
-        budget = own.BUDGET_S if arguments.budget is None else arguments.budget
-        known = {(times.spec, times.threads) for times in found}
-        asked = [problem for problem in own.space(count, arguments.row) if problem not in known]
-        progress.total = len(asked)
-        for times in own.measure(asked, budget):
-            found.append(times)
-            if arguments.times:
-                with arguments.times.open("a") as file:
-                    file.write(own.line_of(times) + "\n")
-            progress.advance(1, str(times.spec))
+    about = fingerprint()
+    start = NONE if arguments.row else prior(about)
+    try:
+        left = _measure(arguments, found)
+    except (KeyboardInterrupt, SystemExit) as end:  # what was measured still counts
+        kept = not arguments.row and own.remember_more(found, about, start)
+        if isinstance(end, SystemExit):
+            raise
+        if kept:
+            raise KeyboardInterrupt(f"what {len(found)} problems taught is kept") from None
+        raise
     if not found:
         complain("nothing was measured: the budget ended first")
         return 2
-    about = fingerprint()
-    start = NONE if arguments.row else prior(about)
     fit = own.fitted(found, about, start)
     if arguments.row:
         own.ship(fit)
     else:
         own.remember(fit)
-    where = PRIORS if arguments.row else path()
     row: dict[str, Any] = {"problems": len(found), "times": sum(len(t.seconds) for t in found),
-                           "error": fit.error, "error_before": own.off(found, start), "stored": str(where)}
+                           "error": fit.error, "error_before": own.off(found, start),
+                           "left": left, "stored": str(PRIORS if arguments.row else path())}  # fmt: skip
     if arguments.json:
         return print_json(row)
     show(f"{row['times']} times of {row['problems']} problems: the model was off by a factor of "
          f"{factor(row['error_before'])}, now by {factor(row['error'])} on problems that it has not seen\n"
-         f"stored in {where}")  # fmt: skip
+         f"stored in {row['stored']}")  # fmt: skip
+    if left:
+        show(f"the budget ended before {left} more problems: the same command again finds code compiled and "
+             "gets further")  # fmt: skip
     return 0
+
+
+def _measure(arguments: argparse.Namespace, found: list[Any]) -> int:
+    """Add to ``found`` what the budget allows; how many problems are left."""
+    from bench import calibrate as own
+    from bench.cli.measuring import warn_if_busy
+    from bench.pool import measuring
+    from bench.space import PROBLEMS, space
+
+    known = {(times.spec, times.threads) for times in found}
+    asked = [problem for problem in space(arguments.problems or PROBLEMS, arguments.row)
+             if problem not in known]  # fmt: skip
+    warn_if_busy()
+    with measuring(), Bar() as progress:
+        progress.total = len(asked)
+        for times in own.measure(asked, own.BUDGET_S if arguments.budget is None else arguments.budget):
+            found.append(times)
+            if arguments.times:
+                with arguments.times.open("a") as file:
+                    file.write(own.line_of(times) + "\n")
+            progress.advance(1, str(times.spec))
+    return len(asked) - progress.done
 
 
 def _regret_arguments(command: argparse.ArgumentParser) -> None:
