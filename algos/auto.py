@@ -155,6 +155,8 @@ def _picked(
         return _distrust(way, knowledge, count)
 
     found = [a for a in registry().values() if not isinstance(a, Auto)]
+    if max_error is not None and spec.dtype == "float32":
+        found += [other for a in found for other in a.rounded()]
     if named is not None:
         found = [a for a in found if a.name in named.split(",")]
     choice = choose(spec, found, knowledge, threads=count, calls=calls, unwanted=unwanted, why_not=why_not,
@@ -213,7 +215,7 @@ def choose(
         if len(knowledge.hopeless) >= KINDS:
             knowledge.hopeless.clear()
         knowledge.hopeless[alike] = frozenset(one.way.algorithm.name for one in ranked
-                                              if _doubted_s(one) > limit)  # fmt: skip
+                                              if _doubted_s(one) > limit and not one.way.algorithm.operands)
 
     def rest() -> tuple[list[Ranked], list[tuple[str, str]]]:
         more, doubtful, out = asked.rank(later)
@@ -256,13 +258,13 @@ class _Asked(NamedTuple):
         unwise: list[tuple[Ranked, str]] = []
         excluded: list[tuple[str, str]] = []
         for base in found:
-            name = base.name
+            name = variant_name(base) if base.operands else base.name
             try:
                 if not (reason := unwanted(base) or refusal(base) or ""):
                     algorithm = base
                     if known_here:
                         algorithm = knowledge.tuned(base, spec, threads)
-                        name = variant_name(algorithm, base)
+                        name = variant_name(algorithm)
                     way = way_or_reason(algorithm, spec, threads)
                     if isinstance(way, str):
                         reason = way

@@ -183,7 +183,7 @@ class Ranking:
         """Why the first of them is."""
         (name, way, first, expected_s), *others = self._judged[0]
         best = way.algorithm
-        text = "tuned, " if name != best.name else ""
+        text = "tuned, " if name != best.name and not best.operands else ""
         text += {"measured": "measured fastest", "nearest": "expected fastest", "model": "modelled fastest"}[
             first.source
         ]
@@ -191,9 +191,7 @@ class Ranking:
             text += f" ({first.detail})"
         if others:
             second = others[0]
-            text += _against(
-                second.way.algorithm.name, first, second.estimate, second.expected_s / expected_s
-            )
+            text += _against(second.name, first, second.estimate, second.expected_s / expected_s)
         unmeasured = sum([one.estimate.source != "measured" for one in others])
         if first.source == "measured" and unmeasured:
             text += f"; {unmeasured} candidate{'s' if unmeasured > 1 else ''} not measured on this spec"

@@ -11,12 +11,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from algos.dtypes import BFLOAT16, BRAINS
 from algos.host import caches
 from algos.spec import ConvSpec
 
 FAMILIES = ("direct", "gemm", "fft", "separable", "winograd", "toeplitz", "peer", "auto")
 LAYOUTS = ("nchw", "nhwc")
-ACCURACIES = ("componentwise", "normwise", "lowrank", "winograd")
+ACCURACIES = ("componentwise", "normwise", "lowrank", "winograd", "rounded")
 BYTES_PER_S, CACHED_BYTES_PER_S = 2e10, 6e10  # from memory, and from the last cache where everything fits it
 CALL_S = 1.5e-6  # one NumPy call on small arrays
 PLAIN_TYPES = ("float32", "float64")  # about which every algorithm is asked
@@ -125,6 +126,8 @@ class Algorithm:
         "nchw" or "nhwc": memory order of x and y; their shapes stay N, C, ... The conversion is not timed.
     accuracy : str
         One of ``ACCURACIES``: which bound judges it. No algorithm supplies its own bound.
+    operands : str
+        The narrower type to which those of a float32 problem are rounded first; empty but for ``rounded()``.
     """
 
     name: str = ""
@@ -133,6 +136,7 @@ class Algorithm:
     runtime: str = "numpy"
     layout: str = "nchw"
     accuracy: str = "componentwise"
+    operands: str = ""
     support: ClassVar[Support | None] = None
 
     def unavailable(self) -> str | None:
@@ -214,6 +218,14 @@ class Algorithm:
             found.setdefault(cut(other), other)
         return [other for other in found.values() if other is not self]
 
+    def rounded(self) -> list[Self]:
+        """Itself with operands rounded to a type in which it is faster: named, or picked where an error is
+        granted that large.
+        """
+        if self.support is None or not {*BRAINS} <= {*self.support.dtypes}:
+            return []
+        return [replace(self, operands=BFLOAT16.name, accuracy="rounded")]
+
     def to_device(self, array: np.ndarray) -> Any:
         return array
 
@@ -226,7 +238,8 @@ class Algorithm:
     def tunables(self) -> dict[str, Any]:
         """Fields beyond the base's, by name."""
         kind: Any = type(self)  # hashable, which mypy denies of the class of a frozen dataclass
-        return {name: getattr(self, name) for name in _tunable_names(kind)}
+        own = {name: getattr(self, name) for name in _tunable_names(kind)}
+        return {**own, "operands": self.operands} if self.operands else own
 
 
 @cache

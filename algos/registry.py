@@ -156,6 +156,9 @@ def _variant(base: Algorithm, text: str) -> Algorithm:
     values: dict[str, Any] = {}
     for part in text.split(":"):
         key, _, value = part.partition("=")
+        if rounded := [one for one in base.rounded() if part == f"operands={one.operands}"]:
+            base = rounded[0]
+            continue
         if key not in own:
             advice = meant(key, own, f"it has {', '.join(own) or 'none'}")
             raise ValueError(f"{base.name} has no tunable {key!r}: {advice}")

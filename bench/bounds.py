@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.dtypes import limits, real
+from algos.dtypes import BFLOAT16, limits, real
 from algos.spec import ConvSpec
 from bench.data import widened
 from bench.oracle import border_value, copies
@@ -63,6 +63,12 @@ def _growth(trial: Trial) -> float:
 
 def _componentwise(trial: Trial, algorithm: Judgeable) -> np.ndarray:
     return _growth(trial) * trial.magnitude
+
+
+def _rounded(trial: Trial, algorithm: Judgeable) -> np.ndarray:
+    """Each factor of a product is off by v, the unit roundoff of bfloat16."""
+    v = float(limits(BFLOAT16).eps) / 2
+    return ((2 + v) * v + (1 + v) ** 2 * _growth(trial)) * trial.magnitude
 
 
 def _lowrank(trial: Trial, algorithm: Judgeable) -> np.ndarray:
@@ -154,6 +160,7 @@ def _squares(spec: ConvSpec, name: str, a: np.ndarray) -> np.ndarray:
 
 _BOUNDS: dict[str, Callable[[Trial, Judgeable], np.ndarray]] = {
     "componentwise": _componentwise,
+    "rounded": _rounded,
     "lowrank": _lowrank,
     "normwise": _normwise,
     "winograd": winograd,

@@ -32,7 +32,7 @@ from algos.lower.flip import flip
 from algos.lower.geometry import crop, dilation, groups, padding, stride
 from algos.lower.pairs import pairs, quads
 from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, contiguous, count
-from algos.lower.types import types
+from algos.lower.types import rounded, types
 from algos.spec import ConvSpec, SpecError
 
 Run = Callable[..., Any]
@@ -40,9 +40,9 @@ Run = Callable[..., Any]
 Solve = Callable[[ConvSpec, Any, Any], Run]
 
 STEPS: dict[str, Callable[[ConvSpec], Lowered | None]] = {
-    "quads": quads, "pairs": pairs, "types": types, "border": border, "flip": flip, "epilogue": epilogue,
-    "residues": residues, "shuffle": shuffle, "spaced": spaced, "exchange": exchange, "crop": crop,
-    "groups": groups, "stride": stride, "dilation": dilation, "padding": padding, "axes": axes,
+    "rounded": rounded, "quads": quads, "pairs": pairs, "types": types, "border": border, "flip": flip,
+    "epilogue": epilogue, "residues": residues, "shuffle": shuffle, "spaced": spaced, "exchange": exchange,
+    "crop": crop, "groups": groups, "stride": stride, "dilation": dilation, "padding": padding, "axes": axes,
     "depth": depth,
 }  # fmt: skip
 ALWAYS = ("border", "flip", "crop")
@@ -53,7 +53,7 @@ TURNS: dict[str, tuple[tuple[str, ...], ...]] = {
 }  # fmt: skip
 TRIED = ("groups", "stride", "dilation", "padding", "axes", "depth")
 OF_PEERS = ("border", "flip")  # more would measure our lowering, and not their library
-LOCAL = ("componentwise", "lowrank")  # classes of accuracy in which a NaN spoils only what reads it
+LOCAL = ("componentwise", "lowrank", "rounded")  # classes in which a NaN spoils only what reads it
 SCATTERED_PER_S = 7e8  # elements, measured
 SLOW_S, SLOWER = 0.01, 20.0  # what a way may take, and times as long as the definition at 1 GFLOP/s
 UNWISE = 3.0  # times the operations of the definition, beyond which a chain is no candidate
@@ -488,6 +488,8 @@ def _searched(algorithm: Algorithm, spec: ConvSpec) -> _Found:
 def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]], str]:
     if algorithm.family == "auto":
         return [()], ""
+    if algorithm.operands and tree(spec, ("rounded",)).lowered is None:
+        return [], f"gains nothing by operands in {algorithm.operands} here"
     peer, reason, always = algorithm.family == "peer", "", _always(algorithm, spec)
     if "types" in always and whole(spec.in_dtype) and algorithm.accuracy != "componentwise":
         return [], "its roundings may change whole numbers"
@@ -539,6 +541,8 @@ def _always(algorithm: Algorithm, spec: ConvSpec) -> tuple[str, ...]:
     known, support = OF_PEERS if algorithm.family == "peer" else ALWAYS, algorithm.support
     applies = support is not None and support.epilogues
     dtypes = PLAIN_TYPES if support is None else support.dtypes
+    if algorithm.operands:
+        known, spec = (*known, "rounded"), tree(spec, ("rounded",)).leaves[0]
     if algorithm.family != "peer" and spec.dtype not in dtypes:
         known = (*known, next(name for name in AS if name == "types" or _solves(STEPS[name](spec), dtypes)))
     return known if applies else (*known, "epilogue")

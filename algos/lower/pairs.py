@@ -159,7 +159,7 @@ def _brains(spec: ConvSpec) -> Lowered | None:
     from algos.engine import simd  # with the compiler, which importing the package does without
 
     inner = spec.in_channels // spec.groups
-    if not simd.BRAINS or spec.direction != "forward" or inner == 1 or spec.out_dtype != BFLOAT16:
+    if not simd.BRAINS or spec.direction != "forward" or inner == 1 or spec.out_dtype.itemsize > 4:
         return None
     mode = spec.padding_mode
     if mode.startswith("constant:"):
@@ -167,12 +167,13 @@ def _brains(spec: ConvSpec) -> Lowered | None:
         if denormal(fill).any():
             return None
         mode = f"constant:{_brain_weights(fill).item()}"
-    dtype = BRAINS[spec.finished]  # what follows is computed in float32
+    dtype = BRAINS[spec.finished or spec.out_dtype != BFLOAT16]  # what follows is computed in float32
     part = spec.with_(in_channels=spec.groups * -(-inner // 2), dtype=dtype, padding_mode=mode, rank=None)
     elements = count(part.input_shape)
     move = partial(_moving, spec, part, np.uint32, _brain_pair)
-    one = Part(part, _brain_weights, move, convert if part.out_dtype != BFLOAT16 else None, copied=elements,
-               held=elements, made=True, bias=partial(converted, dtype=np.float32), shared=True)  # fmt: skip
+    place = convert if part.out_dtype != spec.out_dtype else None
+    one = Part(part, _brain_weights, move, place, copied=elements, held=elements, made=True,
+               bias=partial(converted, dtype=np.float32), shared=True)  # fmt: skip
     return Lowered((one,), "bfloat16 in pairs", guard=_ranged, otherwise="types")
 
 

@@ -1,6 +1,7 @@
 """Types of elements that algorithms do not have, through float32 and float64.
 
 * float16, bfloat16: all is computed in float32 and rounded once; so is a result of a wider float type.
+* float32 where an algorithm is to round its operands: bfloat16 of which products are summed in float32.
 * complex: real and imaginary parts are images of a batch twice as large, and those of the weights channels
   twice as many: four real products each, and two sums. Gradients conjugate what they are not the gradient of.
 * integers: as floats in which every sum is exact (``whole.py``).
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from algos.arrays import module_of
-from algos.dtypes import accumulator, kind, real, whole
+from algos.dtypes import BFLOAT16, accumulator, kind, real, whole
 from algos.engine.casts import LEAST, combined, convert, split
 from algos.lower.border import border
+from algos.lower.pairs import pairs
 from algos.lower.parts import Lowered, Move, Part, converted, converting, count, operand_shapes
 from algos.lower.whole import integers
 from algos.spec import ConvSpec
@@ -42,6 +44,16 @@ def types(spec: ConvSpec) -> Lowered | None:
                          copied=copied, held=copied, made=True, bias=partial(converted, dtype=work),
                          shared=True),),
                    work.name)  # fmt: skip
+
+
+def rounded(spec: ConvSpec) -> Lowered | None:
+    """A problem in float32 with operands rounded to bfloat16, where pairs of those are multiplied."""
+    if spec.dtype != "float32" or pairs(part := spec.with_(dtype=f"{BFLOAT16.name}>float32")) is None:
+        return None
+    copied = sum(map(count, operand_shapes(spec)))
+    return Lowered((Part(part, partial(converted, dtype=BFLOAT16), partial(converting, spec, BFLOAT16),
+                         copied=copied, held=copied, made=True, shared=True),),
+                   "operands rounded to bfloat16")  # fmt: skip
 
 
 # ---- complex -----------------------------------------------------------------------------------------------
