@@ -76,7 +76,7 @@ class Process:
 def answer(cases: Sequence[tuple[str, str]], threads: int, plans: int) -> None:
     """What a ``Process`` runs: ``plans`` of each case, one case's after the other's."""
     import algos
-    from algos.functional import prepared
+    from algos.plans import prepared
     from bench.data import operands
 
     calls: list[Callable[[], object]] = []

@@ -198,7 +198,7 @@ def main(words: list[str]) -> None:
     """Print hot loops and the kernels of ``algos.cpu`` that nothing needed."""
     jit.compiled = Unrun.compiled
     from algos import ConvSpec, algorithms, get
-    from algos.functional import prepared
+    from algos.plans import prepared
 
     algorithms()  # finds, and imports, all
     known, loops = set(), []
