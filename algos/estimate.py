@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 from algos.build import lowering_code
 from algos.contract import Algorithm, modelled_prepare_s
 from algos.fitted import NONE, Fit
-from algos.lower.chain import Chain, chain, plain
+from algos.lower.chain import Chain, chain
+from algos.lower.tree import plain
 from algos.neighbours import Places, kind
 from algos.spec import ConvSpec
 from algos.wisdom import Known, Memory

@@ -19,7 +19,7 @@ from algos.build import build_of
 from algos.estimate import Knowledge, tunables_text
 from algos.fitted import fit_of_machine, is_calibrated, prior
 from algos.host import fingerprint
-from algos.lower.chain import plain
+from algos.lower.tree import plain
 from algos.registry import registry
 from algos.spec import ConvSpec
 from algos.wisdom import Known, Memory

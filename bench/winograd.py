@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from algos.dtypes import accumulator, real
-from algos.lower.chain import Node, compose, plain, tree
+from algos.lower.compose import compose
+from algos.lower.tree import Node, plain, tree
 from algos.spec import ConvSpec
 from bench.data import Operands
 from bench.oracle import border_value, padded

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from algos.contract import Algorithm
-from algos.lower.chain import plain
+from algos.lower.tree import plain
 from algos.spec import ConvSpec
 from bench import trials
 from bench.bounds import tolerance

@@ -18,7 +18,7 @@ import pytest
 from algos import Algorithm, ConvSpec, algorithms
 from algos.cpu import _compiled
 from algos.engine import jit
-from algos.lower.chain import plain
+from algos.lower.tree import plain
 from tests.conftest import HUNG_S
 from tests.extremes import extreme_specs
 
@@ -32,7 +32,7 @@ import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 import numpy as np
 from algos import ConvSpec, get
-from algos.lower.chain import plain
+from algos.lower.tree import plain
 spec = plain(ConvSpec.parse(sys.argv[2]))
 x, w = np.ones(spec.input_shape, spec.in_dtype), np.ones(spec.weight_shape, spec.in_dtype)
 start = time.process_time()

@@ -16,7 +16,7 @@ import pytest
 from algos import Algorithm, ConvSpec, algorithms
 from algos.engine.blocks import Axis
 from algos.engine.windows import pairs_inside, reach
-from algos.lower.chain import plain
+from algos.lower.tree import plain
 from tests.extremes import extreme_specs
 
 SLOWEST_S, MOST_BYTES = 0.02, 1 << 20  # of the process's own time, and of Python's memory

@@ -12,7 +12,7 @@ import pytest
 
 from algos import ConvSpec, algorithms, get
 from algos.gpu._cupy import CupyAlgorithm, Kernel
-from algos.lower.chain import plain
+from algos.lower.tree import plain
 from algos.plans import prepared
 from bench.check import check
 from bench.data import operands

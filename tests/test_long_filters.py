@@ -17,7 +17,7 @@ from algos.cpu import _compiled, fft_fused
 from algos.cpu.separable import SLID
 from algos.engine.jit import _kind
 from algos.engine.simd import simd
-from algos.lower.chain import plain
+from algos.lower.tree import plain
 from bench.check import check
 from tests.test_compile import longest_in
 

@@ -22,7 +22,7 @@ import pytest
 
 from algos import ConvSpec, algorithms, get
 from algos.door import in_layout
-from algos.lower.chain import plain
+from algos.lower.tree import plain
 from algos.peers import opencv, torch_conv
 from algos.plans import prepared
 from bench.check import check

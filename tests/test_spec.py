@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algos.lower.border import padding
-from algos.lower.chain import plain
+from algos.lower.tree import plain
 from algos.spec import DIRECTIONS, ConvSpec, SpecError
 from bench.oracle import border_value, oracle
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from algos import Algorithm, ConvSpec, algorithms, get
-from algos.lower.chain import chain, plain, unsupported
+from algos.lower.chain import chain, unsupported
+from algos.lower.tree import plain
 from bench.data import operands
 from tests.covering import code_of
 from tests.test_contract import CHOSEN_CODES, SLACK

@@ -10,41 +10,21 @@ not even a call.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
-from algos.arrays import DeviceArray, is_device_array
+from algos.arrays import DeviceArray
 from algos.build import lowering_code
 from algos.contract import PLAIN_TYPES, Algorithm, Cost, modelled_prepare_s, said
 from algos.dtypes import kind, whole
 from algos.engine.kept import compiled_now, compiling_s, missed
-from algos.engine.memory import aligned
-from algos.lower.axes import axes, depth
-from algos.lower.border import border
-from algos.lower.direction import exchange, residues, shuffle, spaced
-from algos.lower.epilogue import epilogue
-from algos.lower.flip import flip
-from algos.lower.geometry import crop, dilation, groups, padding, stride
-from algos.lower.pairs import pairs, quads
-from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, contiguous, count
-from algos.lower.types import rounded, types
+from algos.lower.compose import Run, compose, prepared, solved, takes_weights
+from algos.lower.parts import MOST_LEAVES, Lowered, Part, count
+from algos.lower.tree import CHAINS, STEPS, Node, tree
 from algos.spec import ConvSpec, SpecError
 
-Run = Callable[..., Any]
-# A leaf, its weights, None where they come with each call, and its bias -> what runs
-Solve = Callable[[ConvSpec, Any, Any], Run]
-
-STEPS: dict[str, Callable[[ConvSpec], Lowered | None]] = {
-    "rounded": rounded, "quads": quads, "pairs": pairs, "types": types, "border": border, "flip": flip,
-    "epilogue": epilogue, "residues": residues, "shuffle": shuffle, "spaced": spaced, "exchange": exchange,
-    "crop": crop, "groups": groups, "stride": stride, "dilation": dilation, "padding": padding, "axes": axes,
-    "depth": depth,
-}  # fmt: skip
 ALWAYS = ("border", "flip", "crop")
 AS = ("quads", "pairs", "types")  # types of elements that an algorithm has not, the fastest first
 TURNS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -57,92 +37,6 @@ LOCAL = ("componentwise", "lowrank", "rounded")  # classes in which a NaN spoils
 SCATTERED_PER_S = 7e8  # elements, measured
 SLOW_S, SLOWER = 0.01, 20.0  # what a way may take, and times as long as the definition at 1 GFLOP/s
 UNWISE = 3.0  # times the operations of the definition, beyond which a chain is no candidate
-CHAINS = 1 << 12
-
-
-@dataclass(frozen=True)
-class Node:
-    """A problem, how it was lowered, by what name, and who follows; a leaf where it was not."""
-
-    spec: ConvSpec
-    lowered: Lowered | None = None
-    children: tuple[Node, ...] = ()
-    name: str = ""
-    rest: tuple[str, ...] = ()
-
-    @cached_property
-    def leaves(self) -> tuple[ConvSpec, ...]:
-        """In the order in which they run."""
-        return (
-            tuple(leaf for child in self.children for leaf in child.leaves) if self.lowered else (self.spec,)
-        )
-
-    @cached_property
-    def distinct(self) -> tuple[ConvSpec, ...]:
-        """The leaves, each once."""
-        return self.leaves if len(self.leaves) == 1 else tuple(dict.fromkeys(self.leaves))
-
-    @cached_property
-    def crops(self) -> bool:
-        """Whether a leaf crops its picture."""
-        return any(min(map(min, leaf.padding)) < 0 for leaf in self.leaves)
-
-    @cached_property
-    def spreads(self) -> bool:
-        """Whether a NaN may reach further than the definition lets it."""
-        return any(lowered.spreads for lowered, _ in self.steps())
-
-    @cached_property
-    def words(self) -> str:
-        if self.lowered is None:
-            return ""
-        below = next((child.words for child in self.children if child.words), "")
-        return ", ".join(filter(None, (self.lowered.words, below)))
-
-    @property
-    def other(self) -> Node | None:
-        """The same problem in the other way that its lowering names."""
-        otherwise = self.lowered.otherwise if self.lowered else ""
-        return tree(self.spec, (otherwise, *self.rest)) if otherwise else None
-
-    def steps(self) -> Iterator[tuple[Lowered, Node]]:
-        """Every lowering in the tree."""
-        if self.lowered is not None:
-            yield self.lowered, self
-            for child in self.children:
-                yield from child.steps()
-
-
-def tidy(spec: ConvSpec) -> ConvSpec:
-    """The same problem with strides past the only output, and dilations of a single tap, as small as they may
-    be.
-
-    An empty batch is asked about as one image.
-    """
-    past_last = (n - extent + 1 for n, extent in zip(spec.padded_size, spec.kernel_extent, strict=True))
-    steps = tuple(map(min, spec.stride, past_last))
-    gaps = tuple(1 if k == 1 else d for k, d in zip(spec.kernel, spec.dilation, strict=True))
-    if spec.batch and steps == spec.stride and gaps == spec.dilation:
-        return spec
-    return spec.with_(batch=max(1, spec.batch), stride=steps, dilation=gaps)
-
-
-@lru_cache(CHAINS)
-def tree(spec: ConvSpec, names: tuple[str, ...]) -> Node:
-    """``spec`` through the lowerings of those names, each where it applies."""
-    spec = tidy(spec)
-    for k, name in enumerate(names):
-        if (lowered := STEPS[name](spec)) is not None:
-            children = tuple(tree(part.spec, names[k + 1 :]) for part in lowered.parts)
-            return Node(spec, lowered, children, name, names[k + 1 :])
-    return Node(spec)
-
-
-def plain(spec: ConvSpec) -> ConvSpec:
-    """The same problem without what most of its time does not depend on: border, flip, bias and activation.
-    """
-    node = tree(spec, ("border", "flip", "epilogue"))
-    return node.leaves[0]
 
 
 @dataclass(frozen=True)
@@ -184,11 +78,11 @@ class Chain:
     def prepare(self, weights: Any, threads: int, bias: Any = None) -> Run:
         """All one-off work; what it returns takes a call's regular operands and ``out``."""
         if self.node.lowered is None:  # calls that prepare each time are not kept waiting
-            return _prepared(self.algorithm, self.node.spec, weights, threads, bias)
+            return prepared(self.algorithm, self.node.spec, weights, threads, bias)
         if isinstance(weights, DeviceArray):  # a wrapper cannot be taken apart
             weights = self.algorithm.to_host(weights)
         hosted = threads if self.algorithm.device == "cpu" else 0
-        return compose(self.node, weights, partial(_leaf, self.algorithm, threads), bias, hosted)
+        return compose(self.node, weights, partial(solved, self.algorithm, threads), bias, hosted)
 
     def workspace_bytes(self, threads: int = 1) -> int:
         """What is held after prepare and the peak of a run, of all leaves and of what is moved between them.
@@ -254,7 +148,7 @@ class Chain:
     def _modelled(self, threads: int) -> float:
         total = math.fsum(cost.seconds(threads) for cost in self.costs(threads))
         late = any(part.weights_last for lowered, _ in self.node.steps() for part in lowered.parts)
-        if late and not _takes_weights(self.algorithm):
+        if late and not takes_weights(self.algorithm):
             held = (int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
             total += math.fsum(map(modelled_prepare_s, held))
         return total
@@ -311,111 +205,6 @@ def _moving(lowered: Lowered, node: Node) -> Cost:
 
 def _placed(part: Part) -> int:
     return count(part.spec.result_shape) if part.place is not None else 0
-
-
-def _prepared(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int, bias: Any) -> Run:
-    there = _there(algorithm, weights)
-    if there is not None and not (algorithm.support and algorithm.support.strided_weights):
-        there = contiguous(there)
-    if algorithm.support is None or not algorithm.support.epilogues:
-        return algorithm.prepare(spec, there, threads)
-    return algorithm.prepare(spec, there, threads, bias)  # type: ignore[call-arg]
-
-
-def _leaf(algorithm: Algorithm, threads: int, spec: ConvSpec, weights: Any, bias: Any) -> Run:
-    if weights is not None or spec.direction == "weight_gradient" or _takes_weights(algorithm):
-        return _prepared(algorithm, spec, weights, threads, bias)
-
-    if algorithm.device == "cpu" and compiling_s(algorithm, spec):  # now, and not in the first call
-        algorithm.prepare(spec, np.zeros(spec.weight_shape, spec.in_dtype), threads)
-
-    def run(x: Any, w: Any, out: Any = None) -> Any:
-        prepared = algorithm.prepare(spec, w, threads)
-        return prepared(x) if out is None else prepared(x, out=out)
-
-    return run
-
-
-def _takes_weights(algorithm: Algorithm) -> bool:
-    return algorithm.support is not None and algorithm.support.weights_as_operands
-
-
-def _there(algorithm: Algorithm, weights: Any) -> Any:
-    """Weights where the algorithm lives."""
-    apart = algorithm.device == "cuda" and weights is not None and not is_device_array(weights)
-    return algorithm.to_device(weights) if apart else weights
-
-
-def compose(node: Node, weights: Any, solve: Solve, bias: Any = None, threads: int = 0) -> Run:
-    """What runs a tree, given what runs a leaf; ``threads`` are of what is done to results."""
-    lowered = node.lowered
-    if lowered is None:
-        return solve(node.spec, weights, bias)
-    run = _composed(node, lowered, weights, solve, bias, threads)
-    if lowered.guard is None:
-        return run
-    if other := node.other:
-        return lowered.guard(weights, bias, run, lambda: compose(other, weights, solve, bias, threads))
-    return lowered.guard(weights, bias, run)
-
-
-def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: Any, threads: int) -> Run:
-    # They come with each call, as the last operand
-    late = weights is None and node.spec.direction == "forward"
-    runs: list[tuple[Move, Run, Any]] = [
-        (
-            _with_weights(part, threads) if late else part.moving(threads),
-            compose(child, None if weights is None else part.weights(weights), solve,
-                    _bias(part, weights, bias) if child.spec.bias else None, threads),
-            part.placing(threads),
-        )
-        for part, child in zip(lowered.parts, node.children, strict=True)
-    ]
-    finish = lowered.finish(bias, threads) if lowered.finish is not None else None
-    if len(runs) == 1 and runs[0][2] is None and lowered.combine is None:
-        move, inside = runs[0][:2]
-
-        def straight(*arrays: Any, out: Any = None) -> Any:
-            moved = move(*arrays)
-            y = inside(*moved) if out is None else inside(*moved, out=out)
-            if finish is not None:
-                finish(y)
-            return y
-
-        return straight if lowered.words else inside
-    shape, dtype, cleared = node.spec.result_shape, node.spec.result_dtype, lowered.cleared
-    combine = lowered.combine
-    # Kept from call to call, for new pages cost as much as what is written to them
-    kept: list[Any] = []
-    if combine is not None and threads:
-        kept = [aligned(part.spec.result_shape, part.spec.result_dtype) for part in lowered.parts]
-
-    def run(*arrays: Any, out: Any = None) -> Any:
-        y = np.empty_like(arrays[0], shape=shape, dtype=dtype, order="C") if out is None else out
-        if cleared:
-            y[...] = 0
-        if combine is not None and kept:
-            pairs = zip(runs, kept, strict=True)
-            combine(y, [inside(*move(*arrays), out=own) for (move, inside, _), own in pairs], threads)
-        elif combine is not None:
-            combine(y, [inside(*move(*arrays)) for move, inside, _ in runs], threads)
-        else:
-            for move, inside, place in runs:
-                place(y, inside(*move(*arrays)))
-        if finish is not None:
-            finish(y)
-        return y
-
-    return run
-
-
-def _bias(part: Part, weights: Any, bias: Any) -> Any:
-    return part.constant(weights) if part.constant is not None else part.bias(bias)
-
-
-def _with_weights(part: Part, threads: int) -> Move:
-    move = part.moving(threads)
-    return lambda x, w: (*move(x), part.weights(w))
 
 
 # ---- the search --------------------------------------------------------------------------------------------
