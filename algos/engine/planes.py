@@ -19,7 +19,7 @@ from numba.extending import intrinsic as typed_intrinsic
 from algos.engine.epilogue import applied
 from algos.engine.lanes import Lanes
 from algos.engine.memory import LINE
-from algos.engine.simd import I32, I64, REGISTERS, Emitter, compiles, fresh, loop, simd
+from algos.engine.simd import I32, I64, REGISTERS, Emitter, compiles, fresh, loaded_here, loop, simd
 from algos.spec import ACTIVATIONS
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
@@ -121,7 +121,7 @@ class Unrolled(Lanes):
         """Of consecutive outputs from the one whose first tap is column ``at``,
         inside a row so wide unless that is None.
         """
-        sums = [self.emit.zero] * self.rows
+        sums: list[Any] = [None] * self.rows
         for taps in self.columns:
             sums = self._added(sums, taps, at, width)
         return [
@@ -135,18 +135,25 @@ class Unrolled(Lanes):
     def _added(self, sums: list[Any], taps: list[int], at: Any, width: Any) -> list[Any]:
         """``sums`` and the products of some columns of the kernel."""
         emit = self.emit
-        (sums,) = emit.settled([sums])
-        starts = {self._next(self.taps[k][0], i) for k in taps for i in range(self.stride)}
+        starts = list(dict.fromkeys(self._next(self.taps[k][0], i) for k in taps for i in range(self.stride)))
         masks = {}
         if width is not None:
-            first, width = (self.numbers(fresh(self.builder, at)), fresh(self.builder, width))
+            width = fresh(self.builder, width)
+            at_each = {k: fresh(self.builder, self.builder.add(at, self.starts[k])) for k in starts}
+            count = loaded_here(self.builder, ir.Constant(self.lane, list(range(emit.lanes))), emit.bytes)
             masks = {
-                k: self.below(self.builder.add(first, self.splat(self.starts[k])), width) for k in starts
+                k: self.below(self.builder.add(self.splat(first), count), width)
+                for k, first in at_each.items()
             }
+        if not self.weights:
             (sums,) = emit.settled([sums])
+        # Where all weights are held and neighbours share rows, LLVM's order is the faster one, and fits
+        shared = self.stride == 1 and len(self.uses) == self.rows + self.kh - 1
+        free = bool(self.weights) and shared and not masks
         weights = self.weights or ({k: self._weights(k, range(self.kh)) for k in taps} if self.held else {})
         for row, source in self.sources.items():
-            (sums,) = emit.settled([sums])
+            if not free:
+                (sums,) = emit.settled([sums])
             found = {}
             for k in starts:
                 place = emit.at(source, at, self.starts[k])
@@ -156,7 +163,10 @@ class Unrolled(Lanes):
                 vector = self._every([found[self._next(tap, i)] for i in range(self.stride)], first)
                 for r, t in self.uses[row]:
                     weight = weights[k][t] if weights else self._weights(k, [t])[0]
-                    sums[r] = emit.fma(weight, vector, sums[r])
+                    if sums[r] is None:
+                        sums[r] = self.builder.fmul(weight, vector)
+                    else:
+                        sums[r] = emit.fma(weight, vector, sums[r])
         return sums
 
     def _every(self, vectors: list[Any], first: int) -> Any:

@@ -193,9 +193,9 @@ class Emitter:
         return c
 
     def settled(self, sums: list[list[Any]]) -> list[list[Any]]:
-        """The same sums; see the function."""
-        each = iter(settled(self.builder, [total for row in sums for total in row]))
-        return [[next(each) for _ in row] for row in sums]
+        """The same sums, None for those that are not begun; see the function."""
+        each = iter(settled(self.builder, [total for row in sums for total in row if total is not None]))
+        return [[None if total is None else next(each) for total in row] for row in sums]
 
     def add(self, a: Any, b: Any) -> Any:
         return self.builder.add(a, b) if self.whole else self.builder.fadd(a, b)
@@ -233,18 +233,27 @@ def constants(builder: Any, vector: Any, values: Sequence[float]) -> Callable[[f
     """
     if REGISTERS == 32 or not values:
         return lambda value: ir.Constant(vector, [value] * vector.count)
-    kind = ir.ArrayType(vector.element, len(values))
-    table = ir.GlobalVariable(builder.module, kind, builder.module.get_unique_name("constants"))
-    table.linkage, table.global_constant, table.initializer = "internal", True, ir.Constant(kind, [*values])
-    first = builder.inttoptr(fresh(builder, builder.ptrtoint(table, I64)), vector.element.as_pointer())
+    first = _hidden(builder, ir.Constant(ir.ArrayType(vector.element, len(values)), [*values]))
+    every_lane = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
 
     def loaded(value: float) -> Any:
-        one = builder.load(builder.gep(first, [I64(values.index(value))]))
+        one = builder.load(builder.gep(first, [I32(0), I32(values.index(value))]))
         held = builder.insert_element(ir.Constant(vector, ir.Undefined), one, I32(0))
-        every_lane = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
         return builder.shuffle_vector(held, held, every_lane)
 
     return loaded
+
+
+def loaded_here(builder: Any, constant: Any, align: int) -> Any:
+    """A constant vector, from memory each time and not before a loop, for the same reason."""
+    return builder.load(_hidden(builder, constant), align=align)
+
+
+def _hidden(builder: Any, constant: Any) -> Any:
+    """A pointer to what LLVM does not know to be constant."""
+    table = ir.GlobalVariable(builder.module, constant.type, builder.module.get_unique_name("constants"))
+    table.linkage, table.global_constant, table.initializer = "internal", True, constant
+    return builder.inttoptr(fresh(builder, builder.ptrtoint(table, I64)), table.type)
 
 
 def fresh(builder: Any, number: Any) -> Any:
