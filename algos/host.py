@@ -349,6 +349,11 @@ def fingerprint() -> dict[str, Any]:
     }
 
 
+def machine_id() -> str:
+    """``fingerprint()["id"]`` alone."""
+    return _identity(usable_cores())["id"]
+
+
 def ids_by_cores() -> dict[str, int]:
     """What this machine's ``id`` is with other numbers of usable cores: fewer
     for a container, more for its host.

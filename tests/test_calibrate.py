@@ -14,22 +14,25 @@ import pytest
 
 import algos
 from algos import fitted, wisdom
+from algos.engine.target import candidates
 from algos.estimate import tunables_text
 from algos.fitted import NONE, OTHERS, Fit
 from algos.host import fingerprint
 from algos.lower.chain import chain
 from algos.registry import get
 from algos.spec import ConvSpec
-from bench import calibrate, cli, regret_by, space
+from bench import calibrate, cli, regret_by, shapes, space
 from bench.calibrate import Times
 from tests.record_makers import record
 
+SHAPE = candidates()[0]
 NAMES = ("im2col_gemm", "direct_channels", "fft_fused")
 
 
 @pytest.fixture(autouse=True)
 def own_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("CONVBENCH_DATA", str(tmp_path))
+    monkeypatch.setattr(shapes, "learn", lambda: {SHAPE: 1.0})
     fitted.anew()
     wisdom.recall_anew()
     yield
@@ -120,14 +123,16 @@ def test_the_command_measures_fits_and_remembers(
     monkeypatch.setattr(space, "space", lambda count, row: small)
     times = tmp_path / "times"
     assert cli.main(["calibrate", "--times", str(times), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["problems"] == 2 and not fitted.is_calibrated()
+    told = json.loads(capsys.readouterr().out)
+    assert told["problems"] == 2 and told["shapes"] == {str(SHAPE): 1.0} and not fitted.is_calibrated()
     assert len(fitted.fit_of_machine().centres) == len(fitted.prior(fingerprint()).centres) + 2
     known = calibrate.read(times)
     assert [case[:2] for case in known] == small and all(min(case.seconds.values()) > 0 for case in known)
     monkeypatch.setattr(calibrate, "measure", lambda asked, budget: iter(asked))  # all are known
     times.write_text(times.read_text() + '["1x8x')  # killed at it
     assert cli.main(["calibrate", "--times", str(times)]) == 0
-    assert "times of 2 problems" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "times of 2 problems" in out and f"first shape: {SHAPE} 1.00\n" in out
 
 
 def test_an_interrupted_calibration_keeps_what_it_has_unless_there_is_a_better_one(

@@ -16,7 +16,7 @@ import pytest
 
 from algos import Algorithm, ConvSpec, algorithms, get
 from algos.contract import ACCURACIES, FAMILIES
-from algos.engine.simd import simd
+from algos.engine.target import simd
 from algos.lower.tree import plain
 from algos.plans import prepared
 from bench.check import check

@@ -16,7 +16,7 @@ from algos import ConvSpec, algorithms, get, host
 from algos.cpu import _compiled, fft_fused
 from algos.cpu.separable import SLID
 from algos.engine.jit import _kind
-from algos.engine.simd import simd
+from algos.engine.target import simd
 from algos.lower.tree import plain
 from bench.check import check
 from tests.test_compile import longest_in

@@ -31,8 +31,9 @@ from algos.engine.lanes import Lanes
 from algos.engine.memory import aligned
 from algos.engine.relay import CHUNKS, ITEMS, SHARES, fork
 from algos.engine.runs import ROWS, block_of, runs_block, unpack_sums
-from algos.engine.simd import I64, RUN_VECTORS, VECTOR_BYTES, Emitter, address, copy, lanes, transpose
+from algos.engine.simd import I64, Emitter, address, copy, lanes, transpose
 from algos.engine.tables import named, table_of
+from algos.engine.target import RUN_VECTORS, VECTOR_BYTES
 from algos.spec import ConvSpec
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say

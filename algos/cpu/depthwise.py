@@ -41,8 +41,9 @@ from algos.engine.planes import Planes, element_size, tile_rows
 from algos.engine.products import MOST_TAPS as MOST_SHARED
 from algos.engine.products import add_products
 from algos.engine.relay import BIAS, SHARES, fork
-from algos.engine.simd import REGISTERS, VECTOR_BYTES, place
+from algos.engine.simd import place
 from algos.engine.tables import named, table_of
+from algos.engine.target import REGISTERS, VECTOR_BYTES
 from algos.spec import ConvSpec
 
 MOST_TAPS = 256  # of unrolled code: more take seconds to compile, and are faster by other methods

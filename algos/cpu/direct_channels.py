@@ -38,16 +38,9 @@ from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned, spread
 from algos.engine.relay import fork
 from algos.engine.runs import ROWS, block_of, runs_block, unpack_sums
-from algos.engine.simd import (
-    UNROLLED,
-    VECTOR_BYTES,
-    address,
-    advance,
-    clear,
-    lanes,
-    transpose,
-)
+from algos.engine.simd import address, advance, clear, lanes, transpose
 from algos.engine.tables import named, table_of
+from algos.engine.target import UNROLLED, VECTOR_BYTES
 from algos.host import caches
 from algos.spec import ConvSpec
 

@@ -33,20 +33,9 @@ from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import LINE, aligned
 from algos.engine.relay import SHARES, fork
-from algos.engine.simd import (
-    ROWS,
-    TAILS,
-    VECTOR_BYTES,
-    VECTORS,
-    address,
-    advance,
-    copy,
-    lanes,
-    move,
-    outer_rows,
-    prefetch,
-)
+from algos.engine.simd import address, advance, copy, lanes, move, outer_rows, prefetch
 from algos.engine.tables import named, table_of
+from algos.engine.target import ROWS, TAILS, VECTOR_BYTES, VECTORS
 from algos.host import caches
 from algos.spec import ConvSpec
 

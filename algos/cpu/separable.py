@@ -50,9 +50,10 @@ from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.outer import factor_bytes, factors
 from algos.engine.relay import fork
-from algos.engine.simd import VECTOR_BYTES, address, advance, copy_bytes, lanes, place
+from algos.engine.simd import address, advance, copy_bytes, lanes, place
 from algos.engine.strips import SUMS, correlate_block, slide, slide_rows, strip_rows, strip_vectors
 from algos.engine.tables import named, table_of
+from algos.engine.target import VECTOR_BYTES
 from algos.host import caches
 from algos.spec import ConvSpec
 

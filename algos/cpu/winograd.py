@@ -38,8 +38,9 @@ from algos.engine.jit import compiled, linked
 from algos.engine.memory import LINE, aligned
 from algos.engine.ranges import ORDINARY, kind_of
 from algos.engine.relay import CHUNKS, HELPERS, ITEMS, fork, helpers
-from algos.engine.simd import ROWS, VECTOR_BYTES, VECTORS, address, element, lanes
+from algos.engine.simd import address, element, lanes
 from algos.engine.tables import named, table_of
+from algos.engine.target import ROWS, VECTOR_BYTES, VECTORS
 from algos.engine.tiles import Tiles, block_of, load_tiles, multiply, peak_of_rows, store_tiles, transform
 from algos.engine.toom_cook import Tiled, whole_by
 from algos.spec import ConvSpec

@@ -18,7 +18,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic
 
-from algos.engine.simd import I32, I64, REGISTERS, constants, lanes, settled
+from algos.engine.simd import I32, I64, constants, lanes, settled
+from algos.engine.target import REGISTERS
 
 intrinsic: Any = typed_intrinsic  # compiled callers do not pass the typing context
 RADICES = (4, 2, 3, 5)

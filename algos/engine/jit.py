@@ -29,7 +29,7 @@ from numba.core.sigutils import normalize_signature
 from numba.np import linalg
 
 from algos.engine.linking import Linking
-from algos.engine.simd import simd
+from algos.engine.target import kind
 from algos.host import cache_base, forgetful
 
 
@@ -58,7 +58,7 @@ config: Any = numba_config  # its attributes come from the environment
 @cache
 def cache_folder() -> Path | None:
     """Where compiled code of these sources and versions lives; None when nothing can be written there."""
-    digest = hashlib.sha256(f"{sys.version}|{numba.__version__}|{llvmlite.__version__}|{simd()}".encode())
+    digest = hashlib.sha256(f"{sys.version}|{numba.__version__}|{llvmlite.__version__}|{kind()}".encode())
     for path in sorted(ROOT.rglob("*.py")):
         digest.update(path.read_bytes())
     flags = "boundscheck" if config.BOUNDSCHECK else "plain"

@@ -19,7 +19,8 @@ from numba.extending import intrinsic as typed_intrinsic
 from algos.engine.epilogue import applied
 from algos.engine.lanes import Lanes
 from algos.engine.memory import LINE
-from algos.engine.simd import I32, I64, REGISTERS, Emitter, compiles, fresh, loaded_here, loop, simd
+from algos.engine.simd import I32, I64, Emitter, fresh, loaded_here, loop
+from algos.engine.target import REGISTERS, compiles, simd
 from algos.spec import ACTIVATIONS
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say

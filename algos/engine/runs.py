@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from algos.engine.epilogue import finish
 from algos.engine.jit import linked
-from algos.engine.simd import RUN_ROWS, RUN_VECTORS, VECTOR_BYTES, address, lanes, outer_runs, put, transpose
+from algos.engine.simd import address, lanes, outer_runs, put, transpose
+from algos.engine.target import RUN_ROWS, RUN_VECTORS, VECTOR_BYTES
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}

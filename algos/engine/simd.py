@@ -4,78 +4,29 @@ LLVM's vectoriser keeps a small block of sums in registers only by luck; here it
 the width of the host's registers, and a block is as large as there are registers for. Every intrinsic is
 generic: the element type comes from its pointers, block shapes are literal integers, so that one function at
 module level serves (and caches) them all.
-
-``CONVBENCH_SIMD`` forces a width: avx512, avx2, or plain (16 bytes, which LLVM lowers for any machine). A
-width that the host lacks is split by LLVM: slow, but right.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import cache
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from algos.host import cpu_features
+from algos.engine.target import (
+    CONSTRAINT,
+    REGISTERS,
+    UNROLLED,
+    VECTOR_BYTES,
+    compiles,
+    simd,
+)
 
-WIDTHS = {"avx512": 64, "avx2": 32, "plain": 16}
 I16, I32, I64 = map(ir.IntType, (16, 32, 64))
-
-
-@cache
-def simd() -> str:
-    """The kind of vectors in use: CONVBENCH_SIMD, else the widest that the host has."""
-    forced = os.environ.get("CONVBENCH_SIMD")
-    if forced:
-        if forced not in WIDTHS:
-            raise ValueError(f"CONVBENCH_SIMD is {forced!r}: use {', '.join(WIDTHS)}")
-        return forced
-    features = cpu_features()
-    if features.get("avx512f") and features.get("avx512vl"):
-        return "avx512"
-    return "avx2" if features.get("avx2") and features.get("fma") else "plain"
-
-
-VECTOR_BYTES = WIDTHS[simd()]
-REGISTERS = 32 if simd() == "avx512" or binding.get_process_triple().startswith("aarch64") else 16
-
-
-def compiles(feature: str) -> bool:
-    """Whether Numba makes code for processors with this feature: the host's, unless it was told otherwise."""
-    forced, other = os.environ.get("NUMBA_CPU_FEATURES"), os.environ.get("NUMBA_CPU_NAME", "host")
-    if forced is not None:
-        return f"+{feature}" in forced.split(",")
-    return other == "host" and bool(cpu_features().get(feature))
-
-
-def _constraint() -> str | None:
-    """What inline assembler calls the registers of whole vectors; None where LLVM splits vectors."""
-    if binding.get_process_triple().startswith("aarch64"):
-        return "w" if VECTOR_BYTES == 16 else None
-    needed = {64: "avx512f", 32: "avx2", 16: "sse2"}[VECTOR_BYTES]
-    return ("v" if VECTOR_BYTES == 64 else "x") if compiles(needed) else None
-
-
-CONSTRAINT = _constraint()
-# Whether a product and its sum are one instruction; two need another register
-FUSES = compiles("fma") or REGISTERS == 32
-# A block of sums: rows of scalars times vectors. Both operands of a step and one broadcast must fit beside
-# it, and where that is not fused, products and copies: instructions without AVX overwrite an operand.
-ROWS, VECTORS = (12, 2) if REGISTERS == 32 else (6, 2) if FUSES else (4, 2)
-TAILS = ROWS * 2 // 3, ROWS // 3  # rows of a last block: at most a third of it is empty
-# The same of ``outer_runs``, which holds a pointer for each row: for 12 of them x86 has no registers, and the
-# loop would read them, and whole vectors that LLVM loads ahead, from the stack.
-RUN_ROWS, RUN_VECTORS = (6, 4) if simd() == "avx512" else (ROWS, VECTORS)
-# Steps of a microkernel between two ends of its loop. Where a neighbour shares the core, instructions count:
-# with 22 a step (2 between ends) it ran at 0.90 of its arithmetic, with 21 (4 between ends) at 0.94.
-UNROLLED = 4
-
 
 # What multiplies 16 bits and adds pairs, by lanes; LLVM's names of instructions that there are not are errors
 MULTIPLY_ADD = {

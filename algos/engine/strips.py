@@ -16,7 +16,8 @@ from typing import Any
 from llvmlite import ir
 from numba import extending, types
 
-from algos.engine.simd import FUSES, I64, REGISTERS, Emitter, loop
+from algos.engine.simd import I64, Emitter, loop
+from algos.engine.target import FUSES, REGISTERS
 
 intrinsic: Any = extending.intrinsic  # its type counts the typing context among a caller's arguments
 # Vectors of sums; the rest holds a row of the input and a weight, and products that are not fused

@@ -20,21 +20,8 @@ from numba.extending import intrinsic
 from algos.engine.butterflies import gather_peak, peak
 from algos.engine.epilogue import finish
 from algos.engine.jit import linked
-from algos.engine.simd import (
-    I64,
-    ROWS,
-    TAILS,
-    VECTOR_BYTES,
-    VECTORS,
-    Emitter,
-    address,
-    advance,
-    clear,
-    constants,
-    copy,
-    outer_rows,
-    transpose,
-)
+from algos.engine.simd import I64, Emitter, address, advance, clear, constants, copy, outer_rows, transpose
+from algos.engine.target import ROWS, TAILS, VECTOR_BYTES, VECTORS
 from algos.engine.toom_cook import Matrix, toom_cook, whole_by
 
 FLAGS = {"error_model": "numpy"}

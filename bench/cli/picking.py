@@ -19,6 +19,8 @@ def _calibrate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--problems", type=to_count, metavar="N", help="100 by default")
     command.add_argument("--times", type=Path, metavar="FILE",
                          help="keep the times there, and go on with those that lie there")
+    command.add_argument("--shapes", action=argparse.BooleanOptionalAction, default=True,
+                         help="which shape of the microkernels is the fastest here, first: half a minute")
     command.add_argument("--row", action="store_true",
                          help="for maintainers: make this machine's row of those that ship with the package")
 
@@ -36,6 +38,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
     found = own.read(arguments.times) if arguments.times else []
     about = fingerprint()
     start = NONE if arguments.row else prior(about)
+    learnt = _shapes() if arguments.shapes else {}
     try:
         left = _measure(arguments, found)
     except (KeyboardInterrupt, SystemExit) as end:  # what was measured still counts
@@ -55,9 +58,13 @@ def calibrate(arguments: argparse.Namespace) -> int:
         own.remember(fit)
     row: dict[str, Any] = {"problems": len(found), "times": sum(len(t.seconds) for t in found),
                            "error": fit.error, "error_before": own.off(found, start),
-                           "left": left, "stored": str(PRIORS if arguments.row else path())}  # fmt: skip
+                           "left": left, "stored": str(PRIORS if arguments.row else path()),
+                           "shapes": learnt}  # fmt: skip
     if arguments.json:
         return print_json(row)
+    if learnt:
+        show("microkernels, time over that of the first shape: "
+             + ", ".join(f"{shape} {ratio:.2f}" for shape, ratio in learnt.items()))  # fmt: skip
     show(f"{row['times']} times of {row['problems']} problems: the model was off by a factor of "
          f"{factor(row['error_before'])}, now by {factor(row['error'])} on problems that it has not seen\n"
          f"stored in {row['stored']}")  # fmt: skip
@@ -65,6 +72,15 @@ def calibrate(arguments: argparse.Namespace) -> int:
         show(f"the budget ended before {left} more problems: the same command again finds code compiled and "
              "gets further")  # fmt: skip
     return 0
+
+
+def _shapes() -> dict[str, float]:
+    """Times of the microkernels' shapes; what is measured from then on uses the fastest."""
+    from bench.pool import measuring
+    from bench.shapes import learn
+
+    with measuring():
+        return {str(shape): ratio for shape, ratio in learn().items()}
 
 
 def _measure(arguments: argparse.Namespace, found: list[Any]) -> int:
