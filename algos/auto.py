@@ -265,7 +265,7 @@ class _Asked(NamedTuple):
                     algorithm = base
                     if known_here:
                         algorithm = knowledge.tuned(base, spec, threads)
-                        name = variant_name(algorithm)
+                        name = variant_name(algorithm, None if base.operands else base)
                     way = way_or_reason(algorithm, spec, threads)
                     if isinstance(way, str):
                         reason = way

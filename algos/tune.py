@@ -110,14 +110,23 @@ def tune(
     spec, budget_s = ConvSpec.of(spec), span_s(budget)
     options = {"device": "cpu", **options}
     choice = pick(spec, **options)
-    names = doubtful(choice)
-    if names and spec.batch:
-        threads = checked_threads(options.get("threads"))
-        rivals = [_rival(spec, name, threads, prepared, w, bias) for name in names]
-        _race(rivals, budget_s)
-        wisdom.remember(_lessons(spec, rivals, threads))
+    if found := lessons(spec, choice, checked_threads(options.get("threads")), budget_s, prepared, w, bias):
+        wisdom.remember(found)
         choice = pick(spec, **options)
     return choice
+
+
+def lessons(
+    spec: ConvSpec, choice: Choice, threads: int, budget_s: float, prepared: Callable[..., Any],
+    w: Any = None, bias: Any = None,
+) -> list[wisdom.Known]:  # fmt: skip
+    """What turns of those show that a choice could not tell apart; nothing where it is sure."""
+    names = doubtful(choice)
+    if not names or not spec.batch:
+        return []
+    rivals = [_rival(spec, name, threads, prepared, w, bias) for name in names]
+    _race(rivals, budget_s)
+    return _lessons(spec, rivals, threads)
 
 
 def _rival(spec: ConvSpec, name: str, threads: int, prepared: Callable[..., Any], w: Any,

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from bench.text import size, three_digits
 from reports.findings.advice import MOST_LINES
-from reports.findings.costs import Stretch, envelope, errors, representative
+from reports.findings.costs import Stretch, envelope, errors, picks, representative
 from reports.findings.frame import groups, tuples
 from reports.scene import Drawn, Scene, tick
 from reports.sheet import MANY_MARKS, Ending, canvas, dot, end_labels, grid, head_line, label, log_axes
@@ -52,14 +52,18 @@ def error_figures(scene: Scene) -> Iterator[Drawn]:
     axis.step(
         [s[0] for s in steps], [s[1] for s in steps], where="post", color="#999999", linewidth=1.2, zorder=1
     )
+    picked = picks(rows)
+    axis.plot(*zip(*picked, strict=True), color="#000000", linewidth=1.2, linestyle=(0, (4, 2)), zorder=2)
+    axis.plot(*picked[0], linestyle="none", marker="D", markersize=7, color="#000000", zorder=6)
+    axis.annotate("pick", picked[0], (9, 3), textcoords="offset points", fontsize=9)
     for row in tuples(table):
         mark = dot(row.algorithm, look[row.algorithm])
         larger = 1.6 if row.algorithm in names else 1.0
         axis.plot([row.time], [row.error], **(mark | {"markersize": mark["markersize"] * larger}))
     axis.plot(front["time"], front["error"], linestyle="none", marker="o", markersize=14,
               markerfacecolor="none", markeredgecolor="#000000", markeredgewidth=0.8, zorder=5)  # fmt: skip
-    axis.set_xlim(table["time"].min() / 1.3, right)
-    axis.set_ylim(table["error"].min() / 1.5, top)
+    axis.set_xlim(min(table["time"].min(), picked[0][0]) / 1.3, right)
+    axis.set_ylim(min(table["error"].min(), picked[-1][1]) / 1.5, top)
     log_axes(axis, "{:g}x".format)
     axis.set_xlabel("time over the fastest's, mean over specs", labelpad=2)
     axis.set_ylabel("largest error, in rounding units", labelpad=2)
@@ -67,7 +71,9 @@ def error_figures(scene: Scene) -> Iterator[Drawn]:
     reading = (
         "Left is faster, lower is more accurate. Ringed, on the grey line: the Pareto front, where nobody is "
         "better in both. Both figures are geometric means over the specs that the algorithm supports; the "
-        "error is the largest of a result, in units of the rounding of a typical one."
+        "error is the largest of a result, in units of the rounding of a typical one. The black mark is who "
+        "is picked by these times, for each spec its own; along the dashed line the error that is granted "
+        "falls."
     )
     if fewer:
         reading += f" Behind a name: of how many specs, where not of all {most}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,13 +180,13 @@ for text, threads in json.load(sys.stdin):
     if text == {str(asked[1][0])!r}:
         os.kill(os.getpid(), signal.SIGKILL)
     found = {{}} if text == {str(asked[2][0])!r} else {{"fft": 1.0}}
-    print(json.dumps([text, threads, found, found, found]), flush=True)
+    print(json.dumps([text, threads, found, found, found, ""]), flush=True)
 """)
     monkeypatch.setattr(calibrate, "ROOT", tmp_path)
     assert [times[:2] for times in calibrate.measure(asked, 60.0)] == [asked[0], asked[3]]
     monkeypatch.setattr(calibrate, "measured", lambda *case: [][0])
     monkeypatch.setattr("sys.stdin", io.StringIO('[["1x2x12x12,3x2x3x3", 1]]'))
-    calibrate.main(1.0, 1)
+    calibrate.main(1.0, 1, 0.0, every=True)
     said = capfd.readouterr()
     assert calibrate.told(said.out).seconds == {} and len(said.err.splitlines()) == 1
 
@@ -199,8 +200,29 @@ def test_contenders_have_room_together_and_none_comes_from_elsewhere(
     monkeypatch.setattr(calibrate, "recent_memory", lambda: needed)
     few = calibrate.contenders(spec, 1)
     assert 0 < len(few) < len(every) and 2 * sum(way.workspace_bytes(1) for way in few.values()) <= needed
+    monkeypatch.setattr("algos.engine.kept.os.path.exists", lambda path: False)  # nothing is compiled
+    monkeypatch.setattr("algos.engine.kept._here", set())
+    monkeypatch.setattr("algos.engine.kept._on_disk", set())
+    picked = algos.pick(spec, threads=1).algorithm
+    assert picked in (likely := calibrate.contenders(spec, 1, every=False)) and len(likely) < len(few)
     monkeypatch.setattr(calibrate, "is_external", lambda algorithm: algorithm.name == min(few))
     assert min(few) not in calibrate.contenders(spec, 1)
+
+
+def test_the_judge_of_turns_on_doubt_really_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, every = ConvSpec.parse("1x2x12x12,3x2x3x3"), [get(name) for name in ("im2col_gemm", "direct_shift")]
+    monkeypatch.setattr(calibrate, "contenders", lambda *case: {a.name: chain(a, *case) for a in every})
+    seen: list[str] = []
+
+    def slow(asked: ConvSpec, w: Any, algorithm: Any, threads: int, bias: Any = None) -> Any:
+        seen.append(algorithm.name)
+        return lambda x, out=None: time.sleep(2e-3 * (algorithm.name == first)) or x
+
+    monkeypatch.setattr(calibrate, "prepared", slow)
+    fit = Fit({}, np.zeros((0, 0)), {}, error=9.0)  # nobody is told from anybody
+    monkeypatch.setattr(calibrate, "fit_of_machine", lambda: fit)
+    first = min(every, key=lambda a: chain(a, spec, 1).seconds(1)).name
+    assert calibrate.tuned(spec, 1, 0.01) not in (first, "") and {*seen} == {a.name for a in every}
 
 
 def test_a_run_teaches_the_model_until_the_machine_is_calibrated() -> None:
@@ -232,5 +254,11 @@ def test_regret_takes_out_the_noise_and_sees_the_pick(monkeypatch: pytest.Monkey
         whole = {row["source"]: row for row in regret_by.rows([case]) if row["split"] == "all"}
         low, high = limits
         assert low <= whole["calibrated"]["mean"] <= high and whole["calibrated"]["specs"] == 1
+    assert "tuned" not in {row["source"] for row in regret_by.rows([late])}
+    for factor, told in ((1.04, 1.0), (1.5, 1.5)):  # a tie, and none
+        times = {NAMES[0]: 1.0, NAMES[1]: factor}
+        case = regret_by.Timed(spec, 1, (times, times), NAMES[1])
+        (row,) = (row for row in regret_by.rows([case]) if (row["split"], row["source"]) == ("all", "tuned"))
+        assert row["mean"] == pytest.approx(told)
     groups = {(row["split"], row["group"]) for row in regret_by.rows([even])}
     assert {("kind", "3x3"), ("direction", "forward")} <= groups

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.text import Text
 
-from reports.findings.costs import break_even, envelope, errors
+from reports.findings.costs import break_even, envelope, errors, picks
 from reports.findings.frame import to_frame
 from reports.findings.machine import peak
 from reports.findings.networks import BEST, BEST_OWN, networks_of
@@ -122,6 +122,16 @@ def test_the_front_holds_whoever_is_not_beaten_in_both():
     assert set(table.index) == {"fast", "exact", "both", "worse"}, "no error, no point"
     assert table.loc["exact", "time"] == pytest.approx(20), "the fastest of all counts, whatever its error"
     assert table.loc["exact", "error"] == pytest.approx(1e-6 * 2**24 / 3)
+
+
+def test_who_is_picked_follows_the_error_that_is_granted_spec_by_spec() -> None:
+    made = [record("fast", 1.0, max_error=1e-4), record("exact", 2.0, max_error=1e-6),
+            record("fast", 3.0, "24x24,3x3", max_error=1e-4),
+            record("exact", 1.0, "24x24,3x3", max_error=1e-6),
+            record("beaten", 4.0, "24x24,3x3", max_error=1e-5)]  # fmt: skip
+    (first_s, first_error), *_, (last_s, last_error) = found = picks(ranked(to_frame(made)))
+    assert len(found) == 2 and first_s == pytest.approx(1.0) and last_s == pytest.approx(2**0.5)
+    assert first_error / last_error == pytest.approx(10.0), "of one spec in two, 100 times"
 
 
 def test_a_problem_in_several_types_has_a_picture_of_them():

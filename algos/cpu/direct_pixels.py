@@ -42,6 +42,7 @@ from algos.spec import ConvSpec
 FLAGS = {"error_model": "numpy"}
 R1, R2 = TAILS
 SHARED_FLOPS = 2e6
+PACK_COST = 30.0, 160.0  # operations that packing an element costs, of whole runs and of every other column
 STEPS = 256  # channels of a panel: 16 KiB with AVX2
 FEW = 2  # blocks of outputs that do not hide the reading of a panel
 PACKING = 1  # blocks of outputs whose arithmetic takes as long as packing their panel
@@ -330,8 +331,9 @@ class DirectPixels(Compiled):
         filters = spec.out_channels // spec.groups
         rest = filters % ROWS
         waste *= (filters - rest + (0 if not rest else ROWS if rest > R1 else R1)) / filters
-        speed = 8e10 * 4 / spec.in_dtype.itemsize
-        moved = 20.0 * math.prod(spec.input_shape) + 4 * math.prod(spec.output_shape)
+        speed = 1.3e11 * 4 / spec.in_dtype.itemsize
+        packing = PACK_COST[spec.stride[-1] > 1] * math.prod(spec.input_shape)
+        moved = packing + 4 * math.prod(spec.output_shape)
         return Cost(spec.flops * waste + moved, spec.min_bytes, 4, speed, threads > 1)
 
 

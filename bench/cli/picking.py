@@ -112,6 +112,7 @@ def _regret_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, default=Path("results"), help="folder of the store")
     command.add_argument("--threads", metavar="1,2", help="numbers of threads; the usable cores by default")
     command.add_argument("--budget", type=to_seconds, default=300.0, metavar="SECONDS", help="300 by default")
+    command.add_argument("--tuned", metavar="50ms", help="also after turns on doubt for so long, ties as 1")
 
 
 def regret(arguments: argparse.Namespace) -> int:
@@ -120,6 +121,8 @@ def regret(arguments: argparse.Namespace) -> int:
     from bench import text
     from bench.regret_by import rows
 
+    if arguments.tuned and not arguments.targets:
+        raise ValueError("--tuned measures: name a suite or specs")
     cases = _measured(arguments) if arguments.targets else _stored(arguments.out)
     if not cases:
         complain("there is nothing to judge by: name a suite or specs, or give the folder of a store in "
@@ -138,6 +141,7 @@ def regret(arguments: argparse.Namespace) -> int:
 
 
 def _measured(arguments: argparse.Namespace) -> list[Any]:
+    from algos.tune import span_s
     from bench.calibrate import measure
     from bench.cli.arguments import threads_of
     from bench.cli.measuring import warn_if_busy
@@ -145,14 +149,15 @@ def _measured(arguments: argparse.Namespace) -> list[Any]:
     from bench.regret_by import Timed
     from bench.suites import resolve
 
+    tune_s = span_s(arguments.tuned) if arguments.tuned else 0.0
     specs, _ = resolve(arguments.targets, arguments.batch)
     asked = [(spec, threads) for spec in dict.fromkeys(specs) for threads in threads_of(arguments.threads)]
     warn_if_busy()
     found = []
     with measuring(), Bar() as progress:
         progress.total = len(asked)
-        for times in measure(asked, arguments.budget, TURNS):
-            found.append(Timed(times.spec, times.threads, times.halves))
+        for times in measure(asked, arguments.budget, TURNS, tune_s, every=True):
+            found.append(Timed(times.spec, times.threads, times.halves, times.tuned))
             progress.advance(1, str(times.spec))
     if len(found) < len(asked):
         complain(f"the budget ended after {len(found)} of {len(asked)} problems")

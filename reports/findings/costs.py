@@ -76,17 +76,7 @@ def errors(rows: pd.DataFrame) -> pd.DataFrame:
     Both are geometric means over the forward, floating-point specs. Operands are standard normals, so that a
     typical result is the root of the reduction length; on the front nobody is both faster and more accurate.
     """
-    known = rows[
-        (rows["direction"] == "forward") & rows["dtype"].isin(UNIT_ROUNDOFF) & (rows["max_error"] > 0)
-    ]
-    roundoff, typical = (
-        known["dtype"].map(UNIT_ROUNDOFF).astype(float),
-        np.sqrt(known["reduction"].astype(float)),
-    )
-    known = known.assign(
-        error_units=known["max_error"] / (roundoff * typical),
-        time_ratio=known["median_s"] / known["spec"].map(rows.groupby("spec")["median_s"].min()),
-    )  # fmt: skip
+    known = _in_units(rows)
     logs = known[["algorithm"]].assign(time=np.log(known["time_ratio"]), error=np.log(known["error_units"]))
     table = logs.groupby("algorithm").mean().apply(np.exp)
     table["specs"] = known.groupby("algorithm").size()
@@ -97,3 +87,35 @@ def errors(rows: pd.DataFrame) -> pd.DataFrame:
         for t, e in zip(table["time"], table["error"], strict=True)
     ]
     return table.reset_index()
+
+
+def picks(rows: pd.DataFrame) -> list[tuple[float, float]]:
+    """(time, error) as ``errors`` has them, of who is picked by these measurements for each spec: without a
+    limit of the error first, then as it is lowered, as far as every spec has somebody below.
+    """
+    known = _in_units(rows)
+    found: list[tuple[float, float]] = []
+    for limit in sorted(set(known["error_units"]), reverse=True):
+        allowed = known[known["error_units"] <= limit]
+        if allowed["spec"].nunique() < known["spec"].nunique():
+            break
+        taken = allowed.loc[allowed.groupby("spec")["time_ratio"].idxmin()]
+        here = tuple(float(np.exp(np.log(taken[name]).mean())) for name in ("time_ratio", "error_units"))
+        if not found or here != found[-1]:
+            found.append((here[0], here[1]))
+    return found
+
+
+def _in_units(rows: pd.DataFrame) -> pd.DataFrame:
+    """The forward, floating-point rows with ``error_units`` and ``time_ratio``."""
+    known = rows[
+        (rows["direction"] == "forward") & rows["dtype"].isin(UNIT_ROUNDOFF) & (rows["max_error"] > 0)
+    ]
+    roundoff, typical = (
+        known["dtype"].map(UNIT_ROUNDOFF).astype(float),
+        np.sqrt(known["reduction"].astype(float)),
+    )
+    return known.assign(
+        error_units=known["max_error"] / (roundoff * typical),
+        time_ratio=known["median_s"] / known["spec"].map(rows.groupby("spec")["median_s"].min()),
+    ).reset_index(drop=True)  # fmt: skip
