@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+import algos
 from algos.contract import Algorithm
 from algos.spec import ConvSpec
+from bench import moved
 from bench.cases import Case, Settings
 from bench.cli import main
 from bench.duel import LAUNCHES, Pair, Rule, Unpaired, judge, levels, pairs_of
@@ -277,3 +280,10 @@ def test_a_budget_leaves_pairs_undecided(convbench: Convbench) -> None:
     assert done.returncode == 3
     assert json.loads(done.stdout)["unmeasured"] == [[SPEC, "fft -> direct_shift", 1]]
     assert LAUNCHES >= 8
+
+
+def test_a_revision_from_before_a_module_moved_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moved, "EARLIER", {"algos.not_there_yet": "algos.functional", "algos.door": "algos"})
+    moved.stand_in()
+    assert sys.modules.pop("algos.not_there_yet").conv2d is algos.conv2d
+    assert sys.modules["algos.door"] is not algos  # which is there

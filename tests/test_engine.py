@@ -332,7 +332,7 @@ def test_checked_code_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 def test_code_for_other_instructions_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     folders = set()
     for instructions in ("avx2", "avx512"):
-        monkeypatch.setattr(jit, "simd", lambda instructions=instructions: instructions)
+        monkeypatch.setattr(jit, "kind", lambda instructions=instructions: instructions)
         folders.add(jit.cache_folder.__wrapped__())
     assert len(folders) == 2
 
