@@ -91,8 +91,8 @@ class Compiled(Algorithm):
                 return dw
 
             return run_gradient
-        narrow = spec.out_dtype == BFLOAT16  # which compiled code takes as bits
-        result = operand.astype(np.uint16 if narrow else spec.out_dtype, copy=False)
+        narrow = spec.result_dtype == BFLOAT16  # which compiled code takes as bits
+        result = operand.astype(np.uint16 if narrow else spec.result_dtype, copy=False)
         compile_for(kernel, operand, result, *fixed)
         new_result = results_of(spec)
 

@@ -11,13 +11,16 @@ and strides and dilations up to 4 are in the types, so that one function compile
 them; wider dilations and row strides are numbers at run time, and so is all of it for wider column strides,
 in one loop over the taps (``algos/engine/planes.py``). Threads take planes through ``algos/engine/relay.py``.
 
+The input's gradient of a stride 2 to 4 is of such tiles as well, of all residues of the stride, each element
+of the result written once (``algos/engine/adjoint.py``); without a stride it is a forward pass.
+
 The weights' gradient of a channel is one product of two pictures for each tap: rows of the gradient by rows
 of the input, shifted, without a copy.
 
 Cost: 2 * O * taps operations for each output pixel; small layers are bound by memory. Workspace: a row of
-zeros. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward and
-weight gradient, 1-D and 2-D, float32 and float64, every stride, dilation and padding, forward up to
-``MOST_TAPS`` taps; fast for column strides 1 to 4, gradients for 1. For one channel it is a picture's filter.
+zeros, for the input's gradient one for each thread beside it. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward and
+gradients, 1-D and 2-D, float32 and float64, every stride, dilation and padding, forward and of the input up to
+``MOST_TAPS`` taps; fast for column strides 1 to 4, gradients of weights for 1. For one channel it is a picture's filter.
 
 Source: Zhang, Lo and Lu, "High performance depthwise and pointwise convolutions on mobile devices",
 arXiv:2001.02504. Equivalent: ``torch.nn.functional.conv2d(x, w, groups=x.shape[1])``.
@@ -34,7 +37,8 @@ import numpy as np
 
 from algos.contract import Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
-from algos.engine.blocks import axes
+from algos.engine.adjoint import adjoint_rows
+from algos.engine.blocks import Axis, axes
 from algos.engine.epilogue import following
 from algos.engine.jit import compiled, linked
 from algos.engine.planes import Planes, element_size, tile_rows
@@ -58,6 +62,8 @@ SHARED_S = 1e-5  # less work than this stays on one thread
 # Of weight gradients, one thread, measured: a row of taps of a plane, a vector's masks, a product of two
 # vectors at column strides 1, 2 and others.
 TAPS_S, MASKS_S, PRODUCT_S = 2.5e-8, 2e-9, (9e-10, 4e-9, 1e-8)
+# Of gradients of the input: a product of two vectors, and a vector of the result, 64 bytes each, measured
+ADJOINT_S, ADJOINT_PRODUCTS = (1.2e-10, 1e-9), 64
 FLOPS_PER_S = 5e10  # of one thread, float32, measured on AVX2
 
 
@@ -141,6 +147,39 @@ def all_products(x, y, dw, table, shape, job):
     fork(products, arguments, job)
 
 
+@linked(error_model="numpy")
+def adjoint_planes(grad, y, w, zeros, spares, table, shape, slot, first, last):
+    """Items [first, last), bands of rows of planes of y, each a row for every row of the stride; all are
+    addresses, ``spares`` of a row of y for each thread.
+    """
+    layer = named(Planes, table)
+    bands, channels, rows, size = layer.bands, layer.channels, len(shape[1]), element_size(shape)
+    begin = layer.top // layer.stride_h
+    count = (layer.top + layer.height - 1) // layer.stride_h + 1 - begin
+    given, result = layer.out_height * layer.out_width * size, layer.height * layer.width * size
+    for item in range(first, last):
+        plane, band = item // bands, item % bands
+        kernel = w + plane % channels * layer.kernel_h * layer.kernel_w * size  # w[c][0][0][0]
+        row, stop = count * band // bands, count * (band + 1) // bands
+        while row < stop:
+            row = min(row, stop - rows)  # the last tile overlaps the one before
+            adjoint_rows(grad + plane * given, kernel, y + plane * result, zeros,
+                         spares + slot * layer.width * size, begin + row, layer, shape)  # fmt: skip
+            row += rows
+
+
+@compiled(error_model="numpy")
+def all_adjoint(grad, y, w, zeros, spares, table, shape, job):
+    """Every plane; ``shape``: as ``adjoint_rows`` has it."""
+    addresses = place(grad, 0), place(y, 0), place(w, 0), place(zeros, 0), place(spares, 0), place(table, 0)
+    fork(adjoint_planes, (*addresses, shape), job)
+
+
+def _lines(axis: Axis) -> int:
+    """Of each residue of the stride, the elements of an axis that the input's gradient takes at a time."""
+    return (axis.before + axis.size - 1) // axis.stride + 1 - axis.before // axis.stride
+
+
 def _written(spec: ConvSpec) -> tuple[int, ...]:
     """What of ``SHAPE`` is compiled into the code, 0 for a number at run time; or (column stride or 2) alone.
     """
@@ -172,21 +211,38 @@ class Depthwise(Compiled):
     family: str = "direct"
     rows: int = 0
     called: ClassVar[bool] = False
-    support: ClassVar[Support | None] = Support(ndim=(1, 2), directions=("forward", "weight_gradient"),
-                                              epilogues=True)  # fmt: skip
+    support: ClassVar[Support | None] = Support(
+        ndim=(1, 2), directions=("forward", "input_gradient", "weight_gradient"), epilogues=True
+    )
 
     def beyond(self, spec: ConvSpec) -> str | None:
         if spec.in_channels != spec.groups:
             inputs = spec.in_channels // spec.groups
             return f"computes depthwise layers, with one input channel a group, not {inputs}"
-        if spec.direction == "forward" and math.prod(spec.kernel) > MOST_TAPS:
+        if spec.direction != "weight_gradient" and math.prod(spec.kernel) > MOST_TAPS:
             return f"computes kernels of up to {MOST_TAPS} taps, not {math.prod(spec.kernel)}"
+        if spec.direction == "input_gradient":
+            return self._beyond_adjoint(spec)
+        return None
+
+    def _beyond_adjoint(self, spec: ConvSpec) -> str | None:
+        """Why it cannot compute the input's gradient itself."""
+        if max(spec.stride) == 1 or max(spec.stride) > UNROLLED_STRIDE or max(spec.dilation) > UNROLLED_STEP:
+            return f"computes gradients of strides 2 to {UNROLLED_STRIDE} and dilations to {UNROLLED_STEP}"
+        if spec.out_channels != spec.groups:
+            return f"computes gradients of one output channel a group, not {spec.out_channels // spec.groups}"
+        if max(spec.padded_size[-1], spec.size[-1]) > UNROLLED_COLUMNS:
+            return f"computes gradients of up to {UNROLLED_COLUMNS} columns"
         return None
 
     def _seconds(self, spec: ConvSpec) -> float:
         """Of one thread: whole vectors of outputs, and for a few taps their loads and stores."""
         row, col = axes(spec)
         vector = VECTOR_BYTES // spec.in_dtype.itemsize
+        if spec.direction == "input_gradient":
+            tiles = _lines(row) * -(-_lines(col) // vector)  # vectors for each residue of the stride
+            each = math.prod(spec.kernel) * ADJOINT_S[0] + row.stride * col.stride * ADJOINT_S[1]
+            return spec.batch * spec.groups * tiles * each * (VECTOR_BYTES / 64)
         if spec.direction == "weight_gradient":
             taps, stride = _shared_taps(spec)
             times = spec.batch * spec.out_channels * row.kernel * -(-col.kernel // taps)
@@ -206,11 +262,14 @@ class Depthwise(Compiled):
         return vectors * (each * few + 1e-9)
 
     def _rows(self, spec: ConvSpec) -> int:
-        """Output rows of a tile."""
+        """Rows of a tile: of outputs, or of the input's gradient for each row of the stride."""
         row, col = axes(spec)
+        every, products = row.outputs, PRODUCTS
         most = ROWS if REGISTERS == 32 or col.stride < 3 else PICKED_ROWS
-        most = self.rows or max(1, min(most, PRODUCTS // math.prod(spec.kernel)))
-        return -(-row.outputs // -(-row.outputs // min(most, row.outputs)))
+        if spec.direction == "input_gradient":
+            every, products = _lines(row), ADJOINT_PRODUCTS
+        most = self.rows or max(1, min(most, products // math.prod(spec.kernel)))
+        return -(-every // -(-every // min(most, every)))
 
     def _cut(self, spec: ConvSpec, threads: int) -> tuple[int, int, int]:
         """(threads worth using, rows of a tile, bands of rows of a plane)."""
@@ -220,7 +279,8 @@ class Depthwise(Compiled):
             return min(threads, spec.out_channels), 1, 1
         rows = self._rows(spec)
         wanted = SHARES * threads if threads > 1 else 1
-        return threads, rows, max(1, min(-(-wanted // (spec.batch * spec.out_channels)), row.outputs // rows))
+        every = row.outputs if spec.direction == "forward" else _lines(row)
+        return threads, rows, max(1, min(-(-wanted // (spec.batch * spec.out_channels)), every // rows))
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         return self.variants(lambda one: one._cut(spec, threads), rows=range(1, ROWS + 1))
@@ -228,7 +288,11 @@ class Depthwise(Compiled):
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         if spec.direction == "weight_gradient":
             return 0
-        return axes(spec)[1].size * spec.in_dtype.itemsize
+        _, col = axes(spec)
+        zeros = col.size
+        if spec.direction == "input_gradient":
+            zeros = col.outputs + self._cut(spec, threads)[0] * col.size
+        return zeros * spec.in_dtype.itemsize
 
     def work(self, spec: ConvSpec, weights: np.ndarray | None, threads: int) -> Work:
         row, col = axes(spec)
@@ -240,6 +304,12 @@ class Depthwise(Compiled):
             shape = (spec.in_dtype.type(0), *((0,) * n for n in _shared_taps(spec)))
             return Work(all_products, (table_of(planes), shape), spec.out_channels, threads,
                         self._seconds(spec), as_2d=True)  # fmt: skip
+        if spec.direction == "input_gradient":
+            steps = row.kernel, col.kernel, row.stride, col.stride, row.dilation, col.dilation
+            shape = (spec.in_dtype.type(0), *((0,) * n for n in (rows, *steps)))
+            zeros, spares = (np.zeros(n, spec.in_dtype) for n in (col.outputs, threads * col.size))
+            return Work(all_adjoint, (weights, zeros, spares, table_of(planes), shape),
+                        spec.batch * spec.groups * bands, threads, self._seconds(spec))  # fmt: skip
         shape = (spec.in_dtype.type(0), following(spec), *((0,) * n for n in (rows, *_written(spec))))
         arguments = weights, np.zeros(col.size, spec.in_dtype), table_of(planes), shape
         return Work(all_planes, arguments, spec.batch * spec.out_channels * bands, threads,
@@ -248,11 +318,16 @@ class Depthwise(Compiled):
     def compile_s(self, spec: ConvSpec) -> float:
         if spec.direction == "weight_gradient":
             return 0.35
+        if spec.direction == "input_gradient":
+            return 0.5 + 0.01 * math.prod(spec.kernel)
         return 0.7 + 0.01 * (math.prod(spec.kernel) if len(_written(spec)) > 1 else 0)
 
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
         if spec.direction == "weight_gradient":
             return spec.dtype, spec.ndim, spec.direction, *_shared_taps(spec)
+        if spec.direction == "input_gradient":
+            return (spec.dtype, spec.ndim, spec.direction, self._rows(spec), *spec.kernel, *spec.stride,
+                    *spec.dilation)  # fmt: skip
         return spec.dtype, spec.ndim, len(following(spec)), self._rows(spec), *_written(spec)
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:

@@ -54,8 +54,11 @@ class Lanes:
         places = self.builder.inttoptr(places, self.ats)
         return self._call("gather.*f.*p0", self.emit.vector, places, I32(size), mask, self.emit.zero)
 
-    def store_first(self, value: Any, pointer: Any, count: Any) -> None:
-        """Store the first ``count`` lanes."""
-        mask = self.below(self.numbers(I64(0)), count)
+    def store(self, value: Any, pointer: Any, mask: Any) -> None:
+        """Store the lanes where ``mask`` holds."""
         self._call("store.*f.p0", ir.VoidType(), value, self.builder.bitcast(pointer, self.at),
                    I32(self.emit.bytes), mask)  # fmt: skip
+
+    def store_first(self, value: Any, pointer: Any, count: Any) -> None:
+        """Store the first ``count`` lanes."""
+        self.store(value, pointer, self.below(self.numbers(I64(0)), count))

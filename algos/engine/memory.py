@@ -36,7 +36,7 @@ def _at_a_line(room: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.
 def results_of(spec: ConvSpec) -> Callable[[], np.ndarray]:
     """What makes a new array for each run's result; made once, since for small work every microsecond counts.
     """
-    shape, dtype = spec.output_shape, spec.out_dtype
+    shape, dtype = spec.result_shape, spec.result_dtype
     size = math.prod(shape) * dtype.itemsize
     if size < SMALL:
         return partial(np.empty, shape, dtype)

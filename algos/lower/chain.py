@@ -286,7 +286,7 @@ def _search(algorithm: Algorithm, spec: ConvSpec) -> tuple[list[tuple[str, ...]]
     support = algorithm.support
     for turn in TURNS[spec.direction]:
         if (found and turn != ("shuffle",)) or (peer and turn):
-            break
+            continue
         try:
             base = tree(spec, _ordered((*always, *turn)))
         except SpecError as error:  # beyond any machine
