@@ -294,7 +294,12 @@ def workspace_bytes(spec: ConvSpec, threads: int) -> int:
     return (found.threads * sum(each) + shared) * spec.in_dtype.itemsize + 8 * tables
 
 
-def work(spec: ConvSpec, threads: int) -> Work:
+def block_for(spec: ConvSpec) -> int:
+    """Channels in the vectors of a block."""
+    return way(spec).block
+
+
+def work(spec: ConvSpec, _: None, threads: int) -> Work:
     """What ``direct_channels`` does for ``spec``."""
     found, (of, _, block) = cut(spec, threads), way(spec)
     row, col = axes(spec)

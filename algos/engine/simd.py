@@ -352,31 +352,42 @@ def move(typingctx, target, source, vectors):
 
 @intrinsic
 def transpose(typingctx, source, source_step, target, target_step):
-    """target[j, i] = source[i, j] for one square block as wide as a vector; rows are a step apart."""
-    signature = types.void(source, types.intp, target, types.intp)
+    """target[j, i] = source[i, j] for one square block as wide as a vector; rows are a step apart, those of
+    source where it is an integer; else it points to where each of them begins.
+    """
+    signature = types.void(source, source_step, target, types.intp)
 
     def codegen(context, builder, sig, args):
         source, source_step, target, target_step = args
         emit = Emitter(builder, sig.args[0].dtype)
-        n, group = emit.lanes, 16 // emit.bytes
-        rows = [emit.load(emit.at(source, builder.mul(source_step, ir.Constant(I64, i)))) for i in range(n)]
-        swap = n // 2
-        while swap >= group:  # whole 16-byte groups first: one instruction each
-            for i in range(n):
-                if not i & swap:
-                    a, b = rows[i], rows[i + swap]
-                    rows[i] = emit.shuffle(a, b, [k if not k & swap else n + k - swap for k in range(n)])
-                    rows[i + swap] = emit.shuffle(
-                        a, b, [k + swap if not k & swap else n + k for k in range(n)]
-                    )
-            swap //= 2
-        for first in range(0, n, group):
-            rows[first : first + group] = _in_groups(emit, rows[first : first + group])
-        for j in range(n):
-            emit.store(rows[j], emit.at(target, builder.mul(target_step, ir.Constant(I64, j))))
+        if isinstance(sig.args[1], types.CPointer):
+            starts = [builder.load(emit.at(source_step, i)) for i in range(emit.lanes)]
+        else:
+            starts = [builder.mul(source_step, I64(i)) for i in range(emit.lanes)]
+        rows = _transposed(emit, [emit.load(emit.at(source, start)) for start in starts])
+        for j, row in enumerate(rows):
+            emit.store(row, emit.at(target, builder.mul(target_step, I64(j))))
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def _transposed(emit: Emitter, rows: list[Any]) -> list[Any]:
+    """A square block: whole 16-byte groups first, one instruction each."""
+    n, group = emit.lanes, 16 // emit.bytes
+    swap = n // 2
+    while swap >= group:
+        for i in range(n):
+            if not i & swap:
+                a, b = rows[i], rows[i + swap]
+                rows[i] = emit.shuffle(a, b, [k if not k & swap else n + k - swap for k in range(n)])
+                rows[i + swap] = emit.shuffle(
+                    a, b, [k + swap if not k & swap else n + k for k in range(n)]
+                )
+        swap //= 2
+    for first in range(0, n, group):
+        rows[first : first + group] = _in_groups(emit, rows[first : first + group])
+    return rows
 
 
 def _in_groups(emit: Emitter, rows: list[Any]) -> list[Any]:

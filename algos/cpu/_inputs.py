@@ -1,0 +1,302 @@
+"""The input's gradient of a stride by the definition, with input channels in the vectors: for
+``direct_channels``.
+
+With an element's row i + top = s q + a and column likewise, tap k of an axis with k d mod s = a reads the
+gradient k d // s before q. So the elements of all residues a read one patch of the gradient, in which output
+channels of a position lie together; for each residue a few positions times a few vectors of input channels
+stay in registers over its taps and output channels (``outer_runs``). The sums of all residues of a block of
+rows leave together, transposed, in the order in which they lie in the result: each element is written once.
+Elements that no tap reaches come from sums that stay zero. Without a stride it is a forward pass
+(``algos/lower/direction.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from algos.contract import Cost
+from algos.cpu._compiled import Work
+from algos.engine.blocks import Axis, axes
+from algos.engine.jit import compiled, linked
+from algos.engine.memory import aligned
+from algos.engine.patches import PACK_COST, STEPS, Cut, cut, elements, pack_patch
+from algos.engine.relay import fork
+from algos.engine.runs import ROWS, block_of, runs_block
+from algos.engine.simd import UNROLLED, VECTOR_BYTES, address, advance, lanes, transpose
+from algos.engine.tables import named, table_of
+from algos.host import caches
+from algos.spec import ConvSpec, SpecError
+
+FLAGS = {"error_model": "numpy"}
+MOST_RESIDUES = 64  # whose sums a thread holds
+SUMS_BYTES = 1 << 19  # of all residues of a block of rows
+
+
+class Residue(NamedTuple):
+    """Where the windows, weights and sums of one residue that any tap reaches begin, in their arrays."""
+
+    starts: int
+    n_starts: int
+    singles: int
+    n_singles: int
+    element: int
+    sums: int
+
+
+class Layout(NamedTuple):
+    """What compiled code knows besides the ``Cut`` of a ``Way``."""
+
+    height: int
+    width: int
+    stride: int  # of rows
+    begin: int  # the row of the result, maybe above the first, with which the first block begins
+    lines: int  # of each residue
+    columns: int
+
+
+class Windows(NamedTuple):
+    """Where the elements of windows lie in a patch, and every element of the result in the sums."""
+
+    pixels: np.ndarray
+    starts: np.ndarray
+    singles: np.ndarray
+    places: np.ndarray
+
+
+def beyond(spec: ConvSpec) -> str | None:
+    """Why this is not the way to the input's gradient, or None."""
+    if max(spec.stride) == 1:
+        return "computes gradients of the input with a stride"
+    if math.prod(spec.stride) > MOST_RESIDUES:
+        return f"computes gradients of {MOST_RESIDUES} residues of the stride, not {math.prod(spec.stride)}"
+    try:
+        way(spec)
+    except SpecError:
+        return "computes gradients that something of what is given reaches"
+    return None
+
+
+@linked(**FLAGS)
+def unpack_places(sums, places, y, plane, count, at, pixels):
+    """Elements [at, at + pixels) of ``count`` planes of y from ``plane`` on, each from one of ``places``
+    of sums, a channel further for every plane.
+    """
+    wide, each, flat = VECTOR_BYTES // sums.itemsize, y.shape[2] * y.shape[3], y.reshape(y.size)
+    found = sums.reshape(sums.size)
+    for c in range(0, count, wide):
+        j, to = 0, (plane + c) * each + at
+        if count - c >= wide and pixels >= wide:
+            while j < pixels:
+                j = min(j, pixels - wide)  # the last block overlaps the one before
+                transpose(address(found, c), address(places, j), address(flat, to + j), each)
+                j += wide
+        for i in range(min(count - c, wide)):
+            for k in range(j, pixels):
+                flat[to + i * each + k] = found[places[k] + c + i]
+
+
+@linked(**FLAGS)
+def residue_runs(grad, y, w, cut, layout, residues, windows, vectors, patches, all_sums, slot, first, last):
+    """Items [first, last): image x group x block of rows x part of the group's input channels.
+
+    w: (group, block of channels, element, channels of a block), the elements residue by residue; all_sums:
+    (thread, residue, position, channels of a block).
+    """
+    patch, sums = patches[slot], all_sums[slot]
+    rows, parts, width, stride = cut.rows, cut.parts, layout.width, layout.stride
+    outputs, channels = grad.shape[1] // cut.groups, y.shape[1] // cut.groups
+    blocks, every, block = w.shape[1], w.shape[2], w.shape[3]
+    row_blocks = -(-layout.lines // rows)
+    packed = -1
+    for item in range(first, last):
+        whole, part = item // parts, item % parts
+        n, group = whole // row_blocks // cut.groups, whole // row_blocks % cut.groups
+        q = whole % row_blocks * rows
+        count = min(rows, layout.lines - q)
+        if whole != packed:
+            pack_patch(grad, n, group * outputs, outputs, q - cut.top, cut.patch_rows - rows + count, cut,
+                       patch)  # fmt: skip
+            packed = whole
+        top = layout.begin + q * stride
+        low, high = max(0, top), min(layout.height, top + count * stride)
+        places = windows.places[(low - top) * width :]
+        for b in range(blocks * part // parts, blocks * (part + 1) // parts):
+            weights = address(w, (group * blocks + b) * every * block)  # w[group][b][0][0]
+            for r in range(residues.shape[0]):
+                own = named(Residue, residues[r])
+                pieces = max(1, -(-(own.n_starts * UNROLLED) // STEPS))
+                piece = max(1, -(-own.n_starts // pieces))
+                for s in range(0, max(1, own.n_starts), piece):
+                    here = min(piece, own.n_starts - s)
+                    ends = own.n_singles if s + here == own.n_starts else 0
+                    taken = advance(weights, (own.element + s * UNROLLED) * block)
+                    runs_block(address(patch, 0), count * layout.columns, windows.pixels,
+                               address(windows.starts, own.starts + s), here,
+                               address(windows.singles, own.singles), ends, taken, sums[own.sums], s > 0,
+                               vectors)  # fmt: skip
+            c = group * channels + b * block
+            unpack_places(sums, places, y, n * y.shape[1] + c, min(block, channels - b * block), low * width,
+                          (high - low) * width)  # fmt: skip
+
+
+@compiled(**FLAGS)
+def all_inputs(grad, y, w, table, layout, residues, pixels, starts, singles, places, vectors, patches, sums,
+               job):  # fmt: skip
+    """Every item, shared with the helpers; ``table``: of a ``Cut``, ``layout``: of ``Layout``."""
+    windows = Windows(pixels, starts, singles, places)
+    fork(residue_runs, (grad, y, w, named(Cut, table), named(Layout, layout), residues, windows, vectors,
+                        patches, sums), job)  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def way(spec: ConvSpec) -> ConvSpec:
+    """A forward problem on the gradient whose outputs are q and m, and whose windows hold what any residue
+    reads.
+
+    Raises
+    ------
+    SpecError
+        Where they hold nothing of it.
+    """
+    size, kernel, padding = [], [], []
+    for axis in axes(spec):
+        reach, first, count = _reach(axis), axis.before // axis.stride, _lines(axis)
+        before = reach - first
+        pair = before, count + reach - axis.outputs - before
+        size.append(axis.outputs)
+        kernel.append(reach + 1)
+        padding.append(pair)
+    return spec.with_(direction="forward", in_channels=spec.out_channels, out_channels=spec.in_channels,
+                      size=tuple(size), kernel=tuple(kernel), stride=1, dilation=1, padding=tuple(padding),
+                      rank=None)  # fmt: skip
+
+
+def block_for(spec: ConvSpec) -> int:
+    """Input channels in the vectors of a block."""
+    return block_of(way(spec))
+
+
+def _reach(axis: Axis) -> int:
+    """How far before q the last tap reads."""
+    return (axis.kernel - 1) * axis.dilation // axis.stride
+
+
+def _lines(axis: Axis) -> int:
+    """How many q there are."""
+    return (axis.before + axis.size - 1) // axis.stride + 1 - axis.before // axis.stride
+
+
+def _taps(axis: Axis) -> list[list[int]]:
+    """Of each residue of an axis, the taps that reach it."""
+    found: list[list[int]] = [[] for _ in range(axis.stride)]
+    for k in range(axis.kernel):
+        found[k * axis.dilation % axis.stride].append(k)
+    return found
+
+
+def _reached(spec: ConvSpec) -> list[tuple[int, int]]:
+    """Residues that any tap reaches."""
+    rows, cols = ([a for a, taps in enumerate(_taps(axis)) if taps] for axis in axes(spec))
+    return list(product(rows, cols))
+
+
+@lru_cache(maxsize=1024)
+def cut_of(spec: ConvSpec, threads: int) -> Cut:
+    """Blocks whose patch and sums fit the second-level cache together."""
+    found, (_, col), unit = way(spec), axes(spec), spec.in_dtype.itemsize
+    sums = _lines(col) * len(_reached(spec)) * block_of(found) * unit
+    rows, wide = max(1, SUMS_BYTES // sums), lanes(spec.in_dtype)
+    channels = (spec.out_channels // spec.groups // wide + 2) * wide
+    line = (_lines(col) + _reach(col)) * channels * unit
+    return cut(found, threads, min(caches()["L2"], (rows + found.kernel[0] - 1) * line))
+
+
+def _sizes(spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
+    """Elements of the packed weights and of a patch, and positions of a residue's sums."""
+    row, col = axes(spec)
+    of = way(spec)
+    block = block_of(of)
+    channels = -(-spec.in_channels // spec.groups // block) * block * spec.groups
+    weights = channels * (spec.out_channels // spec.groups) * row.kernel * col.kernel
+    patch = found.patch_rows * found.cols * found.step + lanes(spec.in_dtype)
+    return weights, patch, found.rows * _lines(col) + ROWS
+
+
+def workspace_bytes(spec: ConvSpec, threads: int) -> int:
+    found, of = cut_of(spec, threads), way(spec)
+    (row, col), block = axes(spec), block_of(of)
+    weights, patch, positions = _sizes(spec, found)
+    packing = 2 * spec.out_channels * math.prod(spec.kernel) * block
+    kept = weights + max(found.threads * (patch + len(_reached(spec)) * positions * block), packing)
+    tables = positions + spec.out_channels // spec.groups * math.prod(spec.kernel)
+    return kept * spec.in_dtype.itemsize + 8 * (tables + found.rows * row.stride * col.size)
+
+
+def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
+    """What ``direct_channels`` does for ``spec``."""
+    found, of, (row, col) = cut_of(spec, threads), way(spec), axes(spec)
+    block, reached = block_of(of), _reached(spec)
+    _, patch_length, positions = _sizes(spec, found)
+    outputs, channels, columns = of.in_channels // of.groups, of.out_channels // of.groups, _lines(col)
+    pixels = np.zeros(positions, np.int64)
+    pixels[:-ROWS] = (
+        (np.arange(found.rows)[:, None] * found.cols + np.arange(columns)) * found.step
+    ).ravel()
+    w = aligned((spec.groups, -(-channels // block), outputs * row.kernel * col.kernel, block),
+                spec.in_dtype, zeros=True)  # fmt: skip
+    kernels = weights.reshape(spec.groups, outputs, channels, row.kernel, col.kernel)
+    residues, starts, singles = [], [], []
+    down, along, element = _taps(row), _taps(col), 0
+    for number, (a, b) in enumerate(reached):
+        up, left = (reach - np.array(taps[at]) * axis.dilation // axis.stride
+                    for reach, taps, at, axis in ((_reach(row), down, a, row), (_reach(col), along, b, col)))
+        taps = ((up[:, None] * found.cols + left) * found.step).ravel()
+        own, rest, order = elements(taps, outputs)
+        # (group, tap, output channel, input channel)
+        some = kernels[:, :, :, down[a]][..., along[b]].transpose(0, 3, 4, 1, 2)
+        some = some.reshape(spec.groups, -1, channels)[:, order]
+        for k in range(w.shape[1]):
+            part = some[..., k * block : (k + 1) * block]
+            w[:, k, element : element + order.size, : part.shape[2]] = part
+        residues.append(Residue(sum(map(len, starts)), own.size, sum(map(len, singles)), rest.size, element,
+                                number))  # fmt: skip
+        starts.append(own)
+        singles.append(rest)
+        element += order.size
+    layout = Layout(row.size, col.size, row.stride, row.before // row.stride * row.stride - row.before,
+                    _lines(row), columns)  # fmt: skip
+    places = _places(row, col, reached, found.rows, positions) * block
+    patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
+    sums = aligned((found.threads, len(reached), positions, block), spec.in_dtype, zeros=True)
+    vectors = (0,) * (block // lanes(spec.in_dtype))
+    arguments = (w, table_of(found), table_of(layout), np.array(residues, np.int64), pixels,
+                 np.concatenate(starts), np.concatenate(singles), places, vectors, patch, sums)  # fmt: skip
+    return Work(all_inputs, arguments, found.items, found.threads, as_2d=True)
+
+
+def _places(row: Axis, col: Axis, reached: list[tuple[int, int]], rows: int, positions: int) -> np.ndarray:
+    """Of each element of a block of the result, the position of its sum, over all residues one after another;
+    the last of the first residue's, which stays zero, where no tap reaches.
+    """
+    numbers = np.full((row.stride, col.stride), -1)
+    for number, at in enumerate(reached):
+        numbers[at] = number
+    down, along = np.arange(rows * row.stride)[:, None], np.arange(col.size) + col.before % col.stride
+    own = numbers[down % row.stride, along % col.stride]
+    at = down // row.stride * _lines(col) + along // col.stride
+    return np.where(own < 0, positions - 1, own * positions + at).ravel()
+
+
+def cost(spec: ConvSpec, threads: int) -> Cost:
+    """Of arithmetic, with what is empty of vectors, and of packing and unpacking."""
+    found, (row, col) = cut_of(spec, threads), axes(spec)
+    weights, patch, _ = _sizes(spec, found)
+    positions = spec.batch * _lines(row) * _lines(col)
+    packing = 2 * PACK_COST * (patch * found.items / found.parts + math.prod(spec.input_shape))
+    speed = 8e10 * 4 / spec.in_dtype.itemsize
+    return Cost(2.0 * weights * positions + packing, spec.min_bytes, 4, speed, found.threads > 1)
