@@ -24,10 +24,10 @@ from algos.cpu._compiled import Work
 from algos.engine.blocks import Axis, axes
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
-from algos.engine.patches import PACK_COST, STEPS, Cut, cut, elements, pack_patch
+from algos.engine.patches import PACK_COST, STEPS, Cut, cut, elements, pack_patch, pixel_step
 from algos.engine.relay import fork
 from algos.engine.runs import ROWS, block_of, runs_block
-from algos.engine.simd import UNROLLED, VECTOR_BYTES, address, advance, lanes, transpose
+from algos.engine.simd import UNROLLED, VECTOR_BYTES, address, advance, copy, lanes, transpose
 from algos.engine.tables import named, table_of
 from algos.host import caches
 from algos.spec import ConvSpec, SpecError
@@ -82,20 +82,24 @@ def beyond(spec: ConvSpec) -> str | None:
 
 
 @linked(**FLAGS)
-def unpack_places(sums, places, y, plane, count, at, pixels):
+def unpack_places(sums, places, y, plane, count, at, pixels, spare):
     """Elements [at, at + pixels) of ``count`` planes of y from ``plane`` on, each from one of ``places``
-    of sums, a channel further for every plane.
+    of sums, a channel further for every plane; spare: a square of a vector's width.
     """
     wide, each, flat = VECTOR_BYTES // sums.itemsize, y.shape[2] * y.shape[3], y.reshape(y.size)
     found = sums.reshape(sums.size)
     for c in range(0, count, wide):
-        j, to = 0, (plane + c) * each + at
-        if count - c >= wide and pixels >= wide:
-            while j < pixels:
-                j = min(j, pixels - wide)  # the last block overlaps the one before
+        j, to, some = 0, (plane + c) * each + at, min(count - c, wide)
+        while j < pixels and pixels >= wide:
+            j = min(j, pixels - wide)  # the last block overlaps the one before
+            if some == wide:
                 transpose(address(found, c), address(places, j), address(flat, to + j), each)
-                j += wide
-        for i in range(min(count - c, wide)):
+            else:  # a block of sums has whole vectors of channels
+                transpose(address(found, c), address(places, j), spare, wide)
+                for i in range(some):
+                    copy(address(flat, to + i * each + j), advance(spare, i * wide), wide)
+            j += wide
+        for i in range(some):
             for k in range(j, pixels):
                 flat[to + i * each + k] = found[places[k] + c + i]
 
@@ -111,7 +115,8 @@ def residue_runs(grad, y, w, cut, layout, residues, windows, vectors, patches, a
     rows, parts, width, stride = cut.rows, cut.parts, layout.width, layout.stride
     outputs, channels = grad.shape[1] // cut.groups, y.shape[1] // cut.groups
     blocks, every, block = w.shape[1], w.shape[2], w.shape[3]
-    row_blocks = -(-layout.lines // rows)
+    row_blocks, wide = -(-layout.lines // rows), VECTOR_BYTES // grad.itemsize
+    spare = address(patch, patch.size - wide * wide)
     packed = -1
     for item in range(first, last):
         whole, part = item // parts, item % parts
@@ -141,7 +146,7 @@ def residue_runs(grad, y, w, cut, layout, residues, windows, vectors, patches, a
                                vectors)  # fmt: skip
             c = group * channels + b * block
             unpack_places(sums, places, y, n * y.shape[1] + c, min(block, channels - b * block), low * width,
-                          (high - low) * width)  # fmt: skip
+                          (high - low) * width, spare)  # fmt: skip
 
 
 @compiled(**FLAGS)
@@ -210,20 +215,21 @@ def cut_of(spec: ConvSpec, threads: int) -> Cut:
     """Blocks whose patch and sums fit the second-level cache together."""
     found, (_, col), unit = way(spec), axes(spec), spec.in_dtype.itemsize
     sums = _lines(col) * len(_reached(spec)) * block_of(found) * unit
-    rows, wide = max(1, SUMS_BYTES // sums), lanes(spec.in_dtype)
-    channels = (spec.out_channels // spec.groups // wide + 2) * wide
-    line = (_lines(col) + _reach(col)) * channels * unit
+    rows, line = max(1, SUMS_BYTES // sums), (_lines(col) + _reach(col)) * pixel_step(found) * unit
     return cut(found, threads, min(caches()["L2"], (rows + found.kernel[0] - 1) * line))
 
 
 def _sizes(spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
-    """Elements of the packed weights and of a patch, and positions of a residue's sums."""
+    """Elements of the packed weights and of a patch, with a square behind it, and positions of a residue's
+    sums.
+    """
     row, col = axes(spec)
     of = way(spec)
     block = block_of(of)
     channels = -(-spec.in_channels // spec.groups // block) * block * spec.groups
     weights = channels * (spec.out_channels // spec.groups) * row.kernel * col.kernel
-    patch = found.patch_rows * found.cols * found.step + lanes(spec.in_dtype)
+    wide = lanes(spec.in_dtype)
+    patch = found.patch_rows * found.cols * found.step + wide + wide**2
     return weights, patch, found.rows * _lines(col) + ROWS
 
 

@@ -84,13 +84,18 @@ def _patch_length(axis: Axis, outputs: int) -> tuple[int, int]:
     return (outputs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1, 1
 
 
+def pixel_step(spec: ConvSpec) -> int:
+    """Elements from one pixel of a patch to the next."""
+    channels, wide = spec.in_channels // spec.groups, lanes(spec.in_dtype)
+    return channels if channels < wide else spread(-(-channels // wide) * wide, spec.in_dtype)
+
+
 @lru_cache(maxsize=1024)
 def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
     """Blocks whose patch fits ``patch_bytes``, and enough of them for the threads."""
     row, col = axes(spec)
-    wide = lanes(spec.in_dtype)
     channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    step = channels if channels < wide else spread(-(-channels // wide) * wide, spec.in_dtype)
+    step = pixel_step(spec)
     cols, col_step = _patch_length(col, col.outputs)
     if 1 < col_step <= CLOSE:  # columns between those that are read, too: they are packed by whole vectors
         cols, col_step = (cols - 1) * col_step + 1, 1
