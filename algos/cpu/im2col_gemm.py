@@ -7,8 +7,10 @@ MB. Each thread makes and multiplies blocks of its own, with BLAS held to one th
 left to BLAS's threads. A 1x1 kernel with stride 1 needs no copy. Workspace: the columns of a block for each
 thread, and one padded image. Accuracy: componentwise. NaN and infinity spoil only the outputs whose window
 holds them, as far as BLAS does not skip zeros. The weights' gradient multiplies the same columns by the
-gradient of their outputs, and sums over blocks and images. Forward and weight gradient, 1-D to 3-D, float32
-and float64, every stride, dilation, padding and number of groups (many small products: slow).
+gradient of their outputs, and sums over blocks and images. The input's gradient makes columns by the product
+of the weights, as they lie, with the gradient, a part of the channels at a time, and adds each tap's where it
+read: nothing is prepared, so that new weights at every call cost nothing. Forward and gradients, 1-D to 3-D,
+float32 and float64, every stride, dilation, padding and number of groups (many small products: slow).
 
 Source: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document
 processing", 2006. Equivalent: ``w @ torch.nn.functional.unfold(x, kernel)``.
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,7 +30,7 @@ from algos.contract import Algorithm, Cost, Support
 from algos.engine.blas import blas_limit
 from algos.engine.epilogue import in_a_pass, in_blocks
 from algos.engine.threads import share, split
-from algos.engine.windows import interior, padded_shape, windows
+from algos.engine.windows import interior, padded_shape, reach, read_slice, windows
 from algos.spec import ConvSpec
 
 COPIED_BYTES_PER_S = 1.6e10  # windows into columns, measured
@@ -53,8 +55,9 @@ class Im2colGemm(Algorithm):
     name: str = "im2col_gemm"
     family: str = "gemm"
     block_bytes: int = 2 << 20
-    support: ClassVar[Support | None] = Support(ndim=(1, 2, 3), directions=("forward", "weight_gradient"),
-                                              epilogues=True)  # fmt: skip
+    support: ClassVar[Support | None] = Support(
+        ndim=(1, 2, 3), directions=("forward", "input_gradient", "weight_gradient"), epilogues=True
+    )
 
     def _step(self, spec: ConvSpec, threads: int) -> int:
         """First-axis outputs in a block; equal blocks, as many for every thread."""
@@ -89,6 +92,8 @@ class Im2colGemm(Algorithm):
         sums = math.prod(spec.weight_shape) if spec.direction == "weight_gradient" else 0  # of one thread
         if is_pointwise(spec):
             return sums * spec.in_dtype.itemsize
+        if spec.direction == "input_gradient":
+            return self._shares(spec, threads) * self._adjoint_columns(spec, threads) * spec.in_dtype.itemsize
         threads = self._threads(spec, threads)
         padded = math.prod(padded_shape(spec)) if any(map(any, spec.padding)) else 0
         return (threads * (self._columns(spec, threads) + 2 * sums) + padded) * spec.in_dtype.itemsize
@@ -98,6 +103,8 @@ class Im2colGemm(Algorithm):
     ) -> Callable[..., np.ndarray]:
         if weights is None:
             return self._weight_gradient(spec, threads)
+        if spec.direction == "input_gradient":
+            return self._input_gradient(spec, weights, threads)
         groups, outputs = spec.groups, spec.out_channels // spec.groups
         w = weights.reshape(groups, outputs, -1)
         finish = in_blocks(spec, bias)
@@ -208,6 +215,74 @@ class Im2colGemm(Algorithm):
 
         return run
 
+    def _shares(self, spec: ConvSpec, threads: int) -> int:
+        """Threads that share an input's gradient."""
+        return min(threads, spec.in_channels) if spec.flops > SHARED_FLOPS else 1
+
+    def _units(self, spec: ConvSpec, threads: int) -> list[tuple[slice, slice]]:
+        """Groups, and channels of each, whose columns are made at a time: as many for every thread."""
+        each = math.prod(spec.kernel) * math.prod(spec.output_size) * spec.in_dtype.itemsize
+        channels, shares = spec.in_channels // spec.groups, self._shares(spec, threads)
+        most = max(1, min(self.block_bytes // each, -(-spec.in_channels // shares)))
+        groups, some = max(1, most // channels), -(-channels // -(-channels // min(most, channels)))
+        return [
+            (slice(g, min(g + groups, spec.groups)), slice(c, min(c + some, channels)))
+            for g in range(0, spec.groups, groups)
+            for c in range(0, channels, some)
+        ]
+
+    def _adjoint_columns(self, spec: ConvSpec, threads: int) -> int:
+        """Elements of the columns of a unit."""
+        groups, channels = self._units(spec, threads)[0]
+        wide = (groups.stop - groups.start) * (channels.stop - channels.start)
+        return wide * math.prod(spec.kernel) * math.prod(spec.output_size)
+
+    def _input_gradient(
+        self, spec: ConvSpec, weights: np.ndarray, threads: int
+    ) -> Callable[..., np.ndarray]:
+        groups, outputs, taps = spec.groups, spec.out_channels // spec.groups, math.prod(spec.kernel)
+        turned = weights.reshape(groups, outputs, -1).swapaxes(1, 2)
+        pixels = math.prod(spec.output_size)
+        if is_pointwise(spec):
+
+            def run_pointwise(grad: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+                dx = np.empty(spec.input_shape, spec.in_dtype) if out is None else out
+                given = grad.reshape(spec.batch, groups, outputs, pixels)
+                np.matmul(turned, given, out=dx.reshape(spec.batch, groups, -1, pixels))
+                return dx
+
+            return run_pointwise
+
+        shares, units = self._shares(spec, threads), self._units(spec, threads)
+        columns = np.empty((shares, self._adjoint_columns(spec, threads)), spec.in_dtype)
+        places = list(_places(spec))
+
+        def run(grad: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            dx = np.empty(spec.input_shape, spec.in_dtype) if out is None else out
+            planes = dx.reshape(spec.batch, groups, -1, *spec.size)
+            given = grad.reshape(spec.batch, groups, outputs, pixels)
+
+            def some(first: int, last: int, part: int) -> None:
+                for item in range(first, last):
+                    n, (group, channels) = item // len(units), units[item % len(units)]
+                    target = planes[n, group, channels]
+                    wide = target.shape[1] * taps
+                    matrix = columns[part, : len(target) * wide * pixels].reshape(len(target), wide, pixels)
+                    rows = slice(channels.start * taps, channels.start * taps + wide)
+                    np.matmul(turned[group, rows], given[n, group], out=matrix)
+                    found = matrix.reshape(*target.shape[:2], taps, *spec.output_size)
+                    target[...] = 0
+                    for tap, (read, by) in enumerate(places):
+                        target[(..., *read)] += found[(slice(None), slice(None), tap, *by)]
+
+            with blas_limit(1) if shares > 1 else contextlib.nullcontext():
+                parts = split(spec.batch * len(units), shares)
+                share(lambda first, last: [some(*parts[part], part) for part in range(first, last)],
+                      len(parts), len(parts))  # fmt: skip
+            return dx
+
+        return run
+
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         wide = spec.out_channels // spec.groups >= 16  # with few output channels BLAS waits for the columns
         speed = (6.5e10 if wide else 2e10) * 4 / spec.in_dtype.itemsize
@@ -219,6 +294,18 @@ class Im2colGemm(Algorithm):
         operations = spec.flops + copied * speed / COPIED_BYTES_PER_S
         shared = wide or self._threads(spec, threads) > 1
         return Cost(operations, spec.min_bytes, calls=6 * blocks + 20, flops_per_s=speed, parallel=shared)
+
+
+def _places(spec: ConvSpec) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Of each tap, what it reads of the image, and by which outputs."""
+    for taps in np.ndindex(*spec.kernel):
+        ends = [reach(spec, axis, tap) for axis, tap in enumerate(taps)]
+        inside = all(first < last for first, last in ends)
+        yield (
+            tuple(read_slice(spec, axis, tap, *ends[axis]) if inside else slice(0) for axis, tap in
+                  enumerate(taps)),
+            tuple(slice(*end) if inside else slice(0) for end in ends),
+        )  # fmt: skip
 
 
 ALGORITHMS = [Im2colGemm()]
