@@ -185,6 +185,11 @@ class Algorithm:
         """
         raise NotImplementedError(f"{type(self).__name__} must prepare a plan")
 
+    def prepare_s(self, spec: ConvSpec, threads: int = 1) -> float:
+        """The model's seconds of preparing, without compiling; the default is that of writing the workspace.
+        """
+        return modelled_prepare_s(self.workspace_bytes(spec, threads))
+
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         """The default counts the definition's operations and the bytes of workspace, written and read once.
         """

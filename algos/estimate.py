@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from algos.build import lowering_code
-from algos.contract import Algorithm, modelled_prepare_s
+from algos.contract import Algorithm
 from algos.fitted import NONE, Fit
 from algos.lower.chain import Chain, chain
 from algos.lower.tree import plain
@@ -52,7 +52,7 @@ class Estimate(NamedTuple):
     def prepare_s(self) -> float:
         if self.entry is not None:
             return self.entry.prepare_s
-        return modelled_prepare_s(self.way.workspace_bytes(self.threads))
+        return self.way.prepare_s(self.threads)
 
     @property
     def compile_s(self) -> float:

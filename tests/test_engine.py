@@ -22,7 +22,7 @@ from algos.cpu.fft import cyclic_size
 from algos.engine import jit
 from algos.engine.blocks import Blocks, axes, locate
 from algos.engine.fourier import Transform, fast_lengths
-from algos.engine.memory import aligned
+from algos.engine.memory import aligned, rooms
 from algos.engine.overlap_save import Stages, rows_in
 from algos.engine.simd import lanes
 from algos.engine.threads import blas_limit, limit_environment, share, split, usable_cores
@@ -66,6 +66,19 @@ def test_share_uses_threads_and_raises_what_they_raise() -> None:
 
     with pytest.raises(RuntimeError, match="in a thread"):
         share(fail, 10, 2)
+
+
+def test_memory_of_a_large_array_is_kept_for_the_next_while_nobody_has_it() -> None:
+    rooms.clear()
+    first = aligned(1 << 18, np.float32, zeros=True)
+    view, place = first[5:].view(np.int32), first.ctypes.data
+    del first
+    other = aligned(1 << 18, np.float32)
+    assert other.ctypes.data != place and not np.shares_memory(other, view)
+    view[...] = 1
+    del view
+    again = aligned(1 << 18, np.float32, zeros=True)
+    assert again.ctypes.data == place and not again.any()
 
 
 AFTER_A_FORK = """

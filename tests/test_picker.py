@@ -195,22 +195,22 @@ def test_a_wrong_lowering_disqualifies_nobodys_native_work(monkeypatch: pytest.M
         patch.setattr(
             direction, "_exchanged", lambda w, groups: np.ascontiguousarray(original(w, groups)[..., ::-1])
         )
-        verdict = check(GRADIENT, algos.get("im2col_gemm"))
+        verdict = check(GRADIENT, algos.get("im2row_gemm"))
         assert not verdict.ok
-        algorithm = algos.get("im2col_gemm")
-        record = made_record("im2col_gemm", spec=GRADIENT, status="wrong", reason=verdict.reason, threads=1,
+        algorithm = algos.get("im2row_gemm")
+        record = made_record("im2row_gemm", spec=GRADIENT, status="wrong", reason=verdict.reason, threads=1,
                              machine=host.fingerprint()["id"], build=build_of(algorithm),
                              tunables=tunables_text(algorithm))  # fmt: skip
         wisdom.remember([known(record)])
-    assert said_of("im2col_gemm", GRADIENT).startswith("wrong on")
-    assert said_of("im2col_gemm", GRADIENT.replace("9x10", "19x17")).startswith("wrong on")  # by the same way
+    assert said_of("im2row_gemm", GRADIENT).startswith("wrong on")
+    assert said_of("im2row_gemm", GRADIENT.replace("9x10", "19x17")).startswith("wrong on")  # by the same way
     for text in ("1x3x9x10,4x3x3x3,p1", "1x3x9x10,4x3x3x3,p1,reflect", "1x3x9x10,4x3x3x3,p1,weight_gradient"):
-        assert said_of("im2col_gemm", text) == ""
+        assert said_of("im2row_gemm", text) == ""
     assert said_of("fft", GRADIENT) == ""  # nobody found that one wrong
     # A mended lowering is another one, on this spec too.
     monkeypatch.setattr(estimate, "lowering_code", lambda: "mended")
     wisdom.recall_anew()
-    assert said_of("im2col_gemm", GRADIENT) == ""
+    assert said_of("im2row_gemm", GRADIENT) == ""
 
 
 @pytest.mark.usefixtures("own_wisdom")

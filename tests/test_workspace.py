@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from algos import Algorithm, ConvSpec, algorithms, get
+from algos.engine.memory import rooms
 from algos.lower.chain import chain, unsupported
 from algos.lower.tree import plain
 from bench.data import operands
@@ -64,6 +65,7 @@ def seen(algorithm: Algorithm, spec: ConvSpec, threads: int, largest: int = 0) -
         rng = np.random.default_rng(0)
         w, *call = (a if a is None else rng.integers(0, largest, a.shape).astype(a.dtype) for a in (w, *call))
     way.prepare(w, threads)(*call, out=out)  # imports and compiles
+    rooms.clear()  # what was kept of it would not be seen
     tracemalloc.start()
     try:
         plan = way.prepare(w, threads)

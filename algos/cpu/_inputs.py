@@ -24,11 +24,13 @@ from algos.cpu._compiled import Work
 from algos.engine.blocks import Axis, axes
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
+from algos.engine.packing import packed, tap_offsets
 from algos.engine.patches import PACK_COST, STEPS, Cut, cut, elements, pack_patch, pixel_step
 from algos.engine.relay import fork
 from algos.engine.runs import ROWS, block_of, runs_block
-from algos.engine.simd import UNROLLED, VECTOR_BYTES, address, advance, copy, lanes, transpose
+from algos.engine.simd import address, advance, copy, lanes, transpose
 from algos.engine.tables import named, table_of
+from algos.engine.target import UNROLLED, VECTOR_BYTES
 from algos.host import caches
 from algos.spec import ConvSpec, SpecError
 
@@ -234,13 +236,12 @@ def _sizes(spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
 
 
 def workspace_bytes(spec: ConvSpec, threads: int) -> int:
-    found, of = cut_of(spec, threads), way(spec)
-    (row, col), block = axes(spec), block_of(of)
+    found, (row, col) = cut_of(spec, threads), axes(spec)
     weights, patch, positions = _sizes(spec, found)
-    packing = 2 * spec.out_channels * math.prod(spec.kernel) * block
-    kept = weights + max(found.threads * (patch + len(_reached(spec)) * positions * block), packing)
-    tables = positions + spec.out_channels // spec.groups * math.prod(spec.kernel)
-    return kept * spec.in_dtype.itemsize + 8 * (tables + found.rows * row.stride * col.size)
+    kept = weights + found.threads * (patch + len(_reached(spec)) * positions * block_for(spec))
+    # Where elements of a window lie in weights, and in what order, while they are packed
+    tables = positions + 7 * (spec.out_channels // spec.groups) * math.prod(spec.kernel)
+    return kept * spec.in_dtype.itemsize + 8 * (tables + 3 * found.rows * row.stride * col.size)
 
 
 def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
@@ -253,27 +254,25 @@ def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
     pixels[:-ROWS] = (
         (np.arange(found.rows)[:, None] * found.cols + np.arange(columns)) * found.step
     ).ravel()
-    w = aligned((spec.groups, -(-channels // block), outputs * row.kernel * col.kernel, block),
-                spec.in_dtype, zeros=True)  # fmt: skip
-    kernels = weights.reshape(spec.groups, outputs, channels, row.kernel, col.kernel)
-    residues, starts, singles = [], [], []
+    kernels = weights.reshape(spec.groups, outputs, channels, *weights.shape[2:]).swapaxes(1, 2)
+    taps_at, offsets = tap_offsets(kernels), []
+    residues: list[Residue] = []
+    starts: list[np.ndarray] = []
+    singles: list[np.ndarray] = []
     down, along, element = _taps(row), _taps(col), 0
     for number, (a, b) in enumerate(reached):
         up, left = (reach - np.array(taps[at]) * axis.dilation // axis.stride
                     for reach, taps, at, axis in ((_reach(row), down, a, row), (_reach(col), along, b, col)))
         taps = ((up[:, None] * found.cols + left) * found.step).ravel()
         own, rest, order = elements(taps, outputs)
-        # (group, tap, output channel, input channel)
-        some = kernels[:, :, :, down[a]][..., along[b]].transpose(0, 3, 4, 1, 2)
-        some = some.reshape(spec.groups, -1, channels)[:, order]
-        for k in range(w.shape[1]):
-            part = some[..., k * block : (k + 1) * block]
-            w[:, k, element : element + order.size, : part.shape[2]] = part
-        residues.append(Residue(sum(map(len, starts)), own.size, sum(map(len, singles)), rest.size, element,
-                                number))  # fmt: skip
+        some = taps_at[np.ix_(down[a], along[b])].ravel()
+        offsets.append(np.add.outer(some, np.arange(outputs) * kernels.strides[2]).ravel()[order])
+        residues.append(Residue(sum(one.size for one in starts), own.size, sum(one.size for one in singles),
+                                rest.size, element, number))  # fmt: skip
         starts.append(own)
         singles.append(rest)
         element += order.size
+    w = packed(kernels, np.concatenate(offsets), block, threads)
     layout = Layout(row.size, col.size, row.stride, row.before // row.stride * row.stride - row.before,
                     _lines(row), columns)  # fmt: skip
     places = _places(row, col, reached, found.rows, positions) * block
@@ -294,8 +293,8 @@ def _places(row: Axis, col: Axis, reached: list[tuple[int, int]], rows: int, pos
         numbers[at] = number
     down, along = np.arange(rows * row.stride)[:, None], np.arange(col.size) + col.before % col.stride
     own = numbers[down % row.stride, along % col.stride]
-    at = down // row.stride * _lines(col) + along // col.stride
-    return np.where(own < 0, positions - 1, own * positions + at).ravel()
+    within = down // row.stride * _lines(col) + along // col.stride
+    return np.where(own < 0, positions - 1, own * positions + within).ravel()
 
 
 def cost(spec: ConvSpec, threads: int) -> Cost:

@@ -299,7 +299,7 @@ def block_for(spec: ConvSpec) -> int:
     return way(spec).block
 
 
-def work(spec: ConvSpec, _: None, threads: int) -> Work:
+def work(spec: ConvSpec, weights: None, threads: int) -> Work:
     """What ``direct_channels`` does for ``spec``."""
     found, (of, _, block) = cut(spec, threads), way(spec)
     row, col = axes(spec)

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
+from algos.contract import PLAIN_TYPES, PREPARE_S, Algorithm, Cost, Support
 from algos.cpu import _inputs, _weights
 from algos.cpu._compiled import Compiled, Work
 from algos.dtypes import BRAINS, PAIRS, QUADS, accumulator
@@ -36,6 +36,7 @@ from algos.engine.blocks import axes
 from algos.engine.epilogue import after_of
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
+from algos.engine.packing import packed, tap_offsets
 from algos.engine.patches import PACK_COST, Cut, cut, elements, pack_patch
 from algos.engine.relay import fork
 from algos.engine.runs import ROWS, block_of, runs_block, unpack_sums
@@ -46,6 +47,7 @@ from algos.host import caches
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
+PACKED_S = 1.4e-9  # a packed weight, one thread, measured
 OTHERS: dict[str, Any] = {"input_gradient": _inputs, "weight_gradient": _weights}  # by direction
 
 
@@ -113,7 +115,7 @@ class DirectChannels(Compiled):
     patch_bytes: int = 0
     support: ClassVar[Support | None] = Support(
         ndim=(1, 2), directions=("forward", *OTHERS), dtypes=(*PLAIN_TYPES, PAIRS, *BRAINS, QUADS),
-        epilogues=True,
+        epilogues=True, strided_weights=True,
     )  # fmt: skip
 
     def beyond(self, spec: ConvSpec) -> str | None:
@@ -139,16 +141,15 @@ class DirectChannels(Compiled):
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         if other := OTHERS.get(spec.direction):
             return other.workspace_bytes(spec, threads)
-        block = block_of(spec)
         found = self._cut(spec, threads)
         weights, patch, pixels = self._sizes(spec, found)
-        packing = 2 * spec.groups * spec.reduction_length * block  # one block's weights, and they in order
-        kept = weights + max(found.threads * (patch + pixels * block), packing)
-        return kept * spec.in_dtype.itemsize + 8 * (2 * pixels + spec.reduction_length)
+        kept = weights + found.threads * (patch + pixels * block_of(spec))
+        # Of the latter where they lie, and in what order, while they are packed
+        return kept * spec.in_dtype.itemsize + 8 * (2 * pixels + 6 * spec.reduction_length)
 
     def work(self, spec: ConvSpec, weights: np.ndarray | None, threads: int) -> Work:
-        if other := OTHERS.get(spec.direction):
-            return other.work(spec, weights, threads)
+        if weights is None or spec.direction in OTHERS:
+            return OTHERS[spec.direction].work(spec, weights, threads)
         block = block_of(spec)
         found = self._cut(spec, threads)
         row, col = axes(spec)
@@ -165,17 +166,19 @@ class DirectChannels(Compiled):
         )
         taps = (taps * found.step)[:, : 1 if found.run > channels else None].ravel()
         starts, singles, order = elements(taps, found.run)
-        w = aligned((spec.groups, -(-filters // block), order.size, block), spec.in_dtype, zeros=True)
-        # (group, tap, channel, output)
-        kernels = weights.reshape(spec.groups, filters, channels, -1).transpose(0, 3, 2, 1)
-        for b in range(w.shape[1]):
-            part = kernels[..., b * block : (b + 1) * block]
-            w[:, b, :, : part.shape[3]] = part.reshape(spec.groups, -1, part.shape[3])[:, order]
+        kernels = weights.reshape(spec.groups, filters, channels, *weights.shape[2:])
+        steps = np.add.outer(tap_offsets(kernels), np.arange(channels) * kernels.strides[2])
+        w = packed(kernels, steps.ravel()[order], block, threads)
         patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
         sums = aligned((found.threads, pixels_length, block), accumulator(spec.out_dtype))
         vectors = (0,) * (block // lanes(spec.in_dtype))
         arguments = w, table_of(found), pixels, starts, singles, vectors, patch, sums
         return Work(direct_all, arguments, found.items, found.threads, as_2d=True)
+
+    def prepare_s(self, spec: ConvSpec, threads: int = 1) -> float:
+        """Of packing the weights."""
+        packed = math.prod(spec.weight_shape) if spec.direction != "weight_gradient" else 0
+        return PREPARE_S + packed * PACKED_S / threads
 
     def specialised(self, spec: ConvSpec) -> tuple[Any, ...]:
         if other := OTHERS.get(spec.direction):

@@ -22,11 +22,11 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from algos.contract import Algorithm, Cost, Support
+from algos.contract import PREPARE_S, Algorithm, Cost, Support
 from algos.engine.blas import blas_limit
 from algos.engine.epilogue import in_a_pass, in_blocks
 from algos.engine.threads import share, split
@@ -93,7 +93,9 @@ class Im2colGemm(Algorithm):
         if is_pointwise(spec):
             return sums * spec.in_dtype.itemsize
         if spec.direction == "input_gradient":
-            return self._shares(spec, threads) * self._adjoint_columns(spec, threads) * spec.in_dtype.itemsize
+            columns = self._adjoint_columns(spec, threads)
+            adding = 2 * min(np.getbufsize(), columns // math.prod(spec.kernel))  # what NumPy adds through
+            return self._shares(spec, threads) * (columns + adding) * spec.in_dtype.itemsize
         threads = self._threads(spec, threads)
         padded = math.prod(padded_shape(spec)) if any(map(any, spec.padding)) else 0
         return (threads * (self._columns(spec, threads) + 2 * sums) + padded) * spec.in_dtype.itemsize
@@ -273,15 +275,20 @@ class Im2colGemm(Algorithm):
                     found = matrix.reshape(*target.shape[:2], taps, *spec.output_size)
                     target[...] = 0
                     for tap, (read, by) in enumerate(places):
-                        target[(..., *read)] += found[(slice(None), slice(None), tap, *by)]
+                        at: Any = (slice(None), slice(None), *read)
+                        own: Any = (slice(None), slice(None), tap, *by)
+                        target[at] += found[own]
 
             with blas_limit(1) if shares > 1 else contextlib.nullcontext():
                 parts = split(spec.batch * len(units), shares)
-                share(lambda first, last: [some(*parts[part], part) for part in range(first, last)],
-                      len(parts), len(parts))  # fmt: skip
+                share(lambda part, _: some(*parts[part], part), len(parts), len(parts))
             return dx
 
         return run
+
+    def prepare_s(self, spec: ConvSpec, threads: int = 1) -> float:
+        """Nothing is written before a run."""
+        return PREPARE_S
 
     def cost(self, spec: ConvSpec, threads: int = 1) -> Cost:
         wide = spec.out_channels // spec.groups >= 16  # with few output channels BLAS waits for the columns

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from algos.contract import PLAIN_TYPES, Algorithm, Cost, Support
+from algos.contract import PLAIN_TYPES, PREPARE_S, Algorithm, Cost, Support
 from algos.cpu._compiled import Compiled, Work
 from algos.dtypes import PAIRS
 from algos.engine.epilogue import After, after_of
@@ -48,6 +48,7 @@ from algos.spec import ConvSpec
 FLAGS = {"error_model": "numpy"}
 SHARED_FLOPS = 4e6
 FEW_TILES = 4
+TAP_S, POINT_S = 1.7e-9, 6e-10  # of a kernel's taps and its transform, one thread, measured
 
 
 class Memory(NamedTuple):
@@ -367,6 +368,12 @@ class Winograd(Tiled, Compiled):
         table = table_of(Tiles(spec.groups, tiles_h, tiles_w, rows, top, left, together, *limits))
         fixed = kernels, table, shape, faint, scales, spectra, products, scratch, sums
         return Work(winograd_tiles, fixed, spec.batch * spec.groups * tiling.blocks, threads)
+
+    def prepare_s(self, spec: ConvSpec, threads: int = 1) -> float:
+        """Of the weights' transforms: of their taps and of the points."""
+        kernels = spec.in_channels // spec.groups * spec.out_channels
+        each = math.prod(spec.kernel) * TAP_S + math.prod(self._tile(spec)) * POINT_S
+        return PREPARE_S + kernels * each / threads
 
     def compile_s(self, spec: ConvSpec) -> float:
         return 2.5

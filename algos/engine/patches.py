@@ -14,7 +14,8 @@ from algos.engine.blocks import Axis, axes
 from algos.engine.jit import linked
 from algos.engine.memory import spread
 from algos.engine.runs import block_of
-from algos.engine.simd import UNROLLED, VECTOR_BYTES, address, clear, lanes, transpose
+from algos.engine.simd import address, clear, lanes, transpose
+from algos.engine.target import UNROLLED, VECTOR_BYTES
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}

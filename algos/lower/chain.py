@@ -17,7 +17,7 @@ from typing import Any
 
 from algos.arrays import DeviceArray
 from algos.build import lowering_code
-from algos.contract import PLAIN_TYPES, Algorithm, Cost, modelled_prepare_s, said
+from algos.contract import PLAIN_TYPES, Algorithm, Cost, said
 from algos.dtypes import kind, whole
 from algos.engine.kept import compiled_now, compiling_s, missed
 from algos.lower.compose import Run, compose, prepared, solved, takes_weights
@@ -36,6 +36,7 @@ OF_PEERS = ("border", "flip")  # more would measure our lowering, and not their 
 LOCAL = ("componentwise", "lowrank", "rounded")  # classes in which a NaN spoils only what reads it
 SCATTERED_PER_S = 7e8  # elements, measured
 SLOW_S, SLOWER = 0.01, 20.0  # what a way may take, and times as long as the definition at 1 GFLOP/s
+MADE_S = 3e-9  # an element of weights that NumPy puts elsewhere, measured
 UNWISE = 3.0  # times the operations of the definition, beyond which a chain is no candidate
 
 
@@ -149,9 +150,18 @@ class Chain:
         total = math.fsum(cost.seconds(threads) for cost in self.costs(threads))
         late = any(part.weights_last for lowered, _ in self.node.steps() for part in lowered.parts)
         if late and not takes_weights(self.algorithm):
-            held = (int(self.algorithm.workspace_bytes(leaf, threads)) for leaf in self.leaves)
-            total += math.fsum(map(modelled_prepare_s, held))
+            total += self.prepare_s(threads)
         return total
+
+    def prepare_s(self, threads: int = 1) -> float:
+        """The model's time of preparing all leaves, and of the weights that are made for them."""
+        support, made = self.algorithm.support, 0
+        anywhere = support is not None and support.strided_weights
+        for lowered, node in self.node.steps():
+            if node.name == "shuffle" or not anywhere:
+                made += sum(count(part.spec.weight_shape) for part in lowered.parts if part.made)
+        each = (self.algorithm.prepare_s(leaf, threads) for leaf in self.leaves)
+        return math.fsum(each) + made * MADE_S
 
     def cost(self, threads: int = 1) -> Cost:
         """Of all together, at the pace of the first leaf."""
