@@ -42,7 +42,7 @@ class Rooms:
         elif zeros:
             room.fill(0)
         # Not an array: of those NumPy's arrays would keep ``room`` itself, and nobody would have this one
-        lent = (c_char * room.size).from_buffer(room)
+        lent = (c_char * room.size).from_buffer(room)  # type: ignore[arg-type]
         weakref.finalize(lent, self._give, room).atexit = False
         return lent
 
@@ -67,7 +67,7 @@ rooms = Rooms()
 
 
 def _at_a_line(room: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    start = addressof(c_char.from_buffer(room))  # type: ignore[arg-type]  # the fastest way to the address
+    start = addressof(c_char.from_buffer(room))  # the fastest way to the address
     return np.ndarray(shape, dtype, room, -start % LINE)
 
 
