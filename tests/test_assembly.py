@@ -69,8 +69,8 @@ SHAPES = [
 
 
 # What 16 registers do not do: elements picked from three and four vectors by tables; a kernel's weights
-# beside the sums of its input's gradient; without the instructions of AVX, what lies outside of a plane, and the
-# last rows of a gradient
+# beside the sums of its input's gradient; without the instructions of AVX, what lies outside of a plane, and
+# the last rows of a gradient
 EXCUSED = {
     "avx2": r"depthwise .*,(s[34]|s2,input_gradient)",
     "plain": r"depthwise .*|direct_channels .*,weight_gradient",

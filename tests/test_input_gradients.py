@@ -7,7 +7,6 @@ import pytest
 
 import algos
 from algos.cpu import _inputs
-from algos.lower.chain import chain
 from algos.spec import ConvSpec
 from bench.data import operands
 from bench.oracle import oracle
@@ -33,12 +32,12 @@ DEPTHWISE = [
 )  # fmt: skip
 def test_every_element_is_the_definition(name: str, text: str) -> None:
     spec = ConvSpec.parse(f"{text},input_gradient")
-    assert not chain(algos.get(name), spec).words
+    assert algos.get(name).unsupported(spec) is None
     data = operands(spec, 0, "integer")
     expected = oracle(spec, None, data.w, data.grad)
-    plan, dx = algos.plan(spec, data.w, name, THREADS), np.full(spec.input_shape, np.nan, np.float32)
+    run, dx = algos.get(name).prepare(spec, data.w, THREADS), np.full(spec.input_shape, np.nan, np.float32)
     for _ in range(2):  # nothing of a call stays for the next
-        assert np.array_equal(plan(*data.call, out=dx), expected)
+        assert np.array_equal(run(*data.call, out=dx), expected)
         dx[...] = np.nan
 
 
