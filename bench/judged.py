@@ -24,6 +24,7 @@ import numpy as np
 
 from algos.contract import Algorithm
 from algos.dtypes import whole
+from algos.engine.memory import rooms
 from algos.lower.chain import chain, unsupported
 from algos.plans import Plan, prepared
 from algos.spec import ConvSpec
@@ -353,6 +354,7 @@ class Judged:
         self._plan, self._earlier = None, []
         self._kept.clear()
         given = [self._view(o) for o in operands]
+        rooms.clear()  # what was kept of other plans would not be seen
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
