@@ -230,7 +230,7 @@ def choose(
         ranking = Ranking(some, out, why_not, threads, layout)
         with suppress(StopIteration):
             return chosen(ranking, calls, notes)
-        out = [*out, *((one.name, ranking.against(one)) for one in some)]
+        out = [*((one.name, ranking.against(one)) for one in some), *out]  # what a limit says first
     words = "; ".join(f"{name}: {reason}" for name, reason in out[:3])
     raise SpecError(f"no algorithm can compute {spec}: {words}; see convbench list '{spec}'")
 

@@ -28,7 +28,7 @@ from algos.lower.chain import Chain
 from algos.spec import ConvSpec
 from algos.wisdom import keep_rows, rows_of
 
-FILE_NAME = "calibration-1.json"  # the number is that of the features: others are another file
+FILE_NAME = "calibration-2.json"  # the number is that of the features: others are another file
 PRIORS = Path(__file__).with_name("priors.json")
 LANE_BYTES = 64
 WIDTH = 0.03  # of the kernel: exp(-WIDTH * squared distance)
@@ -43,7 +43,7 @@ def features(spec: ConvSpec, threads: int) -> tuple[float, ...]:
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     columns, pixels, taps = spec.output_size[-1], math.prod(spec.output_size), math.prod(spec.kernel)
     apart = (
-        (3, spec.direction == "input_gradient"), (3, spec.direction == "weight_gradient"),
+        (3, spec.direction == "input_gradient"), (9, spec.direction == "weight_gradient"),
         (3, spec.ndim == 1), (3, spec.ndim == 3), (3, threads > 1), (3, spec.dtype not in PLAIN_TYPES),
         (2, size == 8), (2, max(spec.stride) > 1), (2, max(spec.dilation) > 1),
         (2, any(map(any, spec.padding))), (2, 1 < spec.groups == spec.in_channels),

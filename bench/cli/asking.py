@@ -170,7 +170,7 @@ def better(spec: ConvSpec, choice: Choice, calls: int | None, options: dict[str,
             yield (f"if each kernel is an outer product (rank1), {ranked.algorithm} takes "
                    f"{text.seconds(ranked.expected_s)}")  # fmt: skip
     if choice.source != "measured":
-        yield f"convbench pick '{spec}' --budget 50ms lets the best take turns, --measure all, and remembers"
+        yield "the same with --budget 50ms lets the best take turns, with --measure all, and remembers"
         if not is_calibrated():
             yield "convbench calibrate, a minute once, makes estimates of all shapes those of this machine"
 
