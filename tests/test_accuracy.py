@@ -64,7 +64,7 @@ def test_a_pick_keeps_to_the_error_that_it_is_granted() -> None:
                 assert error_bound(way) <= most
     out = {c.algorithm: c.excluded for c in tight.candidates if c.excluded}
     assert "its error may reach" in out["winograd_f6"] and loose.expected_s <= tight.expected_s
-    with pytest.raises(ValueError, match="no algorithm .*: its error may reach"):
+    with pytest.raises(ValueError, match=r"no algorithm .*: its error may reach"):
         algos.pick(text, max_error=1e-12)
     for bad in (0, -1.0, float("nan"), "1e-5"):
         with pytest.raises(ValueError):
