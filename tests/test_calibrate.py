@@ -129,7 +129,7 @@ def test_the_command_measures_fits_and_remembers(
     assert len(fitted.fit_of_machine().centres) == len(fitted.prior(fingerprint()).centres) + 2
     known = calibrate.read(times)
     assert [case[:2] for case in known] == small and all(min(case.seconds.values()) > 0 for case in known)
-    monkeypatch.setattr(calibrate, "measure", lambda asked, budget: iter(asked))  # all are known
+    monkeypatch.setattr(calibrate, "measure", lambda asked, *how, **more: iter(asked))  # all are known
     times.write_text(times.read_text() + '["1x8x')  # killed at it
     assert cli.main(["calibrate", "--times", str(times)]) == 0
     out = capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_an_interrupted_calibration_keeps_what_it_has_unless_there_is_a_better_o
 
     shipped = len(fitted.fit_of_machine().centres)
     for count, kept in ((0, 0), (3, 3), (2, 3)):
-        monkeypatch.setattr(calibrate, "measure", lambda asked, budget, n=count: interrupted(n))
+        monkeypatch.setattr(calibrate, "measure", lambda *asked, n=count, **how: interrupted(n))
         assert cli.main(["calibrate"]) == 130
         said = capsys.readouterr()
         assert said.out == "" and len(said.err.splitlines()) == 1 and "interrupted" in said.err
@@ -161,7 +161,7 @@ def test_where_nothing_can_be_kept_nothing_is_measured(
     if folder == "no home":
         monkeypatch.delenv("CONVBENCH_DATA")
         monkeypatch.setattr("platformdirs.user_data_dir", lambda *names, **options: {}["HOME"])
-    monkeypatch.setattr(calibrate, "measure", lambda asked, budget: pytest.fail("measured"))
+    monkeypatch.setattr(calibrate, "measure", lambda *asked, **how: pytest.fail("measured"))
     assert cli.main(["calibrate"]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and "CONVBENCH_DATA" in said

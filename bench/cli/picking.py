@@ -96,7 +96,8 @@ def _measure(arguments: argparse.Namespace, found: list[Any]) -> int:
     warn_if_busy()
     with measuring(), Bar() as progress:
         progress.total = len(asked)
-        for times in own.measure(asked, own.BUDGET_S if arguments.budget is None else arguments.budget):
+        budget = own.BUDGET_S if arguments.budget is None else arguments.budget
+        for times in own.measure(asked, budget, every=arguments.row):
             found.append(times)
             if arguments.times:
                 with arguments.times.open("a") as file:
