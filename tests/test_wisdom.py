@@ -60,8 +60,12 @@ def test_the_same_machine_knows_all_of_it_again(folder: Any, tmp_path: Path, cap
     assert main(("wisdom", "show", "--json")) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["this"] and (row["specs"], row["entries"], row["calibrated"]) == (1, 1, False)
-    assert main(("wisdom", "show", TEXT)) == 0 and "toeplitz" in capsys.readouterr().out
-    assert main(("wisdom", "forget", TEXT)) == 0 and "1 entries are forgotten" in capsys.readouterr().out
+    rounded = replace(entry("direct_shift", 1e-3), tunables='{"operands": "bfloat16"}')
+    wisdom.remember([rounded, replace(rounded, algorithm="gone", tunables="{")])
+    assert main(("wisdom", "show", TEXT)) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("toeplitz", "direct_shift:operands=bfloat16", "gone "))
+    assert main(("wisdom", "forget", TEXT)) == 0 and "3 entries are forgotten" in capsys.readouterr().out
     assert algos.pick(TEXT, threads=1).algorithm != "toeplitz"
 
 

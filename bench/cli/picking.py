@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +67,11 @@ def calibrate(arguments: argparse.Namespace) -> int:
     if learnt:
         show("microkernels, time over that of the first shape: "
              + ", ".join(f"{shape} {ratio:.2f}" for shape, ratio in learnt.items()))  # fmt: skip
+    gained = f"now by {factor(fit.error)} on problems that it has not seen"
+    if fit.error >= row["error_before"]:
+        gained = "and what it goes by was as good as these tell"
     show(f"{row['times']} times of {row['problems']} problems: the model was off by a factor of "
-         f"{factor(row['error_before'])}, now by {factor(row['error'])} on problems that it has not seen\n"
-         f"stored in {row['stored']}")  # fmt: skip
+         f"{factor(row['error_before'])}, {gained}\nstored in {row['stored']}")  # fmt: skip
     if left:
         show(f"the budget ended before {left} more problems: the same command again finds code compiled and "
              "gets further")  # fmt: skip
@@ -228,7 +232,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from algos import wisdom as known
-    from algos.fitted import calibrations
+    from algos.fitted import calibrations, is_calibrated
     from algos.host import fingerprint
     from algos.spec import ConvSpec
     from bench import text
@@ -240,7 +244,7 @@ def _show(arguments: argparse.Namespace) -> int:
         entries = [e for one in sorted(known.machines()) for e in known.memory(one).on([spec])]
         if arguments.json:
             return print_json([asdict(entry) for entry in entries])
-        cells = [("this" if e.machine == own else e.machine, e.algorithm, str(e.threads), e.status,
+        cells = [("this" if e.machine == own else e.machine, _with_tunables(e), str(e.threads), e.status,
                   text.seconds(e.run_s) if e.run_s else "-", e.verdict or "-", e.reason)
                  for e in sorted(entries, key=lambda e: (e.machine != own, e.threads, e.run_s))]  # fmt: skip
         show(text.table(("machine", "algorithm", "threads", "status", "run", "verdict", "reason"), cells))
@@ -252,7 +256,8 @@ def _show(arguments: argparse.Namespace) -> int:
         about = facts.get(one, {})
         rows.append({"machine": one, "this": one == own, "cpu": about.get("cpu", "unknown"),
                      "cores": about.get("cores"), "specs": len({entry.spec for entry in held}),
-                     "entries": len(held), "calibrated": one in calibrations()})  # fmt: skip
+                     "entries": len(held),
+                     "calibrated": is_calibrated() if one == own else one in calibrations()})  # fmt: skip
     if arguments.json:
         return print_json(rows)
     table = [(f"{row['machine']}{' (this)' if row['this'] else ''}", row["cpu"], str(row["cores"] or "-"),
@@ -261,6 +266,18 @@ def _show(arguments: argparse.Namespace) -> int:
     show(text.table(("machine", "processor", "cores", "specs", "entries", "calibrated"), table))
     show(f"in {known.path()}")
     return 0
+
+
+def _with_tunables(entry: Any) -> str:
+    """The algorithm of an entry, as ``pick`` names it."""
+    from algos.registry import registry
+
+    own = registry()[entry.algorithm].tunables() if entry.algorithm in registry() else {}
+    told: dict[str, Any] = {}
+    with suppress(ValueError, TypeError):  # imported, from who knows where
+        told = dict(json.loads(entry.tunables))
+    other = (f"{name}={value}" for name, value in told.items() if own.get(name) != value)
+    return ":".join([entry.algorithm, *other])
 
 
 def _forget(arguments: argparse.Namespace) -> int:
