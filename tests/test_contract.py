@@ -16,8 +16,8 @@ import pytest
 
 from algos import Algorithm, ConvSpec, algorithms, get
 from algos.contract import ACCURACIES, FAMILIES
-from algos.engine.target import simd
 from algos.engine.memory import rooms
+from algos.engine.target import simd
 from algos.lower.tree import plain
 from algos.plans import prepared
 from bench.check import check
