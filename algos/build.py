@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from algos.engine.target import candidates, shape
 from algos.host import LIBRARIES, every_library, version
 
 if TYPE_CHECKING:
@@ -40,8 +39,11 @@ def build_of(algorithm: Algorithm) -> str:
     files = [getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in type(algorithm).__mro__]
     for content in sorted(_digest(file) for file in _reached({file for file in files if file})):
         digest.update(content)
-    if algorithm.runtime == "numba" and shape() != candidates()[0]:
-        digest.update(str(shape()).encode())
+    if algorithm.runtime == "numba":
+        from algos.engine.target import candidates, shape  # loads the compiler
+
+        if shape() != candidates()[0]:
+            digest.update(str(shape()).encode())
     for name in LIBRARIES.get(algorithm.runtime, every_library()):
         digest.update(f"{name}={version(name)}".encode())
     return digest.hexdigest()[:12]
