@@ -284,6 +284,8 @@ def test_a_budget_leaves_pairs_undecided(convbench: Convbench) -> None:
 
 def test_a_revision_from_before_a_module_moved_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moved, "EARLIER", {"algos.not_there_yet": "algos.functional", "algos.door": "algos"})
+    monkeypatch.setattr(moved, "INSTEAD", {("algos.door", "not_there_yet"): 7, ("algos.door", "Door"): 7})
     moved.stand_in()
+    assert vars(algos.door).pop("not_there_yet") == 7 != algos.door.Door
     assert sys.modules.pop("algos.not_there_yet").conv2d is algos.conv2d
     assert sys.modules["algos.door"] is not algos  # which is there
