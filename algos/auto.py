@@ -22,7 +22,8 @@ from algos.estimate import DOUBT, Knowledge
 from algos.fitted import fit_of_machine, unlike
 from algos.grammar import checked_int, shown
 from algos.host import available_memory, fingerprint, ids_by_cores, recent_memory, usable_cores
-from algos.lower.chain import Chain, chain, way_or_reason
+from algos.lower.chain import Chain
+from algos.lower.search import chain, way_or_reason
 from algos.lower.tree import plain
 from algos.neighbours import rough
 from algos.spec import ConvSpec, SpecError

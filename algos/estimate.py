@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 from algos.build import lowering_code
 from algos.contract import Algorithm
 from algos.fitted import NONE, Fit
-from algos.lower.chain import Chain, chain
+from algos.lower.chain import Chain
+from algos.lower.search import chain
 from algos.lower.tree import plain
 from algos.neighbours import Places, kind
 from algos.spec import ConvSpec

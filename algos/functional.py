@@ -14,7 +14,7 @@ from algos.door import Door, apart, as_array, checked_bias, overlaps, regular
 from algos.dtypes import promoted
 from algos.engine.threads import checked_threads
 from algos.host import usable_cores
-from algos.lower.chain import chain
+from algos.lower.search import chain
 from algos.plans import resolve
 from algos.spec import ConvSpec, Padding
 

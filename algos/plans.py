@@ -17,7 +17,7 @@ from algos.dtypes import real, whole
 from algos.engine.outer import MOST_FOUND, numerical_rank
 from algos.engine.threads import checked_threads
 from algos.grammar import shown
-from algos.lower.chain import chain
+from algos.lower.search import chain
 from algos.spec import ConvSpec
 
 # Looking costs 0.1 ms for 31 x 31 taps: rank is looked for unasked in so few kernels only

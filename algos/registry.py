@@ -29,7 +29,7 @@ from algos.contract import ACCURACIES, FAMILIES, Algorithm, said
 from algos.engine.threads import once
 from algos.grammar import meant, shown
 from algos.host import LIBRARIES
-from algos.lower.chain import unsupported
+from algos.lower.search import unsupported
 from algos.spec import ConvSpec
 
 PACKAGES = ("cpu", "gpu", "peers")

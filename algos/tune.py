@@ -26,7 +26,7 @@ from algos.engine.threads import checked_threads
 from algos.estimate import tunables_text
 from algos.grammar import SpecError, shown
 from algos.host import fingerprint
-from algos.lower.chain import chain
+from algos.lower.search import chain
 from algos.registry import get
 from algos.spec import ConvSpec
 

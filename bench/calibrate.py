@@ -50,7 +50,8 @@ from algos.fitted import (
     priors,
 )
 from algos.host import fingerprint, recent_memory, usable_cores
-from algos.lower.chain import Chain, chain
+from algos.lower.chain import Chain
+from algos.lower.search import chain
 from algos.plans import prepared
 from algos.registry import is_external, refusal, registry
 from algos.spec import ConvSpec

@@ -12,7 +12,7 @@ from algos import auto
 from algos.contract import Algorithm, said
 from algos.estimate import tunables_text
 from algos.host import available_memory
-from algos.lower.chain import chain, unsupported
+from algos.lower.search import chain, unsupported
 from algos.registry import get
 from algos.spec import ConvSpec
 from bench.record import Record

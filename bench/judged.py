@@ -25,7 +25,7 @@ import numpy as np
 from algos.contract import Algorithm
 from algos.dtypes import whole
 from algos.engine.memory import rooms
-from algos.lower.chain import chain, unsupported
+from algos.lower.search import chain, unsupported
 from algos.plans import Plan, prepared
 from algos.spec import ConvSpec
 from bench import perf_counter

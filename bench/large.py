@@ -28,7 +28,7 @@ from algos.build import build_of
 from algos.contract import Algorithm
 from algos.estimate import tunables_text
 from algos.host import fingerprint
-from algos.lower.chain import chain, unsupported
+from algos.lower.search import chain, unsupported
 from algos.registry import registry
 from algos.spec import ConvSpec
 from bench import text

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from algos import wisdom
-from algos.lower import chain as lowering
+from algos.lower import search
 from algos.registry import registry
 from algos.spec import ConvSpec
 from bench.noise import decisions
@@ -37,7 +37,7 @@ def known(
 def _chain(record: Record) -> str:
     """How the algorithm came to solve the spec; empty for one that is gone, or breaks its contract."""
     with suppress(Exception, SystemExit):
-        return lowering.chain(registry()[record.algorithm], ConvSpec.of(record.spec), record.threads).identity
+        return search.chain(registry()[record.algorithm], ConvSpec.of(record.spec), record.threads).identity
     return ""
 
 

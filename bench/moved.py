@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 EARLIER = {"algos.plans": "algos.functional", "algos.lower.tree": "algos.lower.chain",
-           "algos.lower.compose": "algos.lower.chain"}  # fmt: skip
+           "algos.lower.compose": "algos.lower.chain", "algos.lower.search": "algos.lower.chain"}  # fmt: skip
 INSTEAD: dict[tuple[str, str], Any] = {("algos.engine.memory", "rooms"): {}}  # nothing was kept
 
 

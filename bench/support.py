@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from algos.contract import Algorithm
-from algos.lower.chain import chain, unsupported
+from algos.lower.search import chain, unsupported
 from algos.registry import registry, variant_name
 from algos.spec import ConvSpec
 from bench.cases import Settings, cases_of

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from algos.contract import Algorithm
-from algos.lower.chain import chain
+from algos.lower.search import chain
 from algos.registry import algorithms, get
 from algos.spec import ConvSpec
 from bench.cases import Settings

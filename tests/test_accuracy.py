@@ -11,7 +11,7 @@ import pytest
 
 import algos
 from algos.accuracy import error_bound
-from algos.lower.chain import chain
+from algos.lower.search import chain
 from algos.registry import refusal
 from algos.spec import ConvSpec
 from bench.check import check

@@ -10,7 +10,7 @@ import pytest
 
 import algos
 from algos.engine.threads import usable_cores
-from algos.lower.chain import chain
+from algos.lower.search import chain
 from algos.plans import prepared
 from bench.cases import Settings, cases_of
 from bench.check import check

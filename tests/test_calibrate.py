@@ -19,7 +19,7 @@ from algos.engine.target import candidates
 from algos.estimate import tunables_text
 from algos.fitted import NONE, OTHERS, Fit
 from algos.host import fingerprint
-from algos.lower.chain import chain
+from algos.lower.search import chain
 from algos.registry import get
 from algos.spec import ConvSpec
 from bench import calibrate, cli, regret_by, shapes, space

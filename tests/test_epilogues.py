@@ -16,7 +16,7 @@ from algos import ConvSpec
 from algos.contract import Algorithm
 from algos.engine.activations import activated
 from algos.estimate import Knowledge, tunables_text
-from algos.lower.chain import chain, unsupported
+from algos.lower.search import chain, unsupported
 from algos.plans import prepared
 from algos.registry import get, registry
 from algos.wisdom import Known

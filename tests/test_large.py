@@ -14,7 +14,7 @@ import algos
 from algos import host, wisdom
 from algos.build import build_of
 from algos.estimate import Knowledge, tunables_text
-from algos.lower.chain import chain
+from algos.lower.search import chain
 from algos.registry import registry
 from bench import large
 from bench.cli import storing

@@ -17,8 +17,8 @@ import pytest
 import algos
 from algos.contract import Algorithm, Support
 from algos.lower.border import fold
-from algos.lower.chain import TRIED, _known, chain, chains, unsupported
 from algos.lower.compose import compose
+from algos.lower.search import TRIED, _known, chain, chains, unsupported
 from algos.lower.tree import STEPS, tree
 from algos.spec import ConvSpec, SpecError
 from bench.check import check

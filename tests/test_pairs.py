@@ -16,8 +16,8 @@ from algos.dtypes import BFLOAT16
 from algos.engine import casts, simd
 from algos.engine.pairs import paired, unpaired
 from algos.engine.toom_cook import whole_by
-from algos.lower.chain import chain, unsupported
 from algos.lower.pairs import pairs
+from algos.lower.search import chain, unsupported
 from algos.registry import registry
 from tests.test_types import judge, problem
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import algos
 from algos import ConvSpec
-from algos.lower.chain import unsupported
+from algos.lower.search import unsupported
 
 OWN = [a.name for a in algos.algorithms() if a.device == "cpu" and a.family not in ("peer", "auto")]
 # In short and in full: most of the compiled ones compile for each kernel

@@ -11,7 +11,7 @@ import pytest
 
 import algos
 from algos.dtypes import TYPES
-from algos.lower.chain import chain, unsupported
+from algos.lower.search import chain, unsupported
 from algos.spec import ConvSpec
 from bench.csv_file import LAYER, MOST_SPECS, read_csv
 from bench.suites import resolve, suites

@@ -12,7 +12,7 @@ import algos
 from algos import ConvSpec
 from algos.dtypes import BFLOAT16, limits, real
 from algos.engine import casts
-from algos.lower.chain import unsupported
+from algos.lower.search import unsupported
 from algos.plans import prepared
 from algos.registry import registry
 

@@ -10,7 +10,7 @@ import pytest
 
 from algos import Algorithm, ConvSpec, algorithms, get
 from algos.engine.memory import rooms
-from algos.lower.chain import chain, unsupported
+from algos.lower.search import chain, unsupported
 from algos.lower.tree import plain
 from bench.data import operands
 from tests.covering import code_of

@@ -20,7 +20,7 @@ Run = Callable[..., Any]
 Solve = Callable[[ConvSpec, Any, Any], Run]
 
 
-def prepared(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int, bias: Any) -> Run:
+def prepare_native(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int, bias: Any) -> Run:
     """An algorithm on a problem that it solves, its weights in memory as it takes them."""
     there = _there(algorithm, weights)
     if there is not None and not (algorithm.support and algorithm.support.strided_weights):
@@ -30,10 +30,10 @@ def prepared(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int, b
     return algorithm.prepare(spec, there, threads, bias)  # type: ignore[call-arg]
 
 
-def solved(algorithm: Algorithm, threads: int, spec: ConvSpec, weights: Any, bias: Any) -> Run:
-    """``prepared``, or what prepares at each call where weights come with it."""
+def solve_leaf(algorithm: Algorithm, threads: int, spec: ConvSpec, weights: Any, bias: Any) -> Run:
+    """``prepare_native``, or what prepares at each call where weights come with it."""
     if weights is not None or spec.direction == "weight_gradient" or takes_weights(algorithm):
-        return prepared(algorithm, spec, weights, threads, bias)
+        return prepare_native(algorithm, spec, weights, threads, bias)
 
     if algorithm.device == "cpu" and compiling_s(algorithm, spec):  # now, and not in the first call
         algorithm.prepare(spec, np.zeros(spec.weight_shape, spec.in_dtype), threads)
@@ -75,7 +75,7 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
     runs: list[tuple[Move, Run, Any]] = [
         (
             _with_weights(part, threads) if late else part.moving(threads),
-            compose(child, None if weights is None else part.weights(weights), solve,
+            compose(child, None if weights is None or part.weights_last else part.weights(weights), solve,
                     _bias(part, weights, bias) if child.spec.bias else None, threads),
             part.placing(threads),
         )

@@ -112,6 +112,8 @@ class Lowered:
     combine : callable or None
         ``combine(y, results, threads)`` writes the results of all parts at once, which are held until then;
         no threads are for arrays of a device.
+    runs : int
+        How often ``guard`` runs the parts for one result, about.
     """
 
     parts: tuple[Part, ...]
@@ -124,6 +126,7 @@ class Lowered:
     instead: int = 0
     otherwise: str = ""
     combine: Callable[[Any, list[Any], int], None] | None = None
+    runs: int = 1
 
 
 def inner(slices: Iterable[Any]) -> tuple[Any, ...]:

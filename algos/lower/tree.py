@@ -14,14 +14,15 @@ from algos.lower.flip import flip
 from algos.lower.geometry import crop, dilation, groups, padding, stride
 from algos.lower.pairs import pairs, quads
 from algos.lower.parts import Lowered
-from algos.lower.types import rounded, types
+from algos.lower.slices import slices
+from algos.lower.types import double, rounded, types
 from algos.spec import ConvSpec
 
 STEPS: dict[str, Callable[[ConvSpec], Lowered | None]] = {
-    "rounded": rounded, "quads": quads, "pairs": pairs, "types": types, "border": border, "flip": flip,
-    "epilogue": epilogue, "residues": residues, "shuffle": shuffle, "spaced": spaced, "exchange": exchange,
-    "crop": crop, "groups": groups, "stride": stride, "dilation": dilation, "padding": padding, "axes": axes,
-    "depth": depth,
+    "rounded": rounded, "quads": quads, "pairs": pairs, "types": types, "double": double, "border": border,
+    "flip": flip, "epilogue": epilogue, "residues": residues, "shuffle": shuffle, "spaced": spaced,
+    "exchange": exchange, "crop": crop, "groups": groups, "stride": stride, "dilation": dilation,
+    "padding": padding, "axes": axes, "depth": depth, "slices": slices,
 }  # fmt: skip
 CHAINS = 1 << 12
 
@@ -47,6 +48,11 @@ class Node:
     def distinct(self) -> tuple[ConvSpec, ...]:
         """The leaves, each once."""
         return self.leaves if len(self.leaves) == 1 else tuple(dict.fromkeys(self.leaves))
+
+    @cached_property
+    def runs(self) -> int:
+        """How often the leaves run for one result."""
+        return max((lowered.runs for lowered, _ in self.steps()), default=1)
 
     @cached_property
     def crops(self) -> bool:
@@ -102,6 +108,12 @@ def tree(spec: ConvSpec, names: tuple[str, ...]) -> Node:
             children = tuple(tree(part.spec, names[k + 1 :]) for part in lowered.parts)
             return Node(spec, lowered, children, name, names[k + 1 :])
     return Node(spec)
+
+
+@lru_cache(CHAINS)
+def ordered(names: tuple[str, ...]) -> tuple[str, ...]:
+    """As ``STEPS`` has them."""
+    return tuple(name for name in STEPS if name in names)
 
 
 def plain(spec: ConvSpec) -> ConvSpec:

@@ -5,6 +5,7 @@
 * complex: real and imaginary parts are images of a batch twice as large, and those of the weights channels
   twice as many: four real products each, and two sums. Gradients conjugate what they are not the gradient of.
 * integers: as floats in which every sum is exact (``whole.py``).
+* float32 where an algorithm has float64 alone: computed there, and rounded once.
 """
 
 from __future__ import annotations
@@ -32,8 +33,16 @@ def types(spec: ConvSpec) -> Lowered | None:
     if whole(spec.in_dtype):
         return integers(spec)
     work = accumulator(spec.out_dtype)
-    if spec.in_dtype == work:
-        return None
+    return None if spec.in_dtype == work else _converted(spec, work)
+
+
+def double(spec: ConvSpec) -> Lowered | None:
+    """A problem in float32, in float64."""
+    return _converted(spec, np.dtype(np.float64)) if spec.dtype == "float32" else None
+
+
+def _converted(spec: ConvSpec, work: np.dtype) -> Lowered:
+    """The same problem in another float type."""
     fixed = spec.padding_mode.startswith("constant:")  # the number that it is in the narrow type
     part = spec.with_(
         dtype=work.name, padding_mode=f"constant:{spec.border!r}" if fixed else spec.padding_mode

@@ -30,7 +30,7 @@ SINGLE, DOUBLE, LONG = 1 << 24, 1 << 53, 1 << 63  # below which every whole numb
 def integers(spec: ConvSpec) -> Lowered:
     """The differences from the zero points, in float32 or float64, alone or in runs of channels."""
     a, b = widest(spec)
-    bound = _terms(spec) * a * b
+    bound = terms(spec) * a * b
     guard = None if bound < DOUBLE and not spec.bias else partial(guarded_by, spec)
     if runs := _runs(spec, a * b):
         return _summed(spec, runs, guard)
@@ -59,7 +59,7 @@ def border_of(spec: ConvSpec) -> int:
     return abs(int(spec.border) - spec.zero_points[0]) if spec.padding_mode.startswith("constant:") else 0
 
 
-def _terms(spec: ConvSpec) -> int:
+def terms(spec: ConvSpec) -> int:
     """Products in one result, at most."""
     if spec.direction == "forward":
         return spec.reduction_length
@@ -148,11 +148,11 @@ def guarded_by(spec: ConvSpec, weights: Any, bias: Any, run: Callable[..., Any])
     """``run`` where the numbers at hand prove that float64 is exact, else loops over whole numbers."""
     x, w = spec.zero_points
     fixed = max(_largest(weights, w), 1) if weights is not None else 1
-    added, terms, border = _largest(bias, 0) if bias is not None else 0, _terms(spec), border_of(spec)
+    added, border = _largest(bias, 0) if bias is not None else 0, border_of(spec)
 
     def guarded(*operands: Any, out: Any = None) -> Any:
         sizes = [_largest(a, point) for a, point in zip(operands, (x, 0), strict=False)]
-        bound = terms * fixed * math.prod([max(sizes[0], border), *sizes[1:]]) + added
+        bound = terms(spec) * fixed * math.prod([max(sizes[0], border), *sizes[1:]]) + added
         if bound < DOUBLE:
             return run(*operands) if out is None else run(*operands, out=out)
         if module_of(operands[0]) is not np:
@@ -195,7 +195,7 @@ def _exactly(spec: ConvSpec, operands: tuple[Any, ...], weights: Any, bias: Any,
     """
     if bound < LONG:
         return _sums(spec, operands, weights, bias, np.int64)
-    if (_terms(spec) + 4) * bound < DOUBLE * LONG // 4:  # float64 is off by less than 2^62
+    if (terms(spec) + 4) * bound < DOUBLE * LONG // 4:  # float64 is off by less than 2^62
         near = _sums(spec, operands, weights, bias, np.float64)
         y = _sums(spec, operands, weights, bias, np.uint64).view(
             np.int64 if spec.result_dtype.kind == "i" else np.uint64

@@ -11,7 +11,7 @@ from typing import Any
 
 from algos.choice import Choice
 from algos.contract import LAYOUTS
-from algos.lower.chain import chain, unsupported
+from algos.lower.search import chain, unsupported
 from algos.spec import ConvSpec
 from bench import text
 from bench.cli.arguments import Command, names_of, threads_of, to_count, to_size, to_span
