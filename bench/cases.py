@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from operator import index
 
 from algos import auto
+from algos.auto import MEMORY_SHARE, PLENTY
 from algos.contract import Algorithm, said
 from algos.estimate import tunables_text
-from algos.host import available_memory
+from algos.host import available_memory, recent_memory
 from algos.lower.search import chain, unsupported
 from algos.registry import get
 from algos.spec import ConvSpec
@@ -21,7 +22,6 @@ from bench.timing import Budget
 
 LAUNCHES, MOST_LAUNCHES = 3, 16
 ANSWER_S = 60.0  # what any step may take beyond what its calls are known to take
-MEMORY_SHARE = 0.8
 HOPELESS = 5.0  # times over the limit, by the cost model: not even tried
 
 
@@ -200,8 +200,10 @@ def _too_large(spec: ConvSpec, algorithm: Algorithm, workspace: int) -> str:
     """Why the case doesn't fit in memory, by prediction, before anything is allocated."""
     if algorithm.device != "cpu":
         return ""  # the device's own allocator answers in the worker
-    free = int(available_memory() * MEMORY_SHARE)
     needed = workspace + spec.min_bytes
+    if needed / MEMORY_SHARE + PLENTY < recent_memory():
+        return ""
+    free = int(available_memory() * MEMORY_SHARE)
     return (
         f"needs {needed:,} bytes, {workspace:,} of them workspace; {free:,} are free" if needed > free else ""
     )

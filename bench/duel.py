@@ -10,11 +10,10 @@ below what ``bench.noise`` allows a table.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 from algos.contract import Algorithm
 from algos.grammar import shown
 from algos.spec import ConvSpec
+from algos.wisdom import Known
 from bench import perf_counter
 from bench.cases import Case, Settings
 from bench.launching import Launching
@@ -189,10 +189,8 @@ class _Turns(Runner):
     def __init__(self, settings: Settings, store: Store, progress: Progress | None) -> None:
         super().__init__(settings, store, progress, _Apart(), _Burning)
 
-    @contextlib.contextmanager
-    def _remembering(self) -> Iterator[None]:
-        yield
-        self._lessons.clear()
+    def _teach(self, more: Iterable[Known] = ()) -> None:
+        pass
 
 
 class Met(NamedTuple):

@@ -7,7 +7,6 @@ and the rest go on until the turns tell their ratios well enough (``bench.launch
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,7 +91,10 @@ class Runner:
                         if limit is not None and perf_counter() - started > limit:
                             self.outcome.complete = False
                             return self.outcome
-                        self._group(launch, group)
+                        try:
+                            self._group(launch, group)
+                        finally:
+                            self._teach()
                     self._pool.end()
                     launch += 1
         finally:
@@ -214,17 +216,12 @@ class Runner:
 
     def _group(self, launch: int, cases: list[Case]) -> None:
         """One launch of the cases of one spec; each is stored as soon as it is done."""
-        with self._remembering():
-            self._launching.run(launch, [replace(c, record=self._records[c.record.key]) for c in cases])
+        self._launching.run(launch, [replace(c, record=self._records[c.record.key]) for c in cases])
 
-    @contextlib.contextmanager
-    def _remembering(self) -> Iterator[None]:
+    def _teach(self, more: Iterable[wisdom.Known] = ()) -> None:
         """The machine learns from a group at once: its file is written once for all of its cases."""
-        try:
-            yield
-        finally:
-            wisdom.remember(self._lessons)
-            self._lessons.clear()
+        wisdom.remember([*self._lessons, *more])
+        self._lessons.clear()
 
     def _teach_table(self) -> None:
         """Once the table is whole: how sure it is who is faster than whom."""
@@ -233,7 +230,7 @@ class Runner:
             groups.setdefault((self._records[key].threads, self._records[key].spec), []).append(
                 self._records[key]
             )
-        wisdom.remember(taught(groups.values()))
+        self._teach(taught(groups.values()))
 
 
 def _groups(cases: Iterable[Case]) -> list[list[Case]]:

@@ -15,8 +15,8 @@ from types import FunctionType
 from typing import Any
 
 STOOD_ON = ("builtins", "gc", "json", "math", "numpy", "os", "statistics", "time")
-# (module, class or nothing, name) -> owner, value, its code
-_before: dict[tuple[str, str, str], tuple[Any, Any, Any]] = {}
+# (module, class or nothing, name) -> owner, what it holds, value, its code
+_before: dict[tuple[str, str, str], tuple[Any, Any, Any, Any]] = {}
 
 
 def close() -> None:
@@ -26,10 +26,11 @@ def close() -> None:
             continue
         for name, value in list(vars(contents).items()):
             if isinstance(value, type) and value.__module__ == module and module not in STOOD_ON:
-                for method, function in list(vars(value).items()):
-                    _before.setdefault((module, name, method), (value, function, _code(function)))
+                held = vars(value)
+                for method, function in list(held.items()):
+                    _before.setdefault((module, name, method), (value, held, function, _code(function)))
             if callable(value):
-                _before.setdefault((module, "", name), (contents, value, _code(value)))
+                _before.setdefault((module, "", name), (contents, vars(contents), value, _code(value)))
 
 
 @contextlib.contextmanager
@@ -60,15 +61,15 @@ def insist() -> None:
 def mend() -> None:
     """Put back what was there."""
     for module, kind, name in _different():
-        owner, value, code = _before[module, kind, name]
+        owner, _, value, code = _before[module, kind, name]
         setattr(owner, name, value)
         if code is not None:
             value.__code__ = code
 
 
 def _different() -> list[tuple[str, str, str]]:
-    return [key for key, (owner, value, code) in _before.items()
-            if owner.__dict__.get(key[2]) is not value or (code is not None and value.__code__ is not code)]
+    return [key for key, (_, held, value, code) in _before.items()
+            if held.get(key[2]) is not value or (code is not None and value.__code__ is not code)]
 
 
 def _code(function: Any) -> Any:
