@@ -212,7 +212,7 @@ def _exactly(spec: ConvSpec, operands: tuple[Any, ...], weights: Any, bias: Any,
 
 def _sums(spec: ConvSpec, operands: tuple[Any, ...], weights: Any, bias: Any, work: Any) -> Any:
     """The definition, tap by tap, with its bias."""
-    whole = lambda number: np.array(number).astype(work)[()]  # noqa: E731 - around 2^64 where that is the type
+    whole = lambda number: np.array(number).astype(work)[()]  # noqa: E731 - modulo 2^64 in its type
     first, *rest = (a.astype(work) for a in operands)
     n, g, p = spec.batch, spec.groups, math.prod(spec.output_size)
     i, o = spec.in_channels // g, spec.out_channels // g
