@@ -25,12 +25,13 @@ from algos.engine.blocks import Axis, axes
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.packing import packed, tap_offsets
-from algos.engine.patches import PACK_COST, STEPS, Cut, cut, elements, pack_patch, pixel_step
+from algos.engine.patches import PACK_COST, SHARED_FLOPS, STEPS, Cut, cut, elements, pack_patch, pixel_step
 from algos.engine.relay import fork
 from algos.engine.runs import ROWS, block_of, runs_block
 from algos.engine.simd import address, advance, copy, lanes, transpose
 from algos.engine.tables import named, table_of
 from algos.engine.target import UNROLLED, VECTOR_BYTES
+from algos.engine.threads import worth
 from algos.host import caches
 from algos.spec import ConvSpec, SpecError
 
@@ -56,9 +57,12 @@ class Layout(NamedTuple):
     height: int
     width: int
     stride: int  # of rows
+    step: int  # of columns
     begin: int  # the row of the result, maybe above the first, with which the first block begins
+    left: int  # and the column
     lines: int  # of each residue
     columns: int
+    wide: int  # columns of which there are places
 
 
 class Windows(NamedTuple):
@@ -108,30 +112,37 @@ def unpack_places(sums, places, y, plane, count, at, pixels, spare):
 
 @linked(**FLAGS)
 def residue_runs(grad, y, w, cut, layout, residues, windows, vectors, patches, all_sums, slot, first, last):
-    """Items [first, last): image x group x block of rows x part of the group's input channels.
+    """Items [first, last): image x group x block of rows x block of columns x part of the group's channels.
 
     w: (group, block of channels, element, channels of a block), the elements residue by residue; all_sums:
     (thread, residue, position, channels of a block).
     """
     patch, sums = patches[slot], all_sums[slot]
-    rows, parts, width, stride = cut.rows, cut.parts, layout.width, layout.stride
+    rows, parts, width, stride, step = cut.rows, cut.parts, layout.width, layout.stride, layout.step
     outputs, channels = grad.shape[1] // cut.groups, y.shape[1] // cut.groups
     blocks, every, block = w.shape[1], w.shape[2], w.shape[3]
-    row_blocks, wide = -(-layout.lines // rows), VECTOR_BYTES // grad.itemsize
+    row_blocks, col_blocks, wide = cut.row_blocks, cut.col_blocks, VECTOR_BYTES // grad.itemsize
     spare = address(patch, patch.size - wide * wide)
     packed = -1
     for item in range(first, last):
         whole, part = item // parts, item % parts
-        n, group = whole // row_blocks // cut.groups, whole // row_blocks % cut.groups
-        q = whole % row_blocks * rows
-        count = min(rows, layout.lines - q)
+        down, along = whole // col_blocks % row_blocks, whole % col_blocks
+        n = whole // (row_blocks * col_blocks)
+        n, group = n // cut.groups, n % cut.groups
+        q, m = layout.lines * down // row_blocks, layout.columns * along // col_blocks
+        count = layout.lines * (down + 1) // row_blocks - q
+        columns = layout.columns * (along + 1) // col_blocks - m
         if whole != packed:
-            pack_patch(grad, n, group * outputs, outputs, q - cut.top, cut.patch_rows - rows + count, cut,
-                       patch)  # fmt: skip
+            needed = cut.patch_rows - rows + count
+            pack_patch(grad, n, group * outputs, outputs, q - cut.top, needed, cut.left - m, cut, patch)
             packed = whole
         top = layout.begin + q * stride
         low, high = max(0, top), min(layout.height, top + count * stride)
-        places = windows.places[(low - top) * width :]
+        places, at, pixels = windows.places[(low - top) * layout.wide :], low * width, (high - low) * width
+        if col_blocks > 1:  # of a signal
+            begin = layout.left + m * step
+            at, pixels = max(0, begin), min(width, begin + columns * step) - max(0, begin)
+            places = windows.places[at - begin :]
         for b in range(blocks * part // parts, blocks * (part + 1) // parts):
             weights = address(w, (group * blocks + b) * every * block)  # w[group][b][0][0]
             for r in range(residues.shape[0]):
@@ -142,13 +153,13 @@ def residue_runs(grad, y, w, cut, layout, residues, windows, vectors, patches, a
                     here = min(piece, own.n_starts - s)
                     ends = own.n_singles if s + here == own.n_starts else 0
                     taken = advance(weights, (own.element + s * UNROLLED) * block)
-                    runs_block(address(patch, 0), count * layout.columns, windows.pixels,
+                    runs_block(address(patch, 0), count * columns, windows.pixels,
                                address(windows.starts, own.starts + s), here,
                                address(windows.singles, own.singles), ends, taken, sums[own.sums], s > 0,
                                vectors)  # fmt: skip
             c = group * channels + b * block
-            unpack_places(sums, places, y, n * y.shape[1] + c, min(block, channels - b * block), low * width,
-                          (high - low) * width, spare)  # fmt: skip
+            unpack_places(sums, places, y, n * y.shape[1] + c, min(block, channels - b * block), at, pixels,
+                          spare)  # fmt: skip
 
 
 @compiled(**FLAGS)
@@ -216,9 +227,13 @@ def _reached(spec: ConvSpec) -> list[tuple[int, int]]:
 def cut_of(spec: ConvSpec, threads: int) -> Cut:
     """Blocks whose patch and sums fit the second-level cache together."""
     found, (_, col), unit = way(spec), axes(spec), spec.in_dtype.itemsize
-    sums = _lines(col) * len(_reached(spec)) * block_of(found) * unit
-    rows, line = max(1, SUMS_BYTES // sums), (_lines(col) + _reach(col)) * pixel_step(found) * unit
-    return cut(found, threads, min(caches()["L2"], (rows + found.kernel[0] - 1) * line))
+    threads = worth(threads, spec.flops, SHARED_FLOPS)
+    sums, pixel = len(_reached(spec)) * block_of(found) * unit, pixel_step(found) * unit
+    if spec.ndim == 1:
+        room = (SUMS_BYTES // sums + _reach(col)) * pixel
+        return cut(found, threads, min(caches()["L2"], room))
+    rows, line = max(1, SUMS_BYTES // (_lines(col) * sums)), (_lines(col) + _reach(col)) * pixel
+    return cut(found, threads, min(caches()["L2"], (rows + found.kernel[0] - 1) * line), whole=True)
 
 
 def _sizes(spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
@@ -232,7 +247,7 @@ def _sizes(spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
     weights = channels * (spec.out_channels // spec.groups) * row.kernel * col.kernel
     wide = lanes(spec.in_dtype)
     patch = found.patch_rows * found.cols * found.step + wide + wide**2
-    return weights, patch, found.rows * _lines(col) + ROWS
+    return weights, patch, found.rows * found.columns + ROWS
 
 
 def workspace_bytes(spec: ConvSpec, threads: int) -> int:
@@ -241,7 +256,8 @@ def workspace_bytes(spec: ConvSpec, threads: int) -> int:
     kept = weights + found.threads * (patch + len(_reached(spec)) * positions * block_for(spec))
     # Where elements of a window lie in weights, and in what order, while they are packed
     tables = positions + 7 * (spec.out_channels // spec.groups) * math.prod(spec.kernel)
-    return kept * spec.in_dtype.itemsize + 8 * (tables + 3 * found.rows * row.stride * col.size)
+    tables += 3 * found.rows * row.stride * (col.size + col.stride)
+    return kept * spec.in_dtype.itemsize + 8 * tables
 
 
 def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
@@ -249,10 +265,10 @@ def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
     found, of, (row, col) = cut_of(spec, threads), way(spec), axes(spec)
     block, reached = block_of(of), _reached(spec)
     _, patch_length, positions = _sizes(spec, found)
-    outputs, channels, columns = of.in_channels // of.groups, of.out_channels // of.groups, _lines(col)
+    outputs, channels = of.in_channels // of.groups, of.out_channels // of.groups
     pixels = np.zeros(positions, np.int64)
     pixels[:-ROWS] = (
-        (np.arange(found.rows)[:, None] * found.cols + np.arange(columns)) * found.step
+        (np.arange(found.rows)[:, None] * found.cols + np.arange(found.columns)) * found.step
     ).ravel()
     kernels = weights.reshape(spec.groups, outputs, channels, *weights.shape[2:]).swapaxes(1, 2)
     taps_at, offsets = tap_offsets(kernels), []
@@ -273,9 +289,13 @@ def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         singles.append(rest)
         element += order.size
     w = packed(kernels, np.concatenate(offsets), block, threads)
-    layout = Layout(row.size, col.size, row.stride, row.before // row.stride * row.stride - row.before,
-                    _lines(row), columns)  # fmt: skip
-    places = _places(row, col, reached, found.rows, positions) * block
+    wide, shift = col.size, col.before % col.stride
+    if found.col_blocks > 1:
+        wide, shift = found.columns * col.stride, 0
+    layout = Layout(row.size, col.size, row.stride, col.stride, -(row.before % row.stride),
+                    -(col.before % col.stride), _lines(row), _lines(col), wide)  # fmt: skip
+    lying = np.arange(wide) + shift
+    places = _places(row, col, reached, (found.rows, found.columns), lying, positions) * block
     patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
     sums = aligned((found.threads, len(reached), positions, block), spec.in_dtype, zeros=True)
     vectors = (0,) * (block // lanes(spec.in_dtype))
@@ -284,16 +304,17 @@ def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
     return Work(all_inputs, arguments, found.items, found.threads, as_2d=True)
 
 
-def _places(row: Axis, col: Axis, reached: list[tuple[int, int]], rows: int, positions: int) -> np.ndarray:
-    """Of each element of a block of the result, the position of its sum, over all residues one after another;
-    the last of the first residue's, which stays zero, where no tap reaches.
+def _places(row: Axis, col: Axis, reached: list[tuple[int, int]], block: tuple[int, int], along: np.ndarray,
+            positions: int) -> np.ndarray:  # fmt: skip
+    """Of each element of a block of the result, in columns ``along`` of it, the position of its sum, over all
+    residues one after another; the last of the first residue's, which stays zero, where no tap reaches.
     """
     numbers = np.full((row.stride, col.stride), -1)
     for number, at in enumerate(reached):
         numbers[at] = number
-    down, along = np.arange(rows * row.stride)[:, None], np.arange(col.size) + col.before % col.stride
+    down = np.arange(block[0] * row.stride)[:, None]
     own = numbers[down % row.stride, along % col.stride]
-    within = down // row.stride * _lines(col) + along // col.stride
+    within = down // row.stride * block[1] + along // col.stride
     return np.where(own < 0, positions - 1, own * positions + within).ravel()
 
 

@@ -29,11 +29,12 @@ from algos.engine.epilogue import After
 from algos.engine.jit import compiled, linked
 from algos.engine.lanes import Lanes
 from algos.engine.memory import aligned
-from algos.engine.relay import CHUNKS, ITEMS, SHARES, fork
+from algos.engine.relay import CHUNKS, ITEMS, fork
 from algos.engine.runs import ROWS, block_of, runs_block, unpack_sums
 from algos.engine.simd import I64, Emitter, address, copy, lanes, transpose
 from algos.engine.tables import named, table_of
 from algos.engine.target import RUN_VECTORS, VECTOR_BYTES
+from algos.engine.threads import chunks_of, worth
 from algos.spec import ConvSpec
 
 intrinsic: Any = typed_intrinsic  # called without the typing context, which its type does not say
@@ -43,7 +44,7 @@ ELEMENTS = 1024  # whose sums a thread holds: 256 KiB with blocks of 64 output c
 PATCH_BYTES = 1 << 18  # of a thread's part of x
 FAR = 1 << 20  # positions of a table
 ALIKE = 16  # positions of which every run but the last has a multiple
-SHARED_FLOPS = 2e6
+SHARED_FLOPS = 3e6
 # Operations in whose time an element is gathered, copied with its border, or summed with another share's
 GATHERING, COPYING, ADDING = 12.0, 4.0, 12.0
 NARROW_COST = 1.15  # of arithmetic in blocks of fewer vectors
@@ -70,6 +71,7 @@ class Cut(NamedTuple):
     shares: int
     items: int
     threads: int
+    chunks: int
 
 
 class Memory(NamedTuple):
@@ -192,7 +194,7 @@ def add_shares(found, dw, slot, first, last):
 def all_weights(x, grad, dw, table, elements, positions, vectors, patches, grads, sums, found, job):
     """Every item, shared with the helpers, and then what the shares found; ``table``: of a ``Cut``."""
     cut = named(Cut, table)
-    job[CHUNKS], job[ITEMS] = min(cut.items, SHARES * cut.threads), cut.items
+    job[CHUNKS], job[ITEMS] = cut.chunks, cut.items
     each = elements, positions, vectors, Memory(patches, grads, sums)
     if cut.swapped:
         x, grad = grad, x
@@ -241,8 +243,7 @@ def cut(spec: ConvSpec, threads: int) -> Cut:
     row, col = axes(of)
     unit, taps = spec.in_dtype.itemsize, math.prod(spec.kernel)
     channels, filters = of.in_channels // spec.groups, of.out_channels // spec.groups
-    if spec.flops < SHARED_FLOPS:
-        threads = 1
+    threads = worth(threads, spec.flops, SHARED_FLOPS)
     blocks = -(-filters // block)
     outer, positions = blocks * spec.groups, spec.batch * math.prod(spec.output_size)
 
@@ -269,9 +270,9 @@ def cut(spec: ConvSpec, threads: int) -> Cut:
         count = min(row.outputs, -(-count // shares) * shares)
     rows = -(-row.outputs // count)
     plane = _read(row, rows) * pitch if padded else row.size * col.size
-    items = outer * shares
+    items, chunks = outer * shares, chunks_of(outer * shares, threads)
     return Cut(spec.groups, row.stride, row.before, col.before, swapped, padded, pitch, plane, rows, some,
-               taps, reach, blocks, shares, items, min(threads, items))  # fmt: skip
+               taps, reach, blocks, shares, items, min(threads, items), chunks)  # fmt: skip
 
 
 def _read(axis: Axis, outputs: int) -> int:

@@ -45,10 +45,11 @@ from algos.engine.jit import compiled, linked
 from algos.engine.planes import Planes, element_size, tile_rows
 from algos.engine.products import MOST_TAPS as MOST_SHARED
 from algos.engine.products import add_products
-from algos.engine.relay import BIAS, SHARES, fork
+from algos.engine.relay import BIAS, fork
 from algos.engine.simd import place
 from algos.engine.tables import named, table_of
 from algos.engine.target import REGISTERS, VECTOR_BYTES
+from algos.engine.threads import SHARES, worth
 from algos.spec import ConvSpec
 
 MOST_TAPS = 256  # of unrolled code: more take seconds to compile, and are faster by other methods
@@ -275,13 +276,21 @@ class Depthwise(Compiled):
     def _cut(self, spec: ConvSpec, threads: int) -> tuple[int, int, int]:
         """(threads worth using, rows of a tile, bands of rows of a plane)."""
         row, _ = axes(spec)
-        threads = threads if self._seconds(spec) > SHARED_S else 1
+        threads = worth(threads, self._seconds(spec), SHARED_S)
         if spec.direction == "weight_gradient":
             return min(threads, spec.out_channels), 1, 1
         rows = self._rows(spec)
         wanted = SHARES * threads if threads > 1 else 1
         every = row.outputs if spec.direction == "forward" else _lines(row)
-        return threads, rows, max(1, min(-(-wanted // (spec.batch * spec.out_channels)), every // rows))
+        planes = spec.batch * spec.out_channels
+
+        def tiles(bands: int) -> int:
+            """Of the thread that has most."""
+            return -(-planes * bands // threads) * -(-every // (bands * rows))
+
+        # The most of those with which it has least: then none waits long for the last
+        bands = min(range(max(1, min(-(-wanted // planes), every // rows)), 0, -1), key=tiles)
+        return min(threads, planes * bands), rows, bands
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         return self.variants(lambda one: one._cut(spec, threads), rows=range(1, ROWS + 1))

@@ -37,12 +37,13 @@ from algos.engine.epilogue import after_of
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.packing import packed, tap_offsets
-from algos.engine.patches import PACK_COST, Cut, cut, elements, pack_patch
+from algos.engine.patches import PACK_COST, SHARED_FLOPS, Cut, cut, elements, pack_patch
 from algos.engine.relay import fork
 from algos.engine.runs import ROWS, block_of, runs_block, unpack_sums
 from algos.engine.simd import address, advance, lanes
 from algos.engine.tables import named, table_of
 from algos.engine.target import UNROLLED
+from algos.engine.threads import worth
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -61,27 +62,30 @@ class Window(NamedTuple):
 
 @linked(**FLAGS)
 def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, after, slot, first, last):
-    """Items [first, last): image x group x block of output rows x part of the group's output channels.
+    """Items [first, last): image x group x block of rows x block of columns x part of the group's channels.
 
     w: (group, block of outputs, element of the window, outputs of a block), elements as ``window`` has them;
     vectors: a zero for each of a block of outputs; patches, all_sums: of each thread.
     """
     patch, sums = patches[slot], all_sums[slot]
-    rows, parts, pixels, starts, singles = cut.rows, cut.parts, window.pixels, window.starts, window.singles
+    parts, pixels, starts, singles = cut.parts, window.pixels, window.starts, window.singles
     channels, filters = x.shape[1] // cut.groups, y.shape[1] // cut.groups
     blocks, elements, block, width = w.shape[1], w.shape[2], w.shape[3], y.shape[3]
-    row_blocks = -(-y.shape[2] // rows)
-    packed = -1
+    row_blocks, col_blocks, packed = cut.row_blocks, cut.col_blocks, -1
     for item in range(first, last):
         whole, part = item // parts, item % parts
-        n, group = whole // row_blocks // cut.groups, whole // row_blocks % cut.groups
-        oh0 = whole % row_blocks * rows
-        count = min(rows, y.shape[2] - oh0)
+        down, along = whole // col_blocks % row_blocks, whole % col_blocks
+        n = whole // (row_blocks * col_blocks)
+        n, group = n // cut.groups, n % cut.groups
+        oh0, ow0 = y.shape[2] * down // row_blocks, width * along // col_blocks
+        count = y.shape[2] * (down + 1) // row_blocks - oh0
         if whole != packed:
-            needed = cut.patch_rows - (rows - count) * cut.row_stride // cut.row_step
-            pack_patch(x, n, group * channels, channels, oh0 * cut.row_stride - cut.top, needed, cut, patch)
+            needed = cut.patch_rows - (cut.rows - count) * cut.row_stride // cut.row_step
+            pack_patch(x, n, group * channels, channels, oh0 * cut.row_stride - cut.top, needed,
+                       cut.left - ow0 * cut.col_stride, cut, patch)  # fmt: skip
             packed = whole
-        outputs = count * width
+        # Of several columns' blocks each has one row
+        outputs = count * (width * (along + 1) // col_blocks - ow0)
         for b in range(blocks * part // parts, blocks * (part + 1) // parts):
             weights = address(w, (group * blocks + b) * elements * block)  # w[group][b][0][0]
             for s in range(0, max(1, starts.size), cut.piece):
@@ -90,7 +94,7 @@ def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, after, slot, f
                 runs_block(address(patch, 0), outputs, pixels, address(starts, s), here, address(singles, 0),
                            ends, advance(weights, s * UNROLLED * block), sums, s > 0, vectors)  # fmt: skip
             o, here = group * filters + b * block, min(block, filters - b * block)
-            unpack_sums(sums, y, n, o, here, oh0 * width, outputs, after)
+            unpack_sums(sums, y, n, o, here, oh0 * width + ow0, outputs, after)
 
 
 @compiled(**FLAGS)
@@ -122,7 +126,7 @@ class DirectChannels(Compiled):
         return _inputs.beyond(spec) if spec.direction == "input_gradient" else None
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
-        return cut(spec, threads, self.patch_bytes or caches()["L2"])
+        return cut(spec, worth(threads, spec.flops, SHARED_FLOPS), self.patch_bytes or caches()["L2"])
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         if spec.direction in OTHERS:
@@ -131,12 +135,11 @@ class DirectChannels(Compiled):
 
     def _sizes(self, spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
         """Elements of the packed weights, of a patch, and rows of a thread's sums."""
-        _, col = axes(spec)
         block = block_of(spec)
         filters = -(-spec.out_channels // spec.groups // block) * block * spec.groups
         weights = filters * (spec.in_channels // spec.groups) * math.prod(spec.kernel)
         patch = found.patch_rows * found.cols * found.step + lanes(spec.in_dtype)
-        return weights, patch, found.rows * col.outputs + ROWS
+        return weights, patch, found.rows * found.columns + ROWS
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         if other := OTHERS.get(spec.direction):
@@ -158,7 +161,7 @@ class DirectChannels(Compiled):
         pixel_rows = np.arange(found.rows) * (row.stride // found.row_step * found.cols)
         pixels = np.zeros(pixels_length, np.int64)
         pixels[:-ROWS] = (
-            (pixel_rows[:, None] + np.arange(col.outputs) * (col.stride // found.col_step)) * found.step
+            (pixel_rows[:, None] + np.arange(found.columns) * (col.stride // found.col_step)) * found.step
         ).ravel()
         taps = (
             np.arange(row.kernel)[:, None] * (row.dilation * found.cols)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -32,10 +33,11 @@ from algos.engine.blocks import Blocks, Geometry, axes, locate, pack
 from algos.engine.epilogue import after_of, finish
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import LINE, aligned
-from algos.engine.relay import SHARES, fork
+from algos.engine.relay import fork
 from algos.engine.simd import address, advance, copy, lanes, move, outer_rows, prefetch
 from algos.engine.tables import named, table_of
 from algos.engine.target import ROWS, TAILS, VECTOR_BYTES, VECTORS
+from algos.engine.threads import SHARES, busiest, worth
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -234,7 +236,7 @@ class DirectPixels(Compiled):
     )
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
-        return threads if spec.flops > SHARED_FLOPS else 1
+        return worth(threads, spec.flops, SHARED_FLOPS)
 
     def _budget(self) -> int:
         return self.patch_bytes or caches()["L2"] // 2
@@ -253,16 +255,14 @@ class DirectPixels(Compiled):
         if spec.in_channels // spec.groups > _steps(spec):  # sums come back for every piece of them
             slabs = min(pixels, -(-pixels * block * filters * spec.in_dtype.itemsize // self._budget()))
         if threads > 1 and outer * slabs < SHARES * threads and outer * slabs % threads:
-            # Of blocks of pixels or of outputs one thread may get one more; cut by outputs, every thread
-            # packs all panels.
-            by_pixels, by_outputs = (
-                -(-pixels // threads) * (blocks + PACKING),
-                pixels * (-(-blocks // threads) + PACKING),
-            )
-            if by_pixels <= by_outputs:
-                slabs = min(pixels, SHARES * threads)
-            else:
-                parts = min(threads, blocks)
+
+            def load(ways: tuple[int, int]) -> float:
+                """Of the thread that has most, blocks of pixels times those of outputs, and packing each."""
+                slabs, parts = ways
+                return busiest(outer * parts, pixels, slabs, threads) * (-(-blocks // parts) + PACKING)
+
+            by_both = product(range(slabs, min(pixels, threads) + 1), range(2, min(threads, blocks) + 1))
+            slabs, parts = min([(min(pixels, SHARES * threads), 1), *by_both], key=load)
         width = 1
         # Little to do with a panel but to read it: long rows, which the hardware prefetches
         if blocks <= FEW:
@@ -271,10 +271,8 @@ class DirectPixels(Compiled):
         return Panels(spec.groups, parts, slabs, width * block, outer * slabs * parts)
 
     def _blocks(self, spec: ConvSpec, threads: int) -> Blocks:
-        found = Blocks.of(
-            spec, threads, self._budget(), 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups)
-        )
-        return Blocks(spec, found.rows, found.cols, 1)
+        cost = 6 / (math.prod(spec.kernel) * spec.out_channels / spec.groups)
+        return Blocks.of(spec, threads, self._budget(), cost, whole=True)
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         cut = DirectPixels._panels if self._flat(spec) else DirectPixels._blocks

@@ -51,6 +51,7 @@ from algos.engine.overlap_save import (
 from algos.engine.ranges import Scaling, limit_bits, powers_of_two
 from algos.engine.simd import lanes
 from algos.engine.tables import table_of
+from algos.engine.threads import worth
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -115,7 +116,7 @@ def plan_for(spec: ConvSpec, threads: int, longest: int) -> Plan:
     """The tiles that make the model of the run's time least."""
     best: Plan | None = None
     for first, last, items, each in _choices(spec, longest):
-        for used in {1, min(threads, items)}:
+        for used in {1, min(worth(threads, items * each, HAND_OVER_S), items)}:
             seconds = -(-items // used) * each + (HAND_OVER_S if used > 1 else 0)
             if best is None or seconds < best.seconds:
                 best = Plan(first, last, items, used, seconds)

@@ -35,6 +35,7 @@ from algos.engine.relay import fork
 from algos.engine.simd import address, copy_bytes, lanes, place
 from algos.engine.strips import UNROLLED, correlate_block, strip_rows, strip_vectors
 from algos.engine.tables import named, table_of
+from algos.engine.threads import worth
 from algos.spec import ConvSpec
 
 FLOPS_PER_S = 7e10  # of one thread, float32
@@ -190,7 +191,7 @@ class NumbaPicture(Compiled):
         )
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
-        return threads if self._operations(spec) / self._speed(spec) > SHARED_S else 1
+        return worth(threads, self._operations(spec) / self._speed(spec), SHARED_S)
 
     def workspace_bytes(self, spec: ConvSpec, threads: int = 1) -> int:
         threads = self._threads(spec, threads)

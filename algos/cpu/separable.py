@@ -54,6 +54,7 @@ from algos.engine.simd import address, advance, copy_bytes, lanes, place
 from algos.engine.strips import SUMS, correlate_block, slide, slide_rows, strip_rows, strip_vectors
 from algos.engine.tables import named, table_of
 from algos.engine.target import VECTOR_BYTES
+from algos.engine.threads import worth
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -275,7 +276,7 @@ class Separable(Compiled):
 
     def _threads(self, spec: ConvSpec, threads: int) -> int:
         if strips_of(spec):
-            return threads if self._operations(spec) / self._speed(spec) > SHARED_S else 1
+            return worth(threads, self._operations(spec) / self._speed(spec), SHARED_S)
         return shared_by(threads, self._operations(spec), spec)
 
     def _speed(self, spec: ConvSpec) -> float:

@@ -41,13 +41,15 @@ from algos.engine.relay import CHUNKS, HELPERS, ITEMS, fork, helpers
 from algos.engine.simd import address, element, lanes
 from algos.engine.tables import named, table_of
 from algos.engine.target import ROWS, VECTOR_BYTES, VECTORS
+from algos.engine.threads import HAND_OVER_S, SHARES, TELL_S, busiest, worth
 from algos.engine.tiles import Tiles, block_of, load_tiles, multiply, peak_of_rows, store_tiles, transform
 from algos.engine.toom_cook import Tiled, whole_by
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
 SHARED_FLOPS = 4e6
-FEW_TILES = 4
+FEW_TILES = 4  # take as long as reading their weights
+PHASES, MULTIPLIED_PER_S = 3, 5e10  # of a block that threads share; multiply-adds of one thread
 TAP_S, POINT_S = 1.7e-9, 6e-10  # of a kernel's taps and its transform, one thread, measured
 
 
@@ -57,7 +59,7 @@ class Memory(NamedTuple):
     spectra: np.ndarray
     products: np.ndarray
     scratch: np.ndarray  # of each thread
-    sums: np.ndarray  # (channels of a group of y), of squares
+    sums: np.ndarray  # of squares, by part of what is stored
 
 
 class Phase(NamedTuple):
@@ -112,7 +114,7 @@ def kind_of_item(x, item, tiles, shape, scratch):
     """The kind of the elements of x that an item reads: looked at only where its results leave that open."""
     block, channels, m = block_of(item, tiles), x.shape[1] // tiles.groups, len(shape[0])
     first = block.row * m - tiles.top
-    last = first + tiles.rows * m + len(shape[1]) - 1
+    last = first + block.rows * m + len(shape[1]) - 1
     peak = peak_of_rows(x, block.n, block.group * channels, channels, first, last, scratch)
     return kind_of(peak, (tiles.faint, tiles.large))
 
@@ -127,10 +129,8 @@ def winograd_tiles(x, y, kernels, table, shape, faint, scales, spectra, products
     ``load_tiles`` has it.
     """
     tiles, memory = named(Tiles, table), Memory(spectra, products, scratch, sums)
-    items = x.shape[0] * tiles.groups * -(-tiles.tiles_h // tiles.rows)
-    lanes = VECTOR_BYTES // x.itemsize
-    channels, filters = x.shape[1] // tiles.groups, y.shape[1] // tiles.groups
-    shares = (items, -(-channels // lanes), spectra.shape[1], -(-filters // lanes))
+    items = x.shape[0] * tiles.groups * tiles.blocks
+    shares = (items, tiles.loads, tiles.products, tiles.stores)
     run, kind = 0, ORDINARY
     while run < (3 * items if tiles.together else 1):
         number, item = 1 + run % 3 if tiles.together else 0, run // 3
@@ -223,13 +223,23 @@ class Tiling(NamedTuple):
 
     tiles_h: int
     tiles_w: int
-    rows: int  # tile rows of a block
-    together: bool  # the threads share each block
+    blocks: int  # of tile rows
+    together: bool  # the threads share each block:
+    parts: tuple[int, int, int]  # in so many its tiles, the products and the results
     threads: int
 
     @property
-    def blocks(self) -> int:
-        return -(-self.tiles_h // self.rows)
+    def rows(self) -> int:
+        """Tile rows of a block, at most."""
+        return -(-self.tiles_h // self.blocks)
+
+
+def parts_of(first: int, second: int, threads: int) -> int:
+    """Parts into which threads cut ``first`` times ``second`` pieces of work: each of the first is one, or
+    several of equal size, the fewest that end together.
+    """
+    cuts = range(1, min(second, -(-SHARES * threads // first)) + 1)
+    return first * min(cuts, key=lambda cut: -(-first * cut // threads) * -(-second // cut))
 
 
 @dataclass(frozen=True)
@@ -261,29 +271,34 @@ class Winograd(Tiled, Compiled):
     @lru_cache(maxsize=1024)  # noqa: B019 - few instances, which live as long as the process
     def _tiling(self, spec: ConvSpec, threads: int) -> Tiling:
         tiles_h, tiles_w = (-(-n // self.m) for n in spec.output_size)
-        if spec.flops < SHARED_FLOPS:
-            threads = 1
-        unit, points = spec.in_dtype.itemsize, math.prod(self._tile(spec))
+        threads = worth(threads, spec.flops, SHARED_FLOPS)
+        unit, points, wide = spec.in_dtype.itemsize, math.prod(self._tile(spec)), lanes(spec.in_dtype)
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         row = points * tiles_w * (inputs + outputs) * unit
         items = spec.batch * spec.groups
-        together = threads > 1 and (
-            points * inputs * outputs * unit > self.shared_bytes or items * tiles_h < threads
-        )
-        rows = max(1, min(tiles_h, self.block_bytes * (4 * threads if together else 1) // row))
-        blocks = -(-tiles_h // rows)
-        if not together:
-            blocks = (
-                -(-items * blocks // threads) * threads // items if items * tiles_h >= threads else blocks
-            )
-        rows = -(-tiles_h // max(1, min(tiles_h, blocks)))
-        return Tiling(
-            tiles_h,
-            tiles_w,
-            rows,
-            together,
-            min(threads, items * -(-tiles_h // rows)) if not together else threads,
-        )
+
+        def fewest(room: int) -> int:
+            """Blocks whose rows fit."""
+            return -(-tiles_h // max(1, min(tiles_h, room // row)))
+
+        def load(blocks: int) -> float:
+            """Of the thread that has most, in tiles: rows, and reading the weights once for each block."""
+            most = -(-items * blocks // threads)
+            return busiest(items, tiles_h, blocks, threads) * tiles_w + most * FEW_TILES
+
+        own = min(range(fewest(self.block_bytes), tiles_h + 1), key=load)
+        some = worth(threads, spec.flops / items, PHASES * SHARED_FLOPS)
+        shared, pieces = fewest(self.block_bytes * 4 * some), points * -(-outputs // (VECTORS * wide))
+        tiles = items * (tiles_h * tiles_w + shared * FEW_TILES) * -(-pieces // some) / pieces
+        tile_s = points * inputs * outputs / MULTIPLIED_PER_S
+        waiting = PHASES * items * shared * (HAND_OVER_S + TELL_S * some) / tile_s
+        large = points * inputs * outputs * unit > self.shared_bytes
+        if some > 1 and (large or tiles + waiting < load(own)):
+            rows = tiles_h // shared
+            parts = (parts_of(-(-inputs // wide), rows, some), parts_of(points, pieces // points, some),
+                     parts_of(-(-outputs // wide), rows, some))  # fmt: skip
+            return Tiling(tiles_h, tiles_w, shared, True, parts, some)
+        return Tiling(tiles_h, tiles_w, own, False, (1, 1, 1), min(threads, items * own))
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         return self.variants(lambda one: one._tiling(spec, threads),
@@ -355,7 +370,7 @@ class Winograd(Tiled, Compiled):
 
     def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         tiling = self._tiling(spec, threads)
-        tiles_h, tiles_w, rows, together, threads = tiling
+        tiles_h, tiles_w, blocks, together, parts, threads = tiling
         kernels, (_, faint, limits, scales) = self._kernels(spec, weights, threads)
         spectra_shape, products_shape, length = self._shapes(spec, tiling)
         copies = 1 if together else threads
@@ -363,11 +378,11 @@ class Winograd(Tiled, Compiled):
         products = aligned((copies, *products_shape), spec.in_dtype)
         scratch = aligned((threads, length), spec.in_dtype)
         (top, _), (left, _) = spec.padding
-        sums = np.empty(spec.out_channels // spec.groups, spec.in_dtype)
+        sums = np.empty(parts[2], spec.in_dtype)
         shape = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
-        table = table_of(Tiles(spec.groups, tiles_h, tiles_w, rows, top, left, together, *limits))
+        table = table_of(Tiles(spec.groups, tiles_h, tiles_w, blocks, top, left, together, *parts, *limits))
         fixed = kernels, table, shape, faint, scales, spectra, products, scratch, sums
-        return Work(winograd_tiles, fixed, spec.batch * spec.groups * tiling.blocks, threads)
+        return Work(winograd_tiles, fixed, spec.batch * spec.groups * blocks, threads)
 
     def prepare_s(self, spec: ConvSpec, threads: int = 1) -> float:
         """Of the weights' transforms: of their taps and of the points."""

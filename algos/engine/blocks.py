@@ -18,6 +18,7 @@ import numpy as np
 from numba import uintp
 
 from algos.engine.jit import linked
+from algos.engine.threads import worth
 from algos.spec import ConvSpec
 
 LANES = 32  # blocks are rounded up to whole vectors of any machine, so that loops have no remainder
@@ -47,6 +48,11 @@ class Axis:
     def phases(self) -> tuple[int, ...]:
         """Input positions modulo the stride that some tap reads."""
         return tuple(sorted({tap * self.dilation % self.stride for tap in range(self.kernel)}))
+
+    @property
+    def extent(self) -> int:
+        """Positions from the first to the last tap."""
+        return (self.kernel - 1) * self.dilation + 1
 
     @property
     def phase_count(self) -> int:
@@ -131,9 +137,11 @@ class Blocks:
 
     @classmethod
     @lru_cache(maxsize=1024)  # asked by prepare, workspace_bytes and cost alike
-    def of(cls, spec: ConvSpec, threads: int, block_bytes: int, patch_cost: float) -> Blocks:
+    def of(
+        cls, spec: ConvSpec, threads: int, block_bytes: int, patch_cost: float, whole: bool = False
+    ) -> Blocks:
         """Blocks for ``threads`` threads; ``patch_cost``: work on an element of the patch over work on an
-        output.
+        output; ``whole``: of all the output channels.
         """
         row, col = axes(spec)
         planes = spec.in_channels // spec.groups * row.phase_count * col.phase_count
@@ -158,10 +166,17 @@ class Blocks:
             or halo(row.outputs / max(count, -(-n // outer))) <= SHARED_HALO * halo(row.outputs / count)
         )  # fmt: skip
         parts = 1
-        if outer * count < wanted:
+        if whole:  # the fewest with which the thread that has most has least: reading weights is as two rows
+            more = (-(-row.outputs // n) for n in range(count, min(row.outputs, count + threads) + 1))
+            rows = min(more, key=lambda rows: -(-outer * -(-row.outputs // rows) // threads) * (rows + 2))
+            count = -(-row.outputs // rows)
+        elif outer * count < wanted:
             parts = max(1, min(-(-wanted // (outer * count)), outputs // 8))
-        if outer * count * parts < wanted:
-            count = max(count, min(-(-wanted // (outer * parts)), -(-row.outputs // 8)))
+            if outer * count * parts < wanted:
+                count = max(count, min(-(-wanted // (outer * parts)), -(-row.outputs // 8)))
+        if row.outputs == 1 and outer * parts < wanted:
+            images = spec.batch * spec.groups * parts
+            cols = min(cols, -(-col.outputs * images // (wanted * LANES)) * LANES)
         return cls(spec, -(-row.outputs // count), cols, parts)
 
     @cached_property
@@ -239,7 +254,7 @@ def shared_by(threads: int, operations: float, spec: ConvSpec) -> int:
     """
     moved = math.prod(spec.input_shape) + math.prod(spec.output_shape)
     seconds = operations / FLOPS_PER_S + moved / ELEMENTS_PER_S
-    return threads if seconds > SHARED_S else 1
+    return worth(threads, seconds, SHARED_S)
 
 
 @linked(**FLAGS)

@@ -16,23 +16,31 @@ from algos.engine.memory import spread
 from algos.engine.runs import block_of
 from algos.engine.simd import address, clear, lanes, transpose
 from algos.engine.target import UNROLLED, VECTOR_BYTES
+from algos.engine.threads import busiest
 from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
 SHARED_FLOPS = 2e6
 CLOSE = 4  # columns apart
+FEW_COLUMNS = 256  # of a signal, whose blocks are not made shorter for the cache
 STEPS = 256  # of a block, before the next block takes the same weights: 16 KiB of them with AVX2
 PACK_COST = 6.0  # multiply-adds of one output channel that packing an element of the patch costs
+READ_COST = 8.0  # pixels in whose time a block's weights are read for the first time
 
 
 class Cut(NamedTuple):
-    """How the outputs of a spec are cut into items: blocks of rows, and parts of a group's output channels.
+    """How the outputs of a spec are cut into items: blocks of rows, or of columns of a single row, and parts
+    of a group's output channels. Of blocks all are as large, or one smaller.
     """
 
     groups: int
     parts: int
-    rows: int  # output rows of a block
+    row_blocks: int
+    col_blocks: int
+    rows: int  # output rows of a block, at most
+    columns: int
     row_stride: int
+    col_stride: int
     top: int  # rows of padding
     patch_rows: int
     row_step: int  # input rows from one row of the patch to the next
@@ -47,10 +55,10 @@ class Cut(NamedTuple):
 
 
 @linked(**FLAGS)
-def pack_patch(x, n, c0, channels, row0, rows, cut, patch):
+def pack_patch(x, n, c0, channels, row0, rows, left, cut, patch):
     """patch[r, j, :channels] = x[n, c0:, row0 + r * row_step, j * col_step - left], zero outside."""
     height, width = x.shape[2:]
-    row_step, left, cols, col_step, step = cut.row_step, cut.left, cut.cols, cut.col_step, cut.step
+    row_step, cols, col_step, step = cut.row_step, cut.cols, cut.col_step, cut.step
     wide = VECTOR_BYTES // x.itemsize
     plane, start, flat = height * width, row0 * width, x.reshape(x.size)
     if left == 0 and cols == width and col_step == row_step == 1 and row0 >= 0 and row0 + rows <= height:
@@ -92,40 +100,66 @@ def pixel_step(spec: ConvSpec) -> int:
 
 
 @lru_cache(maxsize=1024)
-def cut(spec: ConvSpec, threads: int, patch_bytes: int) -> Cut:
-    """Blocks whose patch fits ``patch_bytes``, and enough of them for the threads."""
+def cut(spec: ConvSpec, threads: int, patch_bytes: int, whole: bool = False) -> Cut:
+    """Blocks whose patch fits ``patch_bytes``, enough of them for the threads; ``whole``: of whole rows."""
     row, col = axes(spec)
-    channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    step = pixel_step(spec)
-    cols, col_step = _patch_length(col, col.outputs)
-    if 1 < col_step <= CLOSE:  # columns between those that are read, too: they are packed by whole vectors
-        cols, col_step = (cols - 1) * col_step + 1, 1
-    run = channels * (col.kernel if step == channels and col.dilation == 1 else 1)
-    if spec.flops < SHARED_FLOPS:
-        threads = 1
-    line = cols * step * spec.in_dtype.itemsize
-    rows = row.outputs
+    channels, step = spec.in_channels // spec.groups, pixel_step(spec)
+    pixel = step * spec.in_dtype.itemsize
+    line, rows, columns = _columns(col, col.outputs)[0] * pixel, row.outputs, col.outputs
     while rows > 1 and _patch_length(row, rows)[0] * line > patch_bytes:
         rows -= max(1, rows // 16)
-    count, outer = -(-row.outputs // rows), spec.batch * spec.groups
-    blocks = -(-filters // block_of(spec))
-    parts = 1
-    if outer * count % threads and outer * count < 4 * threads:  # the last items would leave threads idle
-        halo = _patch_length(row, 1)[0] / row.stride
-        by_rows = min(row.outputs, -(-outer * count // threads) * threads // math.gcd(outer, threads))
-        if blocks >= threads and blocks % threads == 0 and PACK_COST * halo < filters:
-            parts = threads
-        elif by_rows > count:
-            count = by_rows
-        elif blocks >= threads:
-            parts = threads
-    rows = -(-row.outputs // count)
-    items = outer * -(-row.outputs // rows) * parts
+    if row.outputs == 1 and not whole:
+        tall = row.kernel * pixel
+        while columns > FEW_COLUMNS and _columns(col, columns)[0] * tall > patch_bytes:
+            columns -= max(1, columns // 16)
+    row_blocks, col_blocks, parts = -(-row.outputs // rows), -(-col.outputs // columns), 1
+    if row.outputs > 1 or whole:
+        row_blocks, parts = _shares(spec, threads, row_blocks, row, col)
+    else:
+        col_blocks, parts = _shares(spec, threads, col_blocks, col, row)
+    rows, columns = -(-row.outputs // row_blocks), -(-col.outputs // col_blocks)
+    cols, col_step = _columns(col, columns)
+    run = channels * (col.kernel if step == channels and col.dilation == 1 else 1)
+    items = spec.batch * spec.groups * row_blocks * col_blocks * parts
     patch_rows, row_step = _patch_length(row, rows)
     starts = channels * math.prod(spec.kernel) // run * (run // UNROLLED)
     piece = max(1, -(-starts // max(1, -(-spec.reduction_length // STEPS))))
-    return Cut(spec.groups, parts, rows, row.stride, row.before, patch_rows, row_step, col.before, cols,
-               col_step, step, run, piece, items, min(threads, items))  # fmt: skip
+    return Cut(spec.groups, parts, row_blocks, col_blocks, rows, columns, row.stride, col.stride, row.before,
+               patch_rows, row_step, col.before, cols, col_step, step, run, piece, items,
+               min(threads, items))  # fmt: skip
+
+
+def _columns(axis: Axis, outputs: int) -> tuple[int, int]:
+    """As ``_patch_length``, with what lies between close columns: they are packed by whole vectors."""
+    cols, step = _patch_length(axis, outputs)
+    return ((cols - 1) * step + 1, 1) if 1 < step <= CLOSE else (cols, step)
+
+
+def _shares(spec: ConvSpec, threads: int, fewest: int, long: Axis, short: Axis) -> tuple[int, int]:
+    """Blocks of the axis ``long``, ``fewest`` or more, and parts of the channels, so that the thread that has
+    most has least to do.
+    """
+    outer, block = spec.batch * spec.groups, block_of(spec)
+    if outer * fewest % threads == 0:  # no thread is left idle at the end
+        return fewest, 1
+    blocks, elements = -(-spec.out_channels // spec.groups // block), spec.reduction_length
+    channels, across = spec.in_channels // spec.groups, _patch_length(short, short.outputs)[0]
+    between = max(0, long.extent - long.stride)  # lines of the input that two blocks read
+
+    def load(ways: tuple[int, int]) -> float:
+        count, parts = ways
+        most, filters = -(-outer * count * parts // threads), -(-blocks // parts) * block
+        lines = busiest(outer * parts, long.outputs, count, threads)
+        moved = PACK_COST * (long.stride * across * channels + short.outputs * filters)
+        again = READ_COST * filters * elements + PACK_COST * between * across * channels
+        return lines * (short.outputs * filters * elements + moved) + most * again
+
+    found = []
+    for parts in range(1, min(blocks, threads) + 1):
+        times = outer * fewest * parts // threads
+        even = (-(-more * threads // (outer * parts)) for more in range(max(1, times), times + 4))
+        found += [(max(fewest, min(count, long.outputs)), parts) for count in (fewest, *even)]
+    return min(found, key=load)
 
 
 def elements(taps: np.ndarray, run: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,12 +26,11 @@ from numba.extending import intrinsic
 
 from algos.engine.jit import compile_for, compiled, linked
 from algos.engine.simd import I64, place
-from algos.engine.threads import once
+from algos.engine.threads import chunks_of, once
 from algos.host import usable_cores
 
 SPIN_S = 2e-4
 MOST_HELPERS = 62  # bits in run_job
-SHARES = 4  # chunks for each thread, so that nobody waits long for the last
 WAIT_S = 5.0  # for a helper's end at exit
 # The words of a job; the last two say what follows a convolution (``epilogue.py``)
 CODE, FINISHED, NEXT, CHUNKS, ITEMS, ARGUMENTS, BOXES, HELPERS, AFTER, BIAS, WORDS = range(11)
@@ -291,7 +290,7 @@ class Helpers:
         if bias is not None:
             job[WORDS:].view(bias.dtype)[: bias.size] = bias
             job[BIAS] = job[WORDS:].ctypes.data
-        job[CHUNKS], job[ITEMS] = min(items, SHARES * (hands + 1)) if hands else 1, items
+        job[CHUNKS], job[ITEMS] = chunks_of(items, hands + 1), items
         job[BOXES], job[HELPERS] = self.boxes.ctypes.data, hands
         return job
 

@@ -19,6 +19,8 @@ from algos.grammar import SpecError, checked_int
 from algos.host import BLAS_VARIABLES, environment_threads, usable_cores
 
 MOST_THREADS = 4096  # beyond any machine's cores; pools take what they are told
+SHARES = 4  # chunks for each thread, so that nobody waits long for the last
+HAND_OVER_S, TELL_S = 1e-6, 1e-7  # to threads that listen, and for each of them
 VARIABLES = (*BLAS_VARIABLES, "NUMBA_NUM_THREADS")
 Found = TypeVar("Found")
 
@@ -110,6 +112,26 @@ def _new_crew() -> None:
 _crew = _Crew()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_crew)  # threads stay behind
+
+
+def worth(threads: int, work: float, shared: float) -> int:
+    """As many of the threads as have half of ``shared`` to do each, the least work that two threads share."""
+    return max(1, min(threads, int(2 * work / shared)))
+
+
+def busiest(works: int, length: int, blocks: int, threads: int) -> int:
+    """Lines of the thread that has most, where ``works`` of ``length`` lines are cut into ``blocks`` each."""
+    most = -(-works * blocks // threads)
+    return max(-(-works * length // threads), (most - 1) * (length // blocks) + -(-length // blocks))
+
+
+def chunks_of(items: int, threads: int) -> int:
+    """Into how many chunks ``threads`` cut items: ``SHARES`` for each or more, so that all end together."""
+    if threads == 1:
+        return 1
+    most = -(-items // (SHARES * threads))
+    sizes = range(most, max(0, most - 8), -1)  # the largest first: items side by side share what they read
+    return -(-items // min(sizes, key=lambda size: -(-items // (size * threads)) * size))
 
 
 def split(total: int, parts: int) -> list[tuple[int, int]]:

@@ -29,16 +29,18 @@ R1, R2 = TAILS
 
 
 class Tiles(NamedTuple):
-    """How the tiles of a layer are cut into items, one each for image x group x block of ``rows`` tile rows.
-    """
+    """How the tiles of a layer are cut into items, one each for image x group x block of tile rows."""
 
     groups: int
     tiles_h: int
     tiles_w: int
-    rows: int
+    blocks: int  # of tile rows, as many in each as in every other, or one fewer
     top: int  # rows of padding
     left: int
-    together: int  # 1 where the threads share each item
+    together: int  # 1 where the threads share each item:
+    loads: int  # in so many parts its tiles,
+    products: int  # the products
+    stores: int  # and the results
     faint: int  # limits of ``kind_of``
     large: int
 
@@ -55,10 +57,10 @@ class Block(NamedTuple):
 @linked(**FLAGS)
 def block_of(item, tiles):
     """The ``Block`` of an item."""
-    blocks = -(-tiles.tiles_h // tiles.rows)
-    row = item % blocks * tiles.rows
+    blocks, which = tiles.blocks, item % tiles.blocks
+    row = tiles.tiles_h * which // blocks
     return Block(item // blocks // tiles.groups, item // blocks % tiles.groups, row,
-                 min(tiles.rows, tiles.tiles_h - row))  # fmt: skip
+                 tiles.tiles_h * (which + 1) // blocks - row)  # fmt: skip
 
 
 @intrinsic
@@ -206,7 +208,7 @@ def scale(data, at, count, factor):
 
 @linked(**FLAGS)
 def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
-    """Transform the tiles of a block, every ``parts``-th vector of its channels from number ``part`` on.
+    """Transform the tiles of a block, part ``part`` of ``parts`` of its rows for each vector of channels.
 
     x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's;
     shape: (outputs, taps of a column, of a row), numbers given as tuples' lengths.
@@ -222,39 +224,36 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
     point, tile = spectra.shape[1] * spectra.shape[2], spectra.shape[2]
     before = min(tiles.left, pitch)
     inside = min(width, pitch - before)
-    for group in range(part, -(-channels // lanes), parts):
-        for r in range(block.rows):
-            ih0 = (block.row + r) * m - tiles.top
-            for lane in range(lanes):
-                c = group * lanes + lane
-                for i in range(t_h):
-                    ih, at = ih0 + i, strip + i * pitch
-                    if c < channels and 0 <= ih < height:
-                        # x[n][c0 + c][ih][0]
-                        source = ((block.n * all_channels + c0 + c) * height + ih) * width
-                        clear(address(scratch, at), before)
-                        copy(address(scratch, at + before), address(x, source), inside)
-                        clear(address(scratch, at + before + inside), pitch - before - inside)
-                        if down != 1:  # looked at here: a call for each row costs 2 to 5% of all the time
-                            scale(scratch, at + before, inside, down)
-                    else:
-                        clear(address(scratch, at), pitch)
-                for j in range(0, pitch, lanes):
-                    transform(outputs, taps_h, None, address(scratch, strip + j), pitch,
-                              address(scratch, half + lane * pitch + j), lanes * pitch)  # fmt: skip
+    every = -(-channels // lanes) * block.rows
+    for number in range(every * part // parts, every * (part + 1) // parts):
+        group, r = number // block.rows, number % block.rows
+        ih0 = (block.row + r) * m - tiles.top
+        for lane in range(lanes):
+            c = group * lanes + lane
             for i in range(t_h):
-                for j in range(0, pitch, lanes):
-                    transpose(
-                        address(scratch, half + i * lanes * pitch + j),
-                        pitch,
-                        address(scratch, line + j * lanes),
-                        lanes,
-                    )
-                # spectra[i, 0][r, 0][c]
-                to = address(spectra, i * t_w * point + r * tiles_w * tile + group * lanes)
-                for k in range(tiles_w):
-                    transform(outputs, taps_w, None, address(scratch, line + k * m * lanes), lanes,
-                              advance(to, k * tile), point)  # fmt: skip
+                ih, at = ih0 + i, strip + i * pitch
+                if c < channels and 0 <= ih < height:
+                    # x[n][c0 + c][ih][0]
+                    source = ((block.n * all_channels + c0 + c) * height + ih) * width
+                    clear(address(scratch, at), before)
+                    copy(address(scratch, at + before), address(x, source), inside)
+                    clear(address(scratch, at + before + inside), pitch - before - inside)
+                    if down != 1:  # looked at here: a call for each row costs 2 to 5% of all the time
+                        scale(scratch, at + before, inside, down)
+                else:
+                    clear(address(scratch, at), pitch)
+            for j in range(0, pitch, lanes):
+                transform(outputs, taps_h, None, address(scratch, strip + j), pitch,
+                          address(scratch, half + lane * pitch + j), lanes * pitch)  # fmt: skip
+        for i in range(t_h):
+            for j in range(0, pitch, lanes):
+                transpose(address(scratch, half + i * lanes * pitch + j), pitch,
+                          address(scratch, line + j * lanes), lanes)  # fmt: skip
+            # spectra[i, 0][r, 0][c]
+            to = address(spectra, i * t_w * point + r * tiles_w * tile + group * lanes)
+            for k in range(tiles_w):
+                transform(outputs, taps_w, None, address(scratch, line + k * m * lanes), lanes,
+                          advance(to, k * tile), point)  # fmt: skip
 
 
 @linked(**FLAGS)
@@ -275,33 +274,32 @@ def peak_of_rows(x, n, c0, channels, first, last, scratch):
 
 @linked(**FLAGS)
 def multiply(spectra, kernels, products, channels, tiles, part, parts):
-    """products[p] = spectra[p] @ kernels[p] for every ``parts``-th point; kernels:
-    (point, block, channel, its outputs).
+    """products[p] = spectra[p] @ kernels[p], part ``part`` of ``parts`` of the points' blocks of outputs;
+    kernels: (point, block, channel, its outputs).
     """
-    block = kernels.shape[3]
-    left, right = spectra.shape[2], products.shape[2]
-    for p in range(part, spectra.shape[0], parts):
-        for b in range(kernels.shape[1]):
-            weights = address(kernels, ((p * kernels.shape[1] + b) * channels) * block)
-            at = 0
-            while at < tiles:
-                source = address(spectra, (p * spectra.shape[1] + at) * left)
-                target = address(products, (p * products.shape[1] + at) * right + b * block)
-                if tiles - at > R1:
-                    outer_rows(source, left, weights, None, channels, target, right, False, ROWS, VECTORS)
-                    at += ROWS
-                elif tiles - at > R2:
-                    outer_rows(source, left, weights, None, channels, target, right, False, R1, VECTORS)
-                    at += R1
-                else:
-                    outer_rows(source, left, weights, None, channels, target, right, False, R2, VECTORS)
-                    at += R2
+    blocks, block = kernels.shape[1], kernels.shape[3]
+    left, right, every = spectra.shape[2], products.shape[2], spectra.shape[0] * blocks
+    for number in range(every * part // parts, every * (part + 1) // parts):
+        p, b, at = number // blocks, number % blocks, 0
+        weights = address(kernels, number * channels * block)
+        while at < tiles:
+            source = address(spectra, (p * spectra.shape[1] + at) * left)
+            target = address(products, (p * products.shape[1] + at) * right + b * block)
+            if tiles - at > R1:
+                outer_rows(source, left, weights, None, channels, target, right, False, ROWS, VECTORS)
+                at += ROWS
+            elif tiles - at > R2:
+                outer_rows(source, left, weights, None, channels, target, right, False, R1, VECTORS)
+                at += R1
+            else:
+                outer_rows(source, left, weights, None, channels, target, right, False, R2, VECTORS)
+                at += R2
 
 
 @linked(**FLAGS)
 def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, part, parts):
-    """Write the outputs of a block, every ``parts``-th vector of its channels; y: (n, o, oh, ow); the rest as
-    ``load_tiles``.
+    """Write the outputs of a block, part ``part`` of ``parts`` of its rows for each vector of channels; y:
+    (n, o, oh, ow); the rest as ``load_tiles``.
 
     They are multiplied by ``up`` and then by ``again``, and then comes what is ``after``. Returns the sum of
     their squares before that.
@@ -319,8 +317,13 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, par
     # Columns beyond the last tile
     clear(address(scratch, line + tiles_w * m * lanes), (pitch - tiles_w * m) * lanes)
     clear(address(scratch, squares), lanes)
-    for group in range(part, -(-channels // lanes), parts):
-        for r in range(block.rows):
+    every = -(-channels // lanes) * block.rows
+    number, end = every * part // parts, every * (part + 1) // parts
+    while number < end:
+        group, first = number // block.rows, number % block.rows
+        last = min(block.rows, first + end - number)
+        number += last - first
+        for r in range(first, last):
             for i in range(t_h):
                 source = address(products, i * t_w * point + r * tiles_w * tile + group * lanes)
                 for k in range(tiles_w):
@@ -344,8 +347,8 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, par
                         scale(scratch, strip + i * pitch, width, up)
                         scale(scratch, strip + i * pitch, width, again)
                     copy(address(y, to), address(scratch, strip + i * pitch), width)
-        o, row = o0 + group * lanes, block.row * m
-        pixels = (min(height, row + block.rows * m) - row) * width
+        o, row = o0 + group * lanes, (block.row + first) * m
+        pixels = (min(height, (block.row + last) * m) - row) * width
         finish(after, y, block.n, o, min(lanes, channels - group * lanes), row * width, 1, pixels)
     total = scratch[squares]
     for lane in range(1, lanes):
