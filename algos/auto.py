@@ -17,7 +17,7 @@ from algos.build import build_of
 from algos.choice import Candidate, Choice, Ranked, Ranking, broken, chosen
 from algos.contract import LAYOUTS, Algorithm, Cost, relaid_s
 from algos.engine.kept import compiled_count
-from algos.engine.threads import checked_threads
+from algos.engine.threads import Threads, checked_threads
 from algos.estimate import DOUBT, Knowledge
 from algos.fitted import fit_of_machine, unlike
 from algos.grammar import checked_int, shown
@@ -42,7 +42,7 @@ PLAIN = frozenset((int, float, str, bool, type(None), ConvSpec))
 def pick(
     spec: ConvSpec | str,
     *,
-    threads: int | None = None,
+    threads: Threads = None,
     max_workspace_bytes: int | None = None,
     calls: int | None = None,
     device: str | None = None,
@@ -89,8 +89,8 @@ def pick(
     kinds = (type(spec), *map(type, options))
     if not PLAIN.issuperset(kinds):
         return _picked(spec, *options)[0]
-    state = (wisdom.memory(fingerprint()["id"]), checked_threads(threads) if threads is None else 0,
-             calls and compiled_count())  # fmt: skip
+    cores = checked_threads(threads) if threads is None or isinstance(threads, str) else 0
+    state = wisdom.memory(fingerprint()["id"]), cores, calls and compiled_count()
     key = spec, options, kinds
     known_as, choice, needed = _choices.get(key, (None, None, 0))
     if choice is None or known_as != state or needed > recent_memory():
@@ -107,7 +107,7 @@ _choices: dict[Any, tuple[Any, Choice, float]] = {}
 
 
 def _picked(
-    spec: ConvSpec | str, threads: int | None, max_workspace_bytes: int | None, calls: int | None,
+    spec: ConvSpec | str, threads: Threads, max_workspace_bytes: int | None, calls: int | None,
     device: str | None, accuracy: str | None, peers: bool, layout: str, named: str | None,
     max_error: float | None,
 ) -> tuple[Choice, float]:  # fmt: skip

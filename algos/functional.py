@@ -12,7 +12,7 @@ from algos.arrays import is_device_array, layout_of
 from algos.choice import pays_off
 from algos.door import Door, apart, as_array, checked_bias, overlaps, regular
 from algos.dtypes import promoted
-from algos.engine.threads import checked_threads
+from algos.engine.threads import Threads, checked_threads
 from algos.host import usable_cores
 from algos.lower.search import chain
 from algos.plans import resolve
@@ -35,7 +35,7 @@ def conv1d(
     *,
     padding_mode: str = "zeros",
     algorithm: str = "auto",
-    threads: int | None = None,
+    threads: Threads = None,
     out: Any = None,
 ) -> Any:
     """Cross-correlation of x (N, C, L) or (C, L) with w (O, C / groups, K); see ``conv2d``."""
@@ -55,7 +55,7 @@ def conv2d(
     *,
     padding_mode: str = "zeros",
     algorithm: str = "auto",
-    threads: int | None = None,
+    threads: Threads = None,
     out: Any = None,
 ) -> Any:
     """Cross-correlation of x with w, in the argument order of ``torch.nn.functional.conv2d``.
@@ -74,8 +74,8 @@ def conv2d(
     algorithm : str
         A name from ``convbench list``, or "auto". The weights are prepared at every call: use ``plan`` to
         prepare once.
-    threads : int, optional
-        The usable cores when left out.
+    threads : int or "auto", optional
+        How many may be used, the usable cores when left out or "auto"; small work takes fewer.
     out : array (N, O, OH, OW) or (O, OH, OW), optional
 
     Returns
@@ -103,7 +103,7 @@ def conv3d(
     *,
     padding_mode: str = "zeros",
     algorithm: str = "auto",
-    threads: int | None = None,
+    threads: Threads = None,
     out: Any = None,
 ) -> Any:
     """Cross-correlation of x (N, C, D, H, W) or (C, D, H, W) with w (O, C /
@@ -129,7 +129,7 @@ def _conv(
     groups: Any,
     mode: str,
     algorithm: str,
-    threads: int | None,
+    threads: Threads,
     out: Any,
 ) -> Any:
     x, w = as_array("x", x), as_array("w", w)
@@ -154,7 +154,7 @@ def door_of(
     options: tuple,
     make: Callable[[], ConvSpec],
     algorithm: str,
-    threads: int | None,
+    threads: Threads,
     operand: Any,
 ) -> Door:
     """What calls with equal options share: the spec that ``make`` gives and the
@@ -163,7 +163,7 @@ def door_of(
     known: tuple | None
     layout = layout_of(operand)
     try:
-        cores = usable_cores() if threads is None else threads
+        cores = usable_cores() if threads is None or isinstance(threads, str) else threads
         options = (*options, algorithm, threads, cores, layout)
         known = arrays, options if PLAIN.issuperset(map(type, options)) else _exact(options)
         door = _memo.get(known)

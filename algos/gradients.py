@@ -14,6 +14,7 @@ import numpy as np
 from algos.door import apart, as_array, checked_bias
 from algos.dtypes import accumulator, promoted, whole
 from algos.engine.casts import beyond
+from algos.engine.threads import Threads
 from algos.functional import Ints, batched, door_of, once
 from algos.grammar import checked_ints, padding_pairs, per_axis, times
 from algos.spec import ConvSpec, Padding, SpecError
@@ -21,7 +22,7 @@ from algos.spec import ConvSpec, Padding, SpecError
 
 def conv1d_input(input_size: Sequence[int], weight: Any, grad_output: Any, stride: Ints = 1,
                  padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *, padding_mode: str = "zeros",
-                 algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+                 algorithm: str = "auto", threads: Threads = None, out: Any = None) -> Any:
     """The gradient of ``conv1d`` with respect to its input; see ``conv2d_input``."""
     return apart(_input, 1, input_size, weight, grad_output,
                  (stride, padding, dilation, groups, padding_mode), algorithm, threads, out)  # fmt: skip
@@ -29,7 +30,7 @@ def conv1d_input(input_size: Sequence[int], weight: Any, grad_output: Any, strid
 
 def conv2d_input(input_size: Sequence[int], weight: Any, grad_output: Any, stride: Ints = 1,
                  padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *, padding_mode: str = "zeros",
-                 algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+                 algorithm: str = "auto", threads: Threads = None, out: Any = None) -> Any:
     """The gradient of ``conv2d`` with respect to its input, in the argument order of
     ``torch.nn.grad.conv2d_input``.
 
@@ -59,7 +60,7 @@ def conv2d_input(input_size: Sequence[int], weight: Any, grad_output: Any, strid
 
 def conv3d_input(input_size: Sequence[int], weight: Any, grad_output: Any, stride: Ints = 1,
                  padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *, padding_mode: str = "zeros",
-                 algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+                 algorithm: str = "auto", threads: Threads = None, out: Any = None) -> Any:
     """The gradient of ``conv3d`` with respect to its input; see ``conv2d_input``."""
     return apart(_input, 3, input_size, weight, grad_output,
                  (stride, padding, dilation, groups, padding_mode), algorithm, threads, out)  # fmt: skip
@@ -67,7 +68,7 @@ def conv3d_input(input_size: Sequence[int], weight: Any, grad_output: Any, strid
 
 def conv1d_weight(input: Any, weight_size: Sequence[int], grad_output: Any, stride: Ints = 1,
                   padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *, padding_mode: str = "zeros",
-                  algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+                  algorithm: str = "auto", threads: Threads = None, out: Any = None) -> Any:
     """The gradient of ``conv1d`` with respect to its weights; see ``conv2d_weight``."""
     return apart(_weight, 1, input, weight_size, grad_output,
                  (stride, padding, dilation, groups, padding_mode), algorithm, threads, out)  # fmt: skip
@@ -75,7 +76,7 @@ def conv1d_weight(input: Any, weight_size: Sequence[int], grad_output: Any, stri
 
 def conv2d_weight(input: Any, weight_size: Sequence[int], grad_output: Any, stride: Ints = 1,
                   padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *, padding_mode: str = "zeros",
-                  algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+                  algorithm: str = "auto", threads: Threads = None, out: Any = None) -> Any:
     """The gradient of ``conv2d`` with respect to its weights, in the argument order of
     ``torch.nn.grad.conv2d_weight``.
 
@@ -105,7 +106,7 @@ def conv2d_weight(input: Any, weight_size: Sequence[int], grad_output: Any, stri
 
 def conv3d_weight(input: Any, weight_size: Sequence[int], grad_output: Any, stride: Ints = 1,
                   padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *, padding_mode: str = "zeros",
-                  algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+                  algorithm: str = "auto", threads: Threads = None, out: Any = None) -> Any:
     """The gradient of ``conv3d`` with respect to its weights; see ``conv2d_weight``."""
     return apart(_weight, 3, input, weight_size, grad_output,
                  (stride, padding, dilation, groups, padding_mode), algorithm, threads, out)  # fmt: skip
@@ -140,7 +141,7 @@ def conv3d_bias(grad_output: Any) -> Any:
 
 def conv_transpose1d(x: Any, w: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0,
                      output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, *,
-                     algorithm: str = "auto", threads: int | None = None, out: Any = None) -> Any:
+                     algorithm: str = "auto", threads: Threads = None, out: Any = None) -> Any:
     """Transposed convolution of x (N, C, L) with w (C, O / groups, K); see ``conv_transpose2d``."""
     return apart(_transpose, 1, x, w, bias, (stride, padding, output_padding, groups, dilation), algorithm,
                  threads, out)  # fmt: skip
@@ -157,7 +158,7 @@ def conv_transpose2d(
     dilation: Ints = 1,
     *,
     algorithm: str = "auto",
-    threads: int | None = None,
+    threads: Threads = None,
     out: Any = None,
 ) -> Any:
     """Transposed convolution, in the argument order of ``torch.nn.functional.conv_transpose2d``.
@@ -214,7 +215,7 @@ def conv_transpose3d(
     dilation: Ints = 1,
     *,
     algorithm: str = "auto",
-    threads: int | None = None,
+    threads: Threads = None,
     out: Any = None,
 ) -> Any:
     """Transposed convolution of x (N, C, D, H, W) with w (C, O / groups, KD, KH, KW); see

@@ -15,7 +15,7 @@ from algos.contract import LAYOUTS, PLAIN_TYPES, Algorithm
 from algos.door import OWN_STATE, Door, apart, checked_bias, regular
 from algos.dtypes import real, whole
 from algos.engine.outer import MOST_FOUND, numerical_rank
-from algos.engine.threads import checked_threads
+from algos.engine.threads import Threads, checked_threads
 from algos.grammar import shown
 from algos.lower.search import chain
 from algos.spec import ConvSpec
@@ -102,7 +102,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def plan(
-    spec: ConvSpec | str, w: Any = None, algorithm: str = "auto", threads: int | None = None,
+    spec: ConvSpec | str, w: Any = None, algorithm: str = "auto", threads: Threads = None,
     bias: Any = None, activation: str | None = None, layout: str = "nchw",
     tune: str | float | None = None,
 ) -> Plan:  # fmt: skip
@@ -139,7 +139,7 @@ def plan(
 
 
 def _plan(
-    spec: ConvSpec | str, w: Any, algorithm: str, threads: int | None, bias: Any, activation: str | None,
+    spec: ConvSpec | str, w: Any, algorithm: str, threads: Threads, bias: Any, activation: str | None,
     layout: str, tune: str | float | None,
 ) -> Plan:  # fmt: skip
     spec = ConvSpec.of(spec)

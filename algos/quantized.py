@@ -13,6 +13,7 @@ import numpy as np
 
 from algos.auto import pick
 from algos.door import as_array
+from algos.engine.threads import Threads
 from algos.grammar import checked_int
 from algos.plans import plan
 from algos.spec import ConvSpec, Padding
@@ -31,7 +32,7 @@ def conv_integer(
     groups: int = 1,
     *,
     algorithm: str = "auto",
-    threads: int | None = None,
+    threads: Threads = None,
 ) -> np.ndarray:
     """Cross-correlation of x - x_zero_point with w - w_zero_point, exact; ONNX's ConvInteger.
 
@@ -80,7 +81,7 @@ def qlinear_conv(
     groups: int = 1,
     *,
     algorithm: str = "auto",
-    threads: int | None = None,
+    threads: Threads = None,
 ) -> np.ndarray:
     """``conv_integer``, brought to another scale and back to 8 bits; ONNX's QLinearConv, in its order.
 
@@ -131,7 +132,7 @@ def qlinear_conv(
 
 def _summed(
     x: Any, w: Any, x_zero_point: Any, w_zero_point: Any, bias: Any, options: tuple[Any, ...], algorithm: str,
-    threads: int | None,
+    threads: Threads,
 ) -> np.ndarray:  # fmt: skip
     """The int32 sums, with a bias."""
     x, w = as_array("x", x), as_array("w", w)

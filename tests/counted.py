@@ -269,6 +269,17 @@ class Machine:
         self.move(count * pixels)
         self.finish(y, int(plane), count, int(at), 1, 0, int(pixels))
 
+    def on_unpack_merged(self, sums, y, plane, planes, b, q, count, m, columns, layout):
+        left, each = layout.left + m * layout.step, sums.shape[1] // layout.run
+        first, end = max(0, left), min(layout.width, left + columns * layout.step)
+        for number in range(b * each, (b + 1) * each):
+            c, a = divmod(number, layout.stride)
+            rows = range(layout.begin + q * layout.stride + a, layout.height, layout.stride)[:count]
+            for row in rows if c < planes else ():
+                if row >= 0:
+                    self.move((end - first) / layout.step)
+                    self.finish(y, plane + c, 1, row * layout.width + first, 1, 0, end - first)
+
     def on_pack_panel(self, x, start, plane, rows, count, panel):
         self.move(rows * count / 4)
 

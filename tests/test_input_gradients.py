@@ -18,6 +18,10 @@ DENSE = [
     "3x5x9x30,20x5x1x1,s2",  # three of four elements are zero
     "1x17x70,6x17x5,s4,p3",  # fewer rows of a patch than taps reach
     "1x70x40x40,90x70x2x2,s2",
+    "2x3x37x41,9x3x7x7,s2,p3",  # all residues side by side in vectors, some with fewer taps
+    "2x6x20x23,8x3x5x4,s3x4,p2:1x0:1,d2x1",  # the same of groups, runs of 4, elements that nothing reaches
+    "1x1x9000,64x1x16,s8,p8",  # and of a signal, cut along it
+    "1x40x3000,33x40x5,s2,p2",  # a signal cut along it, each residue by itself
 ]
 DEPTHWISE = [
     "3x5x33x37,5x1x3x3,s2,p1", "1x3x1x70,3x1x3x3,s2,p1", "1x7x8x9,7x1x3x3,s2,p2:0x0:1",

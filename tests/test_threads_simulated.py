@@ -9,9 +9,9 @@ import pytest
 
 from algos.contract import Algorithm
 from algos.cpu._compiled import Compiled
-from algos.engine.threads import chunks_of, worth
+from algos.engine.threads import checked_threads, chunks_of, worth
 from algos.registry import get
-from algos.spec import ConvSpec
+from algos.spec import ConvSpec, SpecError
 from bench.suites import suites
 from tests.counted import Machine
 
@@ -77,6 +77,9 @@ def test_threads_share_any_work_evenly_and_once(spec: ConvSpec) -> None:
 
 
 def test_small_work_has_few_threads() -> None:
+    assert checked_threads("auto") == checked_threads(None)
+    with pytest.raises(SpecError, match="threads"):
+        checked_threads("all")  # type: ignore[arg-type]
     assert [worth(64, work, 2.0) for work in (0.5, 1.9, 2.0, 7.0, 1e9)] == [1, 1, 2, 7, 64]
     tiny = ConvSpec.parse("1x16x7x7,16x16x3x3,p1")
     assert {Machine(a, tiny, 64).threads for a in rivals(tiny)} == {1}

@@ -6,29 +6,40 @@ gradient k d // s before q. So the elements of all residues a read one patch of 
 channels of a position lie together; for each residue a few positions times a few vectors of input channels
 stay in registers over its taps and output channels (``outer_runs``). The sums of all residues of a block of
 rows leave together, transposed, in the order in which they lie in the result: each element is written once.
-Elements that no tap reaches come from sums that stay zero. Without a stride it is a forward pass
-(``algos/lower/direction.py``).
+Elements that no tap reaches come from sums that stay zero. Where vectors of input channels would be mostly
+empty, all residues' channels lie in them side by side, with weights of zero for what a residue does not read.
+Without a stride it is a forward pass (``algos/lower/direction.py``).
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from algos.contract import Cost
 from algos.cpu._compiled import Work
-from algos.engine.blocks import Axis, axes
+from algos.cpu._residues import (
+    WRITE_COST,
+    lines_of,
+    merged,
+    places_of,
+    reach_of,
+    read_by,
+    run_of,
+    some_reached,
+    way,
+)
+from algos.engine.blocks import axes
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.packing import packed, tap_offsets
 from algos.engine.patches import PACK_COST, SHARED_FLOPS, STEPS, Cut, cut, elements, pack_patch, pixel_step
 from algos.engine.relay import fork
 from algos.engine.runs import ROWS, block_of, runs_block
-from algos.engine.simd import address, advance, copy, lanes, transpose
+from algos.engine.simd import address, advance, copy, lanes, move, transpose
 from algos.engine.tables import named, table_of
 from algos.engine.target import UNROLLED, VECTOR_BYTES
 from algos.engine.threads import worth
@@ -63,6 +74,7 @@ class Layout(NamedTuple):
     lines: int  # of each residue
     columns: int
     wide: int  # columns of which there are places
+    run: int  # elements from one row of the stride to the next in a block of all residues, or 0
 
 
 class Windows(NamedTuple):
@@ -108,6 +120,37 @@ def unpack_places(sums, places, y, plane, count, at, pixels, spare):
         for i in range(some):
             for k in range(j, pixels):
                 flat[to + i * each + k] = found[places[k] + c + i]
+
+
+@linked(**FLAGS)
+def unpack_merged(sums, y, plane, planes, b, q, count, m, columns, layout):
+    """Block ``b`` of channels of all residues: rows q to q + count and columns m to m + columns of each, of
+    ``planes`` planes from ``plane`` on.
+    """
+    wide, block, height, width = VECTOR_BYTES // sums.itemsize, sums.shape[1], layout.height, layout.width
+    flat, found, run, step = y.reshape(y.size), sums.reshape(sums.size), layout.run, layout.step
+    left = layout.left + m * step
+    end = min(width, left + columns * step)
+    # What a whole vector writes beyond its run the next one writes again, or nobody may have written
+    begin = min(columns, (max(0, -left) + step - 1) // step)
+    whole = max(begin, min(columns, (end - wide - left) // step + 1))
+    for k in range(block // run):
+        c, a = (b * (block // run) + k) // layout.stride, (b * (block // run) + k) % layout.stride
+        if c >= planes:
+            break
+        for i in range(count):
+            row = layout.begin + (q + i) * layout.stride + a
+            if row < 0 or row >= height:
+                continue
+            at, source = ((plane + c) * height + row) * width + left, i * columns * block + k * run
+            for j in range(begin):
+                for lane in range(max(0, -left - j * step), min(step, end - left - j * step)):
+                    flat[at + j * step + lane] = found[source + j * block + lane]
+            for j in range(begin, whole):
+                move(address(flat, at + j * step), address(found, source + j * block), 1)
+            for j in range(whole, columns):
+                for lane in range(max(0, -left - j * step), min(step, end - left - j * step)):
+                    flat[at + j * step + lane] = found[source + j * block + lane]
 
 
 @linked(**FLAGS)
@@ -158,6 +201,10 @@ def residue_runs(grad, y, w, cut, layout, residues, windows, vectors, patches, a
                                address(windows.singles, own.singles), ends, taken, sums[own.sums], s > 0,
                                vectors)  # fmt: skip
             c = group * channels + b * block
+            if layout.run:
+                plane = n * y.shape[1] + group * channels
+                unpack_merged(sums[0], y, plane, channels, b, q, count, m, columns, layout)
+                continue
             unpack_places(sums, places, y, n * y.shape[1] + c, min(block, channels - b * block), at, pixels,
                           spare)  # fmt: skip
 
@@ -171,56 +218,9 @@ def all_inputs(grad, y, w, table, layout, residues, pixels, starts, singles, pla
                         patches, sums), job)  # fmt: skip
 
 
-@lru_cache(maxsize=1024)
-def way(spec: ConvSpec) -> ConvSpec:
-    """A forward problem on the gradient whose outputs are q and m, and whose windows hold what any residue
-    reads.
-
-    Raises
-    ------
-    SpecError
-        Where they hold nothing of it.
-    """
-    size, kernel, padding = [], [], []
-    for axis in axes(spec):
-        reach, first, count = _reach(axis), axis.before // axis.stride, _lines(axis)
-        before = reach - first
-        pair = before, count + reach - axis.outputs - before
-        size.append(axis.outputs)
-        kernel.append(reach + 1)
-        padding.append(pair)
-    return spec.with_(direction="forward", in_channels=spec.out_channels, out_channels=spec.in_channels,
-                      size=tuple(size), kernel=tuple(kernel), stride=1, dilation=1, padding=tuple(padding),
-                      rank=None)  # fmt: skip
-
-
 def block_for(spec: ConvSpec) -> int:
     """Input channels in the vectors of a block."""
     return block_of(way(spec))
-
-
-def _reach(axis: Axis) -> int:
-    """How far before q the last tap reads."""
-    return (axis.kernel - 1) * axis.dilation // axis.stride
-
-
-def _lines(axis: Axis) -> int:
-    """How many q there are."""
-    return (axis.before + axis.size - 1) // axis.stride + 1 - axis.before // axis.stride
-
-
-def _taps(axis: Axis) -> list[list[int]]:
-    """Of each residue of an axis, the taps that reach it."""
-    found: list[list[int]] = [[] for _ in range(axis.stride)]
-    for k in range(axis.kernel):
-        found[k * axis.dilation % axis.stride].append(k)
-    return found
-
-
-def _reached(spec: ConvSpec) -> list[tuple[int, int]]:
-    """Residues that any tap reaches."""
-    rows, cols = ([a for a, taps in enumerate(_taps(axis)) if taps] for axis in axes(spec))
-    return list(product(rows, cols))
 
 
 @lru_cache(maxsize=1024)
@@ -228,11 +228,11 @@ def cut_of(spec: ConvSpec, threads: int) -> Cut:
     """Blocks whose patch and sums fit the second-level cache together."""
     found, (_, col), unit = way(spec), axes(spec), spec.in_dtype.itemsize
     threads = worth(threads, spec.flops, SHARED_FLOPS)
-    sums, pixel = len(_reached(spec)) * block_of(found) * unit, pixel_step(found) * unit
+    sums, pixel = len(some_reached(spec)) * block_of(found) * unit, pixel_step(found) * unit
     if spec.ndim == 1:
-        room = (SUMS_BYTES // sums + _reach(col)) * pixel
+        room = (SUMS_BYTES // sums + reach_of(col)) * pixel
         return cut(found, threads, min(caches()["L2"], room))
-    rows, line = max(1, SUMS_BYTES // (_lines(col) * sums)), (_lines(col) + _reach(col)) * pixel
+    rows, line = max(1, SUMS_BYTES // (lines_of(col) * sums)), (lines_of(col) + reach_of(col)) * pixel
     return cut(found, threads, min(caches()["L2"], (rows + found.kernel[0] - 1) * line), whole=True)
 
 
@@ -240,11 +240,11 @@ def _sizes(spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
     """Elements of the packed weights and of a patch, with a square behind it, and positions of a residue's
     sums.
     """
-    row, col = axes(spec)
     of = way(spec)
     block = block_of(of)
-    channels = -(-spec.in_channels // spec.groups // block) * block * spec.groups
-    weights = channels * (spec.out_channels // spec.groups) * row.kernel * col.kernel
+    channels = -(-of.out_channels // of.groups // block) * block * of.groups
+    weights = channels * (spec.out_channels // spec.groups)
+    weights *= math.prod(of.kernel if run_of(spec) else spec.kernel)
     wide = lanes(spec.in_dtype)
     patch = found.patch_rows * found.cols * found.step + wide + wide**2
     return weights, patch, found.rows * found.columns + ROWS
@@ -253,35 +253,38 @@ def _sizes(spec: ConvSpec, found: Cut) -> tuple[int, int, int]:
 def workspace_bytes(spec: ConvSpec, threads: int) -> int:
     found, (row, col) = cut_of(spec, threads), axes(spec)
     weights, patch, positions = _sizes(spec, found)
-    kept = weights + found.threads * (patch + len(_reached(spec)) * positions * block_for(spec))
+    kept = weights + found.threads * (patch + len(some_reached(spec)) * positions * block_for(spec))
     # Where elements of a window lie in weights, and in what order, while they are packed
     tables = positions + 7 * (spec.out_channels // spec.groups) * math.prod(spec.kernel)
     tables += 3 * found.rows * row.stride * (col.size + col.stride)
+    kept += weights if run_of(spec) else 0  # in order, before they are packed
     return kept * spec.in_dtype.itemsize + 8 * tables
 
 
 def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
     """What ``direct_channels`` does for ``spec``."""
     found, of, (row, col) = cut_of(spec, threads), way(spec), axes(spec)
-    block, reached = block_of(of), _reached(spec)
+    block, reached = block_of(of), some_reached(spec)
     _, patch_length, positions = _sizes(spec, found)
-    outputs, channels = of.in_channels // of.groups, of.out_channels // of.groups
+    outputs = of.in_channels // of.groups
     pixels = np.zeros(positions, np.int64)
     pixels[:-ROWS] = (
         (np.arange(found.rows)[:, None] * found.cols + np.arange(found.columns)) * found.step
     ).ravel()
-    kernels = weights.reshape(spec.groups, outputs, channels, *weights.shape[2:]).swapaxes(1, 2)
+    kernels = weights.reshape(spec.groups, outputs, -1, *weights.shape[2:]).swapaxes(1, 2)
+    run = run_of(spec)
+    if run:
+        kernels = merged(spec, kernels.reshape(*kernels.shape[:3], row.kernel, col.kernel), run)
     taps_at, offsets = tap_offsets(kernels), []
     residues: list[Residue] = []
     starts: list[np.ndarray] = []
     singles: list[np.ndarray] = []
-    down, along, element = _taps(row), _taps(col), 0
+    down, along, element = read_by(row, run), read_by(col, run), 0
     for number, (a, b) in enumerate(reached):
-        up, left = (reach - np.array(taps[at]) * axis.dilation // axis.stride
-                    for reach, taps, at, axis in ((_reach(row), down, a, row), (_reach(col), along, b, col)))
+        (rows, up), (columns, left) = down[a], along[b]
         taps = ((up[:, None] * found.cols + left) * found.step).ravel()
         own, rest, order = elements(taps, outputs)
-        some = taps_at[np.ix_(down[a], along[b])].ravel()
+        some = taps_at[np.ix_(rows, columns)].ravel()
         offsets.append(np.add.outer(some, np.arange(outputs) * kernels.strides[2]).ravel()[order])
         residues.append(Residue(sum(one.size for one in starts), own.size, sum(one.size for one in singles),
                                 rest.size, element, number))  # fmt: skip
@@ -293,9 +296,11 @@ def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
     if found.col_blocks > 1:
         wide, shift = found.columns * col.stride, 0
     layout = Layout(row.size, col.size, row.stride, col.stride, -(row.before % row.stride),
-                    -(col.before % col.stride), _lines(row), _lines(col), wide)  # fmt: skip
-    lying = np.arange(wide) + shift
-    places = _places(row, col, reached, (found.rows, found.columns), lying, positions) * block
+                    -(col.before % col.stride), lines_of(row), lines_of(col), wide, run)  # fmt: skip
+    places = np.zeros(1, np.int64)
+    if not run:
+        lying = np.arange(wide) + shift
+        places = places_of(row, col, reached, (found.rows, found.columns), lying, positions) * block
     patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
     sums = aligned((found.threads, len(reached), positions, block), spec.in_dtype, zeros=True)
     vectors = (0,) * (block // lanes(spec.in_dtype))
@@ -304,25 +309,12 @@ def work(spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
     return Work(all_inputs, arguments, found.items, found.threads, as_2d=True)
 
 
-def _places(row: Axis, col: Axis, reached: list[tuple[int, int]], block: tuple[int, int], along: np.ndarray,
-            positions: int) -> np.ndarray:  # fmt: skip
-    """Of each element of a block of the result, in columns ``along`` of it, the position of its sum, over all
-    residues one after another; the last of the first residue's, which stays zero, where no tap reaches.
-    """
-    numbers = np.full((row.stride, col.stride), -1)
-    for number, at in enumerate(reached):
-        numbers[at] = number
-    down = np.arange(block[0] * row.stride)[:, None]
-    own = numbers[down % row.stride, along % col.stride]
-    within = down // row.stride * block[1] + along // col.stride
-    return np.where(own < 0, positions - 1, own * positions + within).ravel()
-
-
 def cost(spec: ConvSpec, threads: int) -> Cost:
     """Of arithmetic, with what is empty of vectors, and of packing and unpacking."""
     found, (row, col) = cut_of(spec, threads), axes(spec)
     weights, patch, _ = _sizes(spec, found)
-    positions = spec.batch * _lines(row) * _lines(col)
-    packing = 2 * PACK_COST * (patch * found.items / found.parts + math.prod(spec.input_shape))
+    positions = spec.batch * lines_of(row) * lines_of(col)
+    each = WRITE_COST / col.stride if run_of(spec) else PACK_COST
+    packing = 2 * (PACK_COST * patch * found.items / found.parts + each * math.prod(spec.input_shape))
     speed = 8e10 * 4 / spec.in_dtype.itemsize
     return Cost(2.0 * weights * positions + packing, spec.min_bytes, 4, speed, found.threads > 1)

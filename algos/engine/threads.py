@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import partial, update_wrapper
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ SHARES = 4  # chunks for each thread, so that nobody waits long for the last
 HAND_OVER_S, TELL_S = 1e-6, 1e-7  # to threads that listen, and for each of them
 VARIABLES = (*BLAS_VARIABLES, "NUMBA_NUM_THREADS")
 Found = TypeVar("Found")
+Threads: TypeAlias = int | Literal["auto"] | None
 
 
 class once(Generic[Found]):
@@ -54,9 +55,9 @@ def default_threads() -> int:
     return min([usable_cores(), *environment_threads(VARIABLES)])
 
 
-def checked_threads(threads: int | None) -> int:
-    """A valid number of threads; None means ``default_threads``."""
-    if threads is None:
+def checked_threads(threads: Threads) -> int:
+    """A valid number of threads; None and "auto" mean ``default_threads``: small work takes fewer of any."""
+    if threads is None or (isinstance(threads, str) and threads == "auto"):
         return default_threads()
     count = checked_int("threads", threads, least=1)
     if count > MOST_THREADS:
