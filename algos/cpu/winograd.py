@@ -50,6 +50,7 @@ FLAGS = {"error_model": "numpy"}
 SHARED_FLOPS = 4e6
 FEW_TILES = 4  # take as long as reading their weights
 PHASES, MULTIPLIED_PER_S = 3, 5e10  # of a block that threads share; multiply-adds of one thread
+SHARED_COST = 1.08  # of a tile: what threads share is in no thread's own cache
 TAP_S, POINT_S = 1.7e-9, 6e-10  # of a kernel's taps and its transform, one thread, measured
 
 
@@ -293,7 +294,7 @@ class Winograd(Tiled, Compiled):
         tile_s = points * inputs * outputs / MULTIPLIED_PER_S
         waiting = PHASES * items * shared * (HAND_OVER_S + TELL_S * some) / tile_s
         large = points * inputs * outputs * unit > self.shared_bytes
-        if some > 1 and (large or tiles + waiting < load(own)):
+        if some > 1 and (large or SHARED_COST * tiles + waiting < load(own)):
             rows = tiles_h // shared
             parts = (parts_of(-(-inputs // wide), rows, some), parts_of(points, pieces // points, some),
                      parts_of(-(-outputs // wide), rows, some))  # fmt: skip
