@@ -18,7 +18,7 @@ THREADS = 3
 # Which of them swap x and grad, copy x with a border, cut channels in parts, and positions in shares
 SPECS = {
     "2x96x12x12,64x24x1x1": {"swapped"},  # of four groups: each writes its own rows
-    "3x40x30x30,80x40x1x1,s2": set(),
+    "5x40x30x30,80x40x1x1,s2": set(),
     "1x3x60x60,20x3x5x5,s2x1,p2:1x0:3,d1x2": {"padded", "shares"},
     "1x150x20x20,70x150x3x3,p1": {"padded", "parts"},
     "2x5x3000,33x5x9,p4": {"padded", "parts"},
