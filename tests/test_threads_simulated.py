@@ -23,7 +23,7 @@ TOGETHER = 1.35  # what the thread that has most may have, over the mean
 AGAIN = 0.35  # of the multiply-adds' time, what may be packed besides what one thread packs
 SLOWER = 1.1  # of the time with fewer threads
 GAINED, MUCH = 0.6, 1e7  # of so many times the speed as there are threads, where each has so much to do
-MOST = 3e9  # operations that Python walks through in a second
+MOST = 1e9  # operations that Python walks through in a second
 
 
 def layers(step: int) -> list[ConvSpec]:
@@ -36,8 +36,9 @@ def layers(step: int) -> list[ConvSpec]:
 
 
 def rivals(spec: ConvSpec) -> list[Algorithm]:
-    """Those in compiled code that a picker may pick."""
-    able = [a for a in map(get, NAMES) if isinstance(a, Compiled) and not a.unsupported(spec)]
+    """Those in compiled code that a picker may pick; the FFT, which Python takes long for, of one channel."""
+    found = [a for a in map(get, NAMES) if a.family != "fft" or spec.out_channels == 1]
+    able = [a for a in found if isinstance(a, Compiled) and not a.unsupported(spec)]
     seconds = {a: a.cost(spec, 1).seconds(1) for a in able}
     return [a for a in able if seconds[a] <= NEAR * min(seconds.values())]
 
