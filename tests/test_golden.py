@@ -22,6 +22,8 @@ from bench.oracle import oracle
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "slides.json").read_text())
 EXAMPLES = {example["id"]: example for example in GOLDEN["examples"]}
 NUMERIC = [name for name, e in EXAMPLES.items() if e["op"] == "cross_correlation" and "input" in e]
+POOLED = [name for name, e in EXAMPLES.items() if e["op"] == "max_pool"]
+LETTERS, MATRIX = "symbolic_3x4_2x2", "toeplitz_1d"
 
 
 def shown(values: np.ndarray, how: str | None) -> np.ndarray:
@@ -64,7 +66,7 @@ def test_example(name: str) -> None:
         np.testing.assert_allclose(shown(y / divisor, how), expected, atol=1e-12, err_msg=by)
 
 
-@pytest.mark.parametrize("name", [n for n, e in EXAMPLES.items() if e["op"] == "max_pool"])
+@pytest.mark.parametrize("name", POOLED)
 def test_pooling_of_the_maps(name: str) -> None:
     """Of the maps above, where the slides go on with them; a last partial window counts."""
     e = EXAMPLES[name]
@@ -76,8 +78,13 @@ def test_pooling_of_the_maps(name: str) -> None:
     assert maps.max() == pooled.max()  # whatever the windows are, none is left out
 
 
-def test_letters() -> None:
-    e = EXAMPLES["symbolic_3x4_2x2"]
+def test_every_example_is_a_test() -> None:
+    assert sorted(EXAMPLES) == sorted([*NUMERIC, *POOLED, LETTERS, MATRIX])
+
+
+@pytest.mark.parametrize("name", [LETTERS])
+def test_letters(name: str) -> None:
+    e = EXAMPLES[name]
     rng = np.random.default_rng(0)
     value = {}
     for row in e["input_letters"] + e["kernel_letters"]:
@@ -94,8 +101,9 @@ def test_letters() -> None:
     assert np.array_equal(conv2d(x, w, algorithm="direct_loops")[0, 0], expected)
 
 
-def test_toeplitz_matrix() -> None:
-    e = EXAMPLES["toeplitz_1d"]
+@pytest.mark.parametrize("name", [MATRIX])
+def test_toeplitz_matrix(name: str) -> None:
+    e = EXAMPLES[name]
     rng = np.random.default_rng(1)
     x, w = rng.standard_normal(e["n"]), rng.standard_normal(e["m"])
     matrix = np.array([[w[int(k[1:]) - 1] if k else 0.0 for k in row] for row in e["matrix_rows"]])

@@ -55,6 +55,7 @@ def cases() -> list[Any]:
     found += [("max_pool2d", [(1, 2, 9, 12)], (2, 1, 1, 3), {}),
               ("avg_pool2d", [(1, 2, 9, 12)], (3, 2, 1, True, False), {}),
               ("avg_pool2d", [(1, 2, 9, 12)], (3, 2, 1, True, True, 5), {}),
+              ("adaptive_avg_pool2d", [(1, 2, 6, 50)], ((2, 3),), {}),
               ("adaptive_avg_pool2d", [(2, 3, 7, 9)], ((3, 4),), {}),
               ("adaptive_avg_pool2d", [(2, 3, 7, 9)], (1,), {}),
               ("adaptive_avg_pool1d", [(2, 3, 10)], (4,), {}),
@@ -164,7 +165,7 @@ def test_gradients_of_layer_normalisation() -> None:
 @against_torch
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("shape", [(4, 3, 7, 7), (2, 5), (3, 2, 2000), (1, 1, 90, 90)])
+@pytest.mark.parametrize("shape", [(4, 3, 7, 7), (2, 5), (7, 300), (3, 2, 2000), (1, 1, 90, 90)])
 def test_batch_normalisation_is_torchs(shape: tuple, training: bool, dtype: str) -> None:
     x = (normal(*shape) + 100).astype(dtype)
     channels = shape[1]
@@ -178,6 +179,24 @@ def test_batch_normalisation_is_torchs(shape: tuple, training: bool, dtype: str)
     np.testing.assert_allclose(y, expected.numpy(), tolerance, tolerance)
     for ours, theirs in zip(given, tensors[1:3], strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), 1e-4 if dtype == "float32" else 1e-12)
+
+
+def test_running_means_stay_the_arrays_that_they_are() -> None:
+    """Of any type of floats and strides, changed in place; those that cannot be changed are refused first."""
+    x, one = normal(4, 3, 5, dtype=np.float32), np.ones(6)
+    for mean, var in ((np.zeros(3), np.ones(3, np.float16)), (one[::2], one[1::2])):
+        before = mean.copy(), var.copy()
+        layers.batch_norm(x, mean, var, training=True, momentum=0.25)
+        now = x.mean((0, 2), np.float64), x.var((0, 2), np.float64, ddof=1)
+        for ours, old, new in zip((mean, var), before, now, strict=True):
+            np.testing.assert_allclose(ours, 0.75 * old + 0.25 * new, 1e-3 if ours.itemsize < 8 else 1e-6)
+    fixed = np.zeros(3, np.float32)
+    fixed.flags.writeable = False
+    for _ in range(2):  # compiled before, for arrays that can be written, and now
+        with pytest.raises(ValueError, match="running_mean is read-only"):
+            layers.batch_norm(x, fixed, None, training=True)
+        layers.batch_norm(x, np.zeros(3, np.float32), None, training=True)
+    assert not fixed.any()
 
 
 @against_torch

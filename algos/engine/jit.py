@@ -139,19 +139,19 @@ def linked(**flags: Any) -> Callable[[Callable], Any]:
     return numba.njit(nogil=True, pipeline_class=Linking, **flags)
 
 
-def compile_for(dispatcher: Any, *arguments: Any) -> None:
-    """Compile (or load) the specialisation for ``arguments`` without running it.
+def compile_for(dispatcher: Any, *arguments: Any) -> Callable[..., Any]:
+    """Compile (or load) the specialisation for ``arguments`` without running it: what is returned runs it
+    for arguments of the same types, at which it does not look again.
 
     Asking again costs microseconds: Numba's own look-up of the arguments' types costs hundreds.
     """
     key = (dispatcher, *map(_kind, arguments))
-    if key in _done:
-        return
-    dispatcher.compile(tuple(numba.typeof(a) for a in arguments))
-    _done.add(key)
+    if key not in _done:
+        _done[key] = dispatcher.compile(tuple(numba.typeof(a) for a in arguments))
+    return _done[key]
 
 
-_done: set[tuple] = set()
+_done: dict[tuple, Callable[..., Any]] = {}
 
 
 def _kind(argument: Any) -> Any:

@@ -42,7 +42,9 @@ class Lanes:
         return self.builder.icmp_unsigned("<", numbers, self.splat(end))
 
     def load(self, pointer: Any, mask: Any, other: Any = None) -> Any:
-        """Lanes where ``mask`` holds; the rest are those of ``other``, or zeros."""
+        """Lanes where ``mask`` holds, all where it is None; the rest are those of ``other``, or zeros."""
+        if mask is None:
+            return self.emit.load(pointer)
         size, other = I32(self.emit.bytes), self.emit.zero if other is None else other
         return self._call("load.*f.p0", self.emit.vector, self.builder.bitcast(pointer, self.at), size, mask,
                           other)

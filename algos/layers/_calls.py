@@ -21,7 +21,7 @@ from algos.host import usable_cores
 BYTES_PER_S = 1e10  # of one thread, and far from the slowest: what is shared takes a while
 SHARED_S = 1e-5  # less work than this stays on one thread
 MEMO_SIZE = 4096
-SMALL = 1 << 13  # elements of a result for which asking for alignment costs more than it gains
+SMALL = 1 << 15  # elements of a result for which asking for alignment costs more than it gains
 
 
 class Calls:
@@ -52,7 +52,8 @@ class Calls:
         self._kernel, self._items, self._fixed, self._scratch = kernel, items, fixed, scratch
         self._threads, self._long = 1 if seconds < SHARED_S else threads, seconds > SPIN_S
         self._crew = helpers()
-        self._free, self._compiled = [self._new()], False
+        self._free = [self._new()]
+        self._run: Callable[..., Any] | None = None
 
     def _new(self) -> tuple:
         job = self._crew.job(self._items, self._threads)
@@ -64,12 +65,11 @@ class Calls:
             held = self._free.pop()
         except IndexError:
             held = self._new()
-        if not self._compiled:
-            compile_for(self._kernel, *arrays, *held)
-            self._compiled = True
+        if self._run is None:  # later calls bring the same types: nobody looks at them again
+            self._run = compile_for(self._kernel, *arrays, *held)
         if self._hands:
             self._crew.wake(self._hands, self._long)
-        self._kernel(*arrays, *held)
+        self._run(*arrays, *held)
         self._free.append(held)
 
 
@@ -110,12 +110,13 @@ def floats(name: str, array: Any) -> np.ndarray:
     return regular(name, array.astype(accumulator(dtype), copy=False), array.shape, accumulator(dtype), None)
 
 
-def matching(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """``floats``, of that shape, as the type that the other operand is computed in."""
-    array = floats(name, array)
+def matching(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype | None = None) -> np.ndarray:
+    """``floats``, of that shape, as the type that the other operand is computed in, where one is given."""
+    if type(array) is not np.ndarray or array.dtype != dtype or not array.flags.carray:
+        array = floats(name, array)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}: it must be {shape}")
-    return array if array.dtype == dtype else array.astype(dtype)
+    return array if dtype is None or array.dtype == dtype else array.astype(dtype)
 
 
 def filled(write: Callable[[np.ndarray], Any], shape: tuple[int, ...], x: Any, out: Any,
@@ -124,17 +125,20 @@ def filled(write: Callable[[np.ndarray], Any], shape: tuple[int, ...], x: Any, o
 
     y: a flat array in the type that x is computed in.
     """
-    dtype = np.dtype(getattr(x, "dtype", np.float64)) if isinstance(x, np.ndarray) else as_array("x", x).dtype
-    dtype = dtype.newbyteorder("=")
-    held = accumulator(dtype)
+    if type(x) is np.ndarray and x.dtype.char in "fd" and x.dtype.isnative:
+        dtype = held = x.dtype
+    else:
+        dtype = as_array("x", x).dtype.newbyteorder("=")
+        held = accumulator(dtype)
+    direct = False
     if out is not None:
         _check(out, shape, dtype, (x, *operands))
-    direct = out is not None and held == dtype and out.flags.carray and type(out) is np.ndarray
+        direct = held == dtype and out.flags.carray and type(out) is np.ndarray
     y = out if direct else aligned(shape, held) if math.prod(shape) > SMALL else np.empty(shape, held)
     if y.size:
         write(y.reshape(-1))
     if out is None:
-        return y if held == dtype else y.astype(dtype)
+        return y if held is dtype else y.astype(dtype, copy=False)
     if not direct:
         out[...] = y
     return out

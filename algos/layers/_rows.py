@@ -6,16 +6,15 @@ are taken in four vectors of their own type, and from one block to the next in f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic as typed_intrinsic
 
 from algos.engine.jit import linked
 from algos.engine.lanes import Lanes
-from algos.engine.planes import each_vector
 from algos.engine.products import sum_of
 from algos.engine.simd import I64, Emitter, any_times, place
 
@@ -39,27 +38,34 @@ def block_sum(typingctx, kind, x, y, count, centre):
         lanes, pointer, form = Lanes(emit, 8 * emit.bytes), emit.scalar.as_pointer(), len(sig.args[0])
         x, y, middle = builder.inttoptr(x, pointer), builder.inttoptr(y, pointer), emit.splat(centre)
 
-        def added(total: Any, at: Any, load: Callable[..., Any]) -> Any:
+        def added(total: Any, at: Any, mask: Any = None) -> Any:
             if form == 0:
-                return builder.fadd(total, load(emit.at(x, at)))
-            value = builder.fsub(load(emit.at(x, at), middle), middle)
-            return emit.fma(value, value if form == 1 else load(emit.at(y, at)), total)
+                return builder.fadd(total, lanes.load(emit.at(x, at), mask))
+            value = builder.fsub(lanes.load(emit.at(x, at), mask, middle), middle)
+            return emit.fma(value, value if form == 1 else lanes.load(emit.at(y, at), mask), total)
 
         def together(index: Any, sums: list[list[Any]]) -> list[list[Any]]:
             first = builder.mul(index, I64(TOGETHER * emit.lanes))
-            return [[added(total, builder.add(first, I64(v * emit.lanes)), lambda p, _=None: emit.load(p))
+            return [[added(total, builder.add(first, I64(v * emit.lanes)))
                      for v, total in enumerate(sums[0])]]  # fmt: skip
 
-        def last(index: Any, sums: list[list[Any]]) -> list[list[Any]]:
-            at = builder.add(done, builder.mul(index, I64(emit.lanes)))
-            mask = lanes.below(lanes.numbers(at), count)
+        def whole(index: Any, sums: list[list[Any]]) -> list[list[Any]]:
             a, *rest = sums[0]
-            return [[*rest, added(a, at, lambda p, other=None: lanes.load(p, mask, other))]]
+            return [[*rest, added(a, builder.add(done, builder.mul(index, I64(emit.lanes))))]]
+
+        def last(index: Any, sums: list[list[Any]]) -> list[list[Any]]:
+            at = builder.and_(count, I64(-emit.lanes))
+            mask = lanes.below(lanes.numbers(I64(0)), builder.sub(count, at))
+            a, *rest = sums[0]
+            return [[*rest, added(a, at, mask)]]
 
         times = builder.udiv(count, I64(TOGETHER * emit.lanes))
         done = builder.mul(times, I64(TOGETHER * emit.lanes))
         sums = any_times(builder, emit.vector, times, together, [[emit.zero] * TOGETHER])
-        left = builder.udiv(builder.add(builder.sub(count, done), I64(emit.lanes - 1)), I64(emit.lanes))
+        vectors = builder.udiv(builder.sub(count, done), I64(emit.lanes))
+        sums = any_times(builder, emit.vector, vectors, whole, sums)
+        ragged = builder.icmp_unsigned("!=", builder.and_(count, I64(emit.lanes - 1)), I64(0))
+        left = builder.zext(ragged, I64)
         a, b, c, d = any_times(builder, emit.vector, left, last, sums)[0]
         return sum_of(emit, builder.fadd(builder.fadd(a, b), builder.fadd(c, d)))
 
@@ -76,19 +82,24 @@ def row_sum(kind, x, y, first, count, centre):
 
 
 def _each(emit: Emitter, count: Any, value: Any, target: Any) -> None:
-    """Store ``value(lanes, column, mask)`` at every vector of ``count`` columns of ``target``."""
+    """Store ``value(lanes, column, mask)`` at every vector of ``count`` columns of ``target``; mask: None for
+    all lanes.
+    """
     lanes, builder = Lanes(emit, 8 * emit.bytes), emit.builder
-
-    def vector_at(column: Any) -> None:
-        found = value(lanes, column, lanes.below(lanes.numbers(column), count))
-        ends = builder.add(column, I64(emit.lanes))
-        with builder.if_else(builder.icmp_signed("<=", ends, count), likely=True) as (whole, short):
-            with whole:
-                emit.store(found, emit.at(target, column))
-            with short:
-                lanes.store_first(found, emit.at(target, column), builder.sub(count, column))
-
-    each_vector(emit, count, vector_at)
+    wide = TOGETHER * emit.lanes
+    together, whole = (builder.and_(count, I64(-each)) for each in (wide, emit.lanes))
+    with cgutils.for_range_slice(builder, I64(0), together, I64(wide), I64) as (column, _):
+        columns = [builder.add(column, I64(v * emit.lanes)) for v in range(TOGETHER)]
+        # All are loaded before any is stored, which might be what is loaded next for all that LLVM knows
+        found = [value(lanes, each, None) for each in columns]
+        for each, vector in zip(columns, found, strict=True):
+            emit.store(vector, emit.at(target, each))
+    with cgutils.for_range_slice(builder, together, whole, I64(emit.lanes), I64) as (column, _):
+        emit.store(value(lanes, column, None), emit.at(target, column))
+    left = builder.sub(count, whole)
+    with builder.if_then(builder.icmp_unsigned("!=", left, I64(0))):
+        mask = lanes.below(lanes.numbers(I64(0)), left)
+        lanes.store(value(lanes, whole, mask), emit.at(target, whole), mask)
 
 
 @intrinsic

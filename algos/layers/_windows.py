@@ -128,7 +128,9 @@ class _Fold(Lanes):
                 total = more if v == 0 else builder.select(wanted, more, total)
             return [[total]]
 
-        groups = builder.sdiv(builder.add(kernel, builder.sub(together, I64(1))), together)
+        # A division by a constant, not by ``together``: it would take longer than a short row
+        groups = builder.udiv(builder.add(kernel, I64(self.each - 1)), I64(self.each))
+        groups = builder.select(builder.icmp_signed("==", together, I64(1)), kernel, groups)
         return loop(builder, emit.vector, groups, taps, [[self.identity]])[0][0]
 
     def together(self, dilation: Any) -> Any:
@@ -216,6 +218,8 @@ def pool_row(typingctx, x, beyond, y, end, deep, rows, counts, count, layer, sha
 @linked(error_model="numpy")
 def taps_inside(start, dilation, kernel, size):
     """First and last + 1 of the taps from ``start`` on that lie inside ``size``."""
+    if start >= 0 and start + (kernel - 1) * dilation < size:  # without divisions, as long as a row
+        return 0, kernel
     first = 0 if start >= 0 else (dilation - 1 - start) // dilation
     last = 0 if start >= size else (size - 1 - start) // dilation + 1
     return min(first, kernel), min(last, kernel)

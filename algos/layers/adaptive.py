@@ -21,6 +21,7 @@ from algos.layers._rows import TOTAL, row_sum
 from algos.layers.pooling import checked_axes
 
 SHORT = 12  # elements whose sum takes less one after another than in vectors
+VECTOR = 16  # elements; of a row of so many times that, none is left over for a loop of single ones
 
 
 class Parts(NamedTuple):
@@ -43,9 +44,13 @@ def ends(index, size, count):
 
 
 @linked(error_model="numpy")
-def some_means(x, y, table, slot, first, last):
-    """Items [first, last), rows of flat y."""
-    g = named(Parts, table)
+def some_means(x, y, table, sums, slot, first, last):
+    """Items [first, last), rows of flat y; sums: for each thread a row of x and a vector, in float64.
+
+    The rows of the windows are added up before their columns. They run over into the next one as far as
+    vectors do, where there is one.
+    """
+    g, line = named(Parts, table), sums[slot]
     if g.depth * g.height * g.out_width == 1:  # of whole planes
         for plane in range(first, last):
             y[plane] = row_sum(TOTAL, x, x, plane * g.width, g.width, 0.0) / g.width
@@ -54,17 +59,21 @@ def some_means(x, y, table, slot, first, last):
     plane, od = plane // g.out_depth, plane % g.out_depth
     for item in range(first, last):
         (d, end_d), (h, end_h) = ends(od, g.depth, g.out_depth), ends(oh, g.height, g.out_height)
+        line[:] = 0
+        for i in range(d, end_d):
+            for j in range(h, end_h):
+                row = ((plane * g.depth + i) * g.height + j) * g.width  # x[plane][i][j]
+                read = x[row : row + len(line)]
+                for k in range(len(read)):
+                    line[k] += read[k]
         for ow in range(g.out_width):
             w, end_w = ends(ow, g.width, g.out_width)
             found = 0.0
-            for i in range(d, end_d):
-                for j in range(h, end_h):
-                    row = ((plane * g.depth + i) * g.height + j) * g.width  # x[plane][i][j]
-                    if end_w - w > SHORT:
-                        found += row_sum(TOTAL, x, x, row + w, end_w - w, 0.0)
-                    else:
-                        for k in range(row + w, row + end_w):
-                            found += x[k]
+            if end_w - w > SHORT:
+                found = row_sum(TOTAL, line, line, w, end_w - w, 0.0)
+            else:
+                for k in range(w, end_w):
+                    found += line[k]
             y[item * g.out_width + ow] = found / ((end_d - d) * (end_h - h) * (end_w - w))
         oh += 1
         if oh == g.out_height:
@@ -74,9 +83,9 @@ def some_means(x, y, table, slot, first, last):
 
 
 @compiled(error_model="numpy")
-def all_means(x, y, table, job):
+def all_means(x, y, table, sums, job):
     """Every row of flat y."""
-    fork(some_means, (x, y, table), job)
+    fork(some_means, (x, y, table, sums), job)
 
 
 @linked(error_model="numpy")
@@ -124,7 +133,10 @@ def _divided(threads: int, backward: bool, shape: tuple, dtype: np.dtype, ndim: 
     moved = dtype.itemsize * (math.prod(shape) + math.prod(result))
     items = planes if backward else planes * math.prod(counts[:-1])
     fixed = (table_of(Parts(*ones, *size, *ones, *counts)),)
-    return result, Calls(all_spread if backward else all_means, items, moved, threads, fixed)
+    if backward:
+        return result, Calls(all_spread, items, moved, threads, fixed)
+    room = -(-size[-1] // VECTOR) * VECTOR
+    return result, Calls(all_means, items, moved, threads, fixed, lambda count: (np.empty((count, room)),))
 
 
 def _adaptive_avg_pool(ndim: int, x: Any, output_size: Ints, *, threads: int | None = None,

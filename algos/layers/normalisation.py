@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from algos.grammar import checked_ints, is_several, shown
 from algos.layers._calls import Calls, filled, floats, matching, remembered
 from algos.layers._rows import PRODUCTS, SQUARES, TOTAL, blend_row, row_sum, scale_row, weigh_row
 
+COLUMNS = 256  # channels at a time
 EMPTY = {kind: np.empty(0, kind) for kind in "fd"}  # in place of a weight or a bias
 
 # ---- of a channel ------------------------------------------------------------------------------------------
@@ -33,20 +34,94 @@ EMPTY = {kind: np.empty(0, kind) for kind in "fd"}  # in place of a weight or a 
 def some_moments(x, moments, images, pixels, slot, first, last):
     """Items [first, last), channels of flat x: mean and variance in float64."""
     channels, count = moments.shape[1], images * pixels
+    if pixels == 1:  # channels lie side by side
+        mean, variance = moments[0, first:last], moments[1, first:last]
+        mean[:], variance[:] = 0, 0
+        for n in range(images):
+            row = x[n * channels + first : n * channels + last]
+            for c in range(len(mean)):
+                mean[c] += row[c]
+        for c in range(len(mean)):
+            mean[c] /= count
+        for n in range(images):
+            row = x[n * channels + first : n * channels + last]
+            for c in range(len(mean)):
+                variance[c] += (row[c] - mean[c]) * (row[c] - mean[c])
+        for c in range(len(mean)):
+            variance[c] /= count
+        return
     for c in range(first, last):
         found = 0.0
         for n in range(images):
             found += row_sum(TOTAL, x, x, (n * channels + c) * pixels, pixels, 0.0)
-        mean, found = found / count, 0.0
+        mean_of, found = found / count, 0.0
         for n in range(images):
-            found += row_sum(SQUARES, x, x, (n * channels + c) * pixels, pixels, mean)
-        moments[0, c], moments[1, c] = mean, found / count
+            found += row_sum(SQUARES, x, x, (n * channels + c) * pixels, pixels, mean_of)
+        moments[0, c], moments[1, c] = mean_of, found / count
 
 
 @compiled(error_model="numpy")
 def all_moments(x, moments, images, pixels, job):
     """Every channel."""
     fork(some_moments, (x, moments, images, pixels), job)
+
+
+class Known(NamedTuple):
+    """By channel: running means and variances, weights and biases, of length 0 where there are none."""
+
+    means: np.ndarray
+    variances: np.ndarray
+    w: np.ndarray
+    b: np.ndarray
+
+
+@linked(error_model="numpy")
+def some_channels(x, y, known, numbers, images, pixels, moments, factors, slot, first, last):
+    """Items [first, last), channels of flat y, a few at a time, so that x stays in the cache from one pass to
+    the next.
+
+    numbers: (whether x is normalised by its own mean and variance, which running ones then follow, momentum,
+    eps); moments, factors: room for (2, c) and (3, c).
+    """
+    training, momentum, eps = numbers
+    channels, count = moments.shape[1], images * pixels
+    for begin in range(first, last, COLUMNS):
+        end = min(begin + COLUMNS, last)
+        if training:
+            some_moments(x, moments, images, pixels, slot, begin, end)
+            running = known.means[begin:end], known.variances[begin:end]
+            for c in range(len(running[0])):
+                running[0][c] += momentum * (moments[0, begin + c] - running[0][c])
+            for c in range(len(running[1])):
+                unbiased = moments[1, begin + c] * (count / (count - 1))
+                running[1][c] += momentum * (unbiased - running[1][c])
+        else:
+            moments[0, begin:end], moments[1, begin:end] = known.means[begin:end], known.variances[begin:end]
+        centres, rates, shifts = factors[0, begin:end], factors[1, begin:end], factors[2, begin:end]
+        means, variances = moments[0, begin:end], moments[1, begin:end]
+        for c in range(len(rates)):
+            centres[c], rates[c], shifts[c] = means[c], 1 / np.sqrt(variances[c] + eps), 0
+        if len(known.w):
+            rates *= known.w[begin:end]
+        if len(known.b):
+            shifts[:] = known.b[begin:end]
+        for n in range(images):
+            at = n * channels + begin
+            if pixels == 1:
+                row, scaled = x[at : n * channels + end], y[at : n * channels + end]
+                for c in range(len(scaled)):
+                    scaled[c] = (row[c] - centres[c]) * rates[c] + shifts[c]
+                continue
+            for c in range(len(centres)):
+                plane = (at + c) * pixels
+                scale_row(place(x, plane), place(y, plane), pixels, centres[c], rates[c], shifts[c])
+
+
+@compiled(error_model="numpy")
+def all_channels(x, y, means, variances, w, b, numbers, images, pixels, moments, factors, job):
+    """Every channel."""
+    known = Known(means, variances, w, b)
+    fork(some_channels, (x, y, known, numbers, images, pixels, moments, factors), job)
 
 
 @linked(error_model="numpy")
@@ -65,48 +140,6 @@ def some_scaled(x, y, means, variances, w, b, eps, pixels, slot, first, last):
 def all_scaled(x, y, means, variances, w, b, eps, pixels, job):
     """Every plane."""
     fork(some_scaled, (x, y, means, variances, w, b, eps, pixels), job)
-
-
-@linked(error_model="numpy")
-def some_scaled_columns(x, y, means, rates, b, slot, first, last):
-    """Items [first, last), rows of flat y (n, c); by channel: means, rates and b."""
-    channels = len(means)
-    for n in range(first, last):
-        row, scaled = x[n * channels : (n + 1) * channels], y[n * channels : (n + 1) * channels]
-        for c in range(channels):
-            scaled[c] = (row[c] - means[c]) * rates[c] + b[c]
-
-
-@compiled(error_model="numpy")
-def all_scaled_columns(x, y, means, rates, b, job):
-    """Every row."""
-    fork(some_scaled_columns, (x, y, means, rates, b), job)
-
-
-@linked(error_model="numpy")
-def some_columns(x, moments, images, slot, first, last):
-    """Channels [first, last) of flat x (n, c): mean and variance in float64."""
-    channels = moments.shape[1]
-    mean, variance = moments[0, first:last], moments[1, first:last]
-    mean[:], variance[:] = 0, 0
-    for n in range(images):
-        row = x[n * channels + first : n * channels + last]
-        for c in range(len(mean)):
-            mean[c] += row[c]
-    for c in range(len(mean)):
-        mean[c] /= images
-    for n in range(images):
-        row = x[n * channels + first : n * channels + last]
-        for c in range(len(mean)):
-            variance[c] += (row[c] - mean[c]) * (row[c] - mean[c])
-    for c in range(len(mean)):
-        variance[c] /= images
-
-
-@compiled(error_model="numpy")
-def all_columns(x, moments, images, job):
-    """Every channel."""
-    fork(some_columns, (x, moments, images), job)
 
 
 @linked(error_model="numpy")
@@ -146,34 +179,35 @@ def all_blended(grad, x, dx, factors, pixels, job):
 
 def _by_channel(threads: int, kernel: Any, shape: tuple, dtype: np.dtype, arrays: int,
                 *types: Any) -> Calls:  # fmt: skip
-    """``kernel`` over the channels of x, or over its planes where it takes no number of images; over the rows
-    of x (n, c) where that is what it scales.
+    """``kernel`` over the channels of x, or over its planes where it takes no number of images.
 
     types: whatever else its arguments' types depend on.
     """
     pixels, moved = math.prod(shape[2:]), arrays * math.prod(shape) * dtype.itemsize
-    if kernel is all_scaled_columns:
-        return Calls(kernel, shape[0], moved, threads)
-    if kernel is all_columns:
-        return Calls(kernel, shape[1], moved, threads, (shape[0],))
     if kernel in (all_moments, all_channel_sums):
         return Calls(kernel, shape[1], moved, threads, (shape[0], pixels))
+    if kernel is all_channels:
+        return Calls(kernel, shape[1], moved, threads, (shape[0], pixels),
+                     lambda _: (np.empty((2, shape[1])), np.empty((3, shape[1]), dtype)))
     return Calls(kernel, shape[0] * shape[1], moved, threads, (pixels,))
 
 
-def _channels(x: np.ndarray, threads: int | None, *vectors: tuple[str, Any]) -> list[np.ndarray | None]:
+def _channels(x: np.ndarray, *vectors: tuple[str, Any]) -> list[np.ndarray | None]:
     """The vectors, one number for each channel, in the type of x."""
     if x.ndim < 2:
         raise ValueError(f"x has shape {x.shape}: batch normalisation needs (N, C, ...)")
     return [None if v is None else matching(name, v, (x.shape[1],), x.dtype) for name, v in vectors]
 
 
-def _moments(x: np.ndarray, threads: int | None) -> np.ndarray:
+def _several(x: np.ndarray) -> None:
     if math.prod(x.shape) // max(x.shape[1], 1) < 2:
         raise ValueError(f"x has shape {x.shape}: training needs more than one value of each channel")
+
+
+def _moments(x: np.ndarray, threads: int | None) -> np.ndarray:
+    _several(x)
     moments = np.empty((2, x.shape[1]))
-    kernel = all_columns if x.ndim == 2 else all_moments
-    remembered(_by_channel, threads, kernel, x.shape, x.dtype, 2)(x.reshape(-1), moments)
+    remembered(_by_channel, threads, all_moments, x.shape, x.dtype, 2)(x.reshape(-1), moments)
     return moments
 
 
@@ -213,26 +247,31 @@ def batch_norm(x: Any, running_mean: Any, running_var: Any, weight: Any = None, 
 def _batch_norm(x: Any, mean: Any, var: Any, weight: Any, bias: Any, training: bool, momentum: float,
                 eps: float, threads: int | None, out: Any) -> np.ndarray:  # fmt: skip
     held = floats("x", x)
-    vectors = ("running_mean", mean), ("running_var", var), ("weight", weight), ("bias", bias)
-    means, variances, w, b = _channels(held, threads, *vectors)
+    w, b = _channels(held, ("weight", weight), ("bias", bias))
+    running = ("running_mean", mean), ("running_var", var)
     if training:
-        moments = _moments(held, threads)
-        count = math.prod(held.shape) // held.shape[1]
-        for running, now in ((mean, moments[0]), (var, moments[1] * (count / (count - 1)))):
-            if running is not None:
-                running += momentum * (now - running)
-        means, variances = moments
-    elif means is None or variances is None:
+        _several(held)
+        for name, given in running:
+            if given is not None and not given.flags.writeable:
+                raise ValueError(f"{name} is read-only, and training changes it: pass a writable array")
+        known = [None if v is None else matching(name, v, held.shape[1:2]) for name, v in running]
+    elif mean is None or var is None:
         raise ValueError("running_mean and running_var are missing: give both, or training=True")
-    if held.ndim == 2:  # channels lie side by side, and planes are single elements
-        rates = np.divide(1 if w is None else w, np.sqrt(variances + eps), dtype=held.dtype)
-        by_column = means.astype(held.dtype, copy=False), rates, np.zeros_like(rates) if b is None else b
-        calls = remembered(_by_channel, threads, all_scaled_columns, held.shape, held.dtype, 2)
-        return filled(lambda y: calls(held.reshape(-1), y, *by_column), held.shape, x, out)
-    empty = EMPTY[held.dtype.char]
-    by_channel = means, variances, empty if w is None else w, empty if b is None else b, float(eps)
-    calls = remembered(_by_channel, threads, all_scaled, held.shape, held.dtype, 2, means.dtype)
-    return filled(lambda y: calls(held.reshape(-1), y, *by_channel), held.shape, x, out)
+    else:
+        known = _channels(held, *running)
+    vectors = [EMPTY[held.dtype.char] if v is None else v for v in (*known, w, b)]
+    if training or held.ndim == 2:
+        numbers = bool(training), float(momentum), float(eps)
+        calls = remembered(_by_channel, threads, all_channels, held.shape, held.dtype, 3 if training else 2,
+                           vectors[0].dtype, vectors[1].dtype)
+        y = filled(lambda y: calls(held.reshape(-1), y, *vectors, numbers), held.shape, x, out)
+        if training:
+            for given, now in ((mean, known[0]), (var, known[1])):
+                if given is not now:
+                    given[...] = now
+        return y
+    calls = remembered(_by_channel, threads, all_scaled, held.shape, held.dtype, 2)
+    return filled(lambda y: calls(held.reshape(-1), y, *vectors, float(eps)), held.shape, x, out)
 
 
 def batch_norm_backward(
@@ -250,7 +289,7 @@ def _batch_norm_backward(grad: Any, x: Any, mean: Any, var: Any, weight: Any, tr
     held = floats("x", x)
     grad = matching("grad", grad, held.shape, held.dtype)
     vectors = ("running_mean", mean), ("running_var", var), ("weight", weight)
-    means, variances, w = _channels(held, threads, *vectors)
+    means, variances, w = _channels(held, *vectors)
     if training:
         means, variances = _moments(held, threads)
     elif means is None or variances is None:
