@@ -42,6 +42,7 @@ from algos.layers.distance import (
     distance_pool3d,
     distance_pool3d_backward,
 )
+from algos.layers.layer_normalisation import layer_norm, layer_norm_backward
 from algos.layers.losses import (
     cross_entropy,
     cross_entropy_backward,
@@ -60,12 +61,7 @@ from algos.layers.matrices import (
     pointwise_backward,
     toeplitz,
 )
-from algos.layers.normalisation import (
-    batch_norm,
-    batch_norm_backward,
-    layer_norm,
-    layer_norm_backward,
-)
+from algos.layers.normalisation import batch_norm, batch_norm_backward
 from algos.layers.pooling import (
     avg_pool1d,
     avg_pool1d_backward,
