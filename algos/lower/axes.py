@@ -1,9 +1,11 @@
-"""One dimension as two, and three as two: planes become images, whose depth taps lie among the channels
-(``axes``) or are problems apart, which keep the channels that a group has (``depth``).
+"""One dimension as two, and three as two: two axes along which nothing is summed are one; otherwise planes
+become images, whose depth taps lie among the channels (``axes``) or are problems apart, which keep the
+channels that a group has (``depth``).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,28 +15,40 @@ from algos.spec import ConvSpec
 
 
 def axes(spec: ConvSpec) -> Lowered | None:
-    """1-D with a row of one; 3-D as pictures, but for input gradients."""
+    """1-D with a row of one; 3-D as pictures, but for input gradients that sum along all axes."""
     if spec.ndim == 1:
-        return _row(spec)
-    return _planes(spec) if spec.ndim == 3 and spec.direction != "input_gradient" else None
+        return _shaped(spec.with_(size=(1, *spec.size), kernel=(1, *spec.kernel), stride=(1, *spec.stride),
+                                  dilation=(1, *spec.dilation), padding=((0, 0), *spec.padding)),
+                       "a picture of one row")  # fmt: skip
+    if spec.ndim != 3:
+        return None
+    plain = [one == (1, 1, (0, 0)) for one in zip(spec.kernel, spec.stride, spec.padding, strict=True)]
+    for first in (1, 0):
+        if plain[first] and plain[first + 1]:
+            return _shaped(_joined(spec, first), "two axes as one")
+    return _planes(spec) if spec.direction != "input_gradient" else None
 
 
-def _row(spec: ConvSpec) -> Lowered:
-    """A signal is a picture of one row: nothing moves."""
-    part = spec.with_(size=(1, *spec.size), kernel=(1, *spec.kernel), stride=(1, *spec.stride),
-                      dilation=(1, *spec.dilation), padding=((0, 0), *spec.padding))
+def _joined(spec: ConvSpec, first: int) -> ConvSpec:
+    """With an axis and the next one, along which nothing is summed, as one."""
 
+    def one(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+        return *values[:first], value, *values[first + 2 :]
+
+    return spec.with_(size=one(spec.size, math.prod(spec.size[first : first + 2])),
+                      kernel=one(spec.kernel, 1), stride=one(spec.stride, 1),
+                      dilation=one(spec.dilation, 1), padding=one(spec.padding, (0, 0)))  # fmt: skip
+
+
+def _shaped(part: ConvSpec, words: str) -> Lowered:
+    """The same numbers in other shapes: nothing moves."""
     shapes = operand_shapes(part)
 
     def move(*operands: Any) -> tuple[Any, ...]:
         mine = (a.reshape(shape) for a, shape in zip(operands, shapes, strict=False))
         return *mine, *operands[len(shapes) :]
 
-    def place(y: Any, result: Any) -> None:
-        y[...] = result.reshape(y.shape)
-
-    return Lowered((Part(part, lambda w: w.reshape(part.weight_shape), lambda: move, place),),
-                   "a picture of one row")
+    return Lowered((Part(part, lambda w: w.reshape(part.weight_shape), lambda: move),), words)
 
 
 def _flat(spec: ConvSpec) -> ConvSpec:

@@ -84,6 +84,9 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
     finish = lowered.finish(bias, threads) if lowered.finish is not None else None
     if len(runs) == 1 and runs[0][2] is None and lowered.combine is None:
         move, inside = runs[0][:2]
+        outer, inner = node.spec.result_shape, lowered.parts[0].spec.result_shape
+        if inner != outer:
+            inside = _reshaping(inside, outer, inner)
 
         def straight(*arrays: Any, out: Any = None) -> Any:
             moved = move(*arrays)
@@ -117,6 +120,21 @@ def _composed(node: Node, lowered: Lowered, weights: Any, solve: Solve, bias: An
         return y
 
     return run
+
+
+def _reshaping(inside: Run, outer: tuple[int, ...], inner: tuple[int, ...]) -> Run:
+    """``inside``, whose results are those in another shape."""
+
+    def reshaping(*arrays: Any, out: Any = None) -> Any:
+        if out is None:
+            return inside(*arrays).reshape(outer)
+        if out.flags.c_contiguous:
+            inside(*arrays, out=out.reshape(inner))
+        else:
+            out[...] = inside(*arrays).reshape(outer)
+        return out
+
+    return reshaping
 
 
 def _bias(part: Part, weights: Any, bias: Any) -> Any:

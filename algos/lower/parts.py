@@ -38,7 +38,8 @@ class Part:
     operands : callable
         Makes what turns a call's operands into the part's; that may keep a buffer from call to call.
     place : callable or None
-        ``place(y, result)`` writes the part's result where it belongs in y, or adds it; None: it is y.
+        ``place(y, result)`` writes the part's result where it belongs in y, or adds it; None: it is y, if in
+        another shape.
     weights_last : bool
         The last of its operands are its weights, which are then prepared at every call.
     copied : int
