@@ -18,8 +18,8 @@ DENSE = [
     "3x5x9x30,20x5x1x1,s2",  # three of four elements are zero
     "1x17x70,6x17x5,s4,p3",  # fewer rows of a patch than taps reach
     "1x70x40x40,90x70x2x2,s2",
-    "2x3x37x41,9x3x7x7,s2,p3",  # all residues side by side in vectors, some with fewer taps
-    "2x6x20x23,8x3x5x4,s3x4,p2:1x0:1,d2x1",  # the same of groups, runs of 4, elements that nothing reaches
+    "2x3x37x41,9x3x6x4,s2,p3:1x2",  # all residues side by side in vectors
+    "2x6x20x23,8x3x3x4,s3x4,p2:1x0:1",  # the same of groups, runs of 4 columns, some of them empty
     "1x1x9000,64x1x16,s8,p8",  # and of a signal, cut along it
     "1x40x3000,33x40x5,s2,p2",  # a signal cut along it, each residue by itself
 ]
@@ -43,6 +43,18 @@ def test_every_element_is_the_definition(name: str, text: str) -> None:
     for _ in range(2):  # nothing of a call stays for the next
         assert np.array_equal(run(*data.call, out=dx), expected)
         dx[...] = np.nan
+
+
+@pytest.mark.parametrize("text", DENSE)
+def test_nan_spoils_only_what_reads_it(text: str) -> None:
+    spec = ConvSpec.parse(f"{text},input_gradient")
+    data = operands(spec, 0, "integer")
+    where = tuple(n // 2 for n in spec.output_shape)
+    one, spoilt = np.zeros(spec.output_shape, np.float32), data.grad.copy()
+    one[where], spoilt[where] = 1, np.nan
+    read = oracle(spec, None, np.ones(spec.weight_shape, np.float32), one) > 0
+    found = algos.get("direct_channels").prepare(spec, data.w, THREADS)(spoilt)
+    assert np.array_equal(np.isnan(found), read)
 
 
 def test_blocks_of_rows_hold_the_sums_of_all_residues_in_the_cache() -> None:

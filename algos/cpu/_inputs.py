@@ -7,8 +7,8 @@ channels of a position lie together; for each residue a few positions times a fe
 stay in registers over its taps and output channels (``outer_runs``). The sums of all residues of a block of
 rows leave together, transposed, in the order in which they lie in the result: each element is written once.
 Elements that no tap reaches come from sums that stay zero. Where vectors of input channels would be mostly
-empty, all residues' channels lie in them side by side, with weights of zero for what a residue does not read.
-Without a stride it is a forward pass (``algos/lower/direction.py``).
+empty, and all residues read the same windows, their channels lie side by side. Without a stride it is a
+forward pass (``algos/lower/direction.py``).
 """
 
 from __future__ import annotations

@@ -22,9 +22,12 @@ WRITE_COST = 100.0  # multiply-adds in whose time columns that lie side by side 
 @lru_cache(maxsize=1024)
 def run_of(spec: ConvSpec) -> int:
     """How many channels of a row of residues, a power of two, lie side by side where those of all do; 0 where
-    it takes less time that each residue has its own.
+    it takes less time that each residue has its own, or where not all have taps for the whole window: NaN
+    times zero would spoil what does not read it.
     """
     row, col = axes(spec)
+    if any(axis.kernel != axis.stride * (reach_of(axis) + 1) for axis in (row, col)):
+        return 0
     run, channels = 1 << (col.stride - 1).bit_length(), spec.in_channels // spec.groups
     if run > lanes(spec.in_dtype):
         return 0
@@ -106,7 +109,7 @@ def read_by(axis: Axis, merged: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def merged(spec: ConvSpec, kernels: np.ndarray, run: int) -> np.ndarray:
     """(group, channel x row of the stride x column, output, *window) of weights (group, channel, output,
-    *kernel), zeros where a residue has no tap.
+    *kernel), zeros in empty columns.
     """
     row, col = axes(spec)
     groups, channels, outputs = kernels.shape[:3]
