@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache
@@ -129,9 +129,8 @@ class Knowledge:
             rows.setdefault(of_kind, []).append((text, packed))
         self._places = {name: Places(*zip(*pairs, strict=True)) for name, pairs in rows.items()}
         self.hopeless: dict[Hashable, frozenset[str]] = {}  # the picker's
-        self._is_timed: dict[tuple[str, int], bool] = {}
-        self._ratios: dict[tuple[str, str, int], float] = {}
-        self._timed: dict[tuple[str, int], dict[str, Known]] = {}
+        self._is_timed: dict[int, dict[str, bool]] = {}  # by threads
+        self._timed: dict[tuple[str, int], dict[str, _Timed]] = {}
         current = [entry for entry in self._memory.wrong() if self._is_current(entry)]
         own = [entry for entry in current if entry.tunables == tunables_text(found[entry.algorithm])]
         # What is wrong where nothing was lowered is wrong everywhere, else only with the same lowerings.
@@ -213,60 +212,81 @@ class Knowledge:
         """
         if self._build(self._found[name]) not in self._builds:
             return None  # nothing would be found, however far one looks
-        near, total, weights, found = self._nearest(spec, threads), 0.0, 0.0, 0
+        total, weights, found = 0.0, 0.0, 0
         first: Known | None = None
-        for at, (distance, text) in enumerate(near):
-            if at == AT_FIRST:
-                self._load(text for _, text in near[AT_FIRST:MOST])
-            if at == MOST:
-                break
-            if (entry := self._own(text, threads).get(name)) is not None:
-                weight = 1.0 / (0.25 + distance)
-                total += weight * math.log(self._ratio(name, entry))
+        for weight, own in self._nearest(spec, threads):
+            if (timed := own.get(name)) is not None:
+                if timed.log is None:
+                    timed.log = self._log_ratio(name, timed.entry)
+                total += weight * timed.log
                 weights += weight
-                first, found = first or entry, found + 1
+                first, found = first or timed.entry, found + 1
                 if found == NEIGHBOURS:
                     break
         return (math.exp(total / weights), first) if first else None
 
-    def _own(self, text: str, threads: int) -> dict[str, Known]:
+    def _own(self, text: str, threads: int) -> dict[str, _Timed]:
         """What tells times on a spec with the algorithms' registered tunables, by algorithm."""
         if (own := self._timed.get((text, threads))) is None:
             self._load([text])
             own = self._timed[text, threads] = {
-                name: entry
+                name: _Timed(entry)
                 for (name, count), entries in self._on[text].items()
                 if count == threads and (entry := entries.get(tunables_text(self._found[name])))
                 and entry.status == "ok"
             }  # fmt: skip
         return own
 
-    def _nearest(self, spec: ConvSpec, threads: int) -> list[tuple[float, str]]:
-        """Measured specs near ``spec``; the answer for the last one is kept, which all algorithms ask for."""
-        asked, near = self._last  # at once: another thread may ask for another spec meanwhile
+    def _nearest(self, spec: ConvSpec, threads: int) -> Iterator[tuple[float, dict[str, _Timed]]]:
+        """How much measured specs near ``spec`` weigh, and what tells times on them; the answer for the last
+        spec is kept, which all algorithms ask for.
+        """
+        asked, near, at_first = self._last  # at once: another thread may ask for another spec meanwhile
         if asked != (spec, threads, self._without):
-            places = self._places.get(kind(spec))
-            close = places.near(spec) if places else []
-            if places and not self._is_timed.keys() >= {(text, threads) for _, text in close}:
-                new = [text for _, text in places.near(spec, AHEAD)]  # the next shape's are among them
-                timed = self._memory.timed(new, threads, self._builds)
-                self._is_timed.update(((text, threads), text in timed) for text in new)
-            near = [pair for pair in close if self._is_timed[pair[1], threads] and pair[1] != self._without]
-            if not self._on.keys() >= {text for _, text in near[:AT_FIRST]}:
-                self._load(text for _, text in near[:MOST])
-            self._last = (spec, threads, self._without), near
+            near = self._measured_near(spec, threads)
+            at_first = [self._weighed(pair, threads) for pair in near[:AT_FIRST]]
+            self._last = (spec, threads, self._without), near, at_first
+        yield from at_first
+        if len(near) > AT_FIRST:
+            self._load(text for _, text in near[AT_FIRST:MOST])
+            for pair in near[AT_FIRST:MOST]:
+                yield self._weighed(pair, threads)
+
+    def _weighed(self, pair: tuple[float, str], threads: int) -> tuple[float, dict[str, _Timed]]:
+        distance, text = pair
+        return 1.0 / (0.25 + distance), self._own(text, threads)
+
+    def _measured_near(self, spec: ConvSpec, threads: int) -> list[tuple[float, str]]:
+        """Measured specs near ``spec``, and how far they are."""
+        places = self._places.get(kind(spec))
+        close = places.near(spec) if places else []
+        is_timed = self._is_timed.setdefault(threads, {})
+        if places and not is_timed.keys() >= {text for _, text in close}:
+            new = [text for _, text in places.near(spec, AHEAD)]  # the next shape's are among them
+            timed = self._memory.timed(new, threads, self._builds)
+            is_timed.update((text, text in timed) for text in new)
+        near = [pair for pair in close if is_timed[pair[1]] and pair[1] != self._without]
+        if not self._on.keys() >= {text for _, text in near[:AT_FIRST]}:
+            self._load(text for _, text in near[:MOST])
         return near
 
-    _last: tuple[Any, list[tuple[float, str]]] = (None, [])
+    _last: tuple[Any, list[tuple[float, str]], list[tuple[float, dict[str, _Timed]]]] = (None, [], [])
     _same: tuple[Any, list[str]] = (None, [])
 
-    def _ratio(self, name: str, entry: Known) -> float:
-        key = name, entry.spec, entry.threads
-        if (ratio := self._ratios.get(key)) is None:
-            way = chain(self._found[name], ConvSpec.of(entry.spec), entry.threads)
-            modelled = self.fit.seconds(way, entry.threads)
-            ratio = self._ratios[key] = max(entry.run_s, 1e-9) / modelled
-        return ratio
+    def _log_ratio(self, name: str, entry: Known) -> float:
+        """The logarithm of its measured over its modelled time."""
+        way = chain(self._found[name], ConvSpec.of(entry.spec), entry.threads)
+        return math.log(max(entry.run_s, 1e-9) / self.fit.seconds(way, entry.threads))
+
+
+class _Timed:
+    """A measured time, and the logarithm of how it compares to the model's, once somebody asked."""
+
+    __slots__ = ("entry", "log")
+
+    def __init__(self, entry: Known) -> None:
+        self.entry = entry
+        self.log: float | None = None
 
 
 def _variant(algorithm: Algorithm, text: str) -> Algorithm | None:

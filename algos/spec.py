@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +34,7 @@ from algos.grammar import (
     shown,
     times,
 )
+from algos.held import held
 from algos.reads import unread
 
 Padding = int | str | Sequence[Any]
@@ -242,22 +243,22 @@ class ConvSpec:
         """Spatial axes: 1, 2 or 3."""
         return len(self.size)
 
-    @cached_property
+    @held
     def in_dtype(self) -> np.dtype:
         """Type of x, and of w unless they differ."""
         return named(self.dtype.partition(">")[0].partition("*")[0])
 
-    @cached_property
+    @held
     def w_dtype(self) -> np.dtype:
         """Type of w."""
         return named(self.dtype.partition(">")[0].rpartition("*")[2])
 
-    @cached_property
+    @held
     def out_dtype(self) -> np.dtype:
         """Type of y."""
         return named(self.dtype.rpartition(">")[2])
 
-    @cached_property
+    @held
     def border(self) -> int | float:
         """What lies around x where ``padding_mode`` is constant, exactly: a
         whole number for whole-number types.
@@ -267,16 +268,16 @@ class ConvSpec:
         value = constant(self.padding_mode.removeprefix("constant:"), self.in_dtype)
         return int(value) if whole(self.in_dtype) else float(value)
 
-    @cached_property
+    @held
     def kernel_extent(self) -> tuple[int, ...]:
         """What the dilated kernel covers, per axis."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
-    @cached_property
+    @held
     def padded_size(self) -> tuple[int, ...]:
         return tuple(n + before + after for n, (before, after) in zip(self.size, self.padding, strict=True))
 
-    @cached_property
+    @held
     def output_size(self) -> tuple[int, ...]:
         """floor((size + padding - extent) / stride) + 1, per axis."""
         return tuple(
@@ -284,15 +285,15 @@ class ConvSpec:
             for n, extent, s in zip(self.padded_size, self.kernel_extent, self.stride, strict=True)
         )
 
-    @cached_property
+    @held
     def input_shape(self) -> tuple[int, ...]:
         return (self.batch, self.in_channels, *self.size)
 
-    @cached_property
+    @held
     def weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
-    @cached_property
+    @held
     def output_shape(self) -> tuple[int, ...]:
         return (self.batch, self.out_channels, *self.output_size)
 
@@ -305,12 +306,12 @@ class ConvSpec:
             "weight_gradient": self.weight_shape,
         }[self.direction]
 
-    @cached_property
+    @held
     def reduction_length(self) -> int:
         """K: products summed in one result of a forward pass, C / groups * taps."""
         return math.prod(self.weight_shape[1:])
 
-    @cached_property
+    @held
     def macs(self) -> int:
         """Multiply-adds of the definition, padding included; the same in all three directions."""
         return math.prod(self.output_shape) * self.reduction_length
@@ -332,7 +333,7 @@ class ConvSpec:
         """Whether anything follows the convolution: a bias or an activation."""
         return self.bias or self.activation != "none"
 
-    @cached_property
+    @held
     def min_bytes(self) -> int:
         """x and w read once and y written once."""
         shapes = (self.input_shape, self.weight_shape, self.output_shape)
@@ -344,7 +345,7 @@ class ConvSpec:
         """Of what a plan returns; gradients have the type of x and w."""
         return self.out_dtype if self.direction == "forward" else self.in_dtype
 
-    @cached_property
+    @held
     def unread(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """Per axis, how many indices of the input no output reads, since the stride
         steps over them, and the first six.
@@ -418,7 +419,7 @@ class ConvSpec:
             )
         return _parsed(spec)
 
-    @cached_property
+    @held
     def _text(self) -> str:
         parts = [times(self.input_shape), times(self.weight_shape)]
         if set(self.stride) != {1}:
@@ -447,7 +448,7 @@ class ConvSpec:
     def __str__(self) -> str:
         return self._text
 
-    @cached_property
+    @held
     def _hash(self) -> int:
         return hash(self._text)
 

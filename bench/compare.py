@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
@@ -35,7 +35,10 @@ class Key(NamedTuple):
 _key = attrgetter(*Key._fields)
 
 
-class _Timed(NamedTuple):
+Timed = tuple[Record, Sequence[float]]  # and the medians of its launches
+
+
+class _Logs(NamedTuple):
     """What counts of a record: its build, and the logarithm of the time of each launch."""
 
     build: str
@@ -107,6 +110,11 @@ def compare(old: Iterable[Record], new: Iterable[Record]) -> Comparison:
 
     Cases are paired by name where the algorithm's own tunables have changed.
     """
+    return compare_medians(_medians(old), _medians(new))
+
+
+def compare_medians(old: Iterable[Timed], new: Iterable[Timed]) -> Comparison:
+    """``compare`` of records and the medians of their launches, as ``Store.medians`` gives them."""
     before, after = _latest(old), _latest(new)
     pairs = _pairs(before, after)
     model = Model(apart=spread_apart(one.logs for _, *pair in pairs for one in pair))
@@ -126,17 +134,22 @@ def compare(old: Iterable[Record], new: Iterable[Record]) -> Comparison:
     return Comparison(tuple(changes), model.apart, run_sigma, drift, len(shifts), *alone)
 
 
-def _latest(records: Iterable[Record]) -> dict[Key, _Timed]:
+def _medians(records: Iterable[Record]) -> Iterator[Timed]:
+    return ((record, [launch.median_s for launch in record.launches]) for record in records)
+
+
+def _latest(records: Iterable[Timed]) -> dict[Key, _Logs]:
     """Own measured records by case; stores keep the order of writing, so the last build wins."""
-    return {Key(*_key(r)): _timed(r) for r in records if r.origin == "convbench" and r.launches}
+    return {Key._make(_key(r)): _logs(r, medians)
+            for r, medians in records if r.origin == "convbench" and medians}  # fmt: skip
 
 
-def _timed(record: Record) -> _Timed:
-    logs = [math.log(max(launch.median_s, 1e-12)) for launch in record.launches]
-    return _Timed(record.build, logs, math.fsum(logs) / len(logs))
+def _logs(record: Record, medians: Sequence[float]) -> _Logs:
+    logs = [math.log(max(median, 1e-12)) for median in medians]
+    return _Logs(record.build, logs, math.fsum(logs) / len(logs))
 
 
-def _pairs(before: dict[Key, _Timed], after: dict[Key, _Timed]) -> list[tuple[Key, _Timed, _Timed]]:
+def _pairs(before: dict[Key, _Logs], after: dict[Key, _Logs]) -> list[tuple[Key, _Logs, _Logs]]:
     """Records of the same case, old and new, with the key of the old.
 
     An algorithm whose own tunables have changed is still that algorithm: what is left over of its name on

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from itertools import compress
 from itertools import count as numbers
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 STATUSES = ("ok", "wrong", "unsupported", "unavailable", "too_large", "too_slow", "timeout", "crashed",
             "error")
@@ -46,9 +46,9 @@ def calmest(times: Sequence[float]) -> float:
     """What stands for a launch: the median of the calmest third of its turns. Neighbours make turns of two
     kinds, and the median of all jumps between them.
     """
-    calm = sorted(times)[: math.ceil(len(times) / CALM)]
-    middle = len(calm) // 2
-    return calm[middle] if len(calm) % 2 else (calm[middle - 1] + calm[middle]) / 2
+    rising, calm = sorted(times), -(-len(times) // CALM)
+    middle = calm // 2
+    return rising[middle] if calm % 2 else (rising[middle - 1] + rising[middle]) / 2
 
 
 def turn_time(samples: Sequence[float]) -> float:
@@ -59,6 +59,13 @@ def turn_time(samples: Sequence[float]) -> float:
     by 3.5% so.
     """
     return sorted(samples)[len(samples) // 4]
+
+
+def undisturbed(turns: dict[int, float], disturbed: Sequence[int]) -> dict[int, float]:
+    """``turns`` without the disturbed rounds, unless those are all."""
+    if not disturbed:
+        return turns
+    return {number: value for number, value in turns.items() if number not in disturbed} or turns
 
 
 @dataclass(frozen=True)
@@ -149,10 +156,7 @@ class Launch:
     @cached_property
     def turn_times(self) -> dict[int, float]:
         """Round -> ``turn_time`` of its samples; without the disturbed rounds, unless those are all."""
-        found = self.every_turn()
-        if not self.disturbed:
-            return found
-        return {number: value for number, value in found.items() if number not in self.disturbed} or found
+        return undisturbed(self.every_turn(), self.disturbed)
 
     def every_turn(self) -> dict[int, float]:
         """Round -> ``turn_time`` of its samples, of every round that gave some;
@@ -180,37 +184,44 @@ class Launch:
         return len(self.samples_s)
 
 
-@dataclass(frozen=True)
-class Brief(Launch):
+class Brief(NamedTuple):
     """A launch as it is read where only its times matter: one sample for each turn, which stands for those
     taken in it.
 
-    ``sample_count`` is how many were taken. It was checked as a ``Launch`` when it was written.
+    A tuple with the fields and the answers of ``Launch``, since a large store holds half a million.
+    ``sample_count`` is how many samples were taken. It was checked as a ``Launch`` when it was written.
     """
 
-    sample_count: int = 1  # a field in place of the property
+    index: int  # type: ignore[assignment]  # no method of the tuple
+    started: str
+    samples_s: tuple[float, ...]
+    loops: int
+    prepare_cold_s: float
+    prepare_s: float
+    first_run_s: float
+    h2d_s: float | None
+    d2h_s: float | None
+    workspace_seen_bytes: int | None
+    turns: tuple[int, ...]
+    together: str
+    disturbed: tuple[int, ...]
+    steal: float | None
+    load: float | None
+    loop: float | None
+    sample_count: int
+    median_s: float
 
-    @classmethod
-    def of(cls, values: Iterable[Any]) -> Brief:
-        """With the values of all fields in their order, and ``median_s`` at hand: every reader wants it, and
-        a large store holds half a million launches.
-        """
-        brief = cls.__new__(cls)
-        brief.__dict__.update(zip(_BRIEF, values, strict=True))
-        brief.__dict__["median_s"] = calmest(brief.timed()[1])
-        return brief
-
-    def __post_init__(self) -> None:
-        pass
+    @property
+    def turn_times(self) -> dict[int, float]:
+        return undisturbed(self.every_turn(), self.disturbed)
 
     def every_turn(self) -> dict[int, float]:
         return dict(zip(_numbered(self.turns), self.samples_s, strict=False))
 
     def timed(self) -> tuple[tuple[int, ...], Sequence[float]]:
-        return super().timed() if self.disturbed else (_numbered(self.turns), self.samples_s)
-
-
-_BRIEF = tuple(f.name for f in fields(Brief))
+        if not self.disturbed:
+            return _numbered(self.turns), self.samples_s
+        return tuple(self.turn_times), tuple(self.turn_times.values())
 
 
 @lru_cache(maxsize=1 << 12)
@@ -275,7 +286,7 @@ class Record:
     error_ratio: float | None = None
     workspace_bytes: int | None = None
     via: str = ""
-    launches: tuple[Launch, ...] = ()
+    launches: tuple[Launch | Brief, ...] = ()
 
     @classmethod
     def of(cls, values: Iterable[Any]) -> Record:
@@ -315,7 +326,7 @@ class Record:
     def prepare_s(self) -> float | None:
         return statistics.median(launch.prepare_s for launch in self.launches) if self.launches else None
 
-    def with_launches(self, launches: tuple[Launch, ...]) -> Record:
+    def with_launches(self, launches: tuple[Launch | Brief, ...]) -> Record:
         return replace(self, launches=launches)
 
 

@@ -14,12 +14,13 @@ from sys import intern
 from typing import Any
 from zlib import crc32
 
-from bench.record import KEY_FIELDS, Brief, Launch, Record
+from bench.record import KEY_FIELDS, Brief, Launch, Record, calmest
 
 RECORD_FIELDS = tuple(f.name for f in fields(Record) if f.name != "launches")
 LAUNCH_FIELDS = tuple(f.name for f in fields(Launch))
 _SAMPLES, _TURNS, _TOGETHER, _DISTURBED = map(LAUNCH_FIELDS.index,
                                               ("samples_s", "turns", "together", "disturbed"))
+_NONE = "[]"  # as empty lists are stored
 _TYPES = {"threads": "INTEGER", "cold": "INTEGER", "max_error": "REAL", "error_ratio": "REAL",
           "workspace_bytes": "INTEGER", "index": "INTEGER", "loops": "INTEGER", "prepare_cold_s": "REAL",
           "prepare_s": "REAL", "first_run_s": "REAL", "h2d_s": "REAL", "d2h_s": "REAL",
@@ -119,16 +120,28 @@ def launch_of(row: Sequence[Any]) -> Launch:
     return Launch(*values)
 
 
-def brief_of(row: tuple[Any, ...]) -> Launch:
+def brief_of(row: tuple[Any, ...]) -> Brief:
     """Of a row; its samples are looked at only where its times are missing, or not of this row."""
+    _, count, *times = _times_of(row)
+    values = [*row[2:], count, calmest(times)]
+    values[_SAMPLES], values[_TURNS] = tuple(times), _ones(values[_TURNS])
+    values[_DISTURBED], values[_TOGETHER] = _numbers(values[_DISTURBED]), intern(values[_TOGETHER])
+    brief = Brief._make(values)
+    return brief._replace(median_s=calmest(brief.timed()[1])) if brief.disturbed else brief
+
+
+def median_of(row: tuple[Any, ...]) -> float:
+    """``median_s`` of the launch that a row holds, read as ``brief_of`` reads it."""
+    if row[2 + _DISTURBED] != _NONE:
+        return brief_of(row).median_s
+    return calmest(_times_of(row)[2:])
+
+
+def _times_of(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What ``packed_times`` packed of a row."""
     stored = row[2:]
     times = _unpacked(row[1])
-    if not times or times[0] != _sum(stored):
-        times = _unpacked(packed_times(launch_of(row), stored))
-    values = [*stored, times[1]]
-    values[_SAMPLES], values[_TURNS] = times[2:], _ones(stored[_TURNS])
-    values[_DISTURBED], values[_TOGETHER] = _numbers(stored[_DISTURBED]), intern(stored[_TOGETHER])
-    return Brief.of(values)
+    return times if times and times[0] == _sum(stored) else _unpacked(packed_times(launch_of(row), stored))
 
 
 def _unpacked(packed: Any) -> tuple[Any, ...]:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import rows
 from bench.record import KEY_FIELDS, Brief, Record
 
+T = TypeVar("T")
+Whole = TypeVar("Whole")
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x636F6E76  # "conv": tells a convbench store from any other SQLite file
 FILE_NAME = "convbench.sqlite"
@@ -28,6 +30,8 @@ BUSY_S = 30.0
 _NO_LAUNCHES = (1 << 63, iter(()))  # beyond every record
 
 _COLD = rows.RECORD_FIELDS.index("cold")
+# What reading a damaged file may raise
+BROKEN = (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 
 GONE = ("was deleted, moved or replaced while it was written: run the same command again to measure into a "
         "new one")  # fmt: skip
@@ -60,9 +64,8 @@ class Store:
         self._names = tuple(os.path.abspath(self.path) + suffix for suffix in ("", "-wal"))
         self._files: tuple[tuple[int, int] | None, ...] = (None, None)
         if not create and not self.path.is_file():
-            raise StoreError(
-                f"{folder} holds no {FILE_NAME}: give the --out folder of an earlier convbench run"
-            )
+            words = f"{folder} holds no {FILE_NAME}: give the --out folder of an earlier convbench run"
+            raise StoreError(words)
         with self._explained():
             if create:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,36 +178,24 @@ class Store:
         except sqlite3.OperationalError as error:
             text = str(error)
             if "full" in text or "disk I/O" in text:
-                raise StoreError(
-                    f"no space left for {self.path}: free some and run the same command again"
-                ) from error
+                words = f"no space left for {self.path}: free some and run the same command again"
+                raise StoreError(words) from error
             if "readonly" in text or "unable to open" in text:
                 raise StoreError(f"cannot write {self.path}: choose another folder with --out") from error
             if "locked" in text:
-                raise StoreError(
-                    f"{self.path} is locked by another process: let it end, then run again"
-                ) from error
-            raise StoreError(
-                f"{self.path}: {text}: move the file away, or choose another --out folder"
-            ) from error
-        except (
-            sqlite3.DatabaseError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+                words = f"{self.path} is locked by another process: let it end, then run again"
+                raise StoreError(words) from error
+            words = f"{self.path}: {text}: move the file away, or choose another --out folder"
+            raise StoreError(words) from error
+        except BROKEN as error:
             raise self._damaged(error) from error
         except OSError as error:
-            raise StoreError(
-                f"cannot use {self.path}: {error.strerror}: choose another folder with --out"
-            ) from error
+            words = f"cannot use {self.path}: {error.strerror}: choose another folder with --out"
+            raise StoreError(words) from error
 
     def _damaged(self, why: object) -> StoreError:
-        return StoreError(
-            f"{self.path} is damaged ({why}): move the file away, or choose another --out folder"
-        )
+        words = f"{self.path} is damaged ({why}): move the file away, or choose another --out folder"
+        return StoreError(words)
 
     # ---- writing -------------------------------------------------------------------------------------------
 
@@ -282,10 +273,8 @@ class Store:
     def machines(self) -> dict[str, dict[str, Any]]:
         """Descriptions by id."""
         with self._explained():
-            found = {
-                i: json.loads(d)
-                for i, d in self._db.execute("SELECT id, description FROM machine ORDER BY id")
-            }
+            stored = self._db.execute("SELECT id, description FROM machine ORDER BY id")
+            found = {identity: json.loads(description) for identity, description in stored}
             for identity, description in found.items():
                 if description.get("id") != identity:
                     raise ValueError(f"the description of machine {identity} is another one's")
@@ -319,12 +308,32 @@ class Store:
         specs : iterable of str, optional
             Only records of these.
         """
+        make = rows.brief_of if brief else rows.launch_of
+        return self._read(make, lambda row, launches: Record.of((*row, launches)), brief, specs)
+
+    def medians(self) -> Iterator[tuple[Record, tuple[float, ...]]]:
+        """``stream`` in half of the time: the records without their launches, with what stands for each."""
+
+        def timed(row: list[Any], medians: tuple[float, ...]) -> tuple[Record, tuple[float, ...]]:
+            record = Record.of((*row, ()))
+            if medians and record.status != "ok":
+                raise ValueError(f"a record that is {record.status} holds samples")
+            return record, medians
+
+        return self._read(rows.median_of, timed, True, None)
+
+    def _read(
+        self, make: Callable[[Any], T], whole: Callable[[list[Any], tuple[T, ...]], Whole], brief: bool,
+        specs: Iterable[str] | None,
+    ) -> Iterator[Whole]:
+        """What ``whole`` makes of the fields of each record and of what ``make`` makes of the row of each of
+        its launches.
+        """
         chosen: str = ""
         values: tuple[str, ...] = ()
         if specs is not None:
             chosen, values = " WHERE spec IN (SELECT value FROM json_each(?))", (json.dumps(list(specs)),)
         of_chosen = f" WHERE record_id IN (SELECT id FROM record{chosen})" if chosen else ""
-        make = rows.brief_of if brief else rows.launch_of
         same: dict[str, str] = {}  # one object for equal texts
         with self._explained(), self._moment():
             lacked = {(table, name): value for table, name, value in self._missing()}
@@ -333,10 +342,8 @@ class Store:
                 for table, names in (("record", rows.RECORD_FIELDS), ("launch", rows.LAUNCH_FIELDS))
             )
             times = "times_s" if brief and ("launch", "times_s") not in lacked else "NULL"
-            found = self._db.execute(
-                f"SELECT record_id, {times}, {of_launch} FROM launch{of_chosen} "
-                'ORDER BY record_id, "index"', values,
-            )  # fmt: skip
+            query = f"SELECT record_id, {times}, {of_launch} FROM launch{of_chosen}"
+            found = self._db.execute(f'{query} ORDER BY record_id, "index"', values)
             launches = groupby(found, key=itemgetter(0))
             owner, own = next(launches, _NO_LAUNCHES)
             for identity, *row in self._db.execute(
@@ -346,8 +353,7 @@ class Store:
                     owner, own = next(launches, _NO_LAUNCHES)
                 row = [same.setdefault(v, v) if type(v) is str else v for v in row]
                 row[_COLD] = bool(row[_COLD])
-                launched = tuple(map(make, own)) if owner == identity else ()
-                yield Record.of((*row, launched))
+                yield whole(row, tuple(map(make, own)) if owner == identity else ())
 
     @contextmanager
     def _moment(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import repeat
 
 UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9,
          "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -74,8 +75,6 @@ def printable(text: object) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned on the left, separated by two spaces; the last one is as wide as it likes."""
-    lines = [[printable(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    columns = [[*map(printable, column)] for column in zip(header, *rows, strict=True)]
+    aligned = [map(str.ljust, cells, repeat(max(map(len, cells)))) for cells in columns]
+    return "\n".join([line.rstrip() for line in map("  ".join, zip(*aligned, strict=True))])

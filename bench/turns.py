@@ -192,8 +192,15 @@ def _common(pairs: Sequence[tuple[Turns, Turns]]) -> tuple[np.ndarray, np.ndarra
     for pair, (one, other) in enumerate(pairs):
         if id(one) not in parts:
             parts[id(one)] = one.parts()
-        partners = {name: at for at, name in enumerate(other.together) if name}
         parts_of_other = other.parts()
+        if one.together == other.together and _distinct(one.together):  # nearly always
+            owner += [pair] * len(one.together)
+            for side, case in zip(rounds, (one, other), strict=True):
+                side += case.rounds
+            for of_side, own in zip(logs, (parts[id(one)], parts_of_other), strict=True):
+                of_side += own
+            continue
+        partners = {name: at for at, name in enumerate(other.together) if name}
         for at, name in enumerate(one.together):
             if (place := partners.get(name)) is not None:
                 owner.append(pair)
@@ -210,6 +217,11 @@ def _common(pairs: Sequence[tuple[Turns, Turns]]) -> tuple[np.ndarray, np.ndarra
         first, second = first[mine], second[others]
     counts = np.bincount(keys >> 40, minlength=len(owner))
     return np.array(owner)[counts > 0], counts[counts > 0], first, second
+
+
+@lru_cache(maxsize=1 << 12)
+def _distinct(names: tuple[str, ...]) -> bool:
+    return all(names) and len({*names}) == len(names)
 
 
 def _keys(rounds: Sequence[np.ndarray]) -> np.ndarray:

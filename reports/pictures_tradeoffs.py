@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from bench.text import size, three_digits
 from reports.findings.advice import MOST_LINES
-from reports.findings.costs import Stretch, envelope, errors, picks, representative
+from reports.findings.costs import COSTS, Stretch, envelope, errors, picks, representative
 from reports.findings.frame import groups, tuples
 from reports.scene import Drawn, Scene, tick
 from reports.sheet import MANY_MARKS, Ending, canvas, dot, end_labels, grid, head_line, label, log_axes
@@ -93,14 +93,15 @@ def calls_figures(scene: Scene) -> Iterator[Drawn]:
     """Time per call when prepare is shared over so many calls; for a few specs, the table has the others."""
     rows = scene.own_rows
     rows = rows[rows["prepare_s"].notna() & (rows["median_s"] > 0)]
-    grouped = {
-        spec: part for (spec,), part in groups(rows, ["spec"]) if len({row.algorithm for row in part}) > 1
+    costs = {
+        spec: own for (spec,), own in groups(rows, ["spec"], COSTS) if len({name for *_, name in own}) > 1
     }
-    cases = {spec: envelope(part) for spec, part in grouped.items()}
+    cases = {spec: envelope(own) for spec, own in costs.items()}
     if not any(len(stretches) > 1 for stretches in cases.values()):
         return  # whoever runs fastest is also prepared fastest: nothing to see
-    shown = representative(cases, {spec: float(part[0].flops) for spec, part in grouped.items()})
+    shown = representative(cases, dict(zip(rows["spec"], rows["flops"].astype(float), strict=True)))
     part = rows[rows["spec"].isin(shown)]
+    grouped = {spec: own for (spec,), own in groups(part, ["spec"])}
     winning = dict.fromkeys(stretch.algorithm for spec in shown for stretch in cases[spec])
     names, look = scene.looks(part, list(winning)[:MOST_LINES])
     figure, area = canvas(scene.caption, scene.styles, 8.6, 3.1 * len(shown), ())

@@ -16,6 +16,7 @@ import pandas as pd
 from reports.cells import PART
 from reports.style import clean
 
+_HARMLESS = re.compile(r"[0-9A-Za-z][\w.:/+-]*(?: [\w.:/+-]+)*", re.ASCII)  # as it stands, as most text is
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -59,6 +60,8 @@ def _texts(column: pd.Series) -> Iterable[str]:
 
 def _quoted(value: Any) -> str:
     """Harmless, and as the CSV dialect has it within a row."""
+    if isinstance(value, str) and _HARMLESS.fullmatch(value):
+        return value
     out = io.StringIO()
     csv.writer(out, lineterminator="").writerow([csv_cell(value), ""])
     return out.getvalue()[:-1]

@@ -85,7 +85,7 @@ def sides(spec: ConvSpec, axis: int, multiple: int, longest: int) -> list[Side]:
     outputs = (spec.output_size[axis] - 1) * stride + 1
     whole = max(size + max(before, outputs - 1 + extent - before - size, 0), outputs)
     found: list[Side] = []
-    for points in fast_lengths(multiple, whole):
+    for points in fast_lengths(multiple, 1 << (whole - 1).bit_length()):  # the same for like sizes
         kept = min(outputs, (points - extent + 1) // stride * stride)
         if points >= whole:
             return [*found, Side(points, outputs, 1)]
@@ -114,19 +114,6 @@ class Plan(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan_for(spec: ConvSpec, threads: int, longest: int) -> Plan:
     """The tiles that make the model of the run's time least."""
-    best: Plan | None = None
-    for first, last, items, each in _choices(spec, longest):
-        for used in {1, min(worth(threads, items * each, HAND_OVER_S), items)}:
-            seconds = -(-items // used) * each + (HAND_OVER_S if used > 1 else 0)
-            if best is None or seconds < best.seconds:
-                best = Plan(first, last, items, used, seconds)
-    assert best is not None
-    return best
-
-
-@lru_cache(maxsize=1024)
-def _choices(spec: ConvSpec, longest: int) -> list[tuple[Side, Side, int, float]]:
-    """Tiles, how many items there are to share, and the seconds of each."""
     multiple, dtype = lanes(spec.in_dtype), str(spec.in_dtype)
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     flat = spec.ndim == 1
@@ -134,7 +121,8 @@ def _choices(spec: ConvSpec, longest: int) -> list[tuple[Side, Side, int, float]
     lasts = [Side(multiple, 1, 1)] if flat else sides(spec, 1, multiple, longest)
     stages_last = [0.0 if flat else _stages(last.points, dtype) for last in lasts]
     itemsize, cache, images = spec.in_dtype.itemsize, caches()["L2"], spec.batch * spec.groups
-    found = []
+    best: tuple[Side, Side, int, int] | None = None
+    least = math.inf
     for first in firsts:
         half, whole = first.points // 2, _whole(first, multiple)
         across = _stages(half, dtype) * half / whole
@@ -144,10 +132,17 @@ def _choices(spec: ConvSpec, longest: int) -> list[tuple[Side, Side, int, float]
             points = whole * last.points / multiple
             moving = (inputs + outputs) * (POINT_S / 2 + STAGE_S * (across + along))
             moving += inputs * outputs * STAGE_S
+            if -(-items // min(threads, items)) * (ITEM_S + points * moving) >= least:
+                continue  # in the cache already: beyond it they only take longer
             beyond = math.log2(max(1, points * multiple * 16 * itemsize / cache))
             slower = STAGES_BEYOND ** max(0, beyond - 1) if flat else 1 + BEYOND * min(5, beyond)
-            found.append((first, last, items, ITEM_S + points * moving * slower))
-    return found
+            each = ITEM_S + points * moving * slower
+            for used in {1, min(worth(threads, items * each, HAND_OVER_S), items)}:
+                seconds = -(-items // used) * each + (HAND_OVER_S if used > 1 else 0)
+                if seconds < least:
+                    best, least = (first, last, items, used), seconds
+    assert best is not None
+    return Plan(*best, least)
 
 
 @lru_cache(maxsize=1024)

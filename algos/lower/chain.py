@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from algos.arrays import DeviceArray
@@ -14,6 +14,7 @@ from algos.build import lowering_code
 from algos.contract import Algorithm, Cost
 from algos.dtypes import kind
 from algos.engine.kept import compiled_now, compiling_s, missed
+from algos.held import held
 from algos.lower.compose import Run, compose, prepare_native, solve_leaf, takes_weights
 from algos.lower.parts import Lowered, Part, count
 from algos.lower.tree import Node, ordered
@@ -52,7 +53,7 @@ class Chain:
         """What was lowered, for reports; empty where the algorithm solves the problem itself."""
         return self.node.words
 
-    @cached_property
+    @held
     def identity(self) -> str:
         """Which lowerings change something, and their code; empty where the algorithm solves ``spec`` itself.
 
@@ -77,7 +78,7 @@ class Chain:
             self._workspaces[threads] = self._workspace_bytes(threads)
         return self._workspaces[threads]
 
-    @cached_property
+    @held
     def _workspaces(self) -> dict[int, int]:
         """By threads: limits, estimates and rankings ask for them, of every algorithm."""
         return {}
@@ -101,17 +102,10 @@ class Chain:
 
     def costs(self, threads: int = 1) -> list[Cost]:
         """Of the leaves, and of what is moved between them."""
-        if threads not in self._costs:
-            found = [self.algorithm.cost(leaf, threads) for leaf in self.leaves] * self.node.runs
-            if self.node.lowered is not None:
-                found += [_moving(lowered, node) for lowered, node in self.node.steps() if lowered.words]
-            self._costs[threads] = found
-        return self._costs[threads]
-
-    @cached_property
-    def _costs(self) -> dict[int, list[Cost]]:
-        """By threads, as the workspaces are."""
-        return {}
+        found = [self.algorithm.cost(leaf, threads) for leaf in self.leaves] * self.node.runs
+        if self.node.lowered is not None:
+            found += [_moving(lowered, node) for lowered, node in self.node.steps() if lowered.words]
+        return found
 
     def finishing_s(self, threads: int = 1) -> float:
         """The model's time of what is done to a result after all."""
@@ -126,12 +120,14 @@ class Chain:
             self._seconds[threads] = self._modelled(threads)
         return self._seconds[threads]
 
-    @cached_property
+    @held
     def _seconds(self) -> dict[int, float]:
         """By threads, as the workspaces are."""
         return {}
 
     def _modelled(self, threads: int) -> float:
+        if self.node.lowered is None:
+            return self.algorithm.cost(self.node.spec, threads).seconds(threads)
         total = math.fsum(cost.seconds(threads) for cost in self.costs(threads))
         late = any(part.weights_last for lowered, _ in self.node.steps() for part in lowered.parts)
         if late and not takes_weights(self.algorithm):
@@ -172,7 +168,7 @@ class Chain:
         for leaf in self.node.distinct:
             compiled_now(self.algorithm, leaf)
 
-    @cached_property
+    @held
     def unwise(self) -> str | None:
         """Why it is no candidate although it would be right."""
         if reason := self.algorithm.unwise(self.spec):

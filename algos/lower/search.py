@@ -7,8 +7,8 @@ only. The rest is tried, fewest first, where an algorithm refuses the problem.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import combinations
+from typing import NamedTuple
 
 from algos.contract import PLAIN_TYPES, Algorithm, said
 from algos.dtypes import whole
@@ -28,7 +28,7 @@ OF_PEERS = ("border", "flip")  # more would measure our lowering, and not their 
 LOCAL = ("componentwise", "lowrank", "rounded")  # classes in which a NaN spoils only what reads it
 
 
-def chains(algorithm: Algorithm, spec: ConvSpec) -> list[Chain]:
+def chains(algorithm: Algorithm, spec: ConvSpec) -> tuple[Chain, ...]:
     """All ways that are worth comparing; empty where there is none."""
     return _searched(algorithm, spec).chains
 
@@ -56,9 +56,7 @@ def way_or_reason(algorithm: Algorithm, spec: ConvSpec, threads: int) -> Chain |
 def _best(found: _Found, threads: int) -> Chain:
     if len(found.chains) == 1:
         return found.chains[0]
-    if threads not in found.best:
-        found.best[threads] = min(found.chains, key=lambda one: one.seconds(threads))
-    return found.best[threads]
+    return min(found.chains, key=lambda one: one.seconds(threads))
 
 
 def unsupported(algorithm: Algorithm, spec: ConvSpec) -> str | None:
@@ -67,14 +65,12 @@ def unsupported(algorithm: Algorithm, spec: ConvSpec) -> str | None:
     return None if found.chains else found.reason
 
 
-@dataclass
-class _Found:
+class _Found(NamedTuple):
     """Of one algorithm, which is held so that nobody else gets its identity, and one spec."""
 
     algorithm: Algorithm
-    chains: list[Chain]
+    chains: tuple[Chain, ...]
     reason: str
-    best: dict[int, Chain] = field(default_factory=dict)
 
 
 _known: dict[tuple[int, ConvSpec], _Found] = {}
@@ -87,7 +83,7 @@ def _searched(algorithm: Algorithm, spec: ConvSpec) -> _Found:
         if len(_known) >= CHAINS:
             _known.clear()
         names, reason = _search(algorithm, spec)
-        chains = [Chain(algorithm, spec, each, tree(spec, each)) for each in names]
+        chains = tuple([Chain(algorithm, spec, each, tree(spec, each)) for each in names])
         found = _known[key] = _Found(algorithm, chains, reason)
     return found
 

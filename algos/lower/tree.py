@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
+from algos.held import held
 from algos.lower.axes import axes, depth
 from algos.lower.border import border
 from algos.lower.direction import exchange, residues, shuffle, spaced
@@ -37,34 +38,34 @@ class Node:
     name: str = ""
     rest: tuple[str, ...] = ()
 
-    @cached_property
+    @held
     def leaves(self) -> tuple[ConvSpec, ...]:
         """In the order in which they run."""
         return (
             tuple(leaf for child in self.children for leaf in child.leaves) if self.lowered else (self.spec,)
         )
 
-    @cached_property
+    @held
     def distinct(self) -> tuple[ConvSpec, ...]:
         """The leaves, each once."""
         return self.leaves if len(self.leaves) == 1 else tuple(dict.fromkeys(self.leaves))
 
-    @cached_property
+    @held
     def runs(self) -> int:
         """How often the leaves run for one result."""
         return max((lowered.runs for lowered, _ in self.steps()), default=1)
 
-    @cached_property
+    @held
     def crops(self) -> bool:
         """Whether a leaf crops its picture."""
         return any(min(map(min, leaf.padding)) < 0 for leaf in self.leaves)
 
-    @cached_property
+    @held
     def spreads(self) -> bool:
         """Whether a NaN may reach further than the definition lets it."""
         return any(lowered.spreads for lowered, _ in self.steps())
 
-    @cached_property
+    @held
     def words(self) -> str:
         if self.lowered is None:
             return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -104,6 +105,7 @@ def _seldom_collected() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # as above: else all of it would be looked at now, and when the process ends
         gc.set_threshold(*before)
 
 
@@ -113,19 +115,19 @@ def _compare_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from bench.compare import compare as judge
+    from bench.compare import compare_medians
     from bench.store import Store
 
     with Store(arguments.old, create=False) as old, Store(arguments.new, create=False) as new, _uncollected():
-        found = judge(old.stream(brief=True), new.stream(brief=True))
+        found = compare_medians(old.medians(), new.medians())
         apart = "" if found.changes else _apart(old.records(brief=True), new.records(brief=True))
-    counts = {
-        v: sum(c.verdict == v for c in found.changes) for v in ("slower", "faster", "same", "undecided")
-    }
+    verdicts = Counter(c.verdict for c in found.changes)
+    counts = {verdict: verdicts[verdict] for verdict in ("slower", "faster", "same", "undecided")}
     if arguments.json:
         print_json({**asdict(found), "counts": counts})
     else:
-        order = sorted(found.changes, key=lambda c: (list(counts).index(c.verdict), -abs(math.log(c.ratio))))
+        place = {verdict: at for at, verdict in enumerate(counts)}
+        order = sorted(found.changes, key=lambda c: (place[c.verdict], -abs(math.log(c.ratio))))
         rows = [(c.spec, c.algorithm, str(c.threads), text.seconds(c.old_s), text.seconds(c.new_s),
                  f"{c.ratio:.3f} {c.low:.3f}-{c.high:.3f}", c.verdict) for c in order]
         show(text.table(("spec", "algorithm", "threads", "old", "new", "new/old", "verdict"), rows))

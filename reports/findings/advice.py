@@ -13,6 +13,8 @@ import pandas as pd
 from reports.findings.frame import tuples
 
 MOST_LINES = 8  # that stand out in a picture
+# Columns that tell the kind of a problem
+DECIDING = ["groups", "channels", "stride", "dtype", "rank", "direction", "kernel_side", "kernel"]
 Kind = tuple[str, float, str]  # words for the sort of problem, the kernel's side, the kernel
 
 
@@ -20,13 +22,14 @@ def favourites(best: pd.DataFrame, rows: pd.DataFrame) -> dict[Kind, tuple[str, 
     """Whom to use for each kind of problem, from ``winners`` and what was
     ``ranked``, and the most that it may lose.
     """
-    kinds = rows.drop_duplicates("spec").set_index("spec").apply(_kind, axis=1)
+    kinds = rows[["spec", *DECIDING]].drop_duplicates("spec").set_index("spec").apply(_kind, axis=1)
+    times = rows[["spec", "algorithm", "median_s"]]
     tied = {row.spec: row.tied for row in tuples(best)}
     chosen: dict[Kind, tuple[str, float]] = {}
     for kind in dict.fromkeys(kinds):
         specs = list(kinds.index[kinds == kind])
         chosen[kind] = _favourite(
-            rows[rows["spec"].isin(specs)], [tied[spec] for spec in specs if spec in tied]
+            times[times["spec"].isin(specs)], [tied[spec] for spec in specs if spec in tied]
         )
     return chosen
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,15 +23,17 @@ class Stretch(NamedTuple):
     algorithm: str
 
 
-def envelope(rows: Iterable[Any]) -> list[Stretch]:
+COSTS = ("prepare_s", "median_s", "algorithm")
+
+
+def envelope(costs: Iterable[tuple[float, float, str]]) -> list[Stretch]:
     """Who takes least for n calls with prepare + n * run seconds, for all n from 1 on.
 
     Parameters
     ----------
-    rows : iterable
-        With ``algorithm``, ``prepare_s`` and ``median_s``; those without a known prepare are left out.
+    costs : iterable
+        ``COSTS`` of each; those without a known prepare are left out.
     """
-    costs = [(row.prepare_s, row.median_s, row.algorithm) for row in rows]
     left = [cost for cost in costs if math.isfinite(cost[0]) and cost[1] > 0]
     found: list[Stretch] = []
     calls = 1
@@ -52,8 +54,8 @@ def break_even(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = [
         {**dict(zip(PROBLEM, key, strict=True)), "stretches": stretches}
-        for key, rivals in groups(ranked(frame), PROBLEM)
-        if (stretches := envelope(rivals))
+        for key, costs in groups(ranked(frame), PROBLEM, COSTS)
+        if (stretches := envelope(costs))
     ]
     return as_recorded(pd.DataFrame(rows, columns=[*PROBLEM, "stretches"]), frame)
 

@@ -277,12 +277,14 @@ def tuples(table: pd.DataFrame) -> list[Any]:
     return [Row(columns, at) for at in range(len(table))]
 
 
-def groups(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], list[Any]]]:
-    """Rows as ``tuples`` gives them, with equal ones in the columns ``by`` together,
-    in order of their first occurrence.
+def groups(
+    table: pd.DataFrame, by: Sequence[str], names: Sequence[str] = ()
+) -> Iterator[tuple[tuple[Any, ...], list[Any]]]:
+    """Rows as ``tuples`` gives them, or plain tuples of the columns ``names``, with equal ones in the columns
+    ``by`` together, in order of their first occurrence.
     """
     found: dict[tuple[Any, ...], list[Any]] = {}
-    keys = zip(*(table[name].tolist() for name in by), strict=True)
-    for key, row in zip(keys, tuples(table), strict=True):
+    keys, rows = (zip(*(table[name].tolist() for name in some), strict=True) for some in (by, names))
+    for key, row in zip(keys, rows if names else tuples(table), strict=True):
         found.setdefault(key, []).append(row)
     yield from found.items()

@@ -66,8 +66,11 @@ def networks_of(rows: pd.DataFrame, networks: Networks) -> list[Network]:
     """The networks of which enough layers were measured; ``rows`` are ``ranked`` with auto."""
     times: dict[tuple[str, str], dict[str, float]] = {}
     autos: dict[tuple[str, str], tuple[str, float]] = {}
+    asked = {spec.partition("x")[2] for _, layers in networks for _, spec, _ in layers}
     for row in tuples(rows):
         batch, _, rest = row.spec.partition("x")
+        if rest not in asked:
+            continue
         if row.competes:
             times.setdefault((batch, rest), {})[row.algorithm] = row.median_s
         else:
