@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from algos.build import lowering_code
@@ -248,8 +249,8 @@ class Knowledge:
             self._last = (spec, threads, self._without), near, at_first
         yield from at_first
         if len(near) > AT_FIRST:
-            self._load(text for _, text in near[AT_FIRST:MOST])
-            for pair in near[AT_FIRST:MOST]:
+            self._load(text for _, text in near[AT_FIRST:])
+            for pair in near[AT_FIRST:]:
                 yield self._weighed(pair, threads)
 
     def _weighed(self, pair: tuple[float, str], threads: int) -> tuple[float, dict[str, _Timed]]:
@@ -257,17 +258,18 @@ class Knowledge:
         return 1.0 / (0.25 + distance), self._own(text, threads)
 
     def _measured_near(self, spec: ConvSpec, threads: int) -> list[tuple[float, str]]:
-        """Measured specs near ``spec``, and how far they are."""
+        """The nearest ``MOST`` measured specs, and how far they are."""
         places = self._places.get(kind(spec))
         close = places.near(spec) if places else []
         is_timed = self._is_timed.setdefault(threads, {})
         if places and not is_timed.keys() >= {text for _, text in close}:
             new = [text for _, text in places.near(spec, AHEAD)]  # the next shape's are among them
-            timed = self._memory.timed(new, threads, self._builds)
-            is_timed.update((text, text in timed) for text in new)
-        near = [pair for pair in close if is_timed[pair[1]] and pair[1] != self._without]
+            found = self._memory.timed(new, threads, self._builds)
+            is_timed.update((text, text in found) for text in new)
+        timed = (pair for pair in close if is_timed[pair[1]] and pair[1] != self._without)
+        near = [*islice(timed, MOST)]
         if not self._on.keys() >= {text for _, text in near[:AT_FIRST]}:
-            self._load(text for _, text in near[:MOST])
+            self._load(text for _, text in near)
         return near
 
     _last: tuple[Any, list[tuple[float, str]], list[tuple[float, dict[str, _Timed]]]] = (None, [], [])

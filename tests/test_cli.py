@@ -257,8 +257,8 @@ def test_a_stride_that_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_pick_measures_when_asked(convbench: Convbench) -> None:
-    spec = "1x2x9x9,3x2x3x3,int32"  # no transforms and no peers compete
-    picked = json.loads(convbench("pick", spec, "--measure", "--threads", "1", "--json").stdout)
+    words = ("pick", "1x2x9x9,3x2x3x3", "--algorithms", "direct_shift,im2col_gemm,numba_direct", "--json")
+    picked = json.loads(convbench(*words, "--measure", "--threads", "1").stdout)
     assert picked["source"] == "measured"
     sources = {c["source"] for c in picked["candidates"] if not c["excluded"]}
     assert sources == {"measured"}

@@ -36,12 +36,12 @@ def commands(page: Path) -> list[str]:
 
 
 def shortened(command: str) -> str:
-    """The same with fewer measurements: three algorithms where all would run, one launch of each."""
+    """The same with fewer measurements: two algorithms where all would run, one launch of each."""
     if "convbench run" in command:
         command = command.replace("64,96 --kernels 3,5", "24,32 --kernels 3")
         return (
             command
-            + ("" if "--algorithms" in command else " --algorithms direct_shift,im2col_gemm,auto")
+            + ("" if "--algorithms" in command else " --algorithms direct_shift,im2col_gemm")
             + " --launches 1"
         )
     if "convbench duel" in command:

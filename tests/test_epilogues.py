@@ -24,11 +24,12 @@ from tests.conftest import HUNG_S
 from tests.covering import code_of, covering, traits
 from tests.test_contract import CHOSEN_CODES
 
-# Tails of rows, of vectors of channels and of blocks; images and groups; no layer is as simple as it may be
+# Tails of rows, of vectors of channels and of blocks; images and groups; no layer is as simple as it may be.
+# Kernels are those of the contract's grid where they are not the point: their code is compiled already.
 SPECS = (
     "2x5x13x19,9x5x3x3,p1", "2x6x14x23,8x3x3x3,p1", "1x3x25x27,11x3x3x3,s2,p1", "2x24x9x11,31x24x1x1",
-    "1x300x5x7,13x300x1x1", "2x7x33x45,7x1x3x3,p1", "2x6x21x29,12x1x5x5,s2,p2", "1x1x70x90,3x1x5x5,p2",
-    "2x1x40x150,2x1x7x3,rank1", "1x2x30x20,2x2x5x5,s2,rank2", "1x2x40x50,3x2x19x19,s2", "2x4x300,6x4x9,p4",
+    "1x300x5x7,13x300x1x1", "2x7x33x45,7x1x3x3,p1", "2x6x21x29,12x1x5x4,s2,p2", "1x1x70x90,3x1x5x4,p2",
+    "2x1x40x150,2x1x3x3,rank1", "1x2x30x20,2x2x5x4,s2,rank2", "1x2x40x50,3x2x19x19,s2", "2x4x300,6x4x9,p4",
     "2x4x200,4x1x5,s2,p2", "1x2x5x9x8,4x2x3x3x3,p1", "2x17x1x1,40x17x1x1", "2x3x9x3,3x1x3x3,p1",
 )  # fmt: skip
 FOLLOWING = ("bias", "bias,relu", "relu6", "bias,sigmoid", "silu")

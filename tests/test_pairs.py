@@ -36,7 +36,7 @@ def test_random_problems_are_the_definition(dtype: str, request: pytest.FixtureR
     """
     of_any = NAMES if request.config.option.exhaustive else NAMES[:2]
     rng, agreed = np.random.default_rng([8, len(dtype)]), 0
-    for k in range(20):
+    for k in range(20 if request.config.option.exhaustive else 14):
         spec = problem(rng, dtype)
         wider = spec.with_(in_channels=spec.groups * int(rng.integers(2, 6)))
         names = [*of_any, *(name for name in NAMES if name not in of_any and {*spec.kernel} == {3})]

@@ -72,8 +72,8 @@ def test_one_file_makes_an_algorithm_appear_everywhere(
         "my_wrong": "wrong",
     }
 
-    done = convbench("run", SPEC, "--launches", "1", "--out", str(tmp_path / "out"), "--json",
-                     painted=True, **path)  # fmt: skip
+    done = convbench("run", SPEC, "--launches", "1", "--algorithms", "own", "--out", str(tmp_path / "out"),
+                     "--json", painted=True, **path)  # fmt: skip
     assert done.returncode == 1, done.stderr  # a wrong result is an error of the run
     result = json.loads(done.stdout)
     assert {"prepared_runs", "checks", "compilation", "start_up", "waiting"} == set(result["shares"])
@@ -149,22 +149,22 @@ def test_a_file_that_breaks_the_contract_says_how(
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "says", "asked"),
     [
-        ("1 / 0", "ZeroDivisionError: division by zero (line 1)"),
-        ("x = 1\ndef x(:\n", "SyntaxError: invalid syntax (mine.py, line 2)"),
-        ("import sys\nsys.exit(0)", "SystemExit: 0 (line 2)"),
-        ("import algos.not_there", "ModuleNotFoundError: No module named 'algos.not_there' (line 1)"),
+        ("1 / 0", "ZeroDivisionError: division by zero (line 1)", True),
+        ("x = 1\ndef x(:\n", "SyntaxError: invalid syntax (mine.py, line 2)", False),
+        ("import sys\nsys.exit(0)", "SystemExit: 0 (line 2)", False),
+        ("import algos.not_there", "ModuleNotFoundError: No module named 'algos.not_there' (line 1)", False),
         ("\nraise ImportError('libgone.so: cannot open\\nshared object')",
-         "ImportError: libgone.so: cannot open shared object (line 2)"),
-        (PLUGIN.format(name="my_row", error="1").replace("frozen=True", "frozen=False"), "TypeError: "),
+         "ImportError: libgone.so: cannot open shared object (line 2)", False),
+        (PLUGIN.format(name="my_row", error="1").replace("frozen=True", "frozen=False"), "TypeError: ", True),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_imported_leaves_the_others_alone(
-    source: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    source: str, says: str, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """It is one line of ``list``, and the error of commands that would use it."""
+    """It is one line of ``list``, and the error of commands that would use it, which are asked about some."""
     (tmp_path / "mine.py").write_text(source)
     (tmp_path / "other.py").write_text(PLUGIN.format(name="other", error="1"))
     monkeypatch.setenv("CONVBENCH_PATH", str(tmp_path))
@@ -176,6 +176,8 @@ def test_a_file_that_cannot_be_imported_leaves_the_others_alone(
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mine ")]
         assert f"unavailable: {reason}" in line
         assert registry.get("other").unsupported(ConvSpec.parse(SPEC)) is None
+        if not asked:
+            return
         assert main(("pick", SPEC)) == 0 and main(("check", SPEC, "--algorithms", "direct_shift,other")) == 0
         capsys.readouterr()
         for named in ((), ("--algorithms", "mine"), ("--algorithms", "own")):
