@@ -19,7 +19,7 @@ from algos.registry import registry
 from bench import large
 from bench.cli import storing
 from bench.record import Brief, Record
-from bench.store import FILE_NAME, Store
+from bench.store import FILE_NAME, Store, StoreError
 from reports import page
 from tests.record_makers import MACHINE, record, sweep
 
@@ -44,6 +44,15 @@ def read(folder: Path, **how: Any) -> list[Record]:
         return opened.records(**how)
 
 
+def medians(folder: Path) -> list[tuple[Any, list[float]]]:
+    with Store(folder, create=False) as opened:
+        return [(found.key, list(times)) for found, times in opened.medians()]
+
+
+def of_launches(records: list[Record]) -> list[tuple[Any, list[float]]]:
+    return [(r.key, [launch.median_s for launch in r.launches]) for r in records]
+
+
 def test_a_brief_launch_tells_the_same_times(store: Path) -> None:
     whole, brief = read(store), read(store, brief=True)
     assert len(whole) == 300 and [r.key for r in whole] == [r.key for r in brief]
@@ -54,6 +63,7 @@ def test_a_brief_launch_tells_the_same_times(store: Path) -> None:
         assert [x.turn_times for x in one.launches] == [x.turn_times for x in other.launches]
         assert one.median_s == other.median_s
         assert [x.sample_count for x in one.launches] == [x.sample_count for x in other.launches]
+    assert medians(store) == of_launches(whole)
     spec = whole[0].spec
     assert read(store, brief=True, specs=[spec]) == [r for r in brief if r.spec == spec]
 
@@ -66,6 +76,24 @@ def test_samples_changed_by_hand_count_in_brief_too(tmp_path: Path) -> None:
     database.close()
     for brief in (False, True):
         assert [launch.median_s for launch in read(tmp_path, brief=brief)[0].launches] == [1.0] * 3
+    assert medians(tmp_path)[0][1] == [1.0] * 3
+    with sqlite3.connect(tmp_path / FILE_NAME) as database:
+        database.execute("UPDATE record SET status = 'wrong', reason = 'by hand'")
+    database.close()
+    for found in (read, medians):
+        with pytest.raises(StoreError, match="holds"):
+            found(tmp_path)
+
+
+def test_disturbed_turns_count_in_no_median(tmp_path: Path) -> None:
+    times = tuple(1e-3 * (1 + i) for i in range(8))
+    launches = tuple(
+        replace(launch, samples_s=times, turns=(1,) * 8, disturbed=(0, 1)) for launch in record().launches
+    )
+    with Store(tmp_path) as opened:
+        opened.put(record().with_launches(launches))
+    assert medians(tmp_path) == of_launches(read(tmp_path)) == of_launches(read(tmp_path, brief=True))
+    assert medians(tmp_path)[0][1] == [3.5e-3] * 3  # of 3 and 4 ms, the calmest third of six
 
 
 def test_nothing_is_stored_without_its_samples(tmp_path: Path, store: Path) -> None:
