@@ -25,6 +25,7 @@ from bench.training import MOMENTUM, TASKS, Sgd
 
 TURNS = 15
 TURN_S = 4e-3  # of a turn of one rival
+REST_S = 0.01  # before it: so long threads of the one before may still hold a core
 
 Call = Callable[[], Any]
 
@@ -122,6 +123,9 @@ def measured(rivals: Rivals, turns: int, clock: Callable[[], float]) -> tuple[li
     times = np.empty((turns, len(calls)))
     for turn in range(turns):
         for at in sorted(range(len(calls)), reverse=bool(turn % 2)):
+            if clock is perf_counter:
+                time.sleep(REST_S)
+                calls[at]()
             start = clock()
             for _ in range(counts[at]):
                 calls[at]()

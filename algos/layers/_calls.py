@@ -134,8 +134,9 @@ def filled(write: Callable[[np.ndarray], Any], shape: tuple[int, ...], x: Any, o
     if out is not None:
         _check(out, shape, dtype, (x, *operands))
         direct = held == dtype and out.flags.carray and type(out) is np.ndarray
-    y = out if direct else aligned(shape, held) if math.prod(shape) > SMALL else np.empty(shape, held)
-    if y.size:
+    size = math.prod(shape)
+    y = out if direct else aligned(shape, held) if size > SMALL else np.empty(shape, held)
+    if size:
         write(y.reshape(-1))
     if out is None:
         return y if held is dtype else y.astype(dtype, copy=False)

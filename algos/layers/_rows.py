@@ -121,6 +121,24 @@ def scale_row(typingctx, x, y, count, centre, scale, shift):
 
 
 @intrinsic
+def scale_columns(typingctx, x, y, count, centres, scales, shifts, element):
+    """``scale_row`` with centres, scales and shifts of columns, at addresses; element: one like theirs."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, element)
+        x, y, *each = (builder.inttoptr(args[i], emit.scalar.as_pointer()) for i in (0, 1, 3, 4, 5))
+
+        def value(lanes: Lanes, column: Any, mask: Any) -> Any:
+            read, centre, scale, shift = (lanes.load(emit.at(row, column), mask) for row in (x, *each))
+            return emit.fma(builder.fsub(read, centre), scale, shift)
+
+        _each(emit, args[2], value, y)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6, element), codegen
+
+
+@intrinsic
 def weigh_row(typingctx, x, w, b, y, count, centre, scale):
     """y = (x - centre) * scale * w + b, with a weight and a bias for each of ``count`` elements: addresses.
     """

@@ -20,7 +20,7 @@ from algos.engine.jit import compiled, linked
 from algos.engine.relay import fork
 from algos.engine.simd import place
 from algos.layers._calls import Calls, filled, floats, matching, remembered
-from algos.layers._rows import PRODUCTS, SQUARES, TOTAL, blend_row, row_sum, scale_row
+from algos.layers._rows import PRODUCTS, SQUARES, TOTAL, blend_row, row_sum, scale_columns, scale_row
 
 COLUMNS, ROWS = 256, 32  # channels at a time, and rows that are summed in their own type
 EMPTY = {kind: np.empty(0, kind) for kind in "fd"}  # in place of a weight or a bias
@@ -111,9 +111,8 @@ def some_channels(x, y, known, numbers, images, pixels, moments, factors, slot, 
         for n in range(images):
             at = n * channels + begin
             if pixels == 1:
-                row, scaled = x[at : n * channels + end], y[at : n * channels + end]
-                for c in range(len(scaled)):
-                    scaled[c] = (row[c] - centres[c]) * rates[c] + shifts[c]
+                scale_columns(place(x, at), place(y, at), end - begin, place(centres, 0), place(rates, 0),
+                              place(shifts, 0), x.dtype.type(0))  # fmt: skip
                 continue
             for c in range(len(centres)):
                 plane = (at + c) * pixels
