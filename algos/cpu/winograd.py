@@ -287,7 +287,8 @@ class Winograd(Tiled, Compiled):
             most = -(-items * blocks // threads)
             return busiest(items, tiles_h, blocks, threads) * tiles_w + most * FEW_TILES
 
-        own = min(range(fewest(self.block_bytes), tiles_h + 1), key=load)
+        least = fewest(self.block_bytes)
+        own = min(range(least, min(tiles_h, least + SHARES * threads) + 1), key=load)
         some = worth(threads, spec.flops / items, PHASES * SHARED_FLOPS)
         shared, pieces = fewest(self.block_bytes * 4 * some), points * -(-outputs // (VECTORS * wide))
         tiles = items * (tiles_h * tiles_w + shared * FEW_TILES) * -(-pieces // some) / pieces
