@@ -81,7 +81,8 @@ def test_tunables_that_do_not_exist_are_refused(name: str) -> None:
 def test_alternatives_differ_in_tunables_and_are_right(name: str, threads: int) -> None:
     algorithm = algos.get(name)
     # Large enough for threads, and for cutting in another way, to matter.
-    texts = {"depthwise": "1x64x40x40,64x1x3x3,p1", "fft_fused": "1x1x400x400,1x1x15x15,p7"}
+    texts = {"depthwise": "1x64x40x40,64x1x3x3,p1", "fft_fused": "1x1x400x400,1x1x15x15,p7",
+             "winograd_f6": "1x64x80x80,48x64x3x3,p1"}  # fmt: skip
     layer = ConvSpec.parse(texts.get(name, "1x64x40x40,48x64x3x3,p1"))
     found = algorithm.alternatives(layer, threads)
     assert found and algorithm not in found and len(set(found)) == len(found)
