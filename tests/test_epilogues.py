@@ -14,6 +14,7 @@ import pytest
 import algos
 from algos import ConvSpec
 from algos.contract import Algorithm
+from algos.engine import epilogue
 from algos.engine.activations import activated
 from algos.estimate import Knowledge, tunables_text
 from algos.lower.search import chain, unsupported
@@ -217,3 +218,16 @@ def test_what_was_measured_without_them_counts_with_a_pass_where_there_is_one() 
     assert times["fft"].run_s > 1e-3 + moved / 1e12
     assert chain(found["fft"], spec).seconds() > chain(found["fft"], bare).seconds() + moved / 1e12
     assert chain(found["depthwise"], spec).seconds() == chain(found["depthwise"], bare).seconds()
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_a_pass_that_threads_share_is_that_of_one(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ConvSpec.parse(f"2x3x150x150,5x3x1x1,bias,{activation}")
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal(spec.output_shape, dtype=np.float32)
+    bias = rng.standard_normal(spec.out_channels, dtype=np.float32)
+    shared, alone = y.copy(), y.copy()
+    epilogue.in_a_pass(spec, bias, 2)(alone)
+    monkeypatch.setattr(epilogue, "SHARED", 0)
+    epilogue.in_a_pass(spec, bias, 2)(shared)
+    assert np.array_equal(shared, alone) and not np.array_equal(shared, y)

@@ -41,7 +41,9 @@ LN2 = Fraction("0.6931471805599453094172321214581765680755")
 EXPONENTIAL = {4: (9, 23, 7, 104.0), 8: (20, 52, 13, 746.0)}
 REGION = ir.FunctionType(ir.VoidType(), [I64] * 7)
 CHUNK = 1 << 14  # elements of an item of a pass of its own
-SHARED = 1 << 16  # fewer stay on one thread
+# Elements of a pass from which threads share it: BLAS holds their cores for a while after a product, which
+# costs them 0.1 ms, as much as one thread takes for some million
+SHARED = 1 << 20
 
 
 class After(NamedTuple):
