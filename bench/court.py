@@ -15,10 +15,10 @@ from algos.dtypes import kind
 from algos.spec import ConvSpec
 from bench.arena import Arena, room, shared_file
 from bench.data import Operands
-from bench.judged import LEAST_GROWTH, Judged, overlapping
+from bench.judged import Judged, overlapping
 from bench.trial import Judgeable, Trial
 
-# Calls of the same plan, and seconds for them: one that took longer is not called again
+# Calls of the same plan; one that took so many seconds is only asked whether it remembers
 AGAIN, AGAIN_S = 60, 0.006
 WORKSPACE_FACTOR, WORKSPACE_SLACK = 2, 1 << 20  # how far a run may exceed its prediction
 HELD_SLACK = 1 << 16  # bytes of a result's buffer beyond twice its own: to align it
@@ -115,7 +115,7 @@ class Court:
         if seen is None:
             return None, None
         result = self._last.traced_result
-        if ours and found["growth"] > max(result.nbytes // 2, LEAST_GROWTH):
+        if ours and found["growth"]:
             raise WrongResultError(f"every call keeps {found['growth']:,} bytes more")
         return seen, result
 
@@ -192,22 +192,22 @@ class Sitting:
         """Results of up to ``AGAIN`` calls with the operands of the trial: one unlike the first, if any is,
         and the last.
         """
-        if self.took_s > AGAIN_S:
-            return []
         self._lay(self._trial.data.call)
+        operands, short = [o.text for o in self._operands], self.took_s <= AGAIN_S
+        if self._judged.obey("remembers", operands=operands, short=short)["remembered"]:
+            raise WrongResultError(
+                "calls on operands seen before take a fraction of the time: results are remembered"
+            )
+        if not short:
+            return []
         facts = self._judged.obey(
-            "again", operands=[o.text for o in self._operands], results=[r.text for r in self._results],
-            most=AGAIN, seconds=AGAIN_S,
-        )  # fmt: skip
+            "again", operands=operands, results=[r.text for r in self._results], most=AGAIN
+        )
         if facts["left_over"]:
             raise WrongResultError("threads that a call started outlive it")
         if facts["grown"]:
             raise WrongResultError(f"calls leave {' and '.join(facts['grown'])} behind")
         self._unchanged(facts)
-        if facts["remembered"]:
-            raise WrongResultError(
-                "calls on operands seen before take a fraction of the time: results are remembered"
-            )
         if overlapping(facts["spans"]):
             raise WrongResultError("results of several calls share memory: a buffer is reused")
         return [self._arena.view(r) for r in self._results]

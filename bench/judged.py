@@ -10,13 +10,12 @@ import contextlib
 import gc
 import math
 import os
-import statistics
 import sys
 import threading
 import time
 import tracemalloc
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import product
 from time import process_time, sleep
 from typing import Any
 
@@ -42,14 +41,17 @@ MANY = 10  # calls that show whether results are remembered
 TOGETHER_S, BETWEEN_S = 0.0005, 0.003
 WAITED_S = 0.05  # for one of them at most
 LINES, LONGER = 16, 5  # so many lines, where that takes no longer than some times of what is meant for all
-SURELY = 0.3  # of the seconds for many calls: what is spent of them where there is no time for all
-PAIRS = 5  # of calls on operands that are new, on the same but for one element, and on the very same
+# Of calls again: spent on the first few, and on more; all are made where they take no longer than the last
+FEW_S, MORE_S, ALL_S = 0.006, 0.002, 0.03
+# Rounds of calls on operands that are new, on the same but for one element, and on the very same; more until
+# it is decided
+ROUNDS, MOST_ROUNDS = 5, 25
 REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when results are remembered
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
-LONGEST = 10  # times the seconds meant, where a busy machine gives fewer of its own
+LONGEST_S = 1.0  # of calls again, where a busy machine gives fewer of the processor
 KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
 # Calls after which a plan holds no more than before, where they take no longer in all
-GROWING, GROWING_S = 4, 0.01
+GROWING, GROWING_S = 4, 0.03
 LEAST_GROWTH = 4096  # bytes a call; less may be objects of Python that anybody made meanwhile
 
 
@@ -66,6 +68,7 @@ class Judged:
         self._algorithm, self._threads = algorithm, threads
         self._arena: Arena | None = None
         self._plan: Plan | None = None
+        self._spec, self._best_s = "", math.inf  # of the processor for one call, at best
         self._earlier: list[Plan] = []
         self._weights: list[np.ndarray] = []  # and bias of the plan, where the judge laid them
         self._kept: list[np.ndarray] = []
@@ -117,6 +120,8 @@ class Judged:
         self._plan = None
         self._weights = [self._view(a) for a in (w, bias) if a is not None]
         self._plan = self._planned(ConvSpec.parse(spec), w, bias)
+        if spec != self._spec:
+            self._spec, self._best_s = spec, math.inf
         return {}
 
     def _planned(self, spec: ConvSpec, w: list[Any] | None, bias: list[Any] | None) -> Plan:
@@ -159,11 +164,13 @@ class Judged:
         target = None if out is None else self._view(out)
         start = process_time()
         y = self._plan(*given) if target is None else self._plan(*given, out=target)
+        self._best_s = min(self._best_s, process_time() - start)
+        busy = _busy_seconds(self._own_threads()) if watch else {}  # at once: who works on may be done soon
         facts: dict[str, Any] = {
             "out": y is target,
             "kind": f"{type(y).__module__}.{type(y).__name__}",
             "array": False,
-            "took_s": process_time() - start,
+            "took_s": self._best_s,
         }
         y = self._on_host(y)
         if type(y) is not np.ndarray:  # one that computes when it is looked at is none either
@@ -186,7 +193,7 @@ class Judged:
         if y.shape == copy.shape and y.dtype == copy.dtype:
             copy[...] = y
             if watch:
-                facts |= self._watched(y, copy)
+                facts |= self._watched(y, copy, busy)
         self._kept.append(y)
         if before is not None:
             self._view(before)[...] = self._kept[0]
@@ -208,26 +215,27 @@ class Judged:
             or (self._algorithm.layout == "nhwc" and np.moveaxis(y, 1, -1).flags.c_contiguous)
         )
 
-    def _watched(self, y: np.ndarray, copy: np.ndarray) -> dict[str, Any]:
-        """What still happens after a call has returned."""
-        own = [thread for thread in threading.enumerate() if thread not in self._strangers]
-        before, start, busy = _busy_seconds(own), perf_counter(), False
+    def _own_threads(self) -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread not in self._strangers]
+
+    def _watched(self, y: np.ndarray, copy: np.ndarray, before: dict[int, float]) -> dict[str, Any]:
+        """What still happens after a call has returned, ``before`` which its threads had worked so long."""
+        own, start, busy, moving, seen = self._own_threads(), perf_counter(), False, True, before
         # A helper that was woken too late finds nothing to do, once a busy machine lets it run
-        while not busy:
+        while moving and not busy and perf_counter() - start < LONGEST_WATCH_S:
             sleep(WATCH_S)
-            busy = any(
-                seconds - before.get(name, seconds) > BUSY_S for name, seconds in _busy_seconds(own).items()
+            now = _busy_seconds(own)
+            busy = any(seconds - before.get(name, seconds) > BUSY_S for name, seconds in now.items())
+            # One that waits for the interpreter does not run, and has worked a little
+            moving = any(running(thread.native_id) for thread in own) or any(
+                seconds > seen.get(name, seconds) for name, seconds in now.items()
             )
-            if (
-                not any(running(thread.native_id) for thread in own)
-                or perf_counter() - start > LONGEST_WATCH_S
-            ):
-                break
+            seen = now
         same = np.array_equal(y, copy, equal_nan=not whole(y.dtype))
         return {"busy": busy, "moved": not same}
 
-    def _again(self, operands: list[Any], results: list[Any], most: int, seconds: float) -> dict[str, Any]:
-        """Call again, up to ``most`` times for about ``seconds`` of the processor, and beside another plan.
+    def _again(self, operands: list[Any], results: list[Any], most: int) -> dict[str, Any]:
+        """Call again, up to ``most`` times or for some milliseconds, and beside another plan.
 
         All results are held where memory allows. Two are copied to ``results``: one that differs from the
         first, if any does, and the last.
@@ -236,14 +244,14 @@ class Judged:
         given, targets = [self._view(o) for o in operands], [self._view(r) for r in results]
         first: Any = None
         leaving, made, held = 0, 0, self._surroundings.held()
-        end, begun = perf_counter() + LONGEST * seconds, process_time()
-        while made < most and perf_counter() < end:
-            if not _worthwhile(made, most, (process_time() - begun) / seconds):
-                break
+        end, spent_s = perf_counter() + LONGEST_S, 0.0
+        while made < most and perf_counter() < end and _worthwhile(made, spent_s, most * self._best_s):
+            start = process_time()
             alive = set(sys._current_frames())
             y = self._plan(*given)
             leaving += not set(sys._current_frames()) <= alive
-            made += 1
+            took_s = process_time() - start
+            made, spent_s, self._best_s = made + 1, spent_s + took_s, min(self._best_s, took_s)
             if first is None:
                 first = other = y
             elif other is first and self._algorithm.device == "cpu" and not np.array_equal(y, first):
@@ -261,13 +269,11 @@ class Judged:
         }
         spans = [_span(y) for y in self._kept if isinstance(y, np.ndarray)]
         left_over = leaving > MOST_STARTS and 2 * leaving > made  # a pool may grow in some of the first calls
-        timed = made >= MANY and given[0].size > 0
         return {
             "left_over": left_over,
             "grown": [*grown],
             "spans": spans,
             "changed": self._surroundings.changed(),
-            "remembered": timed and self._remembers(given),
         }
 
     def _together(self, operands: list[np.ndarray], first: Any) -> Any:
@@ -318,26 +324,35 @@ class Judged:
                 done.result()
         return y
 
-    def _remembers(self, operands: list[np.ndarray]) -> bool:
+    def _remembers(self, operands: list[Any], short: bool) -> dict[str, Any]:
         """Whether a call is far faster on operands that the call before has seen, or all but one element of
         them.
 
-        Leaves them as they were.
+        Calls that are not ``short`` are held against new ones only, and once where that decides it. Leaves
+        the operands as they were.
         """
         assert self._plan is not None
-        first = operands[0].reshape(-1)  # a view: slots are contiguous
+        given = [self._view(o) for o in operands]
+        first = given[0].reshape(-1)  # a view: slots are contiguous
+        if not first.size:
+            return {"remembered": False}
         original, least, largest = first.copy(), first.min(), first.max()
-        times: tuple[list[float], ...] = ([], [], [])
-        for k, seen in product(range(PAIRS), times):
-            # Written anew every time: caches and waiting helpers are alike
-            first[...] = np.roll(original, k + 1)
-            if seen is not times[0]:  # within the range that sums allow
-                first[k % first.size] = least if first[k % first.size] == largest else largest
-            start = perf_counter()
-            self._plan(*operands)
-            seen.append(perf_counter() - start)
+        times: tuple[list[float], ...] = tuple([] for _ in range(3 if short else 2))
+        remembered: bool | None = None
+        while remembered is None:
+            made = len(times[0])
+            new = np.roll(original, made + 1)
+            for seen in times:
+                first[...] = new  # every time: caches and waiting helpers are alike
+                if seen is not times[0]:  # within the range that sums allow
+                    at = made % first.size
+                    first[at] = least if first[at] == largest else largest
+                start = perf_counter()
+                self._plan(*given)
+                seen.append(perf_counter() - start)
+            remembered = _remembered(times, ROUNDS if short else 1)
         first[...] = original
-        return min(times[0]) > REMEMBERED * min(map(statistics.median, times[1:])) + REMEMBERED_S
+        return {"remembered": remembered}
 
     def _trace(
         self, spec: str, w: list[Any] | None, bias: list[Any] | None, operands: list[Any], result: list[Any]
@@ -361,19 +376,15 @@ class Judged:
             plan = self._planned(problem, w, bias)
             start = process_time()
             y = plan(*given)
-            took = process_time() - start
+            self._best_s = min(self._best_s, process_time() - start)
             seen = tracemalloc.get_traced_memory()[1] - before - int(y.nbytes)
             self._view(result)[...] = y
             growth = 0
-            if took * 2 * GROWING < GROWING_S:
+            if self._best_s * 3 * GROWING < GROWING_S:
                 for _ in range(GROWING):  # what is made once is there after these
-                    y = plan(*given)
-                before = tracemalloc.get_traced_memory()[0]
-                for _ in range(GROWING):
-                    y = plan(*given)
-                if tracemalloc.get_traced_memory()[0] - before > GROWING * max(y.nbytes // 2, LEAST_GROWTH):
-                    gc.collect()  # what refers to itself is not kept for ever
-                growth = (tracemalloc.get_traced_memory()[0] - before) // GROWING
+                    plan(*given)
+                # What somebody else made meanwhile is not made again
+                growth = _growth(plan, given) and _growth(plan, given)
         finally:
             tracemalloc.stop()
         return {"seen": max(0, seen), "predicted": predicted, "growth": growth}
@@ -383,9 +394,39 @@ class Judged:
         return self._arena.view(Slot.of(text))
 
 
-def _worthwhile(made: int, most: int, spent: float) -> bool:
-    """Whether to call once more after that share of the seconds: after few calls, or with all in reach."""
-    return not made or spent < (1.0 if made <= MOST_STARTS + 1 else max(SURELY, made / most))
+def _worthwhile(made: int, spent_s: float, all_s: float) -> bool:
+    """Whether to call once more after so many seconds: with all in reach, or after few calls."""
+    return all_s < ALL_S or spent_s < (FEW_S if made <= MOST_STARTS + 1 else MORE_S)
+
+
+def _remembered(times: Sequence[list[float]], rounds: int) -> bool | None:
+    """Whether the first of the seconds are far longer than all the others; None if more rounds must tell.
+
+    A neighbour makes calls longer, never shorter: the shortest new one stands against the shortest of the
+    others to acquit, against a quarter of them to convict.
+    """
+    new, *others = times
+    if len(new) < rounds:
+        return None
+
+    def longer(share: float) -> bool:
+        return min(new) > REMEMBERED * min(float(np.quantile(t, share)) for t in others) + REMEMBERED_S
+
+    if not longer(0.0) or len(new) == MOST_ROUNDS:
+        return False
+    return True if len(new) >= ROUNDS and longer(0.25) else None
+
+
+def _growth(plan: Plan, operands: list[np.ndarray]) -> int:
+    """Bytes that a plan holds more after each call; 0 for what may be anybody's. Memory is being traced."""
+    before, nbytes = tracemalloc.get_traced_memory()[0], 0
+    for _ in range(GROWING):
+        nbytes = plan(*operands).nbytes
+    most = max(nbytes // 2, LEAST_GROWTH)
+    if tracemalloc.get_traced_memory()[0] - before > GROWING * most:
+        gc.collect()  # what refers to itself is not kept for ever
+    growth = (tracemalloc.get_traced_memory()[0] - before) // GROWING
+    return growth if growth > most else 0
 
 
 def _span(y: np.ndarray) -> list[int]:

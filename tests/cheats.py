@@ -471,7 +471,7 @@ class Busy(Good):
         def work() -> None:
             while True:
                 event.wait()
-                for _ in range(3000):
+                for _ in range(10_000):
                     np.ones(1000).sum()
                 event.clear()
 
@@ -479,9 +479,9 @@ class Busy(Good):
             state["event"] = threading.Event()
             event = state["event"]
             threading.Thread(target=work, daemon=True).start()
-        event = state["event"]
-        event.set()
-        return right(x)
+        y = right(x)
+        state["event"].set()
+        return y
 
 
 class Grows(Good):
