@@ -22,20 +22,37 @@ def axes(spec: ConvSpec) -> Lowered | None:
                        "a picture of one row")  # fmt: skip
     if spec.ndim != 3:
         return None
-    plain = [one == (1, 1, (0, 0)) for one in zip(spec.kernel, spec.stride, spec.padding, strict=True)]
+    plain = [one == (1, (0, 0)) for one in zip(spec.kernel, spec.padding, strict=True)]
     for first in (1, 0):
         if plain[first] and plain[first + 1]:
-            return _shaped(_joined(spec, first), "two axes as one")
+            if max(spec.stride[first : first + 2]) == 1:
+                return _shaped(_joined(spec, first), "two axes as one")
+            if spec.direction != "input_gradient":
+                return _sampled(spec, first)
     return _planes(spec) if spec.direction != "input_gradient" else None
 
 
+def _sampled(spec: ConvSpec, first: int) -> Lowered:
+    """What the strides leave of an axis and the next one, along which nothing is summed, as one."""
+    part = _joined(spec, first)
+    reshape = _shaped(part, "").parts[0].operands()
+    steps = [step if axis in (first, first + 1) else 1 for axis, step in enumerate(spec.stride)]
+    at = inner(slice(None, None, step) for step in steps)
+
+    def move(x: Any, *rest: Any) -> tuple[Any, ...]:
+        return reshape(contiguous(x[at]), *rest)
+
+    one = Part(part, lambda w: w.reshape(part.weight_shape), lambda: move, copied=count(part.input_shape))
+    return Lowered((one,), "what the strides leave, two axes as one")
+
+
 def _joined(spec: ConvSpec, first: int) -> ConvSpec:
-    """With an axis and the next one, along which nothing is summed, as one."""
+    """With an axis and the next one, along which nothing is summed, as one, without what strides skip."""
 
     def one(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
         return *values[:first], value, *values[first + 2 :]
 
-    return spec.with_(size=one(spec.size, math.prod(spec.size[first : first + 2])),
+    return spec.with_(size=one(spec.size, math.prod(spec.output_size[first : first + 2])),
                       kernel=one(spec.kernel, 1), stride=one(spec.stride, 1),
                       dilation=one(spec.dilation, 1), padding=one(spec.padding, (0, 0)))  # fmt: skip
 
