@@ -80,6 +80,8 @@ GRID = [
     "1x3x29x41,3x1x3x3,p12,d12,s2,float64",
     "1x2x8x9,4x1x3x3,p1,s999999999999999999",
     "3x16x14x14,16x16x3x3,p1",
+    "2x12x19x10,10x6x3x1,p1x0",  # one axis
+    "1x12x1x3000,8x12x1x3,p0x2:1",
     "1x64x14x14,16x64x3x3,p1",
     "1x300x3x3,7x300x1x1",  # channels in pieces, outputs beside a block
     "2x514x5x7,10x257x1x1",

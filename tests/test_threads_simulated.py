@@ -23,6 +23,8 @@ TOGETHER = 1.35  # what the thread that has most may have, over the mean
 AGAIN = 0.35  # of the multiply-adds' time, what may be packed besides what one thread packs
 SLOWER = 1.1  # of the time with fewer threads
 GAINED, MUCH = 0.6, 1e7  # of so many times the speed as there are threads, where each has so much to do
+# Films, signals and layers whose kernels reach along one axis, as pictures
+ONE_AXIS = ("1x230x8x784,128x230x3x1,p1x0", "1x64x1x8000,64x64x1x3,p0x1", "1x192x17x17,192x192x1x7,p0x3")
 MOST = 1e9  # operations that Python walks through in a second
 
 
@@ -31,7 +33,8 @@ def layers(step: int) -> list[ConvSpec]:
     forward = [layer.spec for name in ("resnet50_v1_5", "images", "audio", "video")
                for layer in suites()[name].layers if layer.spec.ndim < 3]  # fmt: skip
     trained = [layer.spec for layer in suites()["training"].layers if layer.spec.direction != "forward"]
-    every = dict.fromkeys([*forward[::step], *trained[:: 3 * step]])
+    lines = map(ConvSpec.parse, ONE_AXIS)
+    every = dict.fromkeys([*forward[::step], *trained[:: 3 * step], *lines])
     return [spec for spec in every if spec.flops < MOST and rivals(spec)]
 
 

@@ -51,7 +51,6 @@ from algos.engine.overlap_save import (
 from algos.engine.ranges import Scaling, limit_bits, powers_of_two
 from algos.engine.simd import lanes
 from algos.engine.tables import table_of
-from algos.engine.threads import worth
 from algos.host import caches
 from algos.spec import ConvSpec
 
@@ -114,35 +113,42 @@ class Plan(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan_for(spec: ConvSpec, threads: int, longest: int) -> Plan:
     """The tiles that make the model of the run's time least."""
+    firsts, lasts, items, each = _choices(spec, longest)
+    alone = items * each
+    # As many as ``worth`` has, of all choices at once
+    used = np.clip(2 * alone / HAND_OVER_S, 1, np.minimum(threads, items)).astype(np.int64)
+    shared = -(-items // used) * each + HAND_OVER_S * (used > 1)
+    seconds = np.minimum(alone, shared)
+    at = int(seconds.argmin())
+    first, last = divmod(at, len(lasts))
+    several = shared.flat[at] < alone.flat[at]
+    return Plan(firsts[first], lasts[last], int(items.flat[at]), int(used.flat[at]) if several else 1,
+                float(seconds.flat[at]))  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _choices(spec: ConvSpec, longest: int) -> tuple[list[Side], list[Side], np.ndarray, np.ndarray]:
+    """First and last sides, and for each pair of them the items and the modelled seconds of one."""
     multiple, dtype = lanes(spec.in_dtype), str(spec.in_dtype)
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     flat = spec.ndim == 1
     firsts = sides(spec, 0, 2 * multiple, longest * SIGNAL) if flat else sides(spec, 0, multiple, longest)
     lasts = [Side(multiple, 1, 1)] if flat else sides(spec, 1, multiple, longest)
-    stages_last = [0.0 if flat else _stages(last.points, dtype) for last in lasts]
-    itemsize, cache, images = spec.in_dtype.itemsize, caches()["L2"], spec.batch * spec.groups
-    best: tuple[Side, Side, int, int] | None = None
-    least = math.inf
-    for first in firsts:
-        half, whole = first.points // 2, _whole(first, multiple)
-        across = _stages(half, dtype) * half / whole
-        for last, along in zip(lasts, stages_last, strict=True):
-            tiles = -(-first.tiles // multiple) if flat else first.tiles * last.tiles
-            items = images * tiles
-            points = whole * last.points / multiple
-            moving = (inputs + outputs) * (POINT_S / 2 + STAGE_S * (across + along))
-            moving += inputs * outputs * STAGE_S
-            if -(-items // min(threads, items)) * (ITEM_S + points * moving) >= least:
-                continue  # in the cache already: beyond it they only take longer
-            beyond = math.log2(max(1, points * multiple * 16 * itemsize / cache))
-            slower = STAGES_BEYOND ** max(0, beyond - 1) if flat else 1 + BEYOND * min(5, beyond)
-            each = ITEM_S + points * moving * slower
-            for used in {1, min(worth(threads, items * each, HAND_OVER_S), items)}:
-                seconds = -(-items // used) * each + (HAND_OVER_S if used > 1 else 0)
-                if seconds < least:
-                    best, least = (first, last, items, used), seconds
-    assert best is not None
-    return Plan(*best, least)
+    along = np.array([0.0 if flat else _stages(last.points, dtype) for last in lasts])
+    halves = [first.points // 2 for first in firsts]
+    wholes = np.array([_whole(first, multiple) for first in firsts])
+    across = np.array([_stages(half, dtype) for half in halves]) * halves / wholes
+    if flat:
+        tiles = np.array([[-(-first.tiles // multiple)] for first in firsts])
+    else:
+        tiles = np.multiply.outer([first.tiles for first in firsts], [last.tiles for last in lasts])
+    points = np.multiply.outer(wholes, [last.points for last in lasts]) / multiple
+    moving = (inputs + outputs) * (POINT_S / 2 + STAGE_S * np.add.outer(across, along))
+    moving += inputs * outputs * STAGE_S
+    size, cache = multiple * 16 * spec.in_dtype.itemsize, caches()["L2"]
+    beyond = np.log2(np.maximum(1, points * size / cache))
+    slower = STAGES_BEYOND ** np.maximum(0, beyond - 1) if flat else 1 + BEYOND * np.minimum(5, beyond)
+    return firsts, lasts, spec.batch * spec.groups * tiles, ITEM_S + points * moving * slower
 
 
 @lru_cache(maxsize=1024)

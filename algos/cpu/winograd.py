@@ -12,9 +12,10 @@ transforms per tile and channel. Workspace: t^2 / r^2 times the weights, and blo
 NaN or infinity spoils the whole tiles around it: up to 16 (F2), 36 (F4) or 64 (F6) outputs instead of 9.
 Range: that of the type. Weights and images near an end of it are scaled by powers of two, where they are read
 and written. Whole numbers in pairs (``algos/lower/pairs.py``): F2 alone, exactly, since its A^T and B^T add
-and subtract, and G is whole when doubled. Forward, 2-D, stride 1, dilation 1, kernels of 2 to 9 - m on each
-axis, float32 and float64, every padding and number of groups (with few channels in a group the transforms
-cost more than they save).
+and subtract, and G is whole when doubled. Forward, 2-D, stride 1, dilation 1, kernels of up to 9 - m taps on
+each axis, float32 and float64, every padding and number of groups (with few channels in a group the
+transforms cost more than they save). Along an axis with one tap there is nothing to save: tiles have one
+output there, and kernels of 1xr, r x 1 and of signals take m r / (m + r - 1) times fewer multiplications.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308.
 Equivalent: ``torch.nn.functional.conv2d`` with stride 1.
@@ -48,6 +49,7 @@ from algos.spec import ConvSpec
 
 FLAGS = {"error_model": "numpy"}
 SHARED_FLOPS = 4e6
+LONG = 4  # times a block: rows of tiles of so many bytes are cut
 FEW_TILES = 4  # take as long as reading their weights
 PHASES, MULTIPLIED_PER_S = 3, 5e10  # of a block that threads share; multiply-adds of one thread
 SHARED_COST = 1.08  # of a tile: what threads share is in no thread's own cache
@@ -92,9 +94,7 @@ def do_phase(x, y, kernels, tiles, shape, faint, scales, memory, phase, slot, ch
         if phase.number <= 1:
             load_tiles(x, block, tiles, shape, scales[kind, 0], scratch, spectra, part, parts)
         if phase.number == 0 or phase.number == 2:
-            multiply(
-                spectra, kernels[block.group], products, channels, block.rows * tiles.tiles_w, part, parts
-            )
+            multiply(spectra, kernels[block.group], products, channels, block.rows * block.cols, part, parts)
         squares = 1.0
         if phase.number == 0 or phase.number == 3:
             up, more = scales[kind, 1], scales[kind, 2]
@@ -113,10 +113,11 @@ def do_phase(x, y, kernels, tiles, shape, faint, scales, memory, phase, slot, ch
 @linked(**FLAGS)
 def kind_of_item(x, item, tiles, shape, scratch):
     """The kind of the elements of x that an item reads: looked at only where its results leave that open."""
-    block, channels, m = block_of(item, tiles), x.shape[1] // tiles.groups, len(shape[0])
-    first = block.row * m - tiles.top
-    last = first + block.rows * m + len(shape[1]) - 1
-    peak = peak_of_rows(x, block.n, block.group * channels, channels, first, last, scratch)
+    block, channels = block_of(item, tiles), x.shape[1] // tiles.groups
+    m_h, m_w = len(shape[0]), len(shape[1])
+    ih0, iw0 = block.row * m_h - tiles.top, block.col * m_w - tiles.left
+    rows, cols = ih0 + block.rows * m_h + len(shape[2]) - 1, iw0 + block.cols * m_w + len(shape[3]) - 1
+    peak = peak_of_rows(x, block.n, block.group * channels, channels, (ih0, rows), (iw0, cols), scratch)
     return kind_of(peak, (tiles.faint, tiles.large))
 
 
@@ -130,7 +131,7 @@ def winograd_tiles(x, y, kernels, table, shape, faint, scales, spectra, products
     ``load_tiles`` has it.
     """
     tiles, memory = named(Tiles, table), Memory(spectra, products, scratch, sums)
-    items = x.shape[0] * tiles.groups * tiles.blocks
+    items = x.shape[0] * tiles.groups * tiles.blocks * tiles.columns
     shares = (items, tiles.loads, tiles.products, tiles.stores)
     run, kind = 0, ORDINARY
     while run < (3 * items if tiles.together else 1):
@@ -168,10 +169,10 @@ def transform_kernels(table, kernels, shape, factor, whole, scratch, slot, first
     Taps are multiplied by ``factor`` and transformed in double precision; ``whole``: None, or True for pairs.
     The last elements of scratch hold the largest magnitude of taps, lane by lane; NaN is the largest of all.
     """
-    at, (outputs, taps_h, taps_w) = named(Weights, table), shape
+    at, (outputs_h, outputs_w, taps_h, taps_w) = named(Weights, table), shape
     blocks, channels, block = kernels.shape[2], kernels.shape[3], kernels.shape[4]
     rows, cols, lanes = len(taps_h), len(taps_w), VECTOR_BYTES // 8
-    t_h, t_w = len(outputs) + rows - 1, len(outputs) + cols - 1
+    t_h, t_w = len(outputs_h) + rows - 1, len(outputs_w) + cols - 1
     # Where they begin in scratch
     taps, half, done = 0, rows * cols * block, (rows + t_h) * cols * block
     own, peaks = scratch[slot], done + t_h * t_w * block
@@ -197,10 +198,10 @@ def transform_kernels(table, kernels, shape, factor, whole, scratch, slot, first
                     own[peaks + lane] = known if size <= known or known != known else size
             for lane in range(0, block, lanes):
                 for kw in range(cols):
-                    transform(outputs, taps_h, (0,), address(own, taps + kw * block + lane), cols * block,
+                    transform(outputs_h, taps_h, (0,), address(own, taps + kw * block + lane), cols * block,
                               address(own, half + kw * block + lane), cols * block)  # fmt: skip
                 for i in range(t_h):
-                    transform(outputs, taps_w, (0,), address(own, half + i * cols * block + lane), block,
+                    transform(outputs_w, taps_w, (0,), address(own, half + i * cols * block + lane), block,
                               address(own, done + i * t_w * block + lane), block)  # fmt: skip
             for p in range(t_h * t_w):
                 for lane in range(block):
@@ -225,6 +226,7 @@ class Tiling(NamedTuple):
     tiles_h: int
     tiles_w: int
     blocks: int  # of tile rows
+    columns: int  # blocks of tile columns
     together: bool  # the threads share each block:
     parts: tuple[int, int, int]  # in so many its tiles, the products and the results
     threads: int
@@ -233,6 +235,11 @@ class Tiling(NamedTuple):
     def rows(self) -> int:
         """Tile rows of a block, at most."""
         return -(-self.tiles_h // self.blocks)
+
+    @property
+    def cols(self) -> int:
+        """Tile columns of a block, at most."""
+        return -(-self.tiles_w // self.columns)
 
 
 def parts_of(first: int, second: int, threads: int) -> int:
@@ -267,16 +274,23 @@ class Winograd(Tiled, Compiled):
                                               strided_weights=True)  # fmt: skip
 
     def _tile(self, spec: ConvSpec) -> tuple[int, int]:
-        return self.m + spec.kernel[0] - 1, self.m + spec.kernel[1] - 1
+        m_h, m_w = self.outputs(spec)
+        return m_h + spec.kernel[0] - 1, m_w + spec.kernel[1] - 1
 
     @lru_cache(maxsize=1024)  # noqa: B019 - few instances, which live as long as the process
     def _tiling(self, spec: ConvSpec, threads: int) -> Tiling:
-        tiles_h, tiles_w = (-(-n // self.m) for n in spec.output_size)
+        tiles_h, tiles_w = (-(-n // m) for n, m in zip(spec.output_size, self.outputs(spec), strict=True))
         threads = worth(threads, spec.flops, SHARED_FLOPS)
         unit, points, wide = spec.in_dtype.itemsize, math.prod(self._tile(spec)), lanes(spec.in_dtype)
         inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         row = points * tiles_w * (inputs + outputs) * unit
-        items = spec.batch * spec.groups
+        items, columns = spec.batch * spec.groups, 1
+        if row >= LONG * self.block_bytes:
+            columns = -(-row // self.block_bytes)
+        if tiles_h == 1 and spec.kernel[0] == 1:  # a signal
+            columns = max(columns, SHARES * threads // items if threads > 1 else 1)
+        columns = min(columns, tiles_w)
+        items, row, cols = items * columns, -(-row // columns), -(-tiles_w // columns)
 
         def fewest(room: int) -> int:
             """Blocks whose rows fit."""
@@ -285,13 +299,13 @@ class Winograd(Tiled, Compiled):
         def load(blocks: int) -> float:
             """Of the thread that has most, in tiles: rows, and reading the weights once for each block."""
             most = -(-items * blocks // threads)
-            return busiest(items, tiles_h, blocks, threads) * tiles_w + most * FEW_TILES
+            return busiest(items, tiles_h, blocks, threads) * cols + most * FEW_TILES
 
         least = fewest(self.block_bytes)
         own = min(range(least, min(tiles_h, least + SHARES * threads) + 1), key=load)
         some = worth(threads, spec.flops / items, PHASES * SHARED_FLOPS)
         shared, pieces = fewest(self.block_bytes * 4 * some), points * -(-outputs // (VECTORS * wide))
-        tiles = items * (tiles_h * tiles_w + shared * FEW_TILES) * -(-pieces // some) / pieces
+        tiles = items * (tiles_h * cols + shared * FEW_TILES) * -(-pieces // some) / pieces
         tile_s = points * inputs * outputs / MULTIPLIED_PER_S
         waiting = PHASES * items * shared * (HAND_OVER_S + TELL_S * some) / tile_s
         large = points * inputs * outputs * unit > self.shared_bytes
@@ -299,8 +313,8 @@ class Winograd(Tiled, Compiled):
             rows = tiles_h // shared
             parts = (parts_of(-(-inputs // wide), rows, some), parts_of(points, pieces // points, some),
                      parts_of(-(-outputs // wide), rows, some))  # fmt: skip
-            return Tiling(tiles_h, tiles_w, shared, True, parts, some)
-        return Tiling(tiles_h, tiles_w, own, False, (1, 1, 1), min(threads, items * own))
+            return Tiling(tiles_h, tiles_w, shared, columns, True, parts, some)
+        return Tiling(tiles_h, tiles_w, own, columns, False, (1, 1, 1), min(threads, items * own))
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         return self.variants(lambda one: one._tiling(spec, threads),
@@ -313,9 +327,9 @@ class Winograd(Tiled, Compiled):
         block = VECTORS * wide
         inputs = -(-spec.in_channels // spec.groups // wide) * wide
         outputs = -(-spec.out_channels // spec.groups // block) * block
-        tiles = tiling.rows * tiling.tiles_w + ROWS
-        t_h, t_w = self._tile(spec)
-        pitch = -(-(tiling.tiles_w * self.m + t_w - self.m) // wide) * wide
+        tiles = tiling.rows * tiling.cols + ROWS
+        (t_h, t_w), m_w = self._tile(spec), self.outputs(spec)[1]
+        pitch = -(-(tiling.cols * m_w + t_w - m_w) // wide) * wide
         # A power of two between tiles or points would map all of them to the same few sets of the first-level
         # cache.
         line = LINE // spec.in_dtype.itemsize
@@ -354,14 +368,14 @@ class Winograd(Tiled, Compiled):
                           spec.in_dtype)  # fmt: skip
         group = weights.strides[0] * outputs
         table = table_of(Weights(outputs, weights.ctypes.data, group, *weights.strides))
-        shape = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
+        shape = self._shape(spec)
         items = groups * kernels.shape[2] * inputs
         crew = helpers()
         job = crew.job(items, threads)
         crew.wake(int(job[HELPERS]))
         scratch = aligned((threads, self._building(spec)), np.float64, zeros=True)
         if pairs:
-            factor = float(math.prod(whole_by(self.m, r) for r in spec.kernel))
+            factor = float(math.prod(map(whole_by, self.outputs(spec), spec.kernel)))
             all_kernels(table, kernels, shape, factor, True, scratch, job)
             return kernels, (0, None, (0, 0), np.ones((3, 3), np.int32))
         all_kernels(table, kernels, shape, 1.0, None, scratch, job)
@@ -372,7 +386,7 @@ class Winograd(Tiled, Compiled):
 
     def work(self, spec: ConvSpec, weights: np.ndarray, threads: int) -> Work:
         tiling = self._tiling(spec, threads)
-        tiles_h, tiles_w, blocks, together, parts, threads = tiling
+        tiles_h, tiles_w, blocks, columns, together, parts, threads = tiling
         kernels, (_, faint, limits, scales) = self._kernels(spec, weights, threads)
         spectra_shape, products_shape, length = self._shapes(spec, tiling)
         copies = 1 if together else threads
@@ -381,10 +395,14 @@ class Winograd(Tiled, Compiled):
         scratch = aligned((threads, length), spec.in_dtype)
         (top, _), (left, _) = spec.padding
         sums = np.empty(parts[2], spec.in_dtype)
-        shape = (0,) * self.m, (0,) * spec.kernel[0], (0,) * spec.kernel[1]
-        table = table_of(Tiles(spec.groups, tiles_h, tiles_w, blocks, top, left, together, *parts, *limits))
-        fixed = kernels, table, shape, faint, scales, spectra, products, scratch, sums
-        return Work(winograd_tiles, fixed, spec.batch * spec.groups * blocks, threads)
+        cuts = spec.groups, tiles_h, tiles_w, blocks, columns
+        table = table_of(Tiles(*cuts, top, left, together, *parts, *limits))
+        fixed = kernels, table, self._shape(spec), faint, scales, spectra, products, scratch, sums
+        return Work(winograd_tiles, fixed, spec.batch * spec.groups * blocks * columns, threads)
+
+    def _shape(self, spec: ConvSpec) -> tuple[tuple[int, ...], ...]:
+        """Outputs and taps of a tile, as ``load_tiles`` has them."""
+        return tuple((0,) * n for n in (*self.outputs(spec), *spec.kernel))
 
     def prepare_s(self, spec: ConvSpec, threads: int = 1) -> float:
         """Of the weights' transforms: of their taps and of the points."""

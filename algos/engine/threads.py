@@ -122,8 +122,11 @@ def worth(threads: int, work: float, shared: float) -> int:
 
 def busiest(works: int, length: int, blocks: int, threads: int) -> int:
     """Lines of the thread that has most, where ``works`` of ``length`` lines are cut into ``blocks`` each."""
-    most = -(-works * blocks // threads)
-    return max(-(-works * length // threads), (most - 1) * (length // blocks) + -(-length // blocks))
+    most, rest = divmod(works * blocks, threads)
+    longest = -(-length // blocks)
+    # Where all have equally many, those of the shorter blocks; who has one more may have the longest alone
+    mine = (most + 1) * longest if rest else (most - 1) * (length // blocks) + longest
+    return max(-(-works * length // threads), mine)
 
 
 def chunks_of(items: int, threads: int) -> int:

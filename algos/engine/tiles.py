@@ -29,12 +29,15 @@ R1, R2 = TAILS
 
 
 class Tiles(NamedTuple):
-    """How the tiles of a layer are cut into items, one each for image x group x block of tile rows."""
+    """How the tiles of a layer are cut into items, one each for image x group x block of tile rows x block of
+    tile columns.
+    """
 
     groups: int
     tiles_h: int
     tiles_w: int
     blocks: int  # of tile rows, as many in each as in every other, or one fewer
+    columns: int  # blocks of tile columns, the same
     top: int  # rows of padding
     left: int
     together: int  # 1 where the threads share each item:
@@ -46,21 +49,27 @@ class Tiles(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What an item is: tile rows [row, row + rows) of a group's channels of image n."""
+    """What an item is: tile rows [row, row + rows) by columns [col, col + cols) of a group's channels of
+    image n.
+    """
 
     n: int
     group: int
     row: int
     rows: int
+    col: int
+    cols: int
 
 
 @linked(**FLAGS)
 def block_of(item, tiles):
     """The ``Block`` of an item."""
-    blocks, which = tiles.blocks, item % tiles.blocks
-    row = tiles.tiles_h * which // blocks
-    return Block(item // blocks // tiles.groups, item // blocks % tiles.groups, row,
-                 tiles.tiles_h * (which + 1) // blocks - row)  # fmt: skip
+    each = tiles.blocks * tiles.columns
+    outer, which, at = item // each, item % each // tiles.columns, item % tiles.columns
+    row, col = tiles.tiles_h * which // tiles.blocks, tiles.tiles_w * at // tiles.columns
+    return Block(outer // tiles.groups, outer % tiles.groups,
+                 row, tiles.tiles_h * (which + 1) // tiles.blocks - row,
+                 col, tiles.tiles_w * (at + 1) // tiles.columns - col)  # fmt: skip
 
 
 @intrinsic
@@ -86,7 +95,7 @@ def transform(typingctx, outputs, taps, back, source, source_step, target, targe
         if emit.whole and matrix is bt:
             found = [builder.bitcast(value, halves) for value in found]
         for i, value in combinations(emit, matrix, found):
-            value = unscaled(emit, value, len(sig.args[1])) if matrix is at else value
+            value = unscaled(emit, value, *map(len, sig.args[:2])) if matrix is at else value
             value = builder.bitcast(value, emit.vector)
             emit.store(value, emit.at(target, builder.mul(target_step, ir.Constant(I64, i))))
         return context.get_dummy_value()
@@ -113,7 +122,7 @@ def rows_back(typingctx, outputs, taps, source, source_step, target, target_step
             rows = [emit.at(source, j, builder.mul(source_step, I64(k))) for k in range(len(matrix[0]))]
             square = emit.zero
             for i, value in combinations(emit, matrix, [emit.load(row) for row in rows]):
-                value = unscaled(emit, value, len(sig.args[1]))
+                value = unscaled(emit, value, *map(len, sig.args[:2]))
                 square = square if emit.whole else emit.fma(value, value, square)
                 emit.store(value, emit.at(target, j, builder.mul(target_step, I64(i))))
             if not emit.whole:
@@ -124,11 +133,11 @@ def rows_back(typingctx, outputs, taps, source, source_step, target, target_step
     return signature, codegen
 
 
-def unscaled(emit: Emitter, total: Any, taps: int) -> Any:
+def unscaled(emit: Emitter, total: Any, outputs: int, taps: int) -> Any:
     """A sum of whole numbers divided, without rest, by what their weights were multiplied by."""
     if not emit.whole:
         return total
-    bits = ir.Constant(emit.vector, [whole_by(2, taps).bit_length() - 1] * emit.lanes)
+    bits = ir.Constant(emit.vector, [whole_by(outputs, taps).bit_length() - 1] * emit.lanes)
     return emit.builder.ashr(total, bits)
 
 
@@ -211,30 +220,31 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
     """Transform the tiles of a block, part ``part`` of ``parts`` of its rows for each vector of channels.
 
     x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's;
-    shape: (outputs, taps of a column, of a row), numbers given as tuples' lengths.
+    shape: (outputs of a column, of a row, taps of a column, of a row), numbers given as tuples' lengths.
     """
     all_channels, height, width = x.shape[1:]
-    channels, tiles_w = all_channels // tiles.groups, tiles.tiles_w
-    outputs, taps_h, taps_w = shape
-    m, c0 = len(outputs), block.group * channels
-    t_h, t_w = m + len(taps_h) - 1, m + len(taps_w) - 1
+    channels, tiles_w = all_channels // tiles.groups, block.cols
+    outputs_h, outputs_w, taps_h, taps_w = shape
+    m_h, m_w, c0 = len(outputs_h), len(outputs_w), block.group * channels
+    t_h, t_w = m_h + len(taps_h) - 1, m_w + len(taps_w) - 1
     lanes = VECTOR_BYTES // x.itemsize
-    pitch = -(-(tiles_w * m + t_w - m) // lanes) * lanes
+    pitch = -(-(tiles_w * m_w + t_w - m_w) // lanes) * lanes
     strip, half, line = 0, t_h * pitch, t_h * pitch * (1 + lanes)
     point, tile = spectra.shape[1] * spectra.shape[2], spectra.shape[2]
-    before = min(tiles.left, pitch)
-    inside = min(width, pitch - before)
+    iw0 = block.col * m_w - tiles.left
+    before, first = min(max(0, -iw0), pitch), max(0, iw0)
+    inside = min(max(0, width - first), pitch - before)
     every = -(-channels // lanes) * block.rows
     for number in range(every * part // parts, every * (part + 1) // parts):
         group, r = number // block.rows, number % block.rows
-        ih0 = (block.row + r) * m - tiles.top
+        ih0 = (block.row + r) * m_h - tiles.top
         for lane in range(lanes):
             c = group * lanes + lane
             for i in range(t_h):
                 ih, at = ih0 + i, strip + i * pitch
                 if c < channels and 0 <= ih < height:
-                    # x[n][c0 + c][ih][0]
-                    source = ((block.n * all_channels + c0 + c) * height + ih) * width
+                    # x[n][c0 + c][ih][first]
+                    source = ((block.n * all_channels + c0 + c) * height + ih) * width + first
                     clear(address(scratch, at), before)
                     copy(address(scratch, at + before), address(x, source), inside)
                     clear(address(scratch, at + before + inside), pitch - before - inside)
@@ -243,7 +253,7 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
                 else:
                     clear(address(scratch, at), pitch)
             for j in range(0, pitch, lanes):
-                transform(outputs, taps_h, None, address(scratch, strip + j), pitch,
+                transform(outputs_h, taps_h, None, address(scratch, strip + j), pitch,
                           address(scratch, half + lane * pitch + j), lanes * pitch)  # fmt: skip
         for i in range(t_h):
             for j in range(0, pitch, lanes):
@@ -252,22 +262,25 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
             # spectra[i, 0][r, 0][c]
             to = address(spectra, i * t_w * point + r * tiles_w * tile + group * lanes)
             for k in range(tiles_w):
-                transform(outputs, taps_w, None, address(scratch, line + k * m * lanes), lanes,
+                transform(outputs_w, taps_w, None, address(scratch, line + k * m_w * lanes), lanes,
                           advance(to, k * tile), point)  # fmt: skip
 
 
 @linked(**FLAGS)
-def peak_of_rows(x, n, c0, channels, first, last, scratch):
-    """The ``peak`` of finite elements of x in rows [first, last), where it has them,
-    of ``channels`` channels from c0 on.
+def peak_of_rows(x, n, c0, channels, rows, cols, scratch):
+    """The ``peak`` of finite elements of x in rows [first, last) by columns, where it has them, of
+    ``channels`` channels from c0 on.
     """
     all_channels, height, width = x.shape[1:]
     lanes = VECTOR_BYTES // x.itemsize
-    line = -(-width // lanes) * lanes
+    (first, last), iw0 = rows, max(0, cols[0])
+    count = max(0, min(width, cols[1]) - iw0)
+    line = -(-count // lanes) * lanes
     clear(address(scratch, 0), lanes + line)
     for c in range(c0, c0 + channels):
         for ih in range(max(0, first), min(height, last)):
-            copy(address(scratch, lanes), address(x, ((n * all_channels + c) * height + ih) * width), width)
+            source = ((n * all_channels + c) * height + ih) * width + iw0  # x[n][c][ih][iw0]
+            copy(address(scratch, lanes), address(x, source), count)
             gather_peak(scratch, lanes, line, 0)
     return peak(scratch, 0, lanes)
 
@@ -305,17 +318,19 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, par
     their squares before that.
     """
     all_channels, height, width = y.shape[1:]
-    channels, tiles_w = all_channels // tiles.groups, tiles.tiles_w
-    outputs, taps_h, taps_w = shape
-    m, o0 = len(outputs), block.group * channels
-    t_h, t_w = m + len(taps_h) - 1, m + len(taps_w) - 1
+    channels, tiles_w = all_channels // tiles.groups, block.cols
+    outputs_h, outputs_w, taps_h, taps_w = shape
+    m_h, m_w, o0 = len(outputs_h), len(outputs_w), block.group * channels
+    t_h, t_w = m_h + len(taps_h) - 1, m_w + len(taps_w) - 1
     lanes = VECTOR_BYTES // y.itemsize
-    pitch = -(-(tiles_w * m) // lanes) * lanes
+    pitch = -(-(tiles_w * m_w) // lanes) * lanes
     line, half, strip = 0, lanes * pitch, lanes * pitch * (1 + t_h)
-    squares = strip + m * pitch
+    squares = strip + m_h * pitch
+    ow0 = block.col * m_w
+    cols = min(tiles_w * m_w, width - ow0)
     point, tile = products.shape[1] * products.shape[2], products.shape[2]
     # Columns beyond the last tile
-    clear(address(scratch, line + tiles_w * m * lanes), (pitch - tiles_w * m) * lanes)
+    clear(address(scratch, line + tiles_w * m_w * lanes), (pitch - tiles_w * m_w) * lanes)
     clear(address(scratch, squares), lanes)
     every = -(-channels // lanes) * block.rows
     number, end = every * part // parts, every * (part + 1) // parts
@@ -327,8 +342,8 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, par
             for i in range(t_h):
                 source = address(products, i * t_w * point + r * tiles_w * tile + group * lanes)
                 for k in range(tiles_w):
-                    transform(outputs, taps_w, (), advance(source, k * tile), point,
-                              address(scratch, line + k * m * lanes), lanes)  # fmt: skip
+                    transform(outputs_w, taps_w, (), advance(source, k * tile), point,
+                              address(scratch, line + k * m_w * lanes), lanes)  # fmt: skip
                 for j in range(0, pitch, lanes):
                     transpose(
                         address(scratch, line + j * lanes),
@@ -336,20 +351,20 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, par
                         address(scratch, half + i * lanes * pitch + j),
                         pitch,
                     )
-            oh0 = (block.row + r) * m
+            oh0 = (block.row + r) * m_h
             for lane in range(min(lanes, channels - group * lanes)):
-                rows_back(outputs, taps_h, address(scratch, half + lane * pitch), lanes * pitch,
+                rows_back(outputs_h, taps_h, address(scratch, half + lane * pitch), lanes * pitch,
                           address(scratch, strip), pitch, pitch, address(scratch, squares))  # fmt: skip
-                for i in range(min(m, height - oh0)):
+                for i in range(min(m_h, height - oh0)):
                     o = o0 + group * lanes + lane
-                    to = ((block.n * all_channels + o) * height + oh0 + i) * width  # y[n][o][oh][0]
+                    to = ((block.n * all_channels + o) * height + oh0 + i) * width + ow0  # y[n][o][oh][ow0]
                     if up != 1 or again != 1:
-                        scale(scratch, strip + i * pitch, width, up)
-                        scale(scratch, strip + i * pitch, width, again)
-                    copy(address(y, to), address(scratch, strip + i * pitch), width)
-        o, row = o0 + group * lanes, (block.row + first) * m
-        pixels = (min(height, (block.row + last) * m) - row) * width
-        finish(after, y, block.n, o, min(lanes, channels - group * lanes), row * width, 1, pixels)
+                        scale(scratch, strip + i * pitch, cols, up)
+                        scale(scratch, strip + i * pitch, cols, again)
+                    copy(address(y, to), address(scratch, strip + i * pitch), cols)
+        o, row = o0 + group * lanes, (block.row + first) * m_h
+        rows = min(height, (block.row + last) * m_h) - row
+        finish(after, y, block.n, o, min(lanes, channels - group * lanes), row * width + ow0, rows, cols)
     total = scratch[squares]
     for lane in range(1, lanes):
         total += scratch[squares + lane]

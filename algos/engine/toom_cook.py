@@ -33,7 +33,7 @@ PLAIN = 32  # weights whose largest lies within 2^-32 and 2^32 are not scaled
 POINTS = {
     count: tuple(map(Fraction, text.split()))
     for count, text in (
-        (1, "0"), (2, "0 1"), (3, "0 1 -1"), (4, "0 1 -1 1/2"), (5, "0 1/2 -1/2 2 -2"),
+        (0, ""), (1, "0"), (2, "0 1"), (3, "0 1 -1"), (4, "0 1 -1 1/2"), (5, "0 1/2 -1/2 2 -2"),
         (6, "0 1/2 -1/2 2 -2 1"), (7, "0 1 -1 1/2 -1/2 2 -2"),
     )
 }  # fmt: skip
@@ -97,12 +97,16 @@ class Tiled:
             return "tiles save work for stride 1 and dilation 1 only"
         if self.m < 1:
             return f"tiles have at least one output along an axis, not m={self.m}"
-        if min(spec.kernel) < 2 or self.m + max(spec.kernel) - 1 > LARGEST_TILE:
+        if not 2 <= max(spec.kernel) <= LARGEST_TILE + 1 - self.m:
             kh, kw = spec.kernel
-            return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} on each axis, not {kh}x{kw}"
-        if spec.dtype == PAIRS and not all(whole_by(self.m, r) for r in spec.kernel):
+            return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} taps on an axis, not {kh}x{kw}"
+        if spec.dtype == PAIRS and not all(map(whole_by, self.outputs(spec), spec.kernel)):
             return "its roundings may change whole numbers"
         return None
+
+    def outputs(self, spec: ConvSpec) -> tuple[int, ...]:
+        """Of a tile along each axis: one where there is nothing to save, a kernel of one tap."""
+        return tuple(self.m if r > 1 else 1 for r in spec.kernel)
 
     def growth(self, spec: ConvSpec) -> int:
         """The most that numbers inside exceed the product of the largest element and the largest weight by.
@@ -148,4 +152,4 @@ class Tiled:
 
     def transforms(self, spec: ConvSpec) -> tuple[tuple[Matrix, Matrix, Matrix], ...]:
         """A^T, G and B^T of each axis, as exact fractions."""
-        return tuple(toom_cook(self.m, r) for r in spec.kernel)
+        return tuple(map(toom_cook, self.outputs(spec), spec.kernel))

@@ -45,7 +45,8 @@ extern "C" __global__ void spread(const T* __restrict__ x, T* __restrict__ spect
     for (Index at = (Index)blockIdx.x * blockDim.x + threadIdx.x; at < groups * inputs * count; at += step) {
         const Index tile = at % count, c = at / count, place = first + tile;
         const Index n = place / (tiles_h * tiles_w);
-        const Index ih0 = place / tiles_w % tiles_h * M - top, iw0 = place % tiles_w * M - left;
+        const Index ih0 = place / tiles_w % tiles_h * MH - top;
+        const Index iw0 = place % tiles_w * MW - left;
         const T* plane = x + (n * groups * inputs + c) * height * width;
         T half[TH][TW];
         #pragma unroll
@@ -80,9 +81,9 @@ extern "C" __global__ void gather(const T* __restrict__ products, const T* __res
     for (Index at = (Index)blockIdx.x * blockDim.x + threadIdx.x; at < groups * outputs * count; at += step) {
         const Index tile = at % count, o = at / count, place = first + tile;
         const Index n = place / (tiles_h * tiles_w);
-        const Index oh0 = place / tiles_w % tiles_h * M, ow0 = place % tiles_w * M;
+        const Index oh0 = place / tiles_w % tiles_h * MH, ow0 = place % tiles_w * MW;
         const T* from = products + (o / outputs * (TH * TW) * outputs + o % outputs) * count + tile;
-        T half[TH][M];
+        T half[TH][MW];
         #pragma unroll
         for (int i = 0; i < TH; ++i) {
             T points[TW];
@@ -92,13 +93,13 @@ extern "C" __global__ void gather(const T* __restrict__ products, const T* __res
         }
         T* plane = y + (n * groups * outputs + o) * oh * ow;
         #pragma unroll
-        for (int j = 0; j < M; ++j) {
-            T points[TH], sums[M];
+        for (int j = 0; j < MW; ++j) {
+            T points[TH], sums[MH];
             #pragma unroll
             for (int i = 0; i < TH; ++i) points[i] = half[i][j];
             from_h(points, sums);
             #pragma unroll
-            for (int i = 0; i < M; ++i)
+            for (int i = 0; i < MH; ++i)
                 if (oh0 + i < oh && ow0 + j < ow) plane[(oh0 + i) * ow + ow0 + j] = sums[i] * ups[0] * ups[1];
         }
     }
@@ -141,11 +142,11 @@ class CupyWinograd(Tiled, CupyAlgorithm):
     library: ClassVar[str] = "cublas"
 
     def _points(self, spec: ConvSpec) -> int:
-        return math.prod(self.m + r - 1 for r in spec.kernel)
+        return math.prod(m + r - 1 for m, r in zip(self.outputs(spec), spec.kernel, strict=True))
 
     def _tiles(self, spec: ConvSpec) -> tuple[int, int]:
-        height, width = spec.output_size
-        return -(-height // self.m), -(-width // self.m)
+        tiles_h, tiles_w = (-(-n // m) for n, m in zip(spec.output_size, self.outputs(spec), strict=True))
+        return tiles_h, tiles_w
 
     def _block(self, spec: ConvSpec) -> int:
         """Tiles of a block, of all images together; equal blocks."""
@@ -163,7 +164,8 @@ class CupyWinograd(Tiled, CupyAlgorithm):
 
     def kernels(self, spec: ConvSpec) -> list[Kernel]:
         (at_h, _, bt_h), (at_w, _, bt_w) = self.transforms(spec)
-        head = defined(T=c_type(spec), M=self.m, TH=len(bt_h), TW=len(bt_w)) + "typedef long long Index;\n"
+        sizes = {"MH": len(at_h), "MW": len(at_w), "TH": len(bt_h), "TW": len(bt_w)}
+        head = defined(T=c_type(spec), **sizes) + "typedef long long Index;\n"
         into = product_code("into_h", bt_h) + product_code("into_w", bt_w)
         back = product_code("from_h", at_h) + product_code("from_w", at_w)
         return [Kernel("spread", head + into + SPREAD), Kernel("gather", head + back + GATHER)]

@@ -6,12 +6,16 @@ channels that a group has (``depth``).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from algos.engine.threads import share
 from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, contiguous, count, inner, operand_shapes
 from algos.spec import ConvSpec
+
+SHARED = 1 << 18  # elements; fewer are copied by one thread
 
 
 def axes(spec: ConvSpec) -> Lowered | None:
@@ -133,15 +137,19 @@ def _planes(spec: ConvSpec) -> Lowered:
     deep, taps, reads = spec.output_size[0], spec.kernel[0], _reads(spec)
     part = _flat(spec).with_(batch=spec.batch * deep, in_channels=spec.in_channels * taps)
 
-    def operands() -> Move:
+    def operands(threads: int) -> Move:
         kept: list[Any] = []
 
         def move(x: Any, *rest: Any) -> tuple[Any, ...]:
             if not kept:
                 kept.append(np.zeros_like(x, shape=(spec.batch, deep, spec.in_channels, taps, *spec.size[1:]),
                                           order="C"))  # fmt: skip
-            for tap, outputs, planes in reads:
-                kept[0][:, outputs, :, tap] = x[:, :, planes].swapaxes(1, 2)  # x[n][c][d] -> [n][od][c][kd]
+
+            def copy(first: int, last: int) -> None:
+                for tap, outputs, planes in reads:  # x[n][c][d] -> [n][od][c][kd]
+                    kept[0][:, outputs, first:last, tap] = x[:, first:last, planes].swapaxes(1, 2)
+
+            _shared(copy, spec.in_channels, threads, kept[0].size)
             x = kept[0].reshape(part.input_shape)
             if spec.direction == "forward":
                 return x, *rest
@@ -149,9 +157,14 @@ def _planes(spec: ConvSpec) -> Lowered:
 
         return move
 
-    def place(y: Any, result: Any) -> None:
+    def place(y: Any, result: Any, threads: int) -> None:
         if spec.direction == "forward":
-            y[...] = result.reshape(spec.batch, deep, *result.shape[1:]).swapaxes(1, 2)
+            planes = result.reshape(spec.batch, deep, *result.shape[1:]).swapaxes(1, 2)
+
+            def copy(first: int, last: int) -> None:
+                y[:, first:last] = planes[:, first:last]
+
+            _shared(copy, spec.out_channels, threads, y.size)
         else:
             y[...] = result.reshape(y.shape)  # KD already beside C
 
@@ -160,5 +173,11 @@ def _planes(spec: ConvSpec) -> Lowered:
     # (O, C / groups, KD, KH, KW), KD already beside C
     weights = lambda w: w.reshape(part.weight_shape)  # noqa: E731
     return Lowered(
-        (Part(part, weights, operands, place, copied=copied, held=elements),), "planes as pictures"
+        (Part(part, weights, operands, place, copied=copied, held=elements, shared=True),),
+        "planes as pictures",
     )
+
+
+def _shared(copy: Callable[[int, int], None], channels: int, threads: int, elements: int) -> None:
+    """Copy channels, by all threads where it takes far longer than telling them."""
+    share(copy, channels, threads if elements >= SHARED else 1)
