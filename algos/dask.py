@@ -237,7 +237,7 @@ def _put_together(block: Any, edges: dict[Side, dict[Side, Any]], dtype: np.dtyp
     for side, part in parts.items():
         for axis, step in enumerate(side):
             lengths[axis][step] = part.shape[axis]
-    whole = module_of(block).empty([sum(length.values()) for length in lengths], dtype)
+    whole = module_of(block).empty(tuple(sum(length.values()) for length in lengths), dtype)
     for side, part in parts.items():
         first = [sum(length for step, length in own.items() if step < mine)
                  for own, mine in zip(lengths, side, strict=True)]  # fmt: skip

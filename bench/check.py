@@ -344,10 +344,12 @@ def _on_sums_beyond(spec: ConvSpec, court: Court, seed: int) -> None:
 
 
 def _two_by_three(algorithm: Judgeable, spec: ConvSpec) -> bool:
-    """F(2, 3) on every axis: its matrices hold only 0, 1 and 1/2, so that small whole numbers stay exact."""
+    """F(2, 3) on every axis of more than one tap: its matrices hold only 0, 1 and 1/2, so that small whole
+    numbers stay exact.
+    """
     leaves = dict.fromkeys(lowered(algorithm, spec).leaves)
     matrices = [axis for leaf in leaves for axis in winograd_matrices(algorithm, leaf)]
-    return all(back.shape[0] == 2 and g.shape[1] == 3 for back, g, _ in matrices)
+    return all((back.shape[0], g.shape[1]) in ((2, 3), (1, 1)) for back, g, _ in matrices)
 
 
 def _exact_in_quarters(trial: Trial, allowed: np.ndarray) -> bool:

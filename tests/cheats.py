@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -386,10 +386,18 @@ class Increment(Good):
             state["x"][tuple(at.T)] = x[tuple(at.T)]
             state["y"] = state["y"] + right(step) if len(at) else state["y"]
             return state["y"].copy()
-        for _ in range(20):  # slower than the increment, however small the problem
+        for _ in range(self.times):  # slower than the increment, however small the problem
             state["y"] = right(x)
         state["x"] = x.copy()
         return state["y"].copy()
+
+    times: ClassVar[int] = 20
+
+
+class LongIncrement(Increment):
+    """The same where a call takes so long that few are made."""
+
+    times: ClassVar[int] = 400
 
 
 class Stack(Good):
@@ -656,6 +664,7 @@ WRONG = (
     BySample,
     ByContent,
     Increment,
+    LongIncrement,
     Ring,
     OddLater,
     Fiftieth,

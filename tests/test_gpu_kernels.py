@@ -24,6 +24,7 @@ SPECS = (
     "1x4x7x7,12x4x1x1",
     "2x16x28x28,32x16x3x3,p1,float64",
     "1x8x28x28,8x8x5x4,p2",
+    "1x8x28x28,8x8x3x1,p1x0",
     "1x1x60,3x1x9,p0:8,s2",
     "1x2x6x7x8,4x2x3x2x3,p1,s1x2x1",
     "1x1x40x40,1x1x31x31,p15,float64",
