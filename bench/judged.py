@@ -41,8 +41,7 @@ MANY = 10  # calls that show whether results are remembered
 TOGETHER_S, BETWEEN_S = 0.0005, 0.003
 WAITED_S = 0.05  # for one of them at most
 LINES, LONGER = 16, 5  # so many lines, where that takes no longer than some times of what is meant for all
-# Of calls again: spent on the first few, and on more; all are made where they take no longer than the last
-FEW_S, MORE_S, ALL_S = 0.006, 0.002, 0.03
+FEW_S, MORE_S = 0.006, 0.002  # of calls again where not all are made: for the first few, and for more
 # Rounds of calls on operands that are new, on the same but for one element, and on the very same; more until
 # it is decided
 ROUNDS, MOST_ROUNDS = 5, 25
@@ -51,7 +50,7 @@ TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tr
 LONGEST_S = 1.0  # of calls again, where a busy machine gives fewer of the processor
 KEPT_BYTES = 64 << 20  # of results that are held while a plan is called again
 # Calls after which a plan holds no more than before, where they take no longer in all
-GROWING, GROWING_S = 4, 0.03
+GROWING, GROWING_S = 4, 0.02
 LEAST_GROWTH = 4096  # bytes a call; less may be objects of Python that anybody made meanwhile
 
 
@@ -234,8 +233,8 @@ class Judged:
         same = np.array_equal(y, copy, equal_nan=not whole(y.dtype))
         return {"busy": busy, "moved": not same}
 
-    def _again(self, operands: list[Any], results: list[Any], most: int) -> dict[str, Any]:
-        """Call again, up to ``most`` times or for some milliseconds, and beside another plan.
+    def _again(self, operands: list[Any], results: list[Any], most: int, every: bool) -> dict[str, Any]:
+        """Call again, ``most`` times or, unless ``every`` one, some milliseconds, and beside another plan.
 
         All results are held where memory allows. Two are copied to ``results``: one that differs from the
         first, if any does, and the last.
@@ -245,13 +244,12 @@ class Judged:
         first: Any = None
         leaving, made, held = 0, 0, self._surroundings.held()
         end, spent_s = perf_counter() + LONGEST_S, 0.0
-        while made < most and perf_counter() < end and _worthwhile(made, spent_s, most * self._best_s):
+        while made < most and perf_counter() < end and (every or _worthwhile(made, spent_s)):
             start = process_time()
             alive = set(sys._current_frames())
             y = self._plan(*given)
             leaving += not set(sys._current_frames()) <= alive
-            took_s = process_time() - start
-            made, spent_s, self._best_s = made + 1, spent_s + took_s, min(self._best_s, took_s)
+            made, spent_s = made + 1, spent_s + process_time() - start
             if first is None:
                 first = other = y
             elif other is first and self._algorithm.device == "cpu" and not np.array_equal(y, first):
@@ -328,16 +326,15 @@ class Judged:
         """Whether a call is far faster on operands that the call before has seen, or all but one element of
         them.
 
-        Calls that are not ``short`` are held against new ones only, and once where that decides it. Leaves
-        the operands as they were.
+        Calls that are not ``short`` are made once where that decides it. Leaves the operands as they were.
         """
         assert self._plan is not None
         given = [self._view(o) for o in operands]
         first = given[0].reshape(-1)  # a view: slots are contiguous
         if not first.size:
-            return {"remembered": False}
+            return {"remembered": False, "took_s": self._best_s}
         original, least, largest = first.copy(), first.min(), first.max()
-        times: tuple[list[float], ...] = tuple([] for _ in range(3 if short else 2))
+        times: tuple[list[float], ...] = ([], [], [])
         remembered: bool | None = None
         while remembered is None:
             made = len(times[0])
@@ -347,12 +344,13 @@ class Judged:
                 if seen is not times[0]:  # within the range that sums allow
                     at = made % first.size
                     first[at] = least if first[at] == largest else largest
-                start = perf_counter()
+                start, busy = perf_counter(), process_time()
                 self._plan(*given)
                 seen.append(perf_counter() - start)
+                self._best_s = min(self._best_s, process_time() - busy)
             remembered = _remembered(times, ROUNDS if short else 1)
         first[...] = original
-        return {"remembered": remembered}
+        return {"remembered": remembered, "took_s": self._best_s}
 
     def _trace(
         self, spec: str, w: list[Any] | None, bias: list[Any] | None, operands: list[Any], result: list[Any]
@@ -394,9 +392,9 @@ class Judged:
         return self._arena.view(Slot.of(text))
 
 
-def _worthwhile(made: int, spent_s: float, all_s: float) -> bool:
-    """Whether to call once more after so many seconds: with all in reach, or after few calls."""
-    return all_s < ALL_S or spent_s < (FEW_S if made <= MOST_STARTS + 1 else MORE_S)
+def _worthwhile(made: int, spent_s: float) -> bool:
+    """Whether to call once more after so many calls and seconds."""
+    return spent_s < (FEW_S if made <= MOST_STARTS + 1 else MORE_S)
 
 
 def _remembered(times: Sequence[list[float]], rounds: int) -> bool | None:

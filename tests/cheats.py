@@ -45,9 +45,12 @@ class Good(Algorithm):
         k = w.reshape(len(w), -1)
 
         def right(x: np.ndarray) -> np.ndarray:
-            x = np.pad(self.operand(x), ((0, 0), (0, 0), *spec.padding))
+            x = self.operand(x)
+            inside = (slice(b, b + n) for n, (b, _) in zip(spec.size, spec.padding, strict=True))
+            padded = np.zeros((*x.shape[:2], *spec.padded_size), x.dtype)
+            padded[(..., *inside)] = x
             # (n, c, oh, ow, kh, kw)
-            windows = np.lib.stride_tricks.sliding_window_view(x, spec.kernel, (2, 3))
+            windows = np.lib.stride_tricks.sliding_window_view(padded, spec.kernel, (2, 3))
             columns = np.ascontiguousarray(windows.transpose(0, 1, 4, 5, 2, 3)).reshape(
                 len(x), k.shape[1], -1
             )
