@@ -86,11 +86,14 @@ def test_one_file_makes_an_algorithm_appear_everywhere(
     assert ">mine<" in (report / "index.html").read_text()
     assert any("mine" in picture.read_text() for picture in report.glob("*.svg"))
 
-    picked = json.loads(convbench("pick", SPEC, "--json", **path).stdout)
-    assert picked["source"] == "measured"
-    assert {c["algorithm"]: c["source"] for c in picked["candidates"] if not c["excluded"]}[
-        "mine"
-    ] == "measured"
+    for _ in range(5):  # a time that a busy machine disturbed teaches nothing
+        picked = json.loads(convbench("pick", SPEC, "--json", **path).stdout)
+        known = {c["algorithm"]: c["source"] for c in picked["candidates"] if not c["excluded"]}
+        if "mine" in known:
+            break
+        convbench("run", SPEC, "--launches", "1", "--algorithms", "mine,direct_shift", "--fresh", "--out",
+                  str(tmp_path / "out"), **path)  # fmt: skip
+    assert picked["source"] == known["mine"] == "measured"
     excluded = {c["algorithm"]: c["excluded"] for c in picked["candidates"] if c["excluded"]}
     assert excluded["my_wrong"].startswith("wrong on")
 

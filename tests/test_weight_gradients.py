@@ -15,13 +15,15 @@ from bench.data import operands
 from bench.oracle import oracle
 
 THREADS = 3
-# Which of them swap x and grad, copy x with a border, cut channels in parts, and positions in shares
+# Which of them at least, however long vectors are, swap x and grad, copy x with a border, cut channels in
+# parts, and positions in shares
 SPECS = {
-    "2x96x12x12,64x24x1x1": {"swapped"},  # of four groups: each writes its own rows
+    "2x96x12x12,32x24x1x1": {"swapped"},  # of four groups: each writes its own rows
+    "5x40x9x9,80x40x1x1,s2": set(),
     "5x40x30x30,80x40x1x1,s2": set(),
     "1x3x60x60,20x3x5x5,s2x1,p2:1x0:3,d1x2": {"padded", "shares"},
     "1x150x20x20,70x150x3x3,p1": {"padded", "parts"},
-    "2x5x3000,33x5x9,p4": {"padded", "parts"},
+    "2x5x3000,33x5x9,p4": {"padded"},
 }
 
 
@@ -32,7 +34,7 @@ def test_it_is_the_definition_however_the_work_is_shared(text: str) -> None:
     of = _weights.way(spec).spec
     ways = {"swapped": found.swapped, "padded": found.padded, "shares": found.shares > 1,
             "parts": found.channels < of.in_channels // of.groups}  # fmt: skip
-    assert {name for name, is_so in ways.items() if is_so} == SPECS[text]
+    assert {name for name, is_so in ways.items() if is_so} >= SPECS[text]
     data = operands(spec, 0, "integer")
     expected = oracle(spec, data.x, None, data.grad)
     plan = algos.plan(spec, None, "direct_channels", THREADS)

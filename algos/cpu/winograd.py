@@ -425,6 +425,8 @@ class Winograd(Tiled, Compiled):
         # Reading its weights takes each thread as long as a few tiles do
         products = 2.0 * t_h * t_w * (tiles + FEW_TILES * tiling.threads) * inputs * outputs
         transforms = 30.0 * t_h * t_w * tiles * (-(-inputs // wide) * wide * spec.groups + outputs)
+        if spec.kernel[1] == 1:  # rows of few pixels fill no vector
+            transforms *= -(-tiling.tiles_w // wide) * wide / tiling.tiles_w
         weights = t_h * t_w * inputs * outputs * spec.in_dtype.itemsize
         speed = 1.3e11 * 4 / spec.in_dtype.itemsize
         return Cost(products + transforms, spec.min_bytes + weights, 20, speed, tiling.threads > 1)
