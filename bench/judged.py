@@ -44,7 +44,7 @@ LINES, LONGER = 16, 5  # so many lines, where that takes no longer than some tim
 FEW_S, MORE_S = 0.006, 0.002  # of calls again where not all are made: for the first few, and for more
 # Rounds of calls on operands that are new, on the same but for one element, and on the very same; more until
 # it is decided
-ROUNDS, MOST_ROUNDS = 5, 25
+ROUNDS, SURE_ROUNDS, MOST_ROUNDS = 5, 15, 25
 REMEMBERED, REMEMBERED_S = 3.0, 20e-6  # how much longer the new ones take when results are remembered
 TRACED = ("numpy", "numba")  # runtimes whose arrays are NumPy's, which tells tracemalloc
 LONGEST_S = 1.0  # of calls again, where a busy machine gives fewer of the processor
@@ -402,18 +402,19 @@ def _remembered(times: Sequence[list[float]], rounds: int) -> bool | None:
     """Whether the first of the seconds are far longer than all the others; None if more rounds must tell.
 
     A neighbour makes calls longer, never shorter: the shortest new one stands against the shortest of the
-    others to acquit, against a quarter of them to convict.
+    others to acquit, against half of them to convict, over so many rounds that no pattern of interruptions
+    lasts.
     """
     new, *others = times
     if len(new) < rounds:
         return None
 
     def longer(share: float) -> bool:
-        return min(new) > REMEMBERED * min(float(np.quantile(t, share)) for t in others) + REMEMBERED_S
+        return min(new) > REMEMBERED * min(sorted(t)[int(share * len(t))] for t in others) + REMEMBERED_S
 
     if not longer(0.0) or len(new) == MOST_ROUNDS:
         return False
-    return True if len(new) >= ROUNDS and longer(0.25) else None
+    return True if len(new) >= SURE_ROUNDS and longer(0.5) else None
 
 
 def _growth(plan: Plan, operands: list[np.ndarray]) -> int:
