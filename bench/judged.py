@@ -36,7 +36,7 @@ from bench.surroundings import Surroundings
 WATCH_S, LONGEST_WATCH_S = 0.005, 0.1
 BUSY_S = 0.001  # of CPU time in it; threads that only wait take none
 MOST_STARTS = 3
-MANY = 10  # calls that show whether results are remembered
+MANY = 10  # calls, after which it is tried beside another plan
 # Of calls beside those of another plan in a thread, and of whole ones between two lines
 TOGETHER_S, BETWEEN_S = 0.0005, 0.003
 WAITED_S = 0.05  # for one of them at most
