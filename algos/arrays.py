@@ -21,6 +21,11 @@ def is_device_array(array: Any) -> bool:
     return isinstance(array, DeviceArray) or type(array).__module__.partition(".")[0] == "cupy"
 
 
+def on_host(array: Any) -> Any:
+    """CuPy's arrays as NumPy's, anything else as it is."""
+    return array.get() if type(array).__module__.partition(".")[0] == "cupy" else array
+
+
 def layout_of(array: Any) -> str:
     """How the channels of (N, C, *size) lie: "nhwc" where those of a pixel lie together, else "nchw"."""
     if not isinstance(array, np.ndarray) or array.ndim < 3 or array.flags.c_contiguous:

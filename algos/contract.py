@@ -20,6 +20,7 @@ LAYOUTS = ("nchw", "nhwc")
 ACCURACIES = ("componentwise", "normwise", "lowrank", "winograd", "rounded")
 BYTES_PER_S, CACHED_BYTES_PER_S = 2e10, 6e10  # from memory, and from the last cache where everything fits it
 CALL_S = 1.5e-6  # one NumPy call on small arrays
+DEVICE_CALL_S = 2.5e-5  # one of CuPy, which hides kernels that take less
 PLAIN_TYPES = ("float32", "float64")  # about which every algorithm is asked
 PREPARE_S, PREPARE_BYTES_PER_S = 30e-6, 2e9
 

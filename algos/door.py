@@ -217,7 +217,8 @@ def _tensor_advice(given: Any) -> str:
     if str(given.layout) != "torch.strided":
         return "is a sparse tensor: pass {0}.to_dense()"
     if given.device.type != "cpu":
-        return f"is a tensor on {given.device}: pass {{0}}.cpu()"
+        there = "cupy.from_dlpack({0}) or " if given.device.type == "cuda" else ""
+        return f"is a tensor on {given.device}: pass {there}{{0}}.cpu()"
     if given.requires_grad:
         return "is a tensor that records gradients, which would be lost: pass {0}.detach()"
     if given.is_quantized:

@@ -60,9 +60,9 @@ from bench import perf_counter
 from bench.data import operands
 from bench.files import write
 from bench.lessons import disturbed
+from bench.processes import code_environment
 from bench.record import Record
 
-ROOT = Path(__file__).resolve().parents[1]
 BUDGET_S = 55.0  # and what comes after: a call in progress, the fit
 MOST_LEARNT = 200  # problems of a run
 TURNS, TURN_S, WARM_UP_S = 5, 5e-4, 3e-4
@@ -184,7 +184,7 @@ def measure(
     in which ``run`` measures; who is picked after turns on doubt for ``tune_s``, unless that is 0.
     """
     end, left = perf_counter() + budget_s, [*asked]
-    environment = {**os.environ, **limit_environment(usable_cores()), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **limit_environment(usable_cores()), **code_environment()}
     while left and (budget_s := end - perf_counter()) > 0:
         numbers = map(str, (budget_s, turns, tune_s, int(every)))
         command = [sys.executable, "-P", "-m", "bench.calibrate", *numbers]

@@ -33,8 +33,8 @@ from algos.engine.blas import blas_limit
 from algos.engine.jit import compiled
 from algos.engine.threads import limit_environment, share
 from algos.host import available_memory, cache_base, caches, cpu_features, usable_cores
+from bench.processes import code_environment
 
-ROOT = Path(__file__).resolve().parents[1]
 REPEATS, AGAIN_S = 3, 86_400  # measurements of one machine in all, and what lies between two at least
 LIMIT_S = 60.0
 TRY_S, TRIES = 0.01, 8  # of each figure the best try counts
@@ -256,8 +256,7 @@ def better(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def _measured_apart() -> dict[str, Any]:
     """``measure`` in a fresh process, with every library held to the usable cores; empty when that fails."""
     alive, keep = os.pipe()
-    environment = {**os.environ, **limit_environment(usable_cores())}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    environment = {**os.environ, **limit_environment(usable_cores()), **code_environment()}
     code = f"from bench.worker import guard; guard({alive}); from bench.peaks import main; main()"
     try:
         done = subprocess.run(

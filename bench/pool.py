@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from random import randrange
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple
@@ -25,18 +24,13 @@ from algos.host import data_base
 from algos.registry import source_of
 from bench import perf_counter
 from bench.files import scratch
+from bench.processes import code_environment
 from bench.record import STATUSES
 from bench.text import printable
 
 START_S, END_S = 120.0, 10.0
 JUDGE_S = 900.0  # for the definition of the largest problems
 AT_REST = {"OPENBLAS_THREAD_TIMEOUT": "4"}  # threads of a judge that wait spin for 2^4 cycles, not 2^26
-ROOT = str(Path(__file__).resolve().parents[1])
-
-
-def code_environment(code: str = "") -> dict[str, str]:
-    """What makes a process find ``algos`` in the folder ``code``, where one is given, and all else here."""
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (code, ROOT, os.environ.get("PYTHONPATH", ""))))}
 
 
 class WorkerFailed(Exception):

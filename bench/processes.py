@@ -1,5 +1,5 @@
-"""What /proc tells of this process: its children, and whether its threads run. Nothing
-heavy is imported: a guardian forks.
+"""What /proc tells of this process: its children, and whether its threads run; and how a new one finds this
+code. Nothing heavy is imported: a guardian forks.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parents[1])
 
 
 def children() -> list[int]:
@@ -27,3 +29,8 @@ def running(task: int | None) -> bool:
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/self/task/{task}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"R"
     return False
+
+
+def code_environment(code: str = "") -> dict[str, str]:
+    """What makes a process find ``algos`` in the folder ``code``, where one is given, and all else here."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (code, ROOT, os.environ.get("PYTHONPATH", ""))))}

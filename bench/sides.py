@@ -28,7 +28,7 @@ from typing import Any
 from algos.grammar import shown
 from algos.host import cache_base
 from algos.registry import get
-from bench.pool import code_environment
+from bench.processes import code_environment
 from bench.text import printable
 
 KEPT_S = 30 * 86_400  # code that no duel has used for so long is removed

@@ -27,6 +27,7 @@ import scipy.fft
 
 from algos import Algorithm
 from algos.gpu._cupy import CupyAlgorithm, Kernel
+from tests import pretended_cupy
 
 MARGIN = 512  # elements on either side of every array
 MOST_BLOCKS = 3  # fewer than most problems ask for, so that the kernels' loops over blocks are tried
@@ -191,9 +192,34 @@ class _OnNumpy:
         pass
 
 
+class _Apart(_OnNumpy):
+    """The same on a device that is pretended, whose arrays do not meet the host's."""
+
+    xp, fft = pretended_cupy.cupy(), pretended_cupy.like(scipy.fft)
+
+    def compiled(self, kernel: Kernel) -> Callable[..., None]:
+        call = emulated(kernel)
+        return lambda blocks, *arguments: call(blocks, *map(pretended_cupy.bare, arguments))
+
+    def to_device(self, array: np.ndarray) -> np.ndarray:
+        return self.xp.asarray(array)
+
+    def to_host(self, array: np.ndarray) -> np.ndarray:
+        return self.xp.asnumpy(array)
+
+
 def on_numpy(algorithm: CupyAlgorithm, **tunables: Any) -> Algorithm:
     """The same algorithm, tunables and all, on arrays of NumPy."""
+    return _in_place(_OnNumpy, algorithm, device="cpu", runtime="numpy", **tunables)
+
+
+def apart(algorithm: CupyAlgorithm) -> Algorithm:
+    """The same algorithm on a device that is pretended; ``pretended`` makes the door know its arrays."""
+    return _in_place(_Apart, algorithm)
+
+
+def _in_place(stand_in: type, algorithm: CupyAlgorithm, **changed: Any) -> Algorithm:
     kind = type(algorithm)
     fields = {name: getattr(algorithm, name) for name in ("name", *algorithm.tunables())}
-    twin = type(f"{kind.__name__}OnNumpy", (_OnNumpy, kind), {"__module__": __name__})
-    return twin(**{**fields, "device": "cpu", "runtime": "numpy", **tunables})
+    twin = type(f"{kind.__name__}{stand_in.__name__}", (stand_in, kind), {"__module__": __name__})
+    return twin(**{**fields, **changed})

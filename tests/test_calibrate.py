@@ -22,7 +22,7 @@ from algos.host import fingerprint
 from algos.lower.search import chain
 from algos.registry import get
 from algos.spec import ConvSpec
-from bench import calibrate, cli, regret_by, shapes, space
+from bench import calibrate, cli, processes, regret_by, shapes, space
 from bench.calibrate import Times
 from tests.record_makers import record
 
@@ -182,7 +182,7 @@ for text, threads in json.load(sys.stdin):
     found = {{}} if text == {str(asked[2][0])!r} else {{"fft": 1.0}}
     print(json.dumps([text, threads, found, found, found, ""]), flush=True)
 """)
-    monkeypatch.setattr(calibrate, "ROOT", tmp_path)
+    monkeypatch.setattr(processes, "ROOT", str(tmp_path))
     assert [times[:2] for times in calibrate.measure(asked, 60.0)] == [asked[0], asked[3]]
     monkeypatch.setattr(calibrate, "measured", lambda *case: [][0])
     monkeypatch.setattr("sys.stdin", io.StringIO('[["1x2x12x12,3x2x3x3", 1]]'))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from algos.plans import prepared
-from tests.cuda_on_cpu import on_numpy
+from tests.cuda_on_cpu import apart
+from tests.pretended_cupy import pretended
 
 da = pytest.importorskip("dask.array")
 import dask  # noqa: E402  # after it is known to be there
@@ -125,34 +125,14 @@ def test_complex_kernels_and_truth_values_are_taken_as_scipy_does(image, name):
     assert found.dtype == want.dtype and np.allclose(found, want)
 
 
-class Chunk(np.ndarray):
-    """What stands for an array of CuPy's."""
-
-    def get(self) -> np.ndarray:
-        return np.asarray(self)
-
-
-Chunk.__module__ = "cupy"
-
-
 @pytest.mark.parametrize("mode", ["reflect", "constant", "wrap"])
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
 def test_chunks_on_a_device_stay_there(dtype, mode, monkeypatch):
-    cupy = ModuleType("cupy")
-    cupy.asarray = lambda a: np.asarray(a).view(Chunk)
-    cupy.empty = lambda shape, dtype: np.empty(shape, dtype).view(Chunk)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    direct = on_numpy(algos.get("cupy_direct"))
+    direct = apart(algos.get("cupy_direct"))
 
     def planned(spec, w, algorithm, threads):
-        assert type(w) is Chunk and algorithm == ("cupy_direct" if dtype == "int16" else "auto")
-        run = prepared(spec, w.get(), direct, 1)
-
-        def call(x):
-            assert type(x) is Chunk
-            return run(x.get()).view(Chunk)
-
-        return call
+        assert algorithm == ("cupy_direct" if dtype == "int16" else "auto")
+        return prepared(spec, w, direct, 1)
 
     def picked(spec, *, threads, device, accuracy):
         assert (device, accuracy) == ("cuda", "componentwise")
@@ -163,17 +143,19 @@ def test_chunks_on_a_device_stay_there(dtype, mode, monkeypatch):
     algos.dask._plans.cache_clear()
     seed = np.random.default_rng(5)
     image, weights = seed.integers(-9, 9, (20, 23)).astype(dtype), seed.integers(-3, 4, (3, 5)).astype(float)
-    x = da.from_array(image.view(Chunk), chunks=(7, 9), asarray=False, meta=image[:0, :0].view(Chunk))
-    lazy = algos.dask.convolve(x, weights.view(Chunk), mode=mode, cval=2.0)
     want = ndimage.convolve(image, weights, mode=mode, cval=2.0)
-    row = 0
-    for i, rows in enumerate(lazy.chunks[0]):
-        col = 0
-        for j, cols in enumerate(lazy.chunks[1]):
-            with dask.config.set(scheduler="synchronous"):
+    with pretended() as cupy, dask.config.set(scheduler="synchronous"):
+        there = cupy.asarray(image)
+        x = da.from_array(there, chunks=(7, 9), asarray=False, meta=there[:0, :0])
+        lazy = algos.dask.convolve(x, cupy.asarray(weights), mode=mode, cval=2.0)
+        row = 0
+        for i, rows in enumerate(lazy.chunks[0]):
+            col = 0
+            for j, cols in enumerate(lazy.chunks[1]):
                 found = lazy.blocks[i, j].compute()
-            assert type(found) is Chunk and found.dtype == dtype
-            assert np.allclose(found, want[row : row + rows, col : col + cols], rtol=1e-5, atol=1e-4)
-            col += cols
-        row += rows
+                assert type(found) is cupy.ndarray and found.dtype == dtype
+                near = want[row : row + rows, col : col + cols]
+                assert np.allclose(found.get(), near, rtol=1e-5, atol=1e-4)
+                col += cols
+            row += rows
     algos.dask._plans.cache_clear()

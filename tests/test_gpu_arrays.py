@@ -12,12 +12,14 @@ import pytest
 
 from algos import ConvSpec, algorithms, get
 from algos.gpu._cupy import CupyAlgorithm, Kernel
+from algos.lower.search import unsupported
 from algos.lower.tree import plain
 from algos.plans import prepared
 from bench.check import check
 from bench.data import operands
 from tests.covering import covered, traits
-from tests.cuda_on_cpu import on_numpy
+from tests.cuda_on_cpu import apart, on_numpy
+from tests.pretended_cupy import pretended
 from tests.test_contract import GRID, LARGER, SLACK, some
 from tests.test_images import alone
 
@@ -59,6 +61,27 @@ TRAITS = [traits(spec) | {("algorithm", name)} for name, spec in CASES]
 def test_right(name: str, spec: ConvSpec) -> None:
     verdict = check(spec, twin(name))
     assert verdict.ok, verdict.reason
+
+
+SMALL = ("2x4x9x10,6x2x3x3,s2x1,p1:0x2:1", "1x3x4x5x6,4x3x2x3x2,p1")
+AFTER = ("", ",input_gradient", ",weight_gradient", ",bias,relu", ",bias,silu")
+LOWERED = [f"{size},{dtype}{after}" for size in SMALL for after in AFTER
+           for dtype in ("float32", "bfloat16", "complex64", "int8>int32", "int16", "int64", "uint64")
+           if not (dtype == "complex64" and "bias" in after)
+           and not (dtype not in ("float32", "bfloat16") and "silu" in after)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["cupy_direct", "cupy_im2col_gemm", "cupy_winograd_f2"])
+def test_what_is_lowered_stays_on_the_device(name: str) -> None:
+    """Epilogues, types and directions, with arrays that do not meet the host's."""
+    algorithm, tried = apart(get(name)), 0
+    with pretended():
+        for spec in map(ConvSpec.parse, LOWERED):
+            if unsupported(algorithm, spec) is None:
+                verdict = check(spec, algorithm)
+                assert verdict.ok, f"{spec}: {verdict.reason}"
+                tried += 1
+    assert tried >= 10
 
 
 @pytest.mark.parametrize("name", NAMES)

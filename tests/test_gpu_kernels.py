@@ -86,8 +86,8 @@ def test_sums_stay_in_registers(nvrtc: Any, name: str) -> None:
     assert isinstance(algorithm, CupyAlgorithm)
     for spec in (s for s in specs()[:7] if algorithm.unsupported(s) is None):
         for kernel in algorithm.kernels(spec):
-            # What it has compiled before it hands out without a word
-            new = f"// {uuid.uuid4()}\n{kernel.code}"
+            # What it has compiled before, comments apart, it hands out without a word
+            new = f"#define {kernel.name} {kernel.name}_{uuid.uuid4().hex}\n{kernel.code}"
             program = nvrtc.createProgram(new, f"{kernel.name}.cu", (), ())
             try:
                 nvrtc.compileProgram(program, (MACHINE, "-std=c++17", "--ptxas-options=-v", *kernel.options))
@@ -186,3 +186,21 @@ def test_emulation_notices(body: str, found: str) -> None:
         return
     with pytest.raises(AssertionError, match=found):
         emulated(kernel)(1, a, b, 9)
+
+
+def test_the_model_goes_by_what_a_gpu_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H200's figures by its attributes; a slower one makes large work slower and small work not."""
+    told = {"MultiProcessorCount": 132, "ClockRate": 1_980_000, "MemoryClockRate": 3_201_000,
+            "GlobalMemoryBusWidth": 6144, "SingleToDoublePrecisionPerfRatio": 2,
+            "ComputeCapabilityMajor": 9, "ComputeCapabilityMinor": 0}  # fmt: skip
+    fast = _cupy.told_by(told)
+    assert fast.flops_per_s == pytest.approx(66.9e12, rel=0.01) and fast.halved == 2
+    assert fast.bytes_per_s == pytest.approx(4.9e12, rel=0.01)
+    assert _cupy.told_by({}) == _cupy.MIDDLING
+    small, large = "1x1x64x64,1x1x3x3", "32x128x112x112,128x128x3x3,p1"
+    for name in ("cupy_direct", "cupy_im2col_gemm", "cupy_winograd_f4", "cupy_fft"):
+        seconds = []
+        for device in (fast, _cupy.MIDDLING):
+            monkeypatch.setattr(_cupy, "device", lambda device=device: device)
+            seconds.append([get(name).cost(ConvSpec.parse(text)).seconds() for text in (small, large)])
+        assert seconds[0][0] == pytest.approx(seconds[1][0], rel=0.2) and seconds[0][1] < seconds[1][1] / 2

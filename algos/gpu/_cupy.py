@@ -12,11 +12,11 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from algos.contract import CALL_S, Algorithm, Cost
+from algos.contract import CALL_S, DEVICE_CALL_S, Algorithm, Cost
 from algos.engine.threads import once
 from algos.probe import probe
 from algos.spec import ConvSpec
@@ -24,8 +24,6 @@ from algos.spec import ConvSpec
 THREADS = 256  # of a block, where a kernel has no reason for another number
 SHARED_BYTES = 40 << 10  # every CUDA device gives a block 48 KiB
 LARGEST_GRID = (1 << 31) - 1
-# Of a middling device, for the picker before anything was measured
-MEMORY_BYTES_PER_S, KERNEL_CALL_S = 5e11, 8e-6
 QUALIFIED = r"^(\w+\.)+\w+: "  # the kind of an exception, which says less than its text
 LIBRARIES = ("cupy", "cupy-cuda12x", "cupy-cuda13x")
 
@@ -154,10 +152,60 @@ class CupyAlgorithm(Algorithm):
         self.xp.cuda.runtime.deviceSynchronize()
 
 
-def device_cost(operations: float, moved_bytes: float, kernel_calls: float, flops_per_s: float) -> Cost:
-    """What a run on the device does, its calls of kernels expressed in calls of
-    NumPy's length, as ``Cost`` reckons.
+class Device(NamedTuple):
+    """What a GPU does at best: multiply-adds count as two operations; ``halved`` is how much slower float64
+    is.
     """
-    return Cost(
-        operations, moved_bytes, kernel_calls * KERNEL_CALL_S / CALL_S, flops_per_s, False, MEMORY_BYTES_PER_S
-    )
+
+    flops_per_s: float
+    bytes_per_s: float
+    halved: float
+
+
+MIDDLING = Device(1.5e13, 5e11, 32.0)  # where none is at hand
+
+
+@once
+def device() -> Device:
+    """The first GPU here, by what it says of itself."""
+    if broken("") is not None:
+        return MIDDLING
+    import cupy
+
+    return told_by(cupy.cuda.Device(0).attributes)
+
+
+def told_by(attributes: dict[str, int]) -> Device:
+    """Of CUDA's attributes, of which later versions may lack some."""
+    names = "MultiProcessorCount", "ClockRate", "MemoryClockRate", "GlobalMemoryBusWidth"
+    processors, clock, memory_clock, bits = (attributes.get(name, 0) for name in names)
+    version = attributes.get("ComputeCapabilityMajor", 0), attributes.get("ComputeCapabilityMinor", 0)
+    lanes = 64 if version in ((6, 0), (7, 0), (7, 2), (7, 5), (8, 0)) else 128
+    # Clocks in kHz, the memory's of a double data rate
+    flops, bytes_ = processors * lanes * 2e3 * clock, 2e3 * memory_clock * bits / 8
+    halved = attributes.get("SingleToDoublePrecisionPerfRatio", 0)
+    return Device(flops or MIDDLING.flops_per_s, bytes_ or MIDDLING.bytes_per_s, halved or MIDDLING.halved)
+
+
+def device_cost(
+    spec: ConvSpec, operations: float, moved_bytes: float, kernel_calls: float, share: float,
+    latency_s: float = 0.0,
+) -> Cost:  # fmt: skip
+    """What a run on the device does.
+
+    Parameters
+    ----------
+    share : float
+        Of the operations that the device does at best.
+    latency_s : float
+        What a thread waits for, one thing after the other, however many threads there are.
+    """
+    here = device()
+    flops_per_s, bytes_per_s = share * here.flops_per_s, 0.7 * here.bytes_per_s
+    if spec.in_dtype.itemsize == 8:
+        flops_per_s /= here.halved
+    if latency_s:
+        flops_per_s = min(flops_per_s, operations / latency_s)
+    # The host asks for the next kernel while the last one runs; ``Cost`` reckons in calls of NumPy's length
+    asking_s = kernel_calls * DEVICE_CALL_S - max(operations / flops_per_s, moved_bytes / bytes_per_s)
+    return Cost(operations, moved_bytes, max(1.0, asking_s / CALL_S), flops_per_s, False, bytes_per_s)

@@ -238,9 +238,8 @@ class CupyFft(CupyAlgorithm):
         operations = 2.5 * points * math.log2(max(2, points)) * channels + 4 * points * pairs
         blocks = -(-spec.batch // self._images(spec))
         weights = pairs // spec.batch * points * unit * blocks
-        return device_cost(
-            operations, spec.min_bytes + 8 * points * channels * unit + weights, 12 * blocks, 2e12
-        )
+        moved = spec.min_bytes + 8 * points * channels * unit + weights
+        return device_cost(spec, operations, moved, 6.5 * blocks, 0.13)
 
 
 ALGORITHMS = [CupyFft()]

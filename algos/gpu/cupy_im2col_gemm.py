@@ -177,8 +177,8 @@ class CupyIm2colGemm(CupyAlgorithm):
         ) * spec.in_dtype.itemsize
         blocks = -(-spec.batch * math.prod(spec.output_size) // math.prod(self._block(spec)))
         wide = spec.out_channels // spec.groups >= 16
-        speed = (8e12 if wide else 1e12) * (1 if spec.dtype == "float32" else 0.1)
-        return device_cost(spec.flops, spec.min_bytes + copied, 3 * blocks, speed)
+        calls = 1.7 if is_pointwise(spec) else 3 * blocks
+        return device_cost(spec, spec.flops, spec.min_bytes + copied, calls, 0.5 if wide else 0.06)
 
 
 ALGORITHMS = [CupyIm2colGemm()]

@@ -181,7 +181,7 @@ class CupySeparable(CupyAlgorithm):
             * (spec.rank or 0)
             * (1 / spec.kernel[0] + 1 / spec.kernel[1] * (1 + spec.kernel[0] / 32))
         )
-        return device_cost(operations, spec.min_bytes, 1, 2e12 if spec.dtype == "float32" else 3e11)
+        return device_cost(spec, operations, spec.min_bytes, 1, 0.13)
 
 
 ALGORITHMS = [CupySeparable()]

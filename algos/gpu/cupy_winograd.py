@@ -228,8 +228,8 @@ class CupyWinograd(Tiled, CupyAlgorithm):
         operations = 2.0 * points * tiles * (inputs * spec.out_channels + 5 * channels)
         moved = spec.min_bytes + 2 * points * tiles * channels * spec.in_dtype.itemsize
         wide = min(inputs, spec.out_channels // spec.groups) >= 16
-        speed = (8e12 if wide else 1e12) * (1 if spec.dtype == "float32" else 0.1)
-        return device_cost(operations, moved, 3 * -(-tiles // self._block(spec)), speed)
+        calls = 3.2 * -(-tiles // self._block(spec))
+        return device_cost(spec, operations, moved, calls, 0.5 if wide else 0.06)
 
 
 ALGORITHMS = [CupyWinograd(), CupyWinograd("cupy_winograd_f4", m=4)]

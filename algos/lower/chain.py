@@ -11,16 +11,17 @@ from typing import Any
 
 from algos.arrays import DeviceArray
 from algos.build import lowering_code
-from algos.contract import Algorithm, Cost
+from algos.contract import CALL_S, DEVICE_CALL_S, Algorithm, Cost
 from algos.dtypes import kind
 from algos.engine.kept import compiled_now, compiling_s, missed
 from algos.held import held
-from algos.lower.compose import Run, compose, prepare_native, solve_leaf, takes_weights
+from algos.lower.compose import Run, compose, prepare_native, solve_leaf, takes_weights, there
 from algos.lower.parts import Lowered, Part, count
 from algos.lower.tree import Node, ordered
 from algos.spec import ConvSpec
 
 SCATTERED_PER_S = 7e8  # elements, measured
+DEVICE_BYTES_PER_S = 5e11  # of a middling one
 SLOW_S, SLOWER = 0.01, 20.0  # what a way may take, and times as long as the definition at 1 GFLOP/s
 MADE_S = 3e-9  # an element of weights that NumPy puts elsewhere, measured
 UNWISE = 3.0  # times the operations of the definition, beyond which a chain is no candidate
@@ -68,7 +69,7 @@ class Chain:
             return prepare_native(self.algorithm, self.node.spec, weights, threads, bias)
         if isinstance(weights, DeviceArray):  # a wrapper cannot be taken apart
             weights = self.algorithm.to_host(weights)
-        hosted = threads if self.algorithm.device == "cpu" else 0
+        hosted, bias = threads if self.algorithm.device == "cpu" else 0, there(self.algorithm, bias)
         return compose(self.node, weights, partial(solve_leaf, self.algorithm, threads), bias, hosted)
 
     def workspace_bytes(self, threads: int = 1) -> int:
@@ -104,13 +105,14 @@ class Chain:
         """Of the leaves, and of what is moved between them."""
         found = [self.algorithm.cost(leaf, threads) for leaf in self.leaves] * self.node.runs
         if self.node.lowered is not None:
-            found += [_moving(lowered, node) for lowered, node in self.node.steps() if lowered.words]
+            found += [_moving(lowered, node, self.algorithm.device)
+                      for lowered, node in self.node.steps() if lowered.words]  # fmt: skip
         return found
 
     def finishing_s(self, threads: int = 1) -> float:
         """The model's time of what is done to a result after all."""
         steps = ((lowered, node) for lowered, node in self.node.steps() if lowered.finished)
-        return math.fsum(_moving(*step).seconds(threads) for step in steps)
+        return math.fsum(_moving(*step, self.algorithm.device).seconds(threads) for step in steps)
 
     def seconds(self, threads: int = 1) -> float:
         """The model's time of a run; a leaf whose weights come with each call, and which does not take them
@@ -184,14 +186,17 @@ class Chain:
         return None
 
 
-def _moving(lowered: Lowered, node: Node) -> Cost:
+def _moving(lowered: Lowered, node: Node, device: str) -> Cost:
     """Of what one lowering copies and scatters, and of its passes over a result."""
     copied = sum(2 * part.copied + 2 * _placed(part) for part in lowered.parts)
     if lowered.combine is not None:
         copied += 2 * sum(count(part.spec.result_shape) for part in lowered.parts)
     moved = (copied + 2 * lowered.finished) * node.spec.in_dtype.itemsize
     scattered = sum(part.scattered for part in lowered.parts)
-    return Cost(scattered, moved, 4 * len(lowered.parts), SCATTERED_PER_S, parallel=False)
+    calls = 4 * len(lowered.parts)
+    if device == "cpu":
+        return Cost(scattered, moved, calls, SCATTERED_PER_S, parallel=False)
+    return Cost(0, moved + scattered, calls * DEVICE_CALL_S / CALL_S, 1.0, False, DEVICE_BYTES_PER_S)
 
 
 def _placed(part: Part) -> int:

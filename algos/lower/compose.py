@@ -22,12 +22,12 @@ Solve = Callable[[ConvSpec, Any, Any], Run]
 
 def prepare_native(algorithm: Algorithm, spec: ConvSpec, weights: Any, threads: int, bias: Any) -> Run:
     """An algorithm on a problem that it solves, its weights in memory as it takes them."""
-    there = _there(algorithm, weights)
-    if there is not None and not (algorithm.support and algorithm.support.strided_weights):
-        there = contiguous(there)
+    weights = there(algorithm, weights)
+    if weights is not None and not (algorithm.support and algorithm.support.strided_weights):
+        weights = contiguous(weights)
     if algorithm.support is None or not algorithm.support.epilogues:
-        return algorithm.prepare(spec, there, threads)
-    return algorithm.prepare(spec, there, threads, bias)  # type: ignore[call-arg]
+        return algorithm.prepare(spec, weights, threads)
+    return algorithm.prepare(spec, weights, threads, bias)  # type: ignore[call-arg]
 
 
 def solve_leaf(algorithm: Algorithm, threads: int, spec: ConvSpec, weights: Any, bias: Any) -> Run:
@@ -50,10 +50,10 @@ def takes_weights(algorithm: Algorithm) -> bool:
     return algorithm.support is not None and algorithm.support.weights_as_operands
 
 
-def _there(algorithm: Algorithm, weights: Any) -> Any:
-    """Weights where the algorithm lives."""
-    apart = algorithm.device == "cuda" and weights is not None and not is_device_array(weights)
-    return algorithm.to_device(weights) if apart else weights
+def there(algorithm: Algorithm, array: Any) -> Any:
+    """Weights or a bias where the algorithm lives; None as it is."""
+    apart = algorithm.device == "cuda" and array is not None and not is_device_array(array)
+    return algorithm.to_device(array) if apart else array
 
 
 def compose(node: Node, weights: Any, solve: Solve, bias: Any = None, threads: int = 0) -> Run:

@@ -128,8 +128,8 @@ def _ways(algorithm: Algorithm, spec: ConvSpec, always: tuple[str, ...]) -> tupl
         if base.crops:
             reason = reason or "a peer is not given a cropped picture"
             continue
-        if algorithm.runtime == "torch" and algorithm.device == "cuda" and _places(base):
-            reason = "its tensors on the GPU cannot be put together here"
+        if algorithm.runtime == "torch" and algorithm.device == "cuda" and _changes(base):
+            reason = "its tensors on the GPU cannot be put together or changed here"
             continue
         if algorithm.accuracy in LOCAL and base.spreads:
             continue
@@ -187,9 +187,11 @@ def _refused(algorithm: Algorithm, node: Node) -> str | None:
     return None
 
 
-def _places(node: Node) -> bool:
+def _changes(node: Node) -> bool:
+    """Whether results of leaves are put together, or changed where they lie."""
     return any(
-        lowered.combine is not None or any(part.place is not None for part in lowered.parts)
+        lowered.combine is not None or lowered.finish is not None
+        or any(part.place is not None for part in lowered.parts)
         for lowered, _ in node.steps()
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from algos.arrays import module_of
+from algos.arrays import module_of, on_host
 from algos.engine.activations import activated
 from algos.engine.casts import beyond, store_whole
 from algos.lower.border import source
@@ -155,13 +155,12 @@ def guarded_by(spec: ConvSpec, weights: Any, bias: Any, run: Callable[..., Any])
         bound = terms(spec) * fixed * math.prod([max(sizes[0], border), *sizes[1:]]) + added
         if bound < DOUBLE:
             return run(*operands) if out is None else run(*operands, out=out)
-        if module_of(operands[0]) is not np:
-            raise OverflowError("sums of these numbers may exceed 2^53: give them as NumPy arrays")
-        y = _exactly(spec, operands, weights, bias, bound)
+        xp = module_of(operands[0])  # a device's numbers are summed on the host
+        y = _exactly(spec, tuple(map(on_host, operands)), on_host(weights), on_host(bias), bound)
         if spec.activation != "none":
             y = activated(y, spec.activation)
-        made = np.empty(spec.result_shape, spec.result_dtype) if out is None else out
-        made[...] = _fitting(spec, y)
+        made = xp.empty(spec.result_shape, spec.result_dtype) if out is None else out
+        made[...] = xp.asarray(_fitting(spec, y))
         return made
 
     return guarded
