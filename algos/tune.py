@@ -22,6 +22,7 @@ from algos import wisdom
 from algos.build import build_of
 from algos.choice import Choice
 from algos.door import in_layout
+from algos.engine.quiet import quieten
 from algos.engine.threads import checked_threads
 from algos.estimate import tunables_text
 from algos.grammar import SpecError, shown
@@ -33,6 +34,7 @@ from algos.spec import ConvSpec
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 MOST = 6  # candidates
 TURN_S, FEW_TURNS, MOST_TURNS = 5e-4, 4, 64
+SPUN_S = 0.05  # OpenBLAS's threads look for work for half of that
 # As the noise model has it where little is known: what launches differ by, standard deviations of a 98%
 # interval, what "same" means
 PROCESS, SURE, SAME = 0.02, 2.33, math.log(1.05)
@@ -161,9 +163,11 @@ def _drawn(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def _race(rivals: Sequence[_Rival], budget_s: float) -> None:
     """Turns, one way round and back, until the budget ends or one is left."""
-    end, alive = perf_counter() + budget_s, list(rivals)
+    end, alive, quiet = perf_counter() + budget_s, list(rivals), True
     for forth in cycle((True, False)):
         for rival in alive if forth else alive[::-1]:
+            # Whoever came before may spin on, on a core of this one; not for the caller's own threads
+            quiet = quiet and quieten(SPUN_S)
             rival.turn()
         turns = len(alive[0].turns)
         if turns >= FEW_TURNS:

@@ -35,6 +35,7 @@ from algos.build import build_of
 from algos.contract import Algorithm
 from algos.door import in_layout
 from algos.engine.kept import LOAD_S
+from algos.engine.quiet import quieten
 from algos.engine.threads import limit_environment
 from algos.estimate import Knowledge, tunables_text
 from algos.fitted import (
@@ -126,6 +127,7 @@ class _Rival:
     times: list[float]
 
     def turn(self) -> None:
+        quieten()  # BLAS would spin on, on a core of this one
         start = perf_counter()
         while perf_counter() - start < WARM_UP_S:
             self.call()

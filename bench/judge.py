@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from algos.dtypes import real, whole
+from algos.engine.quiet import quieten
 from algos.spec import ConvSpec
 from bench import perf_counter, trials
 from bench.check import check
 from bench.court import Described
-from bench.opened import finite, quieten
+from bench.opened import finite
 from bench.text import printable
 from bench.worker import enter
 

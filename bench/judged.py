@@ -24,12 +24,12 @@ import numpy as np
 from algos.contract import Algorithm
 from algos.dtypes import whole
 from algos.engine.memory import rooms
+from algos.engine.quiet import running
 from algos.lower.search import chain, unsupported
 from algos.plans import Plan, prepared
 from algos.spec import ConvSpec
 from bench import perf_counter
 from bench.arena import Apart, Arena, Slot
-from bench.processes import running
 from bench.surroundings import Surroundings
 
 # How long after a call it is watched whether anything still works for it

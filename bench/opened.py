@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import statistics
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from random import Random
-from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from bench import perf_counter
-from bench.processes import running
 
 if TYPE_CHECKING:
     from algos.spec import ConvSpec
@@ -22,7 +17,6 @@ if TYPE_CHECKING:
 PREPARE_REPEATS, PREPARE_BUDGET_S = 5, 0.02
 # Calls after the last sample: what goes wrong now and then shows in one of them
 LEAST_LATE, MOST_LATE, LATE_S = 2, 50, 0.01
-QUIET_WAIT_S, QUIET_LIMIT_S = 0.001, 0.5
 COLD_FACTOR = 10.0  # a first call takes longer than the steady ones by less than this
 PAGE, LINE = 4096, 64
 LONGEST_MOVE_S = 0.02  # of a prepare
@@ -169,6 +163,8 @@ class Opened:
         return {"samples_s": samples}
 
     def rest(self) -> dict[str, Any]:
+        from algos.engine.quiet import quieten
+
         quieten()
         return {}
 
@@ -250,27 +246,6 @@ def burning(plan: Callable[..., Any], share: float) -> Callable[..., Any]:
         return result
 
     return run
-
-
-def quieten() -> None:
-    """Wait until no other thread of this process runs: pools of BLAS and OpenMP spin long after their last
-    call.
-    """
-    limit = perf_counter() + QUIET_LIMIT_S
-    while perf_counter() < limit:
-        sleep(QUIET_WAIT_S)
-        if not _others_run():
-            return
-
-
-def _others_run() -> bool:
-    """Whether another thread of this process is on a core or waits for one;
-    False where the system does not say.
-    """
-    own = str(threading.get_native_id())
-    with contextlib.suppress(OSError):
-        return any(running(int(task)) for task in os.listdir("/proc/self/task") if task != own)
-    return False
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,5 @@
-"""What /proc tells of this process: its children, and whether its threads run; and how a new one finds this
-code. Nothing heavy is imported: a guardian forks.
+"""The children of this process, and how a new one finds this code. Nothing heavy is imported: a
+guardian forks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,6 @@ def children() -> list[int]:
             if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
                 found.append(int(entry))
     return found
-
-
-def running(task: int | None) -> bool:
-    """Whether a thread of this process is on a core or waits for one; False where the system does not say."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/self/task/{task}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"R"
-    return False
 
 
 def code_environment(code: str = "") -> dict[str, str]:

@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from algos.engine import quiet
 from algos.registry import registry
 from algos.spec import ConvSpec
-from bench import opened
 from bench.cases import Settings, cases_of
 from bench.outcome import Outcome
 from bench.runner import Runner
@@ -320,14 +320,14 @@ def test_libraries_that_break_on_import_cost_their_own_algorithms_only(
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not say which threads run")
 def test_a_turn_ends_when_the_threads_of_its_process_are_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opened, "QUIET_LIMIT_S", 60.0)
+    monkeypatch.setattr(quiet, "LIMIT_S", 60.0)
     # Holds no lock of Python's
     thread = threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 1_000_000))
     thread.start()
-    opened.quieten()
+    quiet.quieten()
     spent = time.process_time()
     thread.join()
     assert time.process_time() - spent < 0.05  # of some 0.4 s, whoever else runs on the machine
     start = time.monotonic()
-    opened.quieten()
+    quiet.quieten()
     assert time.monotonic() - start < 30  # nobody to wait for

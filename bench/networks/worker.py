@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from algos.engine.quiet import quieten
 from bench import perf_counter
 from bench.networks.fold import folded
 from bench.networks.weights import DTYPE, loaded, seeded
 from bench.networks.zoo import network
-from bench.opened import quieten
 from bench.text import printable
 from bench.worker import enter
 
