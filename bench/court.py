@@ -192,7 +192,6 @@ class Sitting:
         """Results of up to ``AGAIN`` calls with the operands of the trial: one unlike the first, if any is,
         and the last.
         """
-        self._lay(self._trial.data.call)
         operands, results = ([slot.text for slot in slots] for slots in (self._operands, self._results))
         facts = self._judged.obey("remembers", operands=operands, short=self.took_s <= SHORT_S)
         if facts["remembered"]:
@@ -202,6 +201,7 @@ class Sitting:
         self.took_s = facts["took_s"]
         if self.took_s > AGAIN_S:
             return []
+        self._lay(self._trial.data.call)
         facts = self._judged.obey(
             "again", operands=operands, results=results, most=AGAIN, every=self.took_s <= SHORT_S
         )

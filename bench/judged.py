@@ -326,7 +326,8 @@ class Judged:
         """Whether a call is far faster on operands that the call before has seen, or all but one element of
         them.
 
-        Calls that are not ``short`` are made once where that decides it. Leaves the operands as they were.
+        Of calls that are not ``short`` the last one was new, and one of each other kind follows where that
+        decides it. Leaves the operands as they were.
         """
         assert self._plan is not None
         given = [self._view(o) for o in operands]
@@ -334,13 +335,15 @@ class Judged:
         if not first.size:
             return {"remembered": False, "took_s": self._best_s}
         original, least, largest = first.copy(), first.min(), first.max()
-        times: tuple[list[float], ...] = ([], [], [])
+        times: tuple[list[float], ...] = ([] if short else [self._best_s], [], [])
         remembered: bool | None = None
         while remembered is None:
-            made = len(times[0])
+            made = len(times[1])
             for seen in times:
+                if len(seen) > made:  # the last one
+                    continue
                 # Rolled anew every time: caches and waiting helpers are alike
-                first[...] = np.roll(original, made + 1)
+                first[...] = np.roll(original, made + short)
                 if seen is not times[0]:  # within the range that sums allow
                     at = made % first.size
                     first[at] = least if first[at] == largest else largest

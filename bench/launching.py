@@ -60,6 +60,7 @@ class Launching:
         self._random.seed(f"{self.settings.seed}|{launch}|{cases[0].spec}")
         self._random.shuffle(cases)
         with measuring():
+            self.pool.expect((case.algorithm, case.record.threads) for case in cases)
             opened: list[_Open] = []
             for case in cases:
                 state = _Open(case, launch)
@@ -161,6 +162,7 @@ class Launching:
             state, settings.answer_s + 3 * settings.slow_s, do="open", spec=str(case.spec),
             algorithm=variant_name(case.algorithm), threads=record.threads, budget=asdict(settings.budget),
             cold=settings.cold, seed=settings.seed, slow_s=settings.slow_s, launch=state.launch,
+            timed=self._timed,
         )
         if reply is None:
             return False

@@ -64,13 +64,7 @@ class Opened:
             start = perf_counter()
             self.algorithm.to_host(result)
             self.d2h_s = perf_counter() - start
-        times: list[float] = []
-        while not times or (len(times) < PREPARE_REPEATS and sum(times) < PREPARE_BUDGET_S):
-            start = perf_counter()
-            self._prepare()
-            self.algorithm.synchronize()
-            times.append(perf_counter() - start)
-        self.prepare_s = statistics.median(times)
+        self.prepare_s = self._prepare_s() if request["timed"] else self.prepare_cold_s
         self.call_s, self.loops = self.first_run_s, 1
         # Perhaps only because it was the first
         if request["slow_s"] < self.first_run_s < COLD_FACTOR * request["slow_s"]:
@@ -78,7 +72,7 @@ class Opened:
             self.call()
             self.algorithm.synchronize()
             self.call_s = perf_counter() - start
-        if self.call_s <= request["slow_s"]:
+        if request["timed"] and self.call_s <= request["slow_s"]:
             self.call_s, self.loops = pilot(self.call, self.algorithm.synchronize, self.budget, self.cold)
 
     def _arrays(self, seed: int) -> tuple[list[Any], Any, Any, float | None]:
@@ -98,6 +92,16 @@ class Opened:
         moved = [self.algorithm.to_device(a) for a in arrays]
         self.algorithm.synchronize()
         return moved, weights, made.bias, perf_counter() - start
+
+    def _prepare_s(self) -> float:
+        """Median of some repetitions."""
+        times: list[float] = []
+        while not times or (len(times) < PREPARE_REPEATS and sum(times) < PREPARE_BUDGET_S):
+            start = perf_counter()
+            self._prepare()
+            self.algorithm.synchronize()
+            times.append(perf_counter() - start)
+        return statistics.median(times)
 
     def _prepare(self) -> Any:
         from algos.plans import prepared

@@ -11,10 +11,10 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import randrange
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import psutil
 
@@ -64,7 +64,7 @@ class Worker:
         self, threads: int, device: str = "cpu", source: str = "", module: str = "bench.worker",
         code: str = "", variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        started = perf_counter()
+        self.start_s = 0.0  # that somebody waited for it
         self.log: IO[bytes] = scratch()  # lives as long as the worker
         answers, answers_write = os.pipe()
         alive_read, self._alive = os.pipe()
@@ -87,12 +87,19 @@ class Worker:
         self._answers, self._buffer, self._asked = answers, b"", 0
         self._arrivals = selectors.DefaultSelector()  # select.select refuses descriptors from 1024 on
         self._arrivals.register(answers, selectors.EVENT_READ)
+        self._arrived = False
+
+    def arrive(self) -> None:
+        """Wait until it has started; WorkerFailed where it does not."""
+        if self._arrived:
+            return
+        started = perf_counter()
         try:
             self._read(START_S)
         except BaseException:
             self.end()
             raise
-        self.start_s = perf_counter() - started
+        self._arrived, self.start_s = True, perf_counter() - started
 
     @property
     def running(self) -> bool:
@@ -106,6 +113,7 @@ class Worker:
         WorkerFailed
             The worker died or did not answer in time; it is ended and must be replaced.
         """
+        self.arrive()
         assert self.process.stdin is not None
         try:
             self._asked += 1
@@ -202,18 +210,29 @@ class JudgeLostError(Exception):
     """The judge's process died, or did not answer."""
 
 
+@contextlib.contextmanager
+def _its_own_failures() -> Iterator[None]:
+    try:
+        yield
+    except WorkerFailed as failure:
+        raise JudgeLostError(str(failure).replace("the worker", "the judge")) from None
+
+
 class Judge(Worker):
     """The process that finds verdicts."""
 
     def __init__(self) -> None:
         super().__init__(default_threads(), module="bench.judge", variables=AT_REST)
 
+    def arrive(self) -> None:
+        """Wait until it has started; JudgeLostError where it does not."""
+        with _its_own_failures():
+            super().arrive()
+
     def ask(self, timeout_s: float = JUDGE_S, **request: Any) -> dict[str, Any]:
         """The answer to one question; JudgeLostError when there is none."""
-        try:
+        with _its_own_failures():
             return super().ask(timeout_s, **request)
-        except WorkerFailed as failure:
-            raise JudgeLostError(str(failure).replace("the worker", "the judge")) from None
 
     def check(
         self, carry: Callable[[dict[str, Any]], dict[str, Any] | None], **about: Any
@@ -232,6 +251,9 @@ class Judge(Worker):
                 return None
             reply = self.ask(do="told", answer=answer)
         return reply
+
+
+W = TypeVar("W", bound=Worker)
 
 
 class Place(NamedTuple):
@@ -264,8 +286,17 @@ class Pool:
         self._judge: Judge | None = None
         self.start_s = 0.0
 
+    def expect(self, wanted: Iterable[tuple[Algorithm, int]]) -> None:
+        """Have the workers of algorithms on so many threads start, and the judge, side by side."""
+        for algorithm, threads in wanted:
+            self._started(algorithm, threads)
+        self._summoned()
+
     def get(self, algorithm: Algorithm, threads: int) -> Worker:
         """A living worker; a dead one is replaced."""
+        return self._arrived(self._started(algorithm, threads))
+
+    def _started(self, algorithm: Algorithm, threads: int) -> Worker:
         place = self.place(algorithm)
         key = (place, algorithm.runtime, algorithm.device, threads, algorithm.name if place.source else "")
         worker = self._workers.get(key)
@@ -273,7 +304,13 @@ class Pool:
             if worker is not None:
                 worker.end()
             worker = self._workers[key] = Worker(threads, algorithm.device, place.source, code=place.code)
-            self.start_s += worker.start_s
+        return worker
+
+    def _arrived(self, worker: W) -> W:
+        """The same, once it has started."""
+        before = worker.start_s
+        worker.arrive()
+        self.start_s += worker.start_s - before
         return worker
 
     def place(self, algorithm: Algorithm) -> Place:
@@ -282,11 +319,13 @@ class Pool:
 
     def judge(self) -> Judge:
         """The living judge."""
+        return self._arrived(self._summoned())
+
+    def _summoned(self) -> Judge:
         if self._judge is None or not self._judge.running:
             if self._judge is not None:
                 self._judge.end()
             self._judge = Judge()
-            self.start_s += self._judge.start_s
         return self._judge
 
     def end(self) -> None:
@@ -317,10 +356,20 @@ def measuring() -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         # Machines may share a home folder, and each measures by itself
         name = f"measuring-{platform.node()}.lock"
-        file = open(folder / name, "w")  # noqa: SIM115  # closed below, with the lock
+        file = open(folder / name, "a+")  # noqa: SIM115  # closed below, with the lock
     except (ImportError, OSError):  # no such lock here: measure without it
         yield
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            whose = printable(file.read(20).strip()) or "unknown"
+            print(f"convbench: waiting for another one that measures here (process {whose})", file=sys.stderr,
+                  flush=True)  # fmt: skip
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench import pool
 from bench.cases import Settings
 from bench.cli import measuring
 from bench.cli.output import Bar
 from bench.outcome import Progress
+from bench.processes import code_environment
 from bench.runner import Runner
+from tests.conftest import HUNG_S
 
 
 def test_without_a_terminal_a_line_every_half_minute_tells_what_is_left(monkeypatch, capsys):
@@ -50,3 +59,22 @@ def test_a_busy_machine_is_warned_of_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr("bench.mood.load_now", lambda: 0.1)
     measuring.warn_if_busy()
     assert capsys.readouterr().err == ""
+
+
+def test_who_has_to_wait_for_another_measurement_is_told(tmp_path, monkeypatch):
+    """A suspended one would keep the next waiting for good, without a word."""
+    pytest.importorskip("fcntl")
+    monkeypatch.setattr(pool, "data_base", lambda: tmp_path)
+    code = "import sys; from pathlib import Path; from bench import pool\n"
+    code += "pool.data_base = lambda: Path(sys.argv[1])\nwith pool.measuring(): print('measured')"
+    command = [sys.executable, "-P", "-c", code, str(tmp_path)]
+    environment = {**os.environ, **code_environment()}
+    with pool.measuring():
+        other = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE)  # fmt: skip
+        assert other.stderr is not None
+        assert other.stderr.readline() == (
+            f"convbench: waiting for another one that measures here (process {os.getpid()})\n"
+        )
+    said, more = other.communicate(timeout=HUNG_S)
+    assert (said, more, other.returncode) == ("measured\n", "", 0)
