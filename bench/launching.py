@@ -157,13 +157,10 @@ class Launching:
         after another case killed the worker.
         """
         case, settings = state.case, self.settings
-        record = case.record
         reply = self._ask(
-            state, settings.answer_s + 3 * settings.slow_s, do="open", spec=str(case.spec),
-            algorithm=variant_name(case.algorithm), threads=record.threads, budget=asdict(settings.budget),
-            cold=settings.cold, seed=settings.seed, slow_s=settings.slow_s, launch=state.launch,
-            timed=self._timed,
-        )
+            state, settings.answer_s + 3 * settings.slow_s,
+            **opening(case, settings, state.launch, self._timed),
+        )  # fmt: skip
         if reply is None:
             return False
         self.spent.compilation += reply["prepare_cold_s"]
@@ -308,6 +305,15 @@ class Launching:
             self._fail(case, reply["failure"], reply["reason"])
             return None
         return reply
+
+
+def opening(case: Case, settings: Settings, launch: int, timed: bool) -> dict[str, Any]:
+    """What a worker is told to open a case."""
+    return {
+        "do": "open", "spec": str(case.spec), "algorithm": variant_name(case.algorithm),
+        "threads": case.record.threads, "budget": asdict(settings.budget), "cold": settings.cold,
+        "seed": settings.seed, "slow_s": settings.slow_s, "launch": launch, "timed": timed,
+    }  # fmt: skip
 
 
 class _Open:

@@ -369,7 +369,7 @@ def measuring() -> Iterator[None]:
             print(f"convbench: waiting for another one that measures here (process {whose})", file=sys.stderr,
                   flush=True)  # fmt: skip
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield

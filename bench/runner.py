@@ -17,11 +17,12 @@ from algos import wisdom
 from algos.build import build_of
 from algos.registry import get, registry, variant_name
 from bench import noise, perf_counter, seal
+from bench.ahead import compile_ahead
 from bench.cases import MOST_LAUNCHES, Case, Settings, limit_text
 from bench.launching import Launching
 from bench.lessons import REMEMBERED, disturbed, known, taught
 from bench.outcome import Outcome, Progress
-from bench.pool import Pool
+from bench.pool import Place, Pool
 from bench.record import Record
 from bench.turns import Turns, taken
 
@@ -82,6 +83,7 @@ class Runner:
                 launch, launches = 0, self._launches
                 missing = sum(self._lacks(case, index) for index in range(launches) for case in cases)
                 self.progress.total = self.progress.done + missing + self.progress.later
+                self._compile([case for case in cases if self._lacks(case, 0)])
                 while launch < launches or (cases := self._undecided(cases, launch)):
                     self.progress.total += (
                         sum(self._lacks(case, launch) for case in cases) if launch >= launches else 0
@@ -103,6 +105,13 @@ class Runner:
             spent.start_up = self._pool.start_s
             self.outcome.records = [self._records[key] for key in keys if key in self._records]
         return self.outcome
+
+    def _compile(self, cases: Sequence[Case]) -> None:
+        """All cores compile what a first launch lacks of the code here."""
+        started = perf_counter()
+        here = [case for case in cases if self._pool.place(case.algorithm) == Place()]
+        compile_ahead(here, self.settings, lambda text: self.progress.advance(0, text))
+        self.outcome.spent.compilation += perf_counter() - started
 
     def first_lacking(self, cases: Sequence[Case]) -> tuple[list[Case], int | None]:
         """``cases`` as the store knows them, and the first launch that some of them lack; none when all are

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import algos
+from algos.engine.quiet import quieten
 from algos.engine.threads import usable_cores
 from algos.lower.search import chain
 from algos.plans import prepared
@@ -16,7 +17,6 @@ from bench.cases import Settings, cases_of
 from bench.check import check
 from bench.data import operands
 from bench.noise import decisions
-from bench.opened import quieten
 from bench.record import Record
 from bench.runner import Runner
 from bench.store import Store
