@@ -38,13 +38,14 @@ def lacking(cases: Iterable[Case]) -> list[tuple[float, Case]]:
 
 
 def compile_ahead(cases: Iterable[Case], settings: Settings, tell: Callable[[str], None]) -> None:
-    """Have processes of their own compile what ``cases`` lack, where that is worth it and for as long as the
-    budget of the run allows; what fails shows when it is measured.
+    """Have processes of their own compile what ``cases`` lack, where that is worth it and can be kept, for
+    half of the run's budget at most; what fails shows when it is measured.
     """
-    found, crew = lacking(cases), usable_cores()
-    if crew < 2 or sum(seconds for seconds, _ in found) < WORTH_S:
+    crew = usable_cores()
+    found = lacking(cases) if crew > 1 else []
+    if sum(seconds for seconds, _ in found) < WORTH_S or not _kept():
         return
-    end = perf_counter() + (settings.run_budget_s or math.inf)
+    end = perf_counter() + (settings.run_budget_s or math.inf) / 2
     todo: SimpleQueue[Case] = SimpleQueue()
     for _, case in found:
         todo.put(case)
@@ -75,3 +76,10 @@ def compile_ahead(cases: Iterable[Case], settings: Settings, tell: Callable[[str
                     pass
             for worker in workers:
                 worker.end()
+
+
+def _kept() -> bool:
+    """Whether compiled code stays on the disk."""
+    from algos.engine.jit import cache_folder  # with the compiler, which a controller does without
+
+    return cache_folder() is not None

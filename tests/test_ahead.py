@@ -67,11 +67,13 @@ def test_each_code_is_compiled_once_by_two_processes_what_takes_long_first(lacki
     assert len(FakeWorker.made) > 2 and all(worker.ended or not worker.running for worker in FakeWorker.made)
 
 
-def test_nothing_is_started_for_little_or_on_one_core(lacking, monkeypatch):
+def test_nothing_is_started_for_little_on_one_core_or_where_nothing_is_kept(lacking, monkeypatch):
     ahead.compile_ahead(lacking[:1], Settings(), lambda text: None)
     monkeypatch.setattr(Chain, "compiling_s", lambda way: 0.01)
     ahead.compile_ahead(lacking, Settings(), lambda text: None)
     monkeypatch.setattr(Chain, "compiling_s", lambda way: 9.0)
+    monkeypatch.setattr(ahead, "_kept", lambda: False)
+    ahead.compile_ahead(lacking, Settings(), lambda text: None)
     monkeypatch.setattr(ahead, "usable_cores", lambda: 1)
     ahead.compile_ahead(lacking, Settings(), lambda text: None)
     assert not FakeWorker.made
