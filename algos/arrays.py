@@ -18,12 +18,16 @@ class DeviceArray:
 
 def is_device_array(array: Any) -> bool:
     """Whether a GPU holds it; asks nothing of CuPy where it isn't loaded."""
-    return isinstance(array, DeviceArray) or type(array).__module__.partition(".")[0] == "cupy"
+    return isinstance(array, DeviceArray) or _is_cupys(array)
 
 
 def on_host(array: Any) -> Any:
     """CuPy's arrays as NumPy's, anything else as it is."""
-    return array.get() if type(array).__module__.partition(".")[0] == "cupy" else array
+    return array.get() if _is_cupys(array) else array
+
+
+def _is_cupys(array: Any) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy"
 
 
 def layout_of(array: Any) -> str:

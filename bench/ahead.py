@@ -66,9 +66,9 @@ def compile_ahead(cases: Iterable[Case], settings: Settings, tell: Callable[[str
                     worker.ask(settings.answer_s, case=0, **opening(case, settings, 0, timed=False))
                     worker.ask(settings.answer_s, case=0, do="close")
 
-    with measuring(), ThreadPoolExecutor(crew) as threads:
+    with measuring(), ThreadPoolExecutor(crew) as pool:
         try:
-            for done in [threads.submit(work) for _ in range(crew)]:
+            for done in [pool.submit(work) for _ in range(crew)]:
                 done.result()
         finally:
             with contextlib.suppress(Empty):

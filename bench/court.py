@@ -189,8 +189,8 @@ class Sitting:
         return target if out else self._arena.view(self._results[place])
 
     def again(self) -> list[np.ndarray]:
-        """Results of up to ``AGAIN`` calls with the operands of the trial: one unlike the first, if any is,
-        and the last.
+        """After a call on other operands: results of up to ``AGAIN`` calls with those of the trial, one that
+        is unlike the first, if any is, and the last.
         """
         operands, results = ([slot.text for slot in slots] for slots in (self._operands, self._results))
         facts = self._judged.obey("remembers", operands=operands, short=self.took_s <= SHORT_S)

@@ -4,7 +4,6 @@ NumPy's own.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -64,11 +63,8 @@ def like(module: ModuleType) -> Any:
             found = getattr(module, name)
             if isinstance(found, ModuleType):
                 return like(found)
-            if isinstance(found, types.FunctionType | types.BuiltinFunctionType) or callable(
-                getattr(found, "__wrapped__", None)
-            ):
-                return moved(found)
-            return found
+            # Universal functions ask their operands, and types compute nothing
+            return moved(found) if callable(found) and not isinstance(found, type | np.ufunc) else found
 
     return Functions(module.__name__)
 

@@ -12,7 +12,7 @@ import pytest
 
 from algos import ConvSpec, algorithms, get
 from algos.gpu._cupy import CupyAlgorithm, Kernel
-from algos.lower.search import unsupported
+from algos.lower.search import chain, unsupported
 from algos.lower.tree import plain
 from algos.plans import prepared
 from bench.check import check
@@ -210,3 +210,11 @@ def test_no_image_depends_on_its_neighbours(name: str, text: str) -> None:
                 assert alone(spec, x[n], w, name, y[n]) <= 1, (
                     f"image {n} beside a spoilt one, weights of about {size}"
                 )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", ["0x3x9x10,4x3x3x3,p1", "0x1x9x10,1x1x3x3,p1,rank1"])
+def test_an_empty_batch_has_a_cost(name: str, text: str) -> None:
+    """Who picks asks everybody."""
+    if unsupported(get(name), ConvSpec.parse(text)) is None:
+        assert 0 < chain(get(name), ConvSpec.parse(text)).seconds() < 1e-3

@@ -194,7 +194,7 @@ def test_the_model_goes_by_what_a_gpu_says_of_itself(monkeypatch: pytest.MonkeyP
             "GlobalMemoryBusWidth": 6144, "SingleToDoublePrecisionPerfRatio": 2,
             "ComputeCapabilityMajor": 9, "ComputeCapabilityMinor": 0}  # fmt: skip
     fast = _cupy.told_by(told)
-    assert fast.flops_per_s == pytest.approx(66.9e12, rel=0.01) and fast.halved == 2
+    assert fast.flops_per_s == pytest.approx(66.9e12, rel=0.01) and fast.single_to_double == 2
     assert fast.bytes_per_s == pytest.approx(4.9e12, rel=0.01)
     assert _cupy.told_by({}) == _cupy.MIDDLING
     small, large = "1x1x64x64,1x1x3x3", "32x128x112x112,128x128x3x3,p1"

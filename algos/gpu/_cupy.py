@@ -153,13 +153,13 @@ class CupyAlgorithm(Algorithm):
 
 
 class Device(NamedTuple):
-    """What a GPU does at best: multiply-adds count as two operations; ``halved`` is how much slower float64
-    is.
+    """What a GPU does at best, a multiply-add counted as two operations, and how many times as fast float32
+    is as float64.
     """
 
     flops_per_s: float
     bytes_per_s: float
-    halved: float
+    single_to_double: float
 
 
 MIDDLING = Device(1.5e13, 5e11, 32.0)  # where none is at hand
@@ -183,8 +183,9 @@ def told_by(attributes: dict[str, int]) -> Device:
     lanes = 64 if version in ((6, 0), (7, 0), (7, 2), (7, 5), (8, 0)) else 128
     # Clocks in kHz, the memory's of a double data rate
     flops, bytes_ = processors * lanes * 2e3 * clock, 2e3 * memory_clock * bits / 8
-    halved = attributes.get("SingleToDoublePrecisionPerfRatio", 0)
-    return Device(flops or MIDDLING.flops_per_s, bytes_ or MIDDLING.bytes_per_s, halved or MIDDLING.halved)
+    ratio = attributes.get("SingleToDoublePrecisionPerfRatio", 0)
+    found = flops, bytes_, float(ratio)
+    return Device(*(told or middling for told, middling in zip(found, MIDDLING, strict=True)))
 
 
 def device_cost(
@@ -203,7 +204,7 @@ def device_cost(
     here = device()
     flops_per_s, bytes_per_s = share * here.flops_per_s, 0.7 * here.bytes_per_s
     if spec.in_dtype.itemsize == 8:
-        flops_per_s /= here.halved
+        flops_per_s /= here.single_to_double
     if latency_s:
         flops_per_s = min(flops_per_s, operations / latency_s)
     # The host asks for the next kernel while the last one runs; ``Cost`` reckons in calls of NumPy's length

@@ -103,6 +103,8 @@ class Chain:
 
     def costs(self, threads: int = 1) -> list[Cost]:
         """Of the leaves, and of what is moved between them."""
+        if not self.spec.batch:  # nothing is computed, and what reckons may divide by it
+            return [Cost(0.0, 0.0)]
         found = [self.algorithm.cost(leaf, threads) for leaf in self.leaves] * self.node.runs
         if self.node.lowered is not None:
             found += [_moving(lowered, node, self.algorithm.device)
@@ -128,8 +130,6 @@ class Chain:
         return {}
 
     def _modelled(self, threads: int) -> float:
-        if self.node.lowered is None:
-            return self.algorithm.cost(self.node.spec, threads).seconds(threads)
         total = math.fsum(cost.seconds(threads) for cost in self.costs(threads))
         late = any(part.weights_last for lowered, _ in self.node.steps() for part in lowered.parts)
         if late and not takes_weights(self.algorithm):
@@ -196,7 +196,8 @@ def _moving(lowered: Lowered, node: Node, device: str) -> Cost:
     calls = 4 * len(lowered.parts)
     if device == "cpu":
         return Cost(scattered, moved, calls, SCATTERED_PER_S, parallel=False)
-    return Cost(0, moved + scattered, calls * DEVICE_CALL_S / CALL_S, 1.0, False, DEVICE_BYTES_PER_S)
+    moved += scattered * node.spec.in_dtype.itemsize
+    return Cost(0, moved, calls * DEVICE_CALL_S / CALL_S, 1.0, False, DEVICE_BYTES_PER_S)
 
 
 def _placed(part: Part) -> int:
