@@ -23,7 +23,7 @@ WORTH_S = 4.0  # of compiling: less is done while cases are opened
 
 
 def lacking(cases: Iterable[Case]) -> list[tuple[float, Case]]:
-    """Cases that between them need all code which is not compiled yet, and seconds; what takes long first."""
+    """Cases that between them need all code which is not compiled yet, and seconds, in their order."""
     found: dict[frozenset, tuple[float, Case]] = {}
     for case in cases:
         if case.record.status != "ok" or case.algorithm.device != "cpu":
@@ -34,18 +34,21 @@ def lacking(cases: Iterable[Case]) -> list[tuple[float, Case]]:
         code = frozenset((way.algorithm.name, way.algorithm.specialised(leaf)) for leaf in way.leaves)
         if code not in found or case.spec.macs < found[code][1].spec.macs:
             found[code] = seconds, case
-    return sorted(found.values(), key=lambda one: -one[0])
+    return [*found.values()]
 
 
 def compile_ahead(cases: Iterable[Case], settings: Settings, tell: Callable[[str], None]) -> None:
     """Have processes of their own compile what ``cases`` lack, where that is worth it and can be kept, for
-    half of the run's budget at most; what fails shows when it is measured.
+    half of the run's budget at most: all of it, what takes long first, or what the first ones need. What
+    fails shows when it is measured.
     """
-    crew = usable_cores()
+    crew, limit_s = usable_cores(), math.inf if settings.run_budget_s is None else settings.run_budget_s / 2
     found = lacking(cases) if crew > 1 else []
-    if sum(seconds for seconds, _ in found) < WORTH_S or not _kept():
+    if (total_s := sum(seconds for seconds, _ in found)) < WORTH_S or not _kept():
         return
-    end = perf_counter() + (settings.run_budget_s or math.inf) / 2
+    end = perf_counter() + limit_s
+    if total_s < crew * limit_s:
+        found.sort(key=lambda one: -one[0])
     todo: SimpleQueue[Case] = SimpleQueue()
     for _, case in found:
         todo.put(case)

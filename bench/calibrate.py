@@ -58,6 +58,8 @@ from algos.registry import is_external, refusal, registry
 from algos.spec import ConvSpec
 from algos.tune import lessons
 from bench import perf_counter
+from bench.ahead import compile_ahead, lacking
+from bench.cases import Settings, cases_of
 from bench.data import operands
 from bench.files import write
 from bench.lessons import disturbed
@@ -176,6 +178,18 @@ def _rival(spec: ConvSpec, algorithm: Algorithm, threads: int, made: Any) -> _Ri
     plan(*arrays, out=out)
     count = max(1, int(TURN_S / max(perf_counter() - start, 1e-9)))
     return _Rival(lambda: plan(*arrays, out=out), count, [])
+
+
+def compiled(
+    asked: Sequence[tuple[ConvSpec, int]], budget_s: float, every: bool, tell: Callable[[str], None]
+) -> list[tuple[ConvSpec, int]]:
+    """What is asked, first that of which all cores have compiled the code, for half of the budget."""
+    settings = Settings(run_budget_s=max(budget_s, 0.0))
+    cases = [cases_of([spec], [way.algorithm for way in contenders(spec, threads, every).values()], [threads],
+                      settings) for spec, threads in asked]  # fmt: skip
+    compile_ahead([case for some in cases for case in some], settings, tell)
+    waits = [bool(lacking(some)) for some in cases]
+    return [asked[index] for index in sorted(range(len(asked)), key=lambda index: waits[index])]
 
 
 def measure(

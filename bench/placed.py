@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import selectors
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,7 @@ STEP = 60  # bytes by which environments differ: stacks lie at multiples of 16
 
 
 class Process:
-    """One that prepares cases and then times a turn of whichever is asked for."""
+    """One that prepares cases, which ``ready`` waits for, and then times a turn of whichever is asked for."""
 
     def __init__(
         self, cases: Sequence[tuple[str, str]], threads: int, variables: dict[str, str], plans: int = 1
@@ -55,7 +56,16 @@ class Process:
             env={**os.environ, **variables}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True,
         )  # fmt: skip
-        self._line()  # all is prepared
+
+    def ready(self, timeout_s: float | None = None) -> bool:
+        """Whether all is prepared within that time, the first time it is asked; one that is not is ended."""
+        assert self._child.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._child.stdout, selectors.EVENT_READ)
+            if not selector.select(timeout_s):
+                self._child.kill()
+                return False
+        return bool(self._line())
 
     def turn(self, number: int) -> float:
         """Seconds of a call of plan ``number``."""
@@ -120,7 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words, many = options.words, options.processes
     cases = [*zip(words[::2], words[1::2], strict=True)] or list(CASES)
     count, plans = (1, many) if options.moved else (many, 1)
-    processes = [Process(cases, options.threads, {"LONGER": STEP * k * "x"}, plans) for k in range(count)]
+    processes = []
+    for k in range(count):
+        processes.append(Process(cases, options.threads, {"LONGER": STEP * k * "x"}, plans))
+        processes[-1].ready()  # the first one compiles for all
     for number, (name, text) in enumerate(cases):
         which = [(one, number * plans + k) for one in processes for k in range(plans)]
         turns = [partial(one.turn, at) for one, at in which]

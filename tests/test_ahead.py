@@ -67,6 +67,13 @@ def test_each_code_is_compiled_once_by_two_processes_what_takes_long_first(lacki
     assert len(FakeWorker.made) > 2 and all(worker.ended or not worker.running for worker in FakeWorker.made)
 
 
+def test_where_time_is_short_what_comes_first_is_compiled_first(lacking, monkeypatch):
+    FakeWorker.meet = None
+    told: list[str] = []
+    ahead.compile_ahead(lacking, Settings(run_budget_s=2.0), told.append)
+    assert told[0].startswith(SPECS[1])  # the smaller one of those that share their code
+
+
 def test_nothing_is_started_for_little_on_one_core_or_where_nothing_is_kept(lacking, monkeypatch):
     ahead.compile_ahead(lacking[:1], Settings(), lambda text: None)
     monkeypatch.setattr(Chain, "compiling_s", lambda way: 0.01)

@@ -19,6 +19,7 @@ from algos.engine.target import candidates
 from algos.estimate import tunables_text
 from algos.fitted import NONE, OTHERS, Fit
 from algos.host import fingerprint
+from algos.lower.chain import Chain
 from algos.lower.search import chain
 from algos.registry import get
 from algos.spec import ConvSpec
@@ -33,7 +34,8 @@ NAMES = ("im2col_gemm", "direct_channels", "fft_fused")
 @pytest.fixture(autouse=True)
 def own_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("CONVBENCH_DATA", str(tmp_path))
-    monkeypatch.setattr(shapes, "learn", lambda: {SHAPE: 1.0})
+    monkeypatch.setattr(shapes, "learn", lambda compiling_s: {SHAPE: 1.0})
+    monkeypatch.setattr(calibrate, "compile_ahead", lambda *how: None)
     fitted.anew()
     wisdom.recall_anew()
     yield
@@ -134,6 +136,17 @@ def test_the_command_measures_fits_and_remembers(
     assert cli.main(["calibrate", "--times", str(times)]) == 0
     out = capsys.readouterr().out
     assert "times of 2 problems" in out and f"first shape: {SHAPE} 1.00\n" in out
+
+
+def test_what_is_compiled_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ("1x2x12x12,3x2x3x3", "1x4x9x9,4x4x1x1", "1x2x13x12,3x2x3x3", "1x4x8x9,4x4x1x1")
+    asked = [(ConvSpec.parse(text), 1) for text in texts]
+    seen: list[str] = []
+    monkeypatch.setattr(calibrate, "compile_ahead",
+                        lambda cases, settings, tell: seen.extend(str(case.spec) for case in cases))
+    monkeypatch.setattr(Chain, "compiling_s", lambda way: 2.0 * (way.spec.kernel[0] == 3))
+    found = calibrate.compiled(asked, 10.0, True, print)
+    assert found == [asked[k] for k in (1, 3, 0, 2)] and [*dict.fromkeys(seen)] == [*texts]
 
 
 def test_an_interrupted_calibration_keeps_what_it_has_unless_there_is_a_better_one(

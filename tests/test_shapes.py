@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -73,16 +74,44 @@ def test_the_fastest_is_remembered_and_what_is_damaged_is_not_asked(
 ) -> None:
     first, second, *_ = candidates()
     times = {first: 1.0, second: 0.9}
-    monkeypatch.setattr(shapes, "measured", lambda some: times)
+    monkeypatch.setattr(shapes, "candidates", lambda: [*times])
+    monkeypatch.setattr(shapes, "measured", lambda some, compiling_s: times)
     shapes.learn()
     assert run(USED).stdout.strip() == f"{simd()}:{second}"
     assert run(USED, CONVBENCH_SIMD="plain").stdout.startswith("plain:")  # other vectors, other shapes
     times[second] = 0.99
     shapes.learn()
     assert run(USED).stdout.strip() == f"{simd()}:{first}"
+    monkeypatch.setattr(shapes, "measured", lambda some, compiling_s: {first: 1.0})
+    before = memory.read_text()
+    shapes.learn()
+    assert memory.read_text() == before  # the others may be faster
     for text in ("{", "[]", json.dumps({machine_id(): {simd(): "99x9,9x9,9"}})):
         memory.write_text(text)
         assert run(USED).stdout.strip() == f"{simd()}:{first}"
+
+
+def test_a_shape_whose_code_takes_too_long_to_compile_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    class Compiling:
+        def __init__(self, cases: object, threads: int, variables: dict[str, str]) -> None:
+            self.shape = variables["CONVBENCH_SIMD"].partition(":")[2]
+            self.seconds = {"1": 1.0, "2": 0.5}.get(self.shape, math.inf)
+
+        def ready(self, timeout_s: float | None) -> bool:
+            return self.shape != "slow"
+
+        def turn(self, case: int) -> float:
+            return self.seconds
+
+        def end(self) -> None:
+            ended.append(self.shape)
+
+    monkeypatch.setattr(shapes, "Process", Compiling)
+    assert shapes.measured(["1", "slow", "2"], 60.0) == {"1": 1.0, "2": 0.5}
+    assert shapes.measured(["slow", "2"], 60.0) == {} and len(ended) == 5
+    assert shapes.measured(["1", "2"], 0.0) == {} and len(ended) == 5
 
 
 def test_ratios_are_medians_of_rounds() -> None:

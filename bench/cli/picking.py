@@ -7,22 +7,27 @@ import json
 import math
 import sqlite3
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import perf_counter
 from bench.cli.arguments import Command, to_count, to_seconds
 from bench.cli.output import Bar, complain, print_json, show
 
+SHAPES_SHARE = 1 / 3
 TURNS = 10  # of a problem that is judged, in two halves
 
 
 def _calibrate_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--budget", type=to_seconds, metavar="SECONDS", help="55 by default")
+    command.add_argument("--budget", type=to_seconds, metavar="SECONDS",
+                         help="of all that it does; 55 by default")
     command.add_argument("--problems", type=to_count, metavar="N", help="100 by default")
     command.add_argument("--times", type=Path, metavar="FILE",
                          help="keep the times there, and go on with those that lie there")
     command.add_argument("--shapes", action=argparse.BooleanOptionalAction, default=True,
-                         help="which shape of the microkernels is the fastest here, first: half a minute")
+                         help="which shape of the microkernels is the fastest here, first, for a third of "
+                              "the budget at most")
     command.add_argument("--row", action="store_true",
                          help="for maintainers: make this machine's row of those that ship with the package")
 
@@ -40,9 +45,11 @@ def calibrate(arguments: argparse.Namespace) -> int:
     found = own.read(arguments.times) if arguments.times else []
     about = fingerprint()
     start = NONE if arguments.row else prior(about)
-    learnt = _shapes() if arguments.shapes else {}
+    budget_s = own.BUDGET_S if arguments.budget is None else arguments.budget
+    end = perf_counter() + budget_s
+    learnt = _shapes(budget_s * SHAPES_SHARE) if arguments.shapes else {}
     try:
-        left = _measure(arguments, found)
+        left = _measure(arguments, found, end)
     except (KeyboardInterrupt, SystemExit) as end:  # what was measured still counts
         kept = not arguments.row and own.remember_more(found, about, start)
         if isinstance(end, SystemExit):
@@ -78,17 +85,17 @@ def calibrate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shapes() -> dict[str, float]:
+def _shapes(compiling_s: float) -> dict[str, float]:
     """Times of the microkernels' shapes; what is measured from then on uses the fastest."""
     from bench.pool import measuring
     from bench.shapes import learn
 
     with measuring():
-        return {str(shape): ratio for shape, ratio in learn().items()}
+        return {str(shape): ratio for shape, ratio in learn(compiling_s).items()}
 
 
-def _measure(arguments: argparse.Namespace, found: list[Any]) -> int:
-    """Add to ``found`` what the budget allows; how many problems are left."""
+def _measure(arguments: argparse.Namespace, found: list[Any], end: float) -> int:
+    """Add to ``found`` what can be measured until ``end``; how many problems are left."""
     from bench import calibrate as own
     from bench.cli.measuring import warn_if_busy
     from bench.pool import measuring
@@ -98,15 +105,16 @@ def _measure(arguments: argparse.Namespace, found: list[Any]) -> int:
     asked = [problem for problem in space(arguments.problems or PROBLEMS, arguments.row)
              if problem not in known]  # fmt: skip
     warn_if_busy()
-    with measuring(), Bar() as progress:
+    with Bar() as progress:
         progress.total = len(asked)
-        budget = own.BUDGET_S if arguments.budget is None else arguments.budget
-        for times in own.measure(asked, budget, every=arguments.row):
-            found.append(times)
-            if arguments.times:
-                with arguments.times.open("a") as file:
-                    file.write(own.line_of(times) + "\n")
-            progress.advance(1, str(times.spec))
+        ready = own.compiled(asked, end - perf_counter(), arguments.row, partial(progress.advance, 0))
+        with measuring():
+            for times in own.measure(ready, end - perf_counter(), every=arguments.row):
+                found.append(times)
+                if arguments.times:
+                    with arguments.times.open("a") as file:
+                        file.write(own.line_of(times) + "\n")
+                progress.advance(1, str(times.spec))
     return len(asked) - progress.done
 
 
