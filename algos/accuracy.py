@@ -90,7 +90,8 @@ def _winograd(way: Chain, parts: float) -> float:
     for leaf in dict.fromkeys(way.leaves):
         amplified, sizes = _amplified(way.algorithm, leaf)
         channels = parts * leaf.in_channels // leaf.groups
-        worst = max(worst, 4 * math.sqrt(sizes + channels + 2) * channels * amplified)
+        summed = channels * math.prod(leaf.kernel[:-2])
+        worst = max(worst, 4 * math.sqrt(sizes + summed + 2) * channels * amplified)
     return len(way.leaves) * worst / (math.sqrt(terms(way.spec)) * _size(way))
 
 

@@ -30,15 +30,16 @@ class TransformsError(ValueError):
 
 
 def winograd(trial: Trial, algorithm: Judgeable) -> np.ndarray:
-    """4 u sqrt(q) S with q = 2(2t + r) + C + 2 for two equal axes; lowered, that of
-    each forward problem where it belongs.
+    """4 u sqrt(q) S with q = 2(2t + r) + C + 2 for two equal axes, C the products that are summed; lowered,
+    that of each forward problem where it belongs.
     """
     node, spec = lowered(algorithm, trial.spec), linear(trial.spec)
     work = accumulator(real(trial.spec.out_dtype)).name
 
     def bound(part: Trial) -> np.ndarray:
         matrices = winograd_matrices(algorithm, plain(part.spec.with_(dtype=work)))
-        channels = part.inner_channels * trial.parts
+        summed = math.prod(len(data) for back, _, data in matrices if len(back) == 1)  # along the depth
+        channels = part.inner_channels * trial.parts * summed
         q = sum(2 * g.shape[0] + g.shape[1] for _, g, _ in matrices) + channels + 2
         return 4 * trial.unit * math.sqrt(q) * amplified(part, matrices)
 

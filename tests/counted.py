@@ -291,6 +291,10 @@ class Machine:
     def on_finish(self, after, y, n, o, planes, pixel, rows, cols):
         self.finish(y, int(n * y.shape[1] + o), planes, int(pixel), rows, y.shape[3], cols)
 
+    def on_finish_planes(self, after, y, first, step, o, planes, pixel, rows, cols):
+        for plane in range(int(first), int(first) + planes * step, step):
+            self.finish(y, plane, 1, int(pixel), rows, y.shape[3], cols)
+
     def on_finish_plane(self, after, y, at, o, rows, row_step, cols):
         self.finish(self.y, int(at) // self.plane, 1, int(at) % self.plane, int(rows), row_step, int(cols))
 

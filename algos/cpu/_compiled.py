@@ -37,7 +37,8 @@ class Work(NamedTuple):
     seconds : float
         Of one thread, for all: helpers are woken for short work only where calls follow each other.
     as_2d : bool
-        Whether the kernel takes signals as pictures of one row.
+        Whether the kernel takes signals as pictures of one row, and films as pictures whose channels are
+        theirs times their depth.
     """
 
     kernel: Any
@@ -78,7 +79,7 @@ class Compiled(Algorithm):
         hands, long = int(job[HELPERS]), seconds > SPIN_S
         fixed = (*arguments, job)
         operand = np.empty((1,) * (4 if as_2d else spec.ndim + 2), spec.in_dtype)
-        widened = as_2d and spec.ndim == 1
+        widened = as_2d and spec.ndim != 2
         if spec.direction == "weight_gradient":
             compile_for(kernel, operand, operand, operand, *fixed)
 

@@ -81,7 +81,9 @@ def axes(spec: ConvSpec) -> tuple[Axis, Axis]:
 
 
 def in_2d(array: np.ndarray) -> np.ndarray:
-    """(n, c, size) as (n, c, 1, size)."""
+    """(n, c, size) as (n, c, 1, size), (n, c, d, h, w) as (n, c * d, h, w)."""
+    if array.ndim == 5:
+        return array.reshape(len(array), -1, *array.shape[3:])
     return array if array.ndim == 4 else array.reshape(*array.shape[:2], 1, -1)
 
 

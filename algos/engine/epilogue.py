@@ -203,10 +203,16 @@ def finish_at(after, y, size, o, planes, plane_step, rows, row_step, cols):
 @linked()
 def finish(after, y, n, o, planes, pixel, rows, cols):
     """The same of y (n, o, oh, ow): ``rows`` x ``cols`` pixels from number ``pixel`` of their plane on."""
+    finish_planes(after, y, n * y.shape[1] + o, 1, o, planes, pixel, rows, cols)
+
+
+@linked()
+def finish_planes(after, y, first, step, o, planes, pixel, rows, cols):
+    """The same of planes (oh, ow) of y, from number ``first`` on and a step apart, of channels from o on."""
     if after.code != 0:
         plane = y.shape[2] * y.shape[3]
-        at = place(y, (n * y.shape[1] + o) * plane + pixel)  # y[n][o][pixel]
-        finish_at(after, at, y.itemsize, o, planes, plane, rows, y.shape[3], cols)
+        at = place(y, first * plane + pixel)
+        finish_at(after, at, y.itemsize, o, planes, step * plane, rows, y.shape[3], cols)
 
 
 @linked()

@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from algos.engine.butterflies import gather_peak, peak
-from algos.engine.epilogue import finish
+from algos.engine.epilogue import finish_planes
 from algos.engine.jit import linked
 from algos.engine.simd import I64, Emitter, address, advance, clear, constants, copy, outer_rows, transpose
 from algos.engine.target import ROWS, TAILS, VECTOR_BYTES, VECTORS
@@ -29,14 +29,22 @@ R1, R2 = TAILS
 
 
 class Tiles(NamedTuple):
-    """How the tiles of a layer are cut into items, one each for image x group x block of tile rows x block of
-    tile columns.
+    """How the tiles of a layer are cut into items, one each for film x run of planes x group x block of tile
+    rows x block of tile columns.
+
+    The planes of a film are those of its depth; all images of a batch of pictures are the planes of one film.
     """
 
     groups: int
+    pictures: int  # 1 or 0
+    depth: int  # of a film, 1 of pictures
+    planes: int  # of results, of all pictures or of a film
+    runs: int  # of planes, as many in each as in every other, or one fewer
+    taps: int  # along the depth
+    front: int  # planes of padding
     tiles_h: int
     tiles_w: int
-    blocks: int  # of tile rows, as many in each as in every other, or one fewer
+    blocks: int  # of tile rows, cut like planes
     columns: int  # blocks of tile columns, the same
     top: int  # rows of padding
     left: int
@@ -49,12 +57,14 @@ class Tiles(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What an item is: tile rows [row, row + rows) by columns [col, col + cols) of a group's channels of
-    image n.
+    """What an item is: tile rows [row, row + rows) by columns [col, col + cols) of a group's channels, of
+    planes [plane, plane + planes) of the results of film n.
     """
 
     n: int
     group: int
+    plane: int
+    planes: int
     row: int
     rows: int
     col: int
@@ -66,10 +76,21 @@ def block_of(item, tiles):
     """The ``Block`` of an item."""
     each = tiles.blocks * tiles.columns
     outer, which, at = item // each, item % each // tiles.columns, item % tiles.columns
+    run = outer // tiles.groups % tiles.runs
+    plane = tiles.planes * run // tiles.runs
     row, col = tiles.tiles_h * which // tiles.blocks, tiles.tiles_w * at // tiles.columns
-    return Block(outer // tiles.groups, outer % tiles.groups,
+    return Block(outer // tiles.groups // tiles.runs, outer % tiles.groups,
+                 plane, tiles.planes * (run + 1) // tiles.runs - plane,
                  row, tiles.tiles_h * (which + 1) // tiles.blocks - row,
                  col, tiles.tiles_w * (at + 1) // tiles.columns - col)  # fmt: skip
+
+
+@linked(**FLAGS)
+def image_and_depth(block, tiles, plane):
+    """Where plane number ``plane`` of a block's results lies; operands lie ``front`` before."""
+    if tiles.pictures:
+        return block.plane + plane, 0
+    return block.n, block.plane + plane
 
 
 @intrinsic
@@ -216,14 +237,16 @@ def scale(data, at, count, factor):
 
 
 @linked(**FLAGS)
-def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
-    """Transform the tiles of a block, part ``part`` of ``parts`` of its rows for each vector of channels.
+def load_tiles(x, block, plane, tiles, shape, down, scratch, spectra, part, parts):
+    """Transform the tiles of a plane that a block reads, part ``part`` of ``parts`` of its rows for each
+    vector of channels.
 
-    x: (n, c, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this thread's;
-    shape: (outputs of a column, of a row, taps of a column, of a row), numbers given as tuples' lengths.
+    x: (n, c * depth, h, w), to be multiplied by ``down``; spectra: (point, tile, channel); scratch: this
+    thread's; shape: (outputs of a column, of a row, taps of a column, of a row), numbers given as tuples'
+    lengths.
     """
-    all_channels, height, width = x.shape[1:]
-    channels, tiles_w = all_channels // tiles.groups, block.cols
+    height, width = x.shape[2:]
+    channels, tiles_w = x.shape[1] // tiles.depth // tiles.groups, block.cols
     outputs_h, outputs_w, taps_h, taps_w = shape
     m_h, m_w, c0 = len(outputs_h), len(outputs_w), block.group * channels
     t_h, t_w = m_h + len(taps_h) - 1, m_w + len(taps_w) - 1
@@ -234,6 +257,8 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
     iw0 = block.col * m_w - tiles.left
     before, first = min(max(0, -iw0), pitch), max(0, iw0)
     inside = min(max(0, width - first), pitch - before)
+    n, d = image_and_depth(block, tiles, plane)
+    d -= tiles.front
     every = -(-channels // lanes) * block.rows
     for number in range(every * part // parts, every * (part + 1) // parts):
         group, r = number // block.rows, number % block.rows
@@ -242,9 +267,10 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
             c = group * lanes + lane
             for i in range(t_h):
                 ih, at = ih0 + i, strip + i * pitch
-                if c < channels and 0 <= ih < height:
-                    # x[n][c0 + c][ih][first]
-                    source = ((block.n * all_channels + c0 + c) * height + ih) * width + first
+                if c < channels and 0 <= ih < height and 0 <= d < tiles.depth:
+                    # x[n][c0 + c][d][ih][first]
+                    source = (n * x.shape[1] + (c0 + c) * tiles.depth + d) * height + ih
+                    source = source * width + first
                     clear(address(scratch, at), before)
                     copy(address(scratch, at + before), address(x, source), inside)
                     clear(address(scratch, at + before + inside), pitch - before - inside)
@@ -259,66 +285,70 @@ def load_tiles(x, block, tiles, shape, down, scratch, spectra, part, parts):
             for j in range(0, pitch, lanes):
                 transpose(address(scratch, half + i * lanes * pitch + j), pitch,
                           address(scratch, line + j * lanes), lanes)  # fmt: skip
-            # spectra[i, 0][r, 0][c]
-            to = address(spectra, i * t_w * point + r * tiles_w * tile + group * lanes)
+            # spectra[i, 0][plane, r, 0][c]
+            to = i * t_w * point + (plane * block.rows + r) * tiles_w * tile + group * lanes
+            to = address(spectra, to)
             for k in range(tiles_w):
                 transform(outputs_w, taps_w, None, address(scratch, line + k * m_w * lanes), lanes,
                           advance(to, k * tile), point)  # fmt: skip
 
 
 @linked(**FLAGS)
-def peak_of_rows(x, n, c0, channels, rows, cols, scratch):
+def peak_of_rows(x, plane, step, channels, rows, cols, scratch):
     """The ``peak`` of finite elements of x in rows [first, last) by columns, where it has them, of
-    ``channels`` channels from c0 on.
+    ``channels`` planes, a step apart.
     """
-    all_channels, height, width = x.shape[1:]
+    height, width = x.shape[2:]
     lanes = VECTOR_BYTES // x.itemsize
     (first, last), iw0 = rows, max(0, cols[0])
     count = max(0, min(width, cols[1]) - iw0)
     line = -(-count // lanes) * lanes
     clear(address(scratch, 0), lanes + line)
-    for c in range(c0, c0 + channels):
+    for c in range(channels):
         for ih in range(max(0, first), min(height, last)):
-            source = ((n * all_channels + c) * height + ih) * width + iw0  # x[n][c][ih][iw0]
+            source = ((plane + c * step) * height + ih) * width + iw0  # x[n][c0 + c][d][ih][iw0]
             copy(address(scratch, lanes), address(x, source), count)
             gather_peak(scratch, lanes, line, 0)
     return peak(scratch, 0, lanes)
 
 
 @linked(**FLAGS)
-def multiply(spectra, kernels, products, channels, tiles, part, parts):
+def multiply(spectra, kernels, products, taps, plane, tiles, part, parts):
     """products[p] = spectra[p] @ kernels[p], part ``part`` of ``parts`` of the points' blocks of outputs;
-    kernels: (point, block, channel, its outputs).
+    kernels: (point, block, tap and channel, its outputs).
+
+    Of ``tiles`` results each is the sum over ``taps`` of tiles that lie a ``plane`` of them apart.
     """
-    blocks, block = kernels.shape[1], kernels.shape[3]
+    blocks, channels, block = kernels.shape[1], kernels.shape[2] // taps, kernels.shape[3]
     left, right, every = spectra.shape[2], products.shape[2], spectra.shape[0] * blocks
     for number in range(every * part // parts, every * (part + 1) // parts):
         p, b, at = number // blocks, number % blocks, 0
-        weights = address(kernels, number * channels * block)
         while at < tiles:
-            source = address(spectra, (p * spectra.shape[1] + at) * left)
+            rows = ROWS if tiles - at > R1 else R1 if tiles - at > R2 else R2
             target = address(products, (p * products.shape[1] + at) * right + b * block)
-            if tiles - at > R1:
-                outer_rows(source, left, weights, None, channels, target, right, False, ROWS, VECTORS)
-                at += ROWS
-            elif tiles - at > R2:
-                outer_rows(source, left, weights, None, channels, target, right, False, R1, VECTORS)
-                at += R1
-            else:
-                outer_rows(source, left, weights, None, channels, target, right, False, R2, VECTORS)
-                at += R2
+            for tap in range(taps):
+                source = address(spectra, (p * spectra.shape[1] + at + tap * plane) * left)
+                weights = address(kernels, (number * taps + tap) * channels * block)
+                if rows == ROWS:
+                    outer_rows(source, left, weights, None, channels, target, right, tap > 0, ROWS, VECTORS)
+                elif rows == R1:
+                    outer_rows(source, left, weights, None, channels, target, right, tap > 0, R1, VECTORS)
+                else:
+                    outer_rows(source, left, weights, None, channels, target, right, tap > 0, R2, VECTORS)
+            at += rows
 
 
 @linked(**FLAGS)
-def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, part, parts):
-    """Write the outputs of a block, part ``part`` of ``parts`` of its rows for each vector of channels; y:
-    (n, o, oh, ow); the rest as ``load_tiles``.
+def store_tiles(products, y, block, plane, tiles, shape, up, again, scratch, after, part, parts):
+    """Write a plane of a block's outputs, part ``part`` of ``parts`` of its rows for each vector of channels;
+    y: (n, o * depth, oh, ow); the rest as ``load_tiles``.
 
     They are multiplied by ``up`` and then by ``again``, and then comes what is ``after``. Returns the sum of
     their squares before that.
     """
-    all_channels, height, width = y.shape[1:]
-    channels, tiles_w = all_channels // tiles.groups, block.cols
+    height, width = y.shape[2:]
+    depth = 1 if tiles.pictures else tiles.planes
+    channels, tiles_w = y.shape[1] // depth // tiles.groups, block.cols
     outputs_h, outputs_w, taps_h, taps_w = shape
     m_h, m_w, o0 = len(outputs_h), len(outputs_w), block.group * channels
     t_h, t_w = m_h + len(taps_h) - 1, m_w + len(taps_w) - 1
@@ -332,6 +362,7 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, par
     # Columns beyond the last tile
     clear(address(scratch, line + tiles_w * m_w * lanes), (pitch - tiles_w * m_w) * lanes)
     clear(address(scratch, squares), lanes)
+    n, d = image_and_depth(block, tiles, plane)
     every = -(-channels // lanes) * block.rows
     number, end = every * part // parts, every * (part + 1) // parts
     while number < end:
@@ -340,7 +371,8 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, par
         number += last - first
         for r in range(first, last):
             for i in range(t_h):
-                source = address(products, i * t_w * point + r * tiles_w * tile + group * lanes)
+                source = i * t_w * point + (plane * block.rows + r) * tiles_w * tile + group * lanes
+                source = address(products, source)
                 for k in range(tiles_w):
                     transform(outputs_w, taps_w, (), advance(source, k * tile), point,
                               address(scratch, line + k * m_w * lanes), lanes)  # fmt: skip
@@ -357,14 +389,16 @@ def store_tiles(products, y, block, tiles, shape, up, again, scratch, after, par
                           address(scratch, strip), pitch, pitch, address(scratch, squares))  # fmt: skip
                 for i in range(min(m_h, height - oh0)):
                     o = o0 + group * lanes + lane
-                    to = ((block.n * all_channels + o) * height + oh0 + i) * width + ow0  # y[n][o][oh][ow0]
+                    to = (n * y.shape[1] + o * depth + d) * height + oh0 + i
+                    to = to * width + ow0  # y[n][o][d][oh][ow0]
                     if up != 1 or again != 1:
                         scale(scratch, strip + i * pitch, cols, up)
                         scale(scratch, strip + i * pitch, cols, again)
                     copy(address(y, to), address(scratch, strip + i * pitch), cols)
         o, row = o0 + group * lanes, (block.row + first) * m_h
         rows = min(height, (block.row + last) * m_h) - row
-        finish(after, y, block.n, o, min(lanes, channels - group * lanes), row * width + ow0, rows, cols)
+        at, count = n * y.shape[1] + o * depth + d, min(lanes, channels - group * lanes)
+        finish_planes(after, y, at, depth, o, count, row * width + ow0, rows, cols)
     total = scratch[squares]
     for lane in range(1, lanes):
         total += scratch[squares + lane]

@@ -66,6 +66,12 @@ def toom_cook(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
     return tuple(map(tuple, back)), tuple(kernel), tuple(data)
 
 
+def sums_of(r: int) -> tuple[Matrix, Matrix, Matrix]:
+    """A^T (1, r), G (r, r) and B^T (r, r) of the definition, for one output."""
+    one = tuple(tuple(Fraction(i == j) for j in range(r)) for i in range(r))
+    return ((Fraction(1),) * r,), one, one
+
+
 def whole_by(m: int, r: int) -> int:
     """The number that makes all of G whole, a power of two; 0 where A^T or B^T hold more than 0, 1 and -1."""
     back, kernel, data = toom_cook(m, r)
@@ -97,16 +103,18 @@ class Tiled:
             return "tiles save work for stride 1 and dilation 1 only"
         if self.m < 1:
             return f"tiles have at least one output along an axis, not m={self.m}"
-        if not 2 <= max(spec.kernel) <= LARGEST_TILE + 1 - self.m:
-            kh, kw = spec.kernel
+        if not 2 <= max(spec.kernel[-2:]) <= LARGEST_TILE + 1 - self.m:
+            kh, kw = spec.kernel[-2:]
             return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} taps on an axis, not {kh}x{kw}"
-        if spec.dtype == PAIRS and not all(map(whole_by, self.outputs(spec), spec.kernel)):
+        if spec.dtype == PAIRS and not all(map(whole_by, self.outputs(spec)[-2:], spec.kernel[-2:])):
             return "its roundings may change whole numbers"
         return None
 
     def outputs(self, spec: ConvSpec) -> tuple[int, ...]:
-        """Of a tile along each axis: one where there is nothing to save, a kernel of one tap."""
-        return tuple(self.m if r > 1 else 1 for r in spec.kernel)
+        """Of a tile along each axis: one where there is nothing to save, a kernel of one tap, and along the
+        depth.
+        """
+        return (*(1 for _ in spec.kernel[:-2]), *(self.m if r > 1 else 1 for r in spec.kernel[-2:]))
 
     def growth(self, spec: ConvSpec) -> int:
         """The most that numbers inside exceed the product of the largest element and the largest weight by.
@@ -151,5 +159,6 @@ class Tiled:
         return taken, faint, limit_bits(limits, spec.in_dtype), np.concatenate(scales, axis=1)
 
     def transforms(self, spec: ConvSpec) -> tuple[tuple[Matrix, Matrix, Matrix], ...]:
-        """A^T, G and B^T of each axis, as exact fractions."""
-        return tuple(map(toom_cook, self.outputs(spec), spec.kernel))
+        """A^T, G and B^T of each axis, as exact fractions; along the depth products are summed."""
+        summed = (sums_of(r) for r in spec.kernel[:-2])
+        return (*summed, *map(toom_cook, self.outputs(spec)[-2:], spec.kernel[-2:]))
