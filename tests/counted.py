@@ -108,7 +108,7 @@ class Machine:
         result = {"forward": spec.output_shape, "input_gradient": spec.input_shape,
                   "weight_gradient": spec.weight_shape}[spec.direction]  # fmt: skip
         given = spec.input_shape if spec.direction != "input_gradient" else spec.output_shape
-        as_4d = lambda s: tuple(s) if len(s) == 4 else (*s[:2], 1, s[2])  # noqa: E731
+        as_4d = lambda s: (s[0], s[1] * math.prod(s[2:-2]), *(1, *s[2:])[-2:])  # noqa: E731
         self.x, self.y = Counted(as_4d(given), base=GIVEN), Counted(as_4d(result), base=RESULT)
         self.plane = math.prod(self.y.shape[2:])
         self.sizes, self.found = {RESULT: self.y.size}, {RESULT: np.zeros(self.y.size, np.uint8)}
@@ -140,7 +140,7 @@ class Machine:
         def transformed(self: Any, spec: ConvSpec, weights: Any, threads: int) -> Any:
             block, groups = VECTORS * lanes(spec.in_dtype), spec.groups
             shape = (groups, math.prod(self._tile(spec)), -(-spec.out_channels // groups // block),
-                     spec.in_channels // groups, block)  # fmt: skip
+                     spec.in_channels // groups * math.prod(spec.kernel[:-2]), block)  # fmt: skip
             return Counted(shape, base=PACKED), (0, None, (0, 0), np.ones((3, 3)))
 
         def spectra(self: Any, spec: ConvSpec, plan: Any, *_: Any) -> Counted:
@@ -251,7 +251,7 @@ class Machine:
     def on_advance(at: Any, count: int) -> Any:
         return at + int(count) * 4
 
-    def on_pack_patch(self, x, n, c0, channels, row0, rows, left, cut, patch):
+    def on_pack_patch(self, x, plane0, apart, at, channels, row0, rows, left, cut, patch):
         self.move(channels * rows * cut.cols)
 
     def on_runs_block(self, source, outputs, pixels, starts, n_starts, singles, n_singles, w, sums, more,
@@ -261,9 +261,9 @@ class Machine:
         if PACKED <= w < ROOMS:
             self.weigh(w, elements)
 
-    def on_unpack_sums(self, sums, y, n, o, count, at, pixels, after):
+    def on_unpack_sums(self, sums, y, plane0, apart, o, count, at, pixels, after):
         self.move(count * pixels)
-        self.finish(y, int(n * y.shape[1] + o), count, int(at), 1, 0, int(pixels))
+        self.on_finish_planes(After(0, 0), y, plane0, apart, o, count, at, 1, int(pixels))
 
     def on_unpack_places(self, sums, places, y, plane, count, at, pixels, spare):
         self.move(count * pixels)

@@ -177,7 +177,8 @@ def residue_runs(grad, y, w, cut, layout, residues, windows, vectors, patches, a
         columns = layout.columns * (along + 1) // col_blocks - m
         if whole != packed:
             needed = cut.patch_rows - rows + count
-            pack_patch(grad, n, group * outputs, outputs, q - cut.top, needed, cut.left - m, cut, patch)
+            pack_patch(grad, n * grad.shape[1] + group * outputs, 1, 0, outputs, q - cut.top, needed,
+                       cut.left - m, cut, patch)  # fmt: skip
             packed = whole
         top = layout.begin + q * stride
         low, high = max(0, top), min(layout.height, top + count * stride)

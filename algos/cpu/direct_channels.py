@@ -11,9 +11,10 @@ output channels in the vectors as well (``_weights.py``), the input's gradient o
 
 Cost: the definition's operations; the patch is packed once per block of rows, halo included. Workspace: the
 packed weights, and for each thread a patch (the size of the L2 cache) and the sums of one vector of channels.
-Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward and
-gradients, 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups; with few
-output channels in a group most of each vector is empty.
+Accuracy: componentwise. NaN and infinity spoil only the outputs whose window holds them. Forward in 1-D to
+3-D, gradients in 1-D and 2-D, float32 and float64, every stride, dilation, padding and number of groups; with
+few output channels in a group most of each vector is empty. Of films each plane of the result is an image,
+whose patch has the channels of all planes that it reads.
 
 Source: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures",
 arXiv:1808.05567. Equivalent: ``torch.nn.functional.conv2d``.
@@ -34,10 +35,19 @@ from algos.cpu._compiled import Compiled, Work
 from algos.dtypes import BRAINS, PAIRS, QUADS, accumulator
 from algos.engine.blocks import axes
 from algos.engine.epilogue import after_of
+from algos.engine.films import as_pictures, better_joined
 from algos.engine.jit import compiled, linked
 from algos.engine.memory import aligned
 from algos.engine.packing import packed, tap_offsets
-from algos.engine.patches import PACK_COST, SHARED_FLOPS, Cut, cut, elements, pack_patch
+from algos.engine.patches import (
+    PACK_COST,
+    SHARED_FLOPS,
+    Cut,
+    clear_channels,
+    cut,
+    elements,
+    pack_patch,
+)
 from algos.engine.relay import fork
 from algos.engine.runs import ROWS, block_of, runs_block, unpack_sums
 from algos.engine.simd import address, advance, lanes
@@ -62,14 +72,15 @@ class Window(NamedTuple):
 
 @linked(**FLAGS)
 def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, after, slot, first, last):
-    """Items [first, last): image x group x block of rows x block of columns x part of the group's channels.
+    """Items [first, last): image (or plane of a film) x group x block of rows x block of columns x part of
+    the group's channels.
 
     w: (group, block of outputs, element of the window, outputs of a block), elements as ``window`` has them;
     vectors: a zero for each of a block of outputs; patches, all_sums: of each thread.
     """
     patch, sums = patches[slot], all_sums[slot]
     parts, pixels, starts, singles = cut.parts, window.pixels, window.starts, window.singles
-    channels, filters = x.shape[1] // cut.groups, y.shape[1] // cut.groups
+    channels, filters = x.shape[1] // cut.depth // cut.groups, y.shape[1] // cut.planes // cut.groups
     blocks, elements, block, width = w.shape[1], w.shape[2], w.shape[3], y.shape[3]
     row_blocks, col_blocks, packed = cut.row_blocks, cut.col_blocks, -1
     for item in range(first, last):
@@ -77,12 +88,19 @@ def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, after, slot, f
         down, along = whole // col_blocks % row_blocks, whole % col_blocks
         n = whole // (row_blocks * col_blocks)
         n, group = n // cut.groups, n % cut.groups
+        n, d = n // cut.planes, n % cut.planes
         oh0, ow0 = y.shape[2] * down // row_blocks, width * along // col_blocks
         count = y.shape[2] * (down + 1) // row_blocks - oh0
         if whole != packed:
             needed = cut.patch_rows - (cut.rows - count) * cut.row_stride // cut.row_step
-            pack_patch(x, n, group * channels, channels, oh0 * cut.row_stride - cut.top, needed,
-                       cut.left - ow0 * cut.col_stride, cut, patch)  # fmt: skip
+            row0, left = oh0 * cut.row_stride - cut.top, cut.left - ow0 * cut.col_stride
+            for tap in range(cut.taps):
+                at, plane = tap * channels, d * cut.depth_stride + tap * cut.depth_dilation - cut.front
+                if 0 <= plane < cut.depth:
+                    plane += n * x.shape[1] + group * channels * cut.depth  # x[n][group][plane]
+                    pack_patch(x, plane, cut.depth, at, channels, row0, needed, left, cut, patch)
+                else:
+                    clear_channels(patch, at, channels, needed * cut.cols, cut.step)
             packed = whole
         # Of several columns' blocks each has one row
         outputs = count * (width * (along + 1) // col_blocks - ow0)
@@ -94,7 +112,8 @@ def direct_runs(x, y, w, cut, window, vectors, patches, all_sums, after, slot, f
                 runs_block(address(patch, 0), outputs, pixels, address(starts, s), here, address(singles, 0),
                            ends, advance(weights, s * UNROLLED * block), sums, s > 0, vectors)  # fmt: skip
             o, here = group * filters + b * block, min(block, filters - b * block)
-            unpack_sums(sums, y, n, o, here, oh0 * width + ow0, outputs, after)
+            plane = n * y.shape[1] + o * cut.planes + d  # y[n][o][d]
+            unpack_sums(sums, y, plane, cut.planes, o, here, oh0 * width + ow0, outputs, after)
 
 
 @compiled(**FLAGS)
@@ -118,15 +137,23 @@ class DirectChannels(Compiled):
     family: str = "direct"
     patch_bytes: int = 0
     support: ClassVar[Support | None] = Support(
-        ndim=(1, 2), directions=("forward", *OTHERS), dtypes=(*PLAIN_TYPES, PAIRS, *BRAINS, QUADS),
+        ndim=(1, 2, 3), directions=("forward", *OTHERS), dtypes=(*PLAIN_TYPES, PAIRS, *BRAINS, QUADS),
         epilogues=True, strided_weights=True,
     )  # fmt: skip
 
     def beyond(self, spec: ConvSpec) -> str | None:
-        return _inputs.beyond(spec) if spec.direction == "input_gradient" else None
+        if spec.ndim == 3 and spec.direction in OTHERS:
+            return "computes gradients in 1-D and 2-D, not in 3-D"
+        return _inputs.beyond(spec) if spec.direction == "input_gradient" else better_joined(spec)
 
     def _cut(self, spec: ConvSpec, threads: int) -> Cut:
-        return cut(spec, worth(threads, spec.flops, SHARED_FLOPS), self.patch_bytes or caches()["L2"])
+        threads = worth(threads, spec.flops, SHARED_FLOPS)
+        found = cut(as_pictures(spec), threads, self.patch_bytes or caches()["L2"])
+        if spec.ndim < 3:
+            return found
+        (stride, *_), (dilation, *_), ((front, _), *_) = spec.stride, spec.dilation, spec.padding
+        return found._replace(planes=spec.output_size[0], depth=spec.size[0], taps=spec.kernel[0],
+                              depth_stride=stride, depth_dilation=dilation, front=front)  # fmt: skip
 
     def alternatives(self, spec: ConvSpec, threads: int = 1) -> Sequence[Algorithm]:
         if spec.direction in OTHERS:
@@ -155,7 +182,7 @@ class DirectChannels(Compiled):
             return OTHERS[spec.direction].work(spec, weights, threads)
         block = block_of(spec)
         found = self._cut(spec, threads)
-        row, col = axes(spec)
+        row, col = axes(as_pictures(spec))
         _, patch_length, pixels_length = self._sizes(spec, found)
         channels, filters = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         pixel_rows = np.arange(found.rows) * (row.stride // found.row_step * found.cols)
@@ -167,10 +194,12 @@ class DirectChannels(Compiled):
             np.arange(row.kernel)[:, None] * (row.dilation * found.cols)
             + np.arange(col.kernel) * col.dilation
         )
-        taps = (taps * found.step)[:, : 1 if found.run > channels else None].ravel()
+        taps = (taps * found.step)[:, : 1 if found.run > channels * found.taps else None].ravel()
         starts, singles, order = elements(taps, found.run)
         kernels = weights.reshape(spec.groups, filters, channels, *weights.shape[2:])
-        steps = np.add.outer(tap_offsets(kernels), np.arange(channels) * kernels.strides[2])
+        depth, inner = (kernels.strides[3], kernels[:, :, :, 0]) if spec.ndim == 3 else (0, kernels)
+        each = np.add.outer(np.arange(found.taps) * depth, np.arange(channels) * kernels.strides[2])
+        steps = np.add.outer(tap_offsets(inner), each.ravel())
         w = packed(kernels, steps.ravel()[order], block, threads)
         patch = aligned((found.threads, patch_length), spec.in_dtype, zeros=True)
         sums = aligned((found.threads, pixels_length, block), accumulator(spec.out_dtype))

@@ -386,7 +386,8 @@ class Winograd(Tiled, Compiled):
              for runs in {*range(least, min(planes, least + MORE_RUNS) + 1), planes}
              for first in [fewest(room, runs)]
              for blocks in range(first, min(tiles_h, first + SHARES * threads) + 1)), key=load)  # fmt: skip
-        some = worth(threads, spec.flops / (works * planes), PHASES * SHARED_FLOPS)
+        blocks = works * fewest_runs(self.block_bytes * LARGER * threads)
+        some = worth(threads, spec.flops / blocks, PHASES * SHARED_FLOPS)
         room = self.block_bytes * LARGER * some
         runs = fewest_runs(room)
         shared, pieces = fewest(room, runs), points * -(-outputs // (VECTORS * wide))

@@ -52,15 +52,25 @@ class Cut(NamedTuple):
     piece: int  # starts of ``outer_runs`` between two passes over the pixels
     items: int
     threads: int
+    # Of films, whose planes are images, and the taps along the depth as many times the channels
+    planes: int = 1  # of an image of the result
+    depth: int = 1  # of x
+    taps: int = 1
+    depth_stride: int = 1
+    depth_dilation: int = 1
+    front: int = 0  # planes of padding
 
 
 @linked(**FLAGS)
-def pack_patch(x, n, c0, channels, row0, rows, left, cut, patch):
-    """patch[r, j, :channels] = x[n, c0:, row0 + r * row_step, j * col_step - left], zero outside."""
+def pack_patch(x, plane0, apart, at, channels, row0, rows, left, cut, patch):
+    """patch[r, j, at : at + channels] = x[plane0 :: apart, row0 + r * row_step, j * col_step - left], zero
+    outside; x (n, c, h, w) as planes.
+    """
     height, width = x.shape[2:]
     row_step, cols, col_step, step = cut.row_step, cut.cols, cut.col_step, cut.step
     wide = VECTOR_BYTES // x.itemsize
     plane, start, flat = height * width, row0 * width, x.reshape(x.size)
+    apart *= plane
     if left == 0 and cols == width and col_step == row_step == 1 and row0 >= 0 and row0 + rows <= height:
         rows, cols, width = 1, rows * cols, rows * cols  # whole rows of the image are one
     first = min(cols, max(0, -(-left // col_step)))
@@ -72,18 +82,25 @@ def pack_patch(x, n, c0, channels, row0, rows, left, cut, patch):
             continue
         clear(address(patch, line), first * step)
         clear(address(patch, line + last * step), (cols - last) * step)
-        source = (n * x.shape[1] + c0) * plane + start + r * row_step * width - left  # x[n][c0][ih][-left]
+        source = plane0 * plane + start + r * row_step * width - left  # x[n][c0][ih][-left]
         for c in range(0, channels, wide):
             j = first
             if col_step == 1 and channels - c >= wide and last - first >= wide:
                 while j < last:
                     j = min(j, last - wide)  # the last block overlaps the one before
-                    to = address(patch, line + j * step + c)  # patch[r][j][c]
-                    transpose(address(x, source + c * plane + j), plane, to, step)
+                    to = address(patch, line + j * step + at + c)  # patch[r][j][at + c]
+                    transpose(address(x, source + c * apart + j), apart, to, step)
                     j += wide
             for i in range(c, min(channels, c + wide)):
                 for k in range(j, last):
-                    patch[line + k * step + i] = flat[source + i * plane + k * col_step]
+                    patch[line + k * step + at + i] = flat[source + i * apart + k * col_step]
+
+
+@linked(**FLAGS)
+def clear_channels(patch, at, channels, pixels, step):
+    """patch[:pixels, at : at + channels] = 0."""
+    for pixel in range(pixels):
+        clear(address(patch, pixel * step + at), channels)
 
 
 def _patch_length(axis: Axis, outputs: int) -> tuple[int, int]:

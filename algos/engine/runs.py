@@ -4,7 +4,7 @@ gradients of their weights.
 
 from __future__ import annotations
 
-from algos.engine.epilogue import finish
+from algos.engine.epilogue import finish_planes
 from algos.engine.jit import linked
 from algos.engine.simd import address, lanes, outer_runs, put, transpose
 from algos.engine.target import RUN_ROWS, RUN_VECTORS, VECTOR_BYTES
@@ -17,9 +17,10 @@ PIXELS = 256  # that leave a block of sums at a time
 
 
 @linked(**FLAGS)
-def unpack_sums(sums, y, n, o, count, at, pixels, after):
+def unpack_sums(sums, y, plane0, apart, o, count, at, pixels, after):
     """Write sums (pixel, channel) of ``count`` channels from o on to pixels [at, at + pixels) of y's planes
-    (n, o, oh, ow), and do what comes ``after``, so few at a time that both find them in the cache.
+    plane0, plane0 + apart, ..., and do what comes ``after``, so few at a time that both find them in the
+    cache.
     """
     wide = VECTOR_BYTES // sums.itemsize
     block, plane, flat = sums.shape[1], y.shape[2] * y.shape[3], y.reshape(y.size)
@@ -27,16 +28,17 @@ def unpack_sums(sums, y, n, o, count, at, pixels, after):
     while end < pixels:
         first, end = end, end + PIXELS if pixels - end >= 2 * PIXELS else pixels
         for c in range(0, count, wide):
-            j, to = first, (n * y.shape[1] + o + c) * plane + at
+            j, to = first, (plane0 + c * apart) * plane + at
             if count - c >= wide and end - first >= wide:
                 while j < end:
                     j = min(j, end - wide)  # the last block overlaps the one before
-                    transpose(address(sums, j * block + c), block, address(y, to + j), plane)
+                    transpose(address(sums, j * block + c), block, address(y, to + j), apart * plane)
                     j += wide
             for i in range(min(count - c, wide)):
                 for k in range(j, end):
-                    put(address(flat, to + i * plane + k), sums[k, c + i])
-            finish(after, y, n, o + c, min(count - c, wide), at + first, 1, end - first)
+                    put(address(flat, to + i * apart * plane + k), sums[k, c + i])
+            some = min(count - c, wide)
+            finish_planes(after, y, plane0 + c * apart, apart, o + c, some, at + first, 1, end - first)
 
 
 @linked(**FLAGS)

@@ -20,6 +20,7 @@ import numpy as np
 
 from algos.contract import Support
 from algos.dtypes import PAIRS
+from algos.engine.films import better_joined
 from algos.engine.ranges import limit_bits, powers_of_two, thresholds
 from algos.spec import ConvSpec
 
@@ -106,6 +107,8 @@ class Tiled:
         if not 2 <= max(spec.kernel[-2:]) <= LARGEST_TILE + 1 - self.m:
             kh, kw = spec.kernel[-2:]
             return f"transforms kernels of 2 to {LARGEST_TILE + 1 - self.m} taps on an axis, not {kh}x{kw}"
+        if reason := better_joined(spec):
+            return reason
         if spec.dtype == PAIRS and not all(map(whole_by, self.outputs(spec)[-2:], spec.kernel[-2:])):
             return "its roundings may change whole numbers"
         return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from algos.engine.films import as_pictures, joined
 from algos.engine.threads import share
 from algos.lower.parts import MOST_LEAVES, Lowered, Move, Part, contiguous, count, inner, operand_shapes
 from algos.spec import ConvSpec
@@ -26,13 +27,11 @@ def axes(spec: ConvSpec) -> Lowered | None:
                        "a picture of one row")  # fmt: skip
     if spec.ndim != 3:
         return None
-    plain = [one == (1, (0, 0)) for one in zip(spec.kernel, spec.padding, strict=True)]
-    for first in (1, 0):
-        if plain[first] and plain[first + 1]:
-            if max(spec.stride[first : first + 2]) == 1:
-                return _shaped(_joined(spec, first), "two axes as one")
-            if spec.direction != "input_gradient":
-                return _sampled(spec, first)
+    if (first := joined(spec)) is not None:
+        if max(spec.stride[first : first + 2]) == 1:
+            return _shaped(_joined(spec, first), "two axes as one")
+        if spec.direction != "input_gradient":
+            return _sampled(spec, first)
     return _planes(spec) if spec.direction != "input_gradient" else None
 
 
@@ -135,7 +134,7 @@ def _summed(spec: ConvSpec, at: tuple[Any, ...]) -> Any:
 def _planes(spec: ConvSpec) -> Lowered:
     """Each plane of the result is a picture's: its depth taps are KD times as many channels."""
     deep, taps, reads = spec.output_size[0], spec.kernel[0], _reads(spec)
-    part = _flat(spec).with_(batch=spec.batch * deep, in_channels=spec.in_channels * taps)
+    part = as_pictures(spec)
 
     def operands(threads: int) -> Move:
         kept: list[Any] = []
