@@ -386,10 +386,11 @@ class Winograd(Tiled, Compiled):
              for runs in {*range(least, min(planes, least + MORE_RUNS) + 1), planes}
              for first in [fewest(room, runs)]
              for blocks in range(first, min(tiles_h, first + SHARES * threads) + 1)), key=load)  # fmt: skip
-        blocks = works * fewest_runs(self.block_bytes * LARGER * threads)
-        some = worth(threads, spec.flops / blocks, PHASES * SHARED_FLOPS)
+        # What small weights would gain, blocks of several planes lose outside of a thread's own cache
+        runs = fewest_runs(self.block_bytes * LARGER * threads) if large else planes
+        some = worth(threads, spec.flops / (works * runs), PHASES * SHARED_FLOPS)
         room = self.block_bytes * LARGER * some
-        runs = fewest_runs(room)
+        runs = fewest_runs(room) if large else planes
         shared, pieces = fewest(room, runs), points * -(-outputs // (VECTORS * wide))
         each, items = -(-planes // runs), works * runs * shared
         tiles = works * planes * tiles_h * cols * (1 + TRANSFORMED / (taps * outputs) * (taps - 1) / each)
