@@ -175,8 +175,8 @@ def shares_of_positions(x, grad, y, cut, elements, positions, vectors, memory, s
                 to = ((share * cut.groups + group) * channels + c0 + e) * filters + b * block
                 copy(address(y, to), address(sums, e * block), count)
         else:
-            plane = share * y.shape[1] + o0
-            unpack_sums(sums, y, plane, 1, o0, count, c0 * cut.taps, some * cut.taps, After(0, 0))
+            channel = share * y.shape[1] + o0
+            unpack_sums(sums, y, channel, 1, o0, count, c0 * cut.taps, some * cut.taps, After(0, 0))
 
 
 @linked(**FLAGS)
