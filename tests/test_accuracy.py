@@ -5,18 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import algos
-from algos.accuracy import error_bound
+from algos.accuracy import error_bound, terms
 from algos.lower.search import chain
 from algos.registry import refusal
 from algos.spec import ConvSpec
 from bench.check import check
 from bench.data import operands
-from bench.oracle import oracle
+from bench.oracle import oracle, reduction
 
 SPECS = (
     "1x8x13x17,8x8x3x3,p1", "2x3x20x20,5x3x5x5,s2,p2", "1x64x9x9,32x64x1x1", "1x1x40x40,1x1x9x9,p4,rank1",
@@ -52,6 +53,12 @@ def test_no_error_exceeds_its_bound_and_no_bound_says_nothing(text: str) -> None
         assert max(error(algorithm.name, spec, seed) for seed in range(3)) <= bound < 1e-2
         if spec.dtype == "float64":
             assert bound < 1e-11
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
+def test_the_picker_counts_as_many_terms_of_a_sum_as_the_judge(direction: Any) -> None:
+    spec = ConvSpec.parse("2x6x9x8,8x3x3x2,s2").directed(direction)
+    assert terms(spec) == reduction(spec)
 
 
 def test_a_pick_keeps_to_the_error_that_it_is_granted() -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 
 import algos
 from algos import fitted, wisdom
+from algos.build import build_of
 from algos.engine.target import candidates
 from algos.estimate import tunables_text
-from algos.fitted import NONE, OTHERS, Fit
+from algos.fitted import NONE, OTHERS, WIDTH, Fit, features
 from algos.host import fingerprint
 from algos.lower.chain import Chain
 from algos.lower.search import chain
@@ -25,6 +27,7 @@ from algos.registry import get
 from algos.spec import ConvSpec
 from bench import calibrate, cli, processes, regret_by, shapes, space
 from bench.calibrate import Times
+from bench.regret import regret
 from tests.record_makers import record
 
 SHAPE = candidates()[0]
@@ -84,6 +87,13 @@ def test_a_fit_predicts_what_it_has_not_seen_and_leaves_alone_what_is_far_away()
     near, far = (math.log(few.seconds(w, 1) / fit.seconds(w, 1))
                  for w in (chain(get("im2col_gemm"), layers(2, 1)[0], 1), way))  # fmt: skip
     assert abs(far) < near and near == pytest.approx(math.log(3), rel=0.3)
+
+
+def test_corrections_are_those_of_the_threads_that_are_asked_for() -> None:
+    spec = ConvSpec.parse("1x1x64x64,1x1x3x3,p1")
+    fit = Fit({}, np.array([features(spec, 1)]), {OTHERS: np.array([0.0, 1.0])})
+    assert fit.corrections(spec, 1) == [1.0]
+    assert fit.corrections(spec, 2) == pytest.approx([math.exp(-9 * WIDTH)])
 
 
 def test_a_row_survives_json_and_another_shape_of_row_is_refused() -> None:
@@ -244,6 +254,8 @@ def test_a_run_teaches_the_model_until_the_machine_is_calibrated() -> None:
             for spec in specs for name, s in planted(spec).items()]  # fmt: skip
     way = chain(get("im2col_gemm"), specs[0], 1)
     before = fitted.fit_of_machine().seconds(way, 1)
+    calibrate.learn(replace(one, cold=True) for one in made)
+    assert not fitted.path().exists()  # times with empty caches are others
     calibrate.learn(made)
     after, truth = fitted.fit_of_machine().seconds(way, 1), 5 * planted(specs[0])["im2col_gemm"]
     assert abs(math.log(after / truth)) < 0.5 * abs(math.log(before / truth)) and not fitted.is_calibrated()
@@ -275,3 +287,11 @@ def test_regret_takes_out_the_noise_and_sees_the_pick(monkeypatch: pytest.Monkey
         assert row["mean"] == pytest.approx(told)
     groups = {(row["split"], row["group"]) for row in regret_by.rows([even])}
     assert {("kind", "3x3"), ("direction", "forward")} <= groups
+
+
+def test_a_pick_by_one_launch_is_judged_by_the_others() -> None:
+    made = [record(name, 1e-3, machine=fingerprint()["id"], build=build_of(get(name)), threads=1,
+                   tunables=tunables_text(get(name)), jitter=jitter)
+            for name, jitter in (("fft", (1.0, 2.0, 2.0)), ("im2col_gemm", (1.2, 1.0, 1.0)))]  # fmt: skip
+    (row,) = (row for row in regret(made) if row["source"] == "measured")
+    assert row["specs"] == 1 and row["geometric_mean"] == pytest.approx(2.0)

@@ -346,6 +346,7 @@ def test_a_rounding_too_many_is_found_on_whole_numbers(text: str) -> None:
         (wrong.ChangedWeights, "changed its weights"),
         (wrong.InPlace, "memory of an operand"),
         (wrong.NanCorner, "not finite"),
+        (wrong.NanOfFaintImages, "very different size"),
         (wrong.UnwrittenCorner, "written into out"),
         (wrong.IgnoredOut, "another array"),
         (wrong.TransposedResult, "has shape"),

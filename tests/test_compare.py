@@ -5,9 +5,11 @@ apart; imports are shown and never used.
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
@@ -71,6 +73,17 @@ def test_a_machine_that_slowed_down_as_a_whole_blames_no_algorithm() -> None:
     comparison = compare(records(1), records(2, drift=1.2))
     assert comparison.drift == pytest.approx(0.18, abs=0.03)
     assert "slower" not in [change.verdict for change in comparison.changes]
+
+
+def test_the_noise_between_two_runs_is_a_standard_deviation() -> None:
+    old, new, normal = records(1, noise=0.0, build="same"), [], NormalDist(0, 0.03)
+    for i, record in enumerate(old):
+        factor = math.exp(normal.inv_cdf((i + 0.5) / len(old)))
+        launches = [
+            replace(one, samples_s=tuple(factor * s for s in one.samples_s)) for one in record.launches
+        ]
+        new.append(record.with_launches(tuple(launches)))
+    assert compare(old, new).run_sigma == pytest.approx(0.03, rel=0.1)
 
 
 def test_other_machines_and_imports_are_not_compared(tmp_path: Path) -> None:

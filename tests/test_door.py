@@ -207,6 +207,15 @@ def test_an_out_that_overlaps_an_operand_is_refused() -> None:
         algos.conv2d(x, np.ones((1, 1, 3, 3), np.float32), padding=1, out=x)
 
 
+@pytest.mark.parametrize("which", ["x", "grad"])
+def test_an_out_that_overlaps_an_operand_of_a_weight_gradient_is_refused(which: str) -> None:
+    spec = algos.ConvSpec.parse("1x1x4x4,1x1x2x2,weight_gradient")
+    call = {"x": np.ones(spec.input_shape, np.float32), "grad": np.ones(spec.output_shape, np.float32)}
+    out = call[which].reshape(-1)[:4].reshape(spec.weight_shape)
+    with pytest.raises(ValueError, match="overlaps an operand"):
+        algos.plan(spec, algorithm="im2col_gemm")(*call.values(), out=out)
+
+
 def test_an_out_that_overlaps_the_weights_is_refused() -> None:
     memory = np.ones(444, np.float32)
     with pytest.raises(ValueError, match="overlaps w"):
@@ -245,6 +254,12 @@ def test_types_are_promoted_and_bias_is_added() -> None:
     y = algos.conv2d(X.astype(np.float64), W, bias, padding=1, groups=2)
     assert y.dtype == np.float64
     assert np.allclose(y, Y + bias.reshape(-1, 1, 1), atol=1e-5)
+
+
+def test_the_type_of_a_result_does_not_depend_on_what_was_called_before() -> None:
+    for one, other in (("f4", "f4"), ("f4", "f8"), ("f8", "f4"), ("f8", "f8")):
+        x, w = np.ones((1, 1, 5, 7), one), np.ones((1, 1, 3, 3), other)
+        assert algos.conv2d(x, w).dtype == np.result_type(one, other)
 
 
 def test_batch_axis_is_optional_and_batch_zero_is_empty() -> None:
@@ -357,6 +372,15 @@ def test_a_plan_keeps_its_weights(kind: Any, monkeypatch: pytest.MonkeyPatch) ->
     w[...] = 0
     held = plan(X if device == "cpu" else Elsewhere(X))
     assert np.array_equal(held.array if kind is Elsewhere else held, W)
+
+
+@pytest.mark.parametrize("algorithm", ["im2col_gemm", "fft"])
+def test_a_plan_keeps_its_bias(algorithm: str) -> None:
+    bias = np.arange(6, dtype=np.float32)
+    plan = algos.plan("2x4x11x13,6x2x3x3,p1", W, algorithm, bias=bias)
+    before = plan(X)
+    bias[:] = 100
+    assert np.array_equal(plan(X), before)
 
 
 def test_one_plan_called_from_four_threads_stays_right() -> None:

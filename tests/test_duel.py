@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -18,10 +19,11 @@ import pytest
 import algos
 from algos.contract import Algorithm
 from algos.spec import ConvSpec
-from bench import moved
+from bench import duel, moved
 from bench.cases import Case, Settings
 from bench.cli import main
 from bench.duel import LAUNCHES, Pair, Rule, Unpaired, judge, levels, pairs_of
+from bench.outcome import Outcome
 from bench.record import Launch, Record
 from bench.sides import Side, SideError, resolve, roster
 from tests.conftest import Convbench
@@ -135,6 +137,24 @@ def test_five_percent_are_found_in_nine_of_ten_and_never_called_the_same() -> No
     table = verdicts(3, 40, 0.015, [1.05, *[1.0] * 9], apart=False)
     assert table[::10] == ["slower"] * 4
     assert {verdict for i, verdict in enumerate(table) if i % 10} <= {"same", "undecided"}
+
+
+def test_all_looks_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by a second whenever it is read, and pairs that stay undecided."""
+    clock, budgets = itertools.count(), []
+
+    class Measured:
+        def __init__(self, settings: Settings, *others: object) -> None:
+            budgets.append(settings.run_budget_s)
+
+        def run(self, cases: Sequence[Case]) -> Outcome:
+            return Outcome()
+
+    monkeypatch.setattr(duel, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(duel, "_Turns", Measured)
+    pair, _ = synthetic("a", random.Random(1), 0.01, 1.0)
+    duel.fight([pair], Settings(run_budget_s=10.0), Rule(launches=8))
+    assert budgets == [9.0, 8.0, 7.0]
 
 
 # ---- sides ------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import algos
 from algos import ConvSpec, get
 from algos.cpu.fft import cyclic_size
 from algos.engine import jit
@@ -60,12 +61,16 @@ def test_share_uses_threads_and_raises_what_they_raise() -> None:
     assert sorted(part[:2] for part in seen) == split(10, 3)
     assert threading.get_ident() in {part[2] for part in seen}
 
-    def fail(first: int, last: int) -> None:
-        if first:
-            raise RuntimeError("in a thread")
+    caller, begun = threading.get_ident(), threading.Event()
 
-    with pytest.raises(RuntimeError, match="in a thread"):
-        share(fail, 10, 2)
+    def fail(first: int, last: int) -> None:
+        if threading.get_ident() != caller:
+            begun.set()
+            raise RuntimeError("in a helper")
+        assert begun.wait(HUNG_S)  # else the caller might do the helper's part as well
+
+    with pytest.raises(RuntimeError, match="in a helper"):
+        share(fail, 2, 2)
 
 
 def test_memory_of_a_large_array_is_kept_for_the_next_while_nobody_has_it() -> None:
@@ -215,6 +220,15 @@ def test_cyclic_lengths_hold_the_longer_border(spec: ConvSpec) -> None:
     ):
         assert length >= size + before
         assert length <= 2 * (padded + after) + 8
+
+
+def test_one_call_of_an_fft_leaves_nothing_to_the_next_in_three_dimensions() -> None:
+    spec, rng = ConvSpec.parse("1x2x5x7x6,3x2x3x4x3,p1x2x1"), np.random.default_rng(0)
+    one, other = rng.standard_normal((2, *spec.input_shape), np.float32)
+    w = rng.standard_normal(spec.weight_shape, np.float32)
+    transformed = algos.plan(spec, w, "fft")
+    transformed(one)
+    np.testing.assert_allclose(transformed(other), algos.plan(spec, w, "direct_loops")(other), 0, 1e-4)
 
 
 @pytest.mark.parametrize("text", ["1x2x9x190,4x1x5x4,p2:1,s3", "1x2x14x270,2x1x2x5,p0x3,s2x4,d1x3,float64"])

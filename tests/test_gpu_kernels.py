@@ -204,3 +204,13 @@ def test_the_model_goes_by_what_a_gpu_says_of_itself(monkeypatch: pytest.MonkeyP
             monkeypatch.setattr(_cupy, "device", lambda device=device: device)
             seconds.append([get(name).cost(ConvSpec.parse(text)).seconds() for text in (small, large)])
         assert seconds[0][0] == pytest.approx(seconds[1][0], rel=0.2) and seconds[0][1] < seconds[1][1] / 2
+
+
+@pytest.mark.parametrize("name", ["cupy_direct", "cupy_im2col_gemm", "cupy_winograd_f4", "cupy_fft"])
+def test_float64_is_as_much_slower_as_a_gpu_says_of_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cupy, "device", lambda: _cupy.MIDDLING)
+    single, double = (get(name).cost(ConvSpec.parse(f"32x128x112x112,128x128x3x3,p1,{dtype}")).flops_per_s
+                      for dtype in ("float32", "float64"))  # fmt: skip
+    assert single / double == pytest.approx(_cupy.MIDDLING.single_to_double)

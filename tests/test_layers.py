@@ -1,9 +1,12 @@
-"""Layers against PyTorch, where it is installed, against differences of their values, and at their edges."""
+"""Layers against their definitions, against PyTorch, where it is installed, against differences of their
+values, and at their edges.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,111 @@ def normal(*shape: int, dtype: Any = np.float64) -> np.ndarray:
     values = np.linspace(-2.97, 2.96, max(count, 1))[:count]
     return RNG.permutation(values).reshape(shape).astype(dtype)
 
+
+# ---- values, by definition ---------------------------------------------------------------------------------
+
+
+def windows(size: int, kernel: int, stride: int, padding: int, ceil: bool) -> list[range]:
+    """From the padding's first place on; with ``ceil`` the last may run over the end, if it begins before it.
+    """
+    found = [range(-padding, kernel - padding)]
+    while found[-1].stop < size + padding:
+        start = found[-1].start + stride
+        if start + kernel > size + padding and not (ceil and start < size):
+            break
+        found.append(range(start, start + kernel))
+    return found
+
+
+def pooled(x: np.ndarray, axes: list[list[range]], of: Callable[..., np.ndarray]) -> np.ndarray:
+    """What ``of`` makes of the part of x inside each window."""
+    y = np.empty((*x.shape[:2], *map(len, axes)))
+    for at in np.ndindex(y.shape[2:]):
+        inside = (slice(max(axis[i].start, 0), axis[i].stop) for axis, i in zip(axes, at, strict=True))
+        y[(..., *at)] = of(x[(..., *inside)], axis=tuple(range(2, x.ndim)))
+    return y
+
+
+SHAPES = [(2, 1, 6), (1, 2, 7, 9), (2, 3, 8, 6), (1, 1, 4, 5, 6)]
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pooling_is_its_definition(shape: tuple[int, ...], padded: bool, ceil: bool) -> None:
+    """The maximum takes no padding; a mean takes what there is of it, not what a window has beyond it."""
+    x, ndim = normal(*shape), len(shape) - 2
+    borders = (2, 1, 1) if padded else (0, 0, 0)
+    kernel, stride, padding = (axes[-ndim:] for axes in ((4, 2, 3), (3, 1, 2), borders))
+    axes = [windows(*axis, ceil) for axis in zip(shape[2:], kernel, stride, padding, strict=True)]
+    largest = getattr(layers, f"max_pool{ndim}d")(x, kernel, stride, padding, 1, ceil)
+    np.testing.assert_array_equal(largest, pooled(x, axes, np.max))
+    sums, mean = pooled(x, axes, np.sum), getattr(layers, f"avg_pool{ndim}d")
+    for counted in (True, False):
+        taps = [np.array([sum(-p * counted <= i < n + p * counted for i in window) for window in axis])
+                for axis, n, p in zip(axes, shape[2:], padding, strict=True)]  # fmt: skip
+        options = kernel, stride, padding, ceil, counted
+        right = sums / reduce(np.multiply.outer, taps)
+        np.testing.assert_allclose(mean(x, *options), right, 1e-12, 1e-14)
+        np.testing.assert_allclose(mean(x, *options, 5), sums / 5, 1e-12, 1e-14)
+
+
+def test_a_last_window_counts_the_padding_it_covers_and_nothing_beyond() -> None:
+    """Of three, from -1 on by two: the last one holds an element and its padding."""
+    x = np.arange(1.0, 7).reshape(1, 1, 6)
+    for padded, right in ((True, [3 / 3, 9 / 3, 15 / 3, 6 / 2]), (False, [3 / 2, 9 / 3, 15 / 3, 6 / 1])):
+        np.testing.assert_allclose(layers.avg_pool1d(x, 3, 2, 1, True, padded).ravel(), right)
+
+
+def normalised(x: np.ndarray, mean: Any, var: Any, w: Any, b: Any) -> np.ndarray:
+    return (x - mean) / np.sqrt(var + 1e-5) * w + b
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(4, 3, 7, 7), (7, 5), (3, 2, 90)], ids=str)
+def test_batch_normalisation_is_its_definition(shape: tuple[int, ...], training: bool) -> None:
+    x, of_channel = normal(*shape) + 100, (1, shape[1], *[1] * (len(shape) - 2))
+    mean, var, w, b = normal(shape[1]), np.abs(normal(shape[1])) + 1, normal(shape[1]), normal(shape[1])
+    axes = (0, *range(2, x.ndim))
+    by = (x.mean(axes), x.var(axes)) if training else (mean, var)
+    right = normalised(x, *(a.reshape(of_channel) for a in (*by, w, b)))
+    y = layers.batch_norm(x, mean.copy(), var.copy(), w, b, training)
+    np.testing.assert_allclose(y, right, 1e-9, 1e-9)
+
+
+@pytest.mark.parametrize("axes", [(2,), (1, 2)], ids=str)
+def test_layer_normalisation_is_its_definition(axes: tuple[int, ...]) -> None:
+    x = normal(4, 5, 70) + 100
+    shape = tuple(x.shape[axis] for axis in axes)
+    w, b = normal(*shape), normal(*shape)
+    right = normalised(x, x.mean(axes, keepdims=True), x.var(axes, keepdims=True), w, b)
+    np.testing.assert_allclose(layers.layer_norm(x, shape, w, b), right, 1e-9, 1e-9)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_softmax_is_its_definition(axis: int) -> None:
+    x = normal(3, 4, 5)
+    right = np.exp(x) / np.exp(x).sum(axis, keepdims=True)
+    np.testing.assert_allclose(layers.softmax(x, axis), right, 1e-12)
+    np.testing.assert_allclose(layers.log_softmax(x, axis), np.log(right), 1e-12)
+
+
+def test_cross_entropy_is_its_definition() -> None:
+    x, target = normal(6, 4), np.array([0, 3, 1, 1, 2, 0])
+    each = [-np.log(np.exp(row[k]) / np.exp(row).sum()) for row, k in zip(x, target, strict=True)]
+    for reduction, right in (("none", each), ("sum", sum(each)), ("mean", sum(each) / 6)):
+        np.testing.assert_allclose(layers.cross_entropy(x, target, reduction=reduction), right, 1e-12)
+    np.testing.assert_allclose(layers.cross_entropy(x, target), sum(each) / 6, 1e-12)
+
+
+def test_softmax_takes_scores_whose_exponential_would_overflow() -> None:
+    x = np.array([[1000.0, 0.0, -1000.0]])
+    assert layers.softmax(x).tolist() == [[1, 0, 0]]
+    assert layers.log_softmax(x).tolist() == [[0, -1000, -2000]]
+    assert layers.cross_entropy(x, np.array([2])) == 2000
+
+
+# ---- against PyTorch ---------------------------------------------------------------------------------------
 
 # Name -> (our function, torch's, shapes of operands, other arguments): those of every axis count that differ
 WINDOWS: list[tuple[int, tuple[int, ...], tuple, dict[str, Any]]] = [

@@ -117,6 +117,14 @@ def test_other_threads_builds_and_tunables_do_not_count() -> None:
         assert ask(entry(SLOW, SPEC, 1e-9, **change)).algorithm == "fast"
 
 
+def test_what_is_left_out_is_not_known_even_where_it_was_asked_for_before() -> None:
+    measured = entry(FAST, SPEC, 1e-4)
+    knowledge = Knowledge([measured], {FAST.name: FAST}, lambda a: "b")
+    assert knowledge.measured(FAST, SPEC, 2) == measured
+    assert knowledge.left_out(str(SPEC)).measured(FAST, SPEC, 2) is None
+    assert knowledge.measured(FAST, SPEC, 2) == measured
+
+
 def test_an_unmeasured_candidate_needs_more_than_a_hunch() -> None:
     as_modelled = entry(SLOW, SPEC, SLOW.cost(SPEC).seconds(2))
     for rate, winner in ((1.5e9, "slow"), (3e9, "other")):

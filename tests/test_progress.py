@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_a_busy_machine_is_warned_of_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_who_has_to_wait_for_another_measurement_is_told(tmp_path, monkeypatch):
+def test_who_has_to_wait_for_another_measurement_is_told_and_waits(tmp_path, monkeypatch):
     """A suspended one would keep the next waiting for good, without a word."""
     pytest.importorskip("fcntl")
     monkeypatch.setattr(pool, "data_base", lambda: tmp_path)
@@ -73,8 +74,11 @@ def test_who_has_to_wait_for_another_measurement_is_told(tmp_path, monkeypatch):
         other = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE)  # fmt: skip
         assert other.stderr is not None
-        assert other.stderr.readline() == (
-            f"convbench: waiting for another one that measures here (process {os.getpid()})\n"
-        )
+        told = other.stderr.readline()
+        with suppress(subprocess.TimeoutExpired):
+            other.wait(1.0)  # one that does not wait is done at once
+        waits = other.poll() is None
     said, more = other.communicate(timeout=HUNG_S)
+    assert told == f"convbench: waiting for another one that measures here (process {os.getpid()})\n"
+    assert waits
     assert (said, more, other.returncode) == ("measured\n", "", 0)

@@ -194,6 +194,12 @@ def test_layers_are_read_whatever_wrote_them(tmp_path: Path) -> None:
         assert read_csv(file) == expected
 
 
+def test_each_column_of_a_layer_says_something_of_its_own_axis(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(",".join(LAYER) + "\n1,3,40,30,8,5,3,2,1,2,0,1,3,1\n")
+    assert list(map(str, read_csv(file))) == ["1x3x40x30,8x3x5x3,s2x1,p2x0,d1x3"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

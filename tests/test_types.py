@@ -168,6 +168,13 @@ def test_sums_beyond_float64_are_exact_or_refused() -> None:
         plan(np.array([[[2**62, 2**62, 2**62]]], np.int64))
 
 
+def test_sums_with_a_large_zero_point_are_exact() -> None:
+    """Of numbers that are small themselves."""
+    w = np.full((1, 1, 1), 2**22 + 1, np.int32)
+    plan = algos.plan("1x1x4,1x1x1,int32>int64,zp-2147483648:0", w, "im2col_gemm")
+    assert plan(np.ones((1, 1, 4), np.int32)).tolist() == [[[(2**31 + 1) * (2**22 + 1)] * 4]]
+
+
 @pytest.mark.parametrize("dtype", ["int64", "uint64"])
 @pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
 def test_sums_that_fit_although_their_magnitudes_tell_otherwise(dtype: str, direction: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -120,12 +121,31 @@ def test_a_merged_store_teaches_when_asked(folder: Any, tmp_path: Path) -> None:
     algorithm = algos.get("toeplitz")
     made = record("toeplitz", 1e-9, TEXT, machine=HERE, threads=1, build=build_of(algorithm),
                   tunables=tunables_text(algorithm))  # fmt: skip
+    cold = replace(made, algorithm="direct_shift", build=build_of(algos.get("direct_shift")), cold=True,
+                   tunables=tunables_text(algos.get("direct_shift")))  # fmt: skip
     with Store(tmp_path / "one") as store:
-        store.merge([host.fingerprint()], [made])
+        store.merge([host.fingerprint()], [made, cold])
     assert main(("merge", str(tmp_path / "two"), str(tmp_path / "one"))) == 0
     assert algos.pick(TEXT, threads=1).source == "model"
     assert main(("merge", "--teach", str(tmp_path / "three"), str(tmp_path / "one"))) == 0
     assert algos.pick(TEXT, threads=1).algorithm == "toeplitz"
+    assert {known.algorithm for known in wisdom.recall(HERE)} == {"toeplitz"}  # caches are warm in use
+
+
+def test_a_full_disk_leaves_the_rows_that_were_there(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wisdom.keep_rows("rows.json", {"a": {"n": 1}})
+    write = Path.write_text
+
+    def full(self: Path, text: str, *how: Any) -> None:
+        write(self, text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            wisdom.keep_rows("rows.json", {"b": {"n": 2}})
+    assert wisdom.rows_of("rows.json") == {"a": {"n": 1}}
+    assert [file.name for file in host.data_base().iterdir()] == ["rows.json"]
 
 
 def test_what_has_no_tunables_comes_back_and_damaged_files_are_no_obstacle(

@@ -179,6 +179,8 @@ def test_no_type_takes_more_memory_than_predicted(
         ("scipy_oaconvolve", "1x24x21x7,264x3x5x3,p4:0x6:1", 1),
         # Images one after the other, each one block: nothing to share
         ("fft_tiles", "3x4x58x19,8x1x101x4,p104:100x3", 3),
+        # Each thread has sums of its own
+        ("im2col_gemm", "1x96x16x16,96x96x3x3,p1,weight_gradient", 3),
     ],
 )
 def test_a_prediction_is_near_what_is_held(name: str, text: str, threads: int) -> None:

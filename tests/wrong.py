@@ -443,6 +443,17 @@ class NanCorner(Right):
         return super().result(spec, y, operands, out)
 
 
+class NanOfFaintImages(Right):
+    """As from dividing by the largest element squared, which is zero in their type."""
+
+    def result(self, spec: ConvSpec, y: np.ndarray, operands: tuple[np.ndarray, ...],
+               out: np.ndarray | None) -> np.ndarray:
+        for image, source in zip(y, operands[0], strict=True):
+            if 0 < np.abs(source).max(where=np.isfinite(source), initial=0) < 1e-12:
+                image[...] = np.nan
+        return super().result(spec, y, operands, out)
+
+
 class UnwrittenCorner(Right):
     """Right by luck in fresh memory, but leaves one element of ``out`` as it was."""
 
