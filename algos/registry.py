@@ -72,6 +72,7 @@ def registry() -> dict[str, Algorithm]:
         CONVBENCH_PATH that does not exist.
     """
     found: dict[str, Algorithm] = {}
+    _outside.clear()
     entries = [entry for path in _files() for entry in _load(path)]
     for algorithm, source in sorted(
         entries, key=lambda entry: isinstance(entry[0], Missing) and bool(entry[0].file)
@@ -82,7 +83,12 @@ def registry() -> dict[str, Algorithm]:
         if algorithm.name in found:
             raise ValueError(f"two algorithms are named {algorithm.name!r}: rename the one in {source}")
         found[algorithm.name] = algorithm
+        if not isinstance(algorithm, Missing) and not Path(source).is_relative_to(ROOT):
+            _outside[algorithm.name] = os.path.abspath(source)  # its class may stand in another module
     return found
+
+
+_outside: dict[str, str] = {}  # the file from outside that lists an algorithm, by name
 
 
 def _validate(algorithm: Any, source: str) -> None:
@@ -214,16 +220,13 @@ def usable(chosen: Sequence[Algorithm]) -> Sequence[Algorithm]:
 
 def is_external(algorithm: Algorithm) -> bool:
     """Whether it comes from a folder of CONVBENCH_PATH rather than from this distribution."""
-    return type(algorithm).__module__.startswith(EXTERNAL_PREFIX)
+    return bool(source_of(algorithm))
 
 
 def source_of(algorithm: Algorithm) -> str:
-    """The file that an algorithm from outside stands in; empty for those of this distribution."""
-    return (
-        str(getattr(sys.modules[type(algorithm).__module__], "__file__", ""))
-        if is_external(algorithm)
-        else ""
-    )
+    """The file that lists an algorithm from outside; empty for those of this distribution."""
+    registry()
+    return _outside.get(algorithm.name, "")
 
 
 EXTERNAL_PREFIX = "convbench_path_"

@@ -98,6 +98,23 @@ def test_one_file_makes_an_algorithm_appear_everywhere(
     assert excluded["my_wrong"].startswith("wrong on")
 
 
+def test_an_algorithm_whose_class_stands_in_a_library_is_from_outside_all_the_same(
+    convbench: Convbench, plugins: Path, tmp_path: Path
+) -> None:
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "scaling.py").write_text((plugins / "mine.py").read_text())
+    (plugins / "mine.py").write_text(
+        f"import sys\nsys.path.append({str(library)!r})\nfrom scaling import Mine\nALGORITHMS = [Mine()]\n"
+    )
+    path = {"CONVBENCH_PATH": str(plugins)}
+    picked = json.loads(convbench("pick", SPEC, "--json", **path).stdout)
+    excluded = {c["algorithm"]: c["excluded"] for c in picked["candidates"] if c["excluded"]}
+    assert excluded["mine"].startswith("never checked")
+    checked = convbench("check", SPEC, "--algorithms", "mine", "--json", **path)
+    assert [row["status"] for row in json.loads(checked.stdout)] == ["ok"], checked.stderr
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
