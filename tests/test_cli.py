@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -249,6 +250,20 @@ def test_pick_answers_in_one_line_then_what_would_be_better(capsys: pytest.Captu
     assert main(("pick", "64x64,7x7,p3", "--json")) == 0
     picked = json.loads(capsys.readouterr().out)
     assert all(c["low_s"] < c["run_s"] < c["high_s"] for c in picked["candidates"] if not c["excluded"])
+
+
+def test_pick_says_nothing_of_outer_products_where_nobody_may_solve_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An algorithm from outside may have been checked on the spec, and never with outer products."""
+
+    def distrusted(way: Any, *ignored: Any, **others: Any) -> str:
+        return "never checked on this spec" if way.spec.rank == 1 else ""
+
+    monkeypatch.setattr("algos.auto._distrust", distrusted)
+    assert main(("pick", "63x64,7x7,p3", "--algorithms", "im2col_gemm")) == 0
+    shown = capsys.readouterr()
+    assert "im2col_gemm" in shown.out and "outer product" not in shown.out and not shown.err
 
 
 def test_a_stride_that_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -165,10 +166,11 @@ def better(spec: ConvSpec, choice: Choice, calls: int | None, options: dict[str,
     if calls is not None and (many := algos.pick(spec, **options)).expected_s < WORTH * choice.expected_s:
         yield f"with a plan for many calls {many.algorithm} takes {text.seconds(many.expected_s)} each"
     if spec.ndim == 2 and spec.rank is None and min(spec.kernel) > 1 and spec.direction != "weight_gradient":
-        ranked = algos.pick(spec.with_(rank=1), calls=calls, **options)
-        if ranked.expected_s < WORTH * choice.expected_s:
-            yield (f"if each kernel is an outer product (rank1), {ranked.algorithm} takes "
-                   f"{text.seconds(ranked.expected_s)}")  # fmt: skip
+        with contextlib.suppress(ValueError):  # those asked for may solve the spec, and not this one
+            ranked = algos.pick(spec.with_(rank=1), calls=calls, **options)
+            if ranked.expected_s < WORTH * choice.expected_s:
+                yield (f"if each kernel is an outer product (rank1), {ranked.algorithm} takes "
+                       f"{text.seconds(ranked.expected_s)}")  # fmt: skip
     if choice.source != "measured":
         yield "the same with --budget 50ms lets the best take turns, with --measure all, and remembers"
         if not is_calibrated():
