@@ -19,7 +19,7 @@ from bench.judged import Judged, overlapping
 from bench.trial import Judgeable, Trial
 
 # Calls of the same plan: all where one is short, a few where it takes less than AGAIN_S
-AGAIN, SHORT_S, AGAIN_S = 50, 0.0003, 0.006
+AGAIN, SHORT_S, AGAIN_S = 50, 0.0003, 0.03
 WORKSPACE_FACTOR, WORKSPACE_SLACK = 2, 1 << 20  # how far a run may exceed its prediction
 HELD_SLACK = 1 << 16  # bytes of a result's buffer beyond twice its own: to align it
 POISON = {"f": math.nan, "c": math.nan, "i": 113, "u": 113}

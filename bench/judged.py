@@ -41,6 +41,7 @@ MANY = 10  # calls, after which it is tried beside another plan
 TOGETHER_S, BETWEEN_S = 0.0005, 0.003
 WAITED_S = 0.05  # for one of them at most
 LINES, LONGER = 16, 5  # so many lines, where that takes no longer than some times of what is meant for all
+LEAST = 5  # calls again: a ring of so many buffers is found
 FEW_S, MORE_S = 0.006, 0.002  # of calls again where not all are made: for the first few, and for more
 # Rounds of calls on operands that are new, on the same but for one element, and on the very same; more until
 # it is decided
@@ -256,8 +257,13 @@ class Judged:
                 other = y
             if (len(self._kept) + 1) * y.nbytes <= KEPT_BYTES:
                 self._kept.append(y)
-        if made >= MANY and self._algorithm.device == "cpu":
-            y = self._together(given, first)
+        if self._algorithm.device == "cpu":
+            with ThreadPoolExecutor(1) as helper:
+                elsewhere = helper.submit(self._plan, *given).result()
+            if other is first and not np.array_equal(elsewhere, first):
+                other = elsewhere
+            if made >= MANY:
+                y = self._together(given, first)
         for result, target in zip((other, y), targets, strict=True):
             target[...] = self._on_host(result)
         grown = {
@@ -398,7 +404,7 @@ class Judged:
 
 def _worthwhile(made: int, spent_s: float) -> bool:
     """Whether to call once more after so many calls and seconds."""
-    return spent_s < (FEW_S if made <= MOST_STARTS + 1 else MORE_S)
+    return made < LEAST or spent_s < (FEW_S if made <= MOST_STARTS + 1 else MORE_S)
 
 
 def _remembered(times: Sequence[list[float]], rounds: int) -> bool | None:

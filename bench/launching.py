@@ -189,6 +189,7 @@ class Launching:
                 state.case,
                 replace(state.record, status="wrong", reason=reply["reason"] or "outside its bound"),
             )
+            state.worker.end()  # what it may have changed there is not what the next spec starts from
             return False
         return True
 

@@ -329,6 +329,28 @@ class Ring(Good):
         return kept
 
 
+class LongRing(Good):
+    """Four buffers take turns, of calls so long that few are made."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        end = time.perf_counter() + 0.01
+        y = right(x)
+        while time.perf_counter() < end:
+            pass
+        ring = state.setdefault("ring", [np.empty_like(y) for _ in range(4)])
+        kept = ring[state["calls"] % 4]
+        kept[...] = y
+        return kept
+
+
+class OwnThread(Good):
+    """What it needs stands where only the thread that prepared it finds it."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        y = right(x)
+        return y if threading.get_ident() == state.setdefault("thread", threading.get_ident()) else 0 * y
+
+
 class OddLater(Good):
     """Every other call after the twentieth is wrong."""
 
@@ -669,6 +691,8 @@ WRONG = (
     Increment,
     LongIncrement,
     Ring,
+    LongRing,
+    OwnThread,
     OddLater,
     Fiftieth,
     LastPlan,

@@ -84,6 +84,34 @@ def test_what_an_algorithm_patches_in_its_process_changes_no_verdict_and_no_time
     assert {"judge", "clock", "timer", "stack"} <= set(excluded)
 
 
+# Only the first of its plans changes anything.
+COLLECTS = """
+import gc
+
+from cheats import Good
+
+
+class Collects(Good):
+    def kernel(self, w):
+        gc.disable()
+        return w
+
+
+ALGORITHMS = [Collects(name="collects")]
+"""
+
+
+def test_what_a_process_was_changed_by_is_not_what_the_next_spec_starts_from(
+    convbench: Convbench, cheats_path: str
+) -> None:
+    found_there = f"import sys\n\nsys.path.append({cheats_path!r})\n"
+    (Path(cheats_path) / "collects.py").write_text(found_there + COLLECTS)
+    both = "--algorithms", "collects,good"
+    done = convbench("check", SPEC, ALIKE, *both, "--json", CONVBENCH_PATH=cheats_path)
+    found = [(row["algorithm"], row["status"]) for row in json.loads(done.stdout)]
+    assert sorted(found) == [("collects", "wrong")] * 2 + [("good", "ok")] * 2, done.stderr
+
+
 # The controller imports it, and asks it what it supports.
 PERSUADED = """
 import numpy as np
