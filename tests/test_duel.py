@@ -246,7 +246,10 @@ def test_a_planted_slowdown_is_found(
 
 def test_identical_code_is_no_regression(convbench: Convbench) -> None:
     words = ("duel", "direct_shift", "direct_shift", SPEC, "--threads", "1", "--launches", "1")
-    done = convbench(*words, "--allow-undecided")
+    for _ in range(3):  # on a busy machine one launch in twenty is held up, or its turns are
+        done = convbench(*words, "--allow-undecided")
+        if done.returncode == 0:
+            break
     assert done.returncode == 0 and "1 undecided" in done.stdout  # one launch does not know its noise
     assert SPEC in done.stdout and "convbench twins" in done.stdout
 
