@@ -34,6 +34,7 @@ from algos.spec import ConvSpec
 
 PACKAGES = ("cpu", "gpu", "peers")
 ROOT = Path(__file__).parent
+_outside: dict[str, str] = {}  # the file from outside that lists an algorithm, by name
 ALLOWED = {"family": FAMILIES, "accuracy": ACCURACIES, "device": ("cpu", "cuda"), "runtime": tuple(LIBRARIES),
            "layout": ("nchw", "nhwc")}  # fmt: skip
 
@@ -86,9 +87,6 @@ def registry() -> dict[str, Algorithm]:
         if not isinstance(algorithm, Missing) and not Path(source).is_relative_to(ROOT):
             _outside[algorithm.name] = os.path.abspath(source)  # its class may stand in another module
     return found
-
-
-_outside: dict[str, str] = {}  # the file from outside that lists an algorithm, by name
 
 
 def _validate(algorithm: Any, source: str) -> None:

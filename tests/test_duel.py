@@ -246,7 +246,7 @@ def test_a_planted_slowdown_is_found(
 
 def test_identical_code_is_no_regression(convbench: Convbench) -> None:
     words = ("duel", "direct_shift", "direct_shift", SPEC, "--threads", "1", "--launches", "1")
-    for _ in range(3):  # on a busy machine one launch in twenty is held up, or its turns are
+    for _ in range(3):  # one launch may be held up, and of twins two in a hundred are called different
         done = convbench(*words, "--allow-undecided")
         if done.returncode == 0:
             break

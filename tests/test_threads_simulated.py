@@ -24,8 +24,9 @@ AGAIN = 0.35  # of the multiply-adds' time, what may be packed besides what one 
 SLOWER = 1.1  # of the time with fewer threads
 GAINED, MUCH = 0.6, 1e7  # of so many times the speed as there are threads, where each has so much to do
 # Films, signals and layers whose kernels reach along one axis, as pictures
-FILMS = ("1x64x8x14x14,64x64x3x3x3,p1", "1x32x4x28x28,72x32x1x3x3,p0x1x1", "1x32x8x28x28,64x32x3x3x3,s2,p1",
-         "8x256x7x7,256x256x3x3,p1")  # fmt: skip  # and a batch of small pictures
+# Several planes of which lie in a block: films, and a batch of small pictures
+PLANES = ("1x64x8x14x14,64x64x3x3x3,p1", "1x32x4x28x28,72x32x1x3x3,p0x1x1", "1x32x8x28x28,64x32x3x3x3,s2,p1",
+          "8x256x7x7,256x256x3x3,p1")  # fmt: skip
 ONE_AXIS = ("1x230x8x784,128x230x3x1,p1x0", "1x64x1x8000,64x64x1x3,p0x1", "1x192x17x17,192x192x1x7,p0x3")
 MOST = 1e9  # operations that Python walks through in a second
 
@@ -35,7 +36,7 @@ def layers(step: int) -> list[ConvSpec]:
     forward = [layer.spec for name in ("resnet50_v1_5", "images", "audio", "video")
                for layer in suites()[name].layers if layer.spec.ndim < 3]  # fmt: skip
     trained = [layer.spec for layer in suites()["training"].layers if layer.spec.direction != "forward"]
-    lines = map(ConvSpec.parse, (*ONE_AXIS, *FILMS))
+    lines = map(ConvSpec.parse, (*ONE_AXIS, *PLANES))
     every = dict.fromkeys([*forward[::step], *trained[:: 3 * step], *lines])
     return [spec for spec in every if spec.flops < MOST and rivals(spec)]
 

@@ -368,6 +368,10 @@ class Winograd(Tiled, Compiled):
             most = (room // rows - row(0)) // (row(1) - row(0))
             return -(-planes // max(1, min(planes, most)))
 
+        def lasting(each: int) -> float:
+            """How many times as long a tile takes, for planes beside the ``each`` of a block."""
+            return 1 + TRANSFORMED / (taps * outputs) * (taps - 1) / each
+
         def load(cut: tuple[int, int]) -> float:
             """Of the thread that has most, in tiles: rows of planes, and reading the weights once for each
             block.
@@ -375,8 +379,8 @@ class Winograd(Tiled, Compiled):
             runs, blocks = cut
             each = -(-planes // runs)
             most = -(-works * runs * blocks // threads)
-            shared = 1 + TRANSFORMED / (taps * outputs) * (taps - 1) / each
-            return busiest(works * runs, tiles_h, blocks, threads) * cols * each * shared + most * FEW_TILES
+            rows = busiest(works * runs, tiles_h, blocks, threads)
+            return rows * cols * each * lasting(each) + most * FEW_TILES
 
         large = points * taps * inputs * outputs * unit > self.shared_bytes
         room = self.block_bytes * (LARGER if large else 1)
@@ -393,8 +397,8 @@ class Winograd(Tiled, Compiled):
         runs = fewest_runs(room) if large else planes
         shared, pieces = fewest(room, runs), points * -(-outputs // (VECTORS * wide))
         each, items = -(-planes // runs), works * runs * shared
-        tiles = works * planes * tiles_h * cols * (1 + TRANSFORMED / (taps * outputs) * (taps - 1) / each)
-        tiles = (tiles + items * FEW_TILES) * -(-pieces // some) / pieces
+        tiles = works * planes * tiles_h * cols * lasting(each) + items * FEW_TILES
+        tiles *= -(-pieces // some) / pieces
         tile_s = points * taps * inputs * outputs / MULTIPLIED_PER_S
         waiting = PHASES * items * (HAND_OVER_S + TELL_S * some) / tile_s
         if some > 1 and (large or SHARED_COST * tiles + waiting < load(own)):
