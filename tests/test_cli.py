@@ -233,7 +233,12 @@ def test_run_report_pick_from_a_file(convbench: Convbench, tmp_path: Path) -> No
     assert done.stderr == ""  # no progress bar where nobody watches
     again = convbench("report", "--out", str(tmp_path / "out"), "--baseline", "direct_shift")
     assert again.returncode == 0 and again.stdout.strip().endswith("index.html")
-    picked = convbench("pick", "1x2x24x24,4x2x3x3,s3")
+    for _ in range(5):  # a time that a busy machine disturbed teaches nothing
+        picked = convbench("pick", "1x2x24x24,4x2x3x3,s3")
+        if "measured" in picked.stdout:
+            break
+        convbench("run", str(table), "--algorithms", names, "--launches", "1", "--fresh", "--out",
+                  str(tmp_path / "out"))  # fmt: skip
     assert picked.returncode == 0
     assert "measured" in picked.stdout and "never read: 1 row" not in picked.stdout
     assert "others are left out: --why says why" in picked.stdout
