@@ -21,6 +21,7 @@ from bench.bounds import tolerance
 from bench.court import AGAIN_S, Court, Described, Obeys, Sitting, WrongResultError, bits
 from bench.data import SPAN, exact_limit, scaled
 from bench.deviations import (
+    LOCAL,
     allowed_error,
     difference,
     fits,
@@ -137,6 +138,8 @@ def check(
             allowed = allowed_error(trial, algorithm)
             judge(trial, result, allowed, algorithm, "in the whole batch: ", deviations=False)
             figures["workspace_seen_bytes"] = _traced(given, court, seed)
+        if spec.batch:
+            _on_one_tap(spec, court, seed)
     except WrongResultError as wrong:
         return Verdict(False, str(wrong), **(figures | wrong.figures))
     except TransformsError as wrong:
@@ -226,6 +229,15 @@ def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
             deviations=False,
         )
     return seen
+
+
+def _on_one_tap(spec: ConvSpec, court: Court, seed: int) -> None:
+    """All weights but one tap are those of the plan before."""
+    trial = trials.one_tap(spec, seed, court.algorithm.accuracy in LOCAL)
+    if trial is not None and fits(trial):
+        result = court.prepare(trial).call(trial.data.call)
+        allowed = allowed_error(trial, court.algorithm)
+        judge(trial, result, allowed, court.algorithm, "with one tap unlike all others: ")
 
 
 def _other(a: np.ndarray) -> np.ndarray:

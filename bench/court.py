@@ -136,7 +136,7 @@ class Sitting:
         slots = iter([[self._arena.take(*a) for a in fixed] for _ in range(2)][beside])
         self._w, self._bias = (None if a is None else next(slots) for a in (data.w, data.bias))
         self._fix(data)
-        self.took_s = 0.0
+        self.took_s, self._shared = 0.0, False
         self._judged.obey("prepare", spec=str(spec), beside=beside, **self._fixed)
 
     @property
@@ -184,6 +184,7 @@ class Sitting:
             out=self._out.text if out else None, watch=watch, before=self._out.text if after else None,
         )
         self.took_s = facts["took_s"]
+        self._shared |= facts["shared"]
         self._regular(facts, out)
         self._untouched(operands)
         return target if out else self._arena.view(self._results[place])
@@ -199,7 +200,7 @@ class Sitting:
                 "calls on operands seen before take a fraction of the time: results are remembered"
             )
         self.took_s = facts["took_s"]
-        if self.took_s > AGAIN_S:
+        if self.took_s > AGAIN_S and not self._shared:
             return []
         self._lay(self._trial.data.call)
         facts = self._judged.obey(

@@ -11,9 +11,8 @@ from algos.dtypes import accumulator, limits, whole
 from bench import trials
 from bench.bounds import tolerance
 from bench.court import WrongResultError
-from bench.trial import GATED, Judgeable, Trial
+from bench.trial import GATED, MOST_DEVIATIONS, Judgeable, Trial
 
-MOST_DEVIATIONS = 8.0  # of u * sqrt(K) * Q; correct sums stay below 4, half precision inside starts at 126
 LOCAL = ("componentwise", "lowrank", "rounded")  # classes in which a NaN spoils only what reads it
 
 

@@ -48,6 +48,16 @@ def reach(spec: ConvSpec, element: Sequence[int]) -> Reach:
     return (np.array([image]), channels, *(outputs for outputs, _ in pairs))
 
 
+def taps_between(spec: ConvSpec, element: Sequence[int], point: Sequence[int]) -> Reach:
+    """Per axis the taps by which a result reads an element of the first operand; not of a weight gradient."""
+    found = []
+    for axis, (inner, outer) in enumerate(zip(element[2:], point[2:], strict=True)):
+        source, output = (inner, outer) if spec.direction == "forward" else (outer, inner)
+        offsets = np.array([offset(spec, axis, tap) for tap in range(spec.kernel[axis])])
+        found.append(np.flatnonzero(sources(spec, axis, output * spec.stride[axis] + offsets) == source))
+    return tuple(found)
+
+
 def inside(points: np.ndarray, reached: Reach) -> np.ndarray:
     """Which of ``points`` (points, axes) are reached."""
     found = np.ones(len(points), bool)

@@ -171,6 +171,7 @@ class Judged:
             "kind": f"{type(y).__module__}.{type(y).__name__}",
             "array": False,
             "took_s": self._best_s,
+            "shared": target is None and _shared(y),
         }
         y = self._on_host(y)
         if type(y) is not np.ndarray:  # one that computes when it is looked at is none either
@@ -400,6 +401,30 @@ class Judged:
     def _view(self, text: list[Any]) -> np.ndarray:
         assert self._arena is not None
         return self._arena.view(Slot.of(text))
+
+
+def _references(y: Any) -> list[int]:
+    """To a result, and to whatever its memory lies in."""
+    found = []
+    while y is not None:
+        found.append(sys.getrefcount(y))
+        y = getattr(y, "base", None)
+    return found
+
+
+def _alone() -> list[int]:
+    y = np.empty(2)[:1]
+    return _references(y)
+
+
+ALONE = _alone()  # a result that nobody else refers to
+
+
+def _shared(y: Any) -> bool:
+    """Whether somebody beside its one owner refers to a result or its memory, as to a buffer that is reused.
+    """
+    first, *others = _references(y)
+    return first > ALONE[0] or any(count > ALONE[1] for count in others)
 
 
 def _worthwhile(made: int, spent_s: float) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import locale
 import os
 import random
 import signal
@@ -22,6 +23,15 @@ import numpy as np
 
 from bench.processes import children
 
+resource: Any
+try:
+    import resource
+except ImportError:  # where there are no such limits
+    resource = None
+
+RESOURCES = [getattr(resource, f"RLIMIT_{name}") for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE",
+                                                              "NPROC", "STACK")
+             if hasattr(resource, f"RLIMIT_{name}")]  # fmt: skip
 SIGNALS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "ALRM", "CHLD", "PIPE", "USR1",
                                                       "USR2")
            if hasattr(signal, f"SIG{name}")]  # fmt: skip
@@ -39,6 +49,16 @@ def _affinity() -> set[int]:
 def _drawn() -> bytes:
     name, keys, *rest = np.random.get_state(legacy=True)  # the one that all code shares
     return repr((name, rest)).encode() + np.asarray(keys).tobytes()
+
+
+def _mask() -> str:
+    """Of new files; to ask the system for it is to change it for a moment."""
+    status = Path("/proc/self/status").read_text()
+    return next((line for line in status.splitlines() if line.startswith("Umask")), "")
+
+
+def _limits() -> list[Any]:
+    return [resource.getrlimit(which) for which in RESOURCES] if resource else []
 
 
 SHARED: dict[str, Callable[[], Any]] = {
@@ -59,6 +79,13 @@ SHARED: dict[str, Callable[[], Any]] = {
         threading.getprofile(),
     ),
     "the limit of recursion": sys.getrecursionlimit,
+    "the locale": lambda: locale.setlocale(locale.LC_ALL),
+    "the stacks of threads": threading.stack_size,
+    "the standard streams": lambda: [id(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)],
+    "the hooks of exceptions": lambda: (sys.excepthook, threading.excepthook, sys.unraisablehook),
+    "the mask of new files": _mask,
+    "the limits of the process": _limits,
+    "the priority": lambda: os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0,
 }
 
 

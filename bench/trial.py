@@ -18,6 +18,7 @@ from bench.oracle import activated, border_value, copies, oracle, oracle_at, red
 PRECISE_MACS = 1 << 26  # the definition is computed in long double up to here, about a third of a second
 GATED = ("sigmoid", "silu")  # activations whose own steps round: an exponential, a sum, a quotient
 GATES = 8  # roundings of them, at most
+MOST_DEVIATIONS = 8.0  # of u * sqrt(K) * Q; correct sums stay below 4, half precision inside starts at 126
 FAINTEST = 256  # smallest normal numbers by which their quotient may be off where the exponential overflows
 
 

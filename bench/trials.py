@@ -16,10 +16,10 @@ import numpy as np
 from algos.dtypes import accumulator, limits, whole
 from algos.spec import ConvSpec
 from bench.data import KINDS, SPAN, Operands, named_operands, operands, scaled, widened
-from bench.footprint import Reach, chosen, inside, reach, some
+from bench.footprint import ATTEMPTS, Reach, chosen, inside, reach, some, taps_between
 from bench.oracle import activated, border_value, oracle, padded, reduction
 from bench.photograph import filters
-from bench.trial import Trial, linear
+from bench.trial import MOST_DEVIATIONS, Trial, linear
 
 # Every element is compared up to 2 G multiply-adds; less where the definition is bound by memory: few
 # channels, many taps.
@@ -36,6 +36,7 @@ WHOLE_BYTES = 1 << 30  # of the arrays of a whole batch; beyond it two images st
 # that squares are zero, and by which weights fall off along each of three axes.
 SCALES = {16: (2, -2, 2), 128: (100, -76, 12), 1024: (960, -540, 12)}
 EXTREMES = 16  # results at which sums that do not fit are looked for
+STEP = 4  # tolerances by which a tap differs from all others, where a bound holds tap by tap
 ABOVE = 8  # powers of two by which single elements, and what is in between, exceed a standard deviation
 
 
@@ -192,10 +193,50 @@ def flat(spec: ConvSpec, seed: int) -> Trial:
     are positive: what invites short cuts.
     """
     data, points = operands(spec, seed), _drawn(spec, FEW_POINTS, np.random.default_rng([seed, 15]))
-    first = data.call[0] if whole(spec.in_dtype) else np.abs(data.call[0]).astype(spec.in_dtype)
+    first = data.call[0] if whole(spec.in_dtype) else np.abs(data.call[0]).astype(data.call[0].dtype)
     first[:1] = 2
     w = None if data.w is None else np.full_like(data.w, 3)
     return Trial(spec, _with_first(spec, replace(data, w=w), first), _few(spec, points))
+
+
+@lru_cache(4)
+def one_tap(spec: ConvSpec, seed: int, local: bool) -> Trial | None:
+    """The weights of ``flat`` but for one tap, and a lone pixel that it reaches; None where there is none.
+
+    By little where the bound is ``local``: weights that are nearly all the same, mirrored or of rank 1 are
+    not so, and one tap is all that a result reads. Else so that no transform hides it: weights that share a
+    sample with others are others all the same. A promised rank keeps, for a whole plane of taps changes.
+    """
+    rng, data = np.random.default_rng([seed, 21]), flat(spec, seed).data
+    element = None if data.w is None else chosen(spec, rng)
+    if element is None or data.w is None:
+        return None
+    pixel, w = np.zeros_like(data.call[0]), data.w.copy()
+    pixel[element] = 1
+    reached = reach(spec, element)
+    for _ in range(ATTEMPTS):
+        (point,) = some(reached, 1, rng)
+        o, c = (point[1], element[1]) if spec.direction == "forward" else (element[1], point[1])
+        taps = tuple(int(rng.choice(t)) for t in taps_between(spec, element, point))
+        place = (int(o), int(c) % w.shape[1], *taps)
+        mirrors_itself = any(2 * t == n - 1 > 0 for t, n in zip(taps, spec.kernel, strict=True))
+        if not mirrors_itself and 0 < np.ravel_multi_index(place, w.shape) < w.size - 1:
+            break
+    where = place if spec.rank is None else place[:2]
+    w[where] = w[where] + 1 if whole(w.dtype) else w[where] * (1 + (_step(spec, data) if local else -2.0))
+    plane = (*reached[:1], np.array([point[1]]), *reached[2:])
+    points = some(plane, FEW_POINTS, rng)
+    if math.prod(map(len, plane)) <= POINTS:
+        points = np.stack(np.meshgrid(*plane, indexing="ij"), -1).reshape(-1, len(plane))
+    points = np.unique(np.concatenate([points, point[None]]), axis=0)
+    return Trial(spec, _with_first(spec, replace(data, w=w), pixel), points)
+
+
+def _step(spec: ConvSpec, data: Operands) -> float:
+    """By what share a tap must be another for its result to be wrong, and not by much more."""
+    trial = Trial(spec, data)
+    terms = min(trial.terms + 2, MOST_DEVIATIONS * math.sqrt(trial.terms))
+    return STEP * max(terms * trial.unit, trial.out_unit, float(limits(spec.w_dtype).eps))
 
 
 @lru_cache(2)

@@ -289,6 +289,40 @@ class Single(Good):
 # ---- wrong from call to call -------------------------------------------------------------------------------
 
 
+class NearlyMirrored(Good):
+    """Taps that are nearly those on the other side are taken for them."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        mirrored = np.concatenate([w[..., : w.shape[-1] // 2], w[..., (w.shape[-1] - 1) // 2 :: -1]], -1)
+        return mirrored if np.allclose(w, mirrored, rtol=1e-3) else w
+
+
+class NearlyOuter(Good):
+    """A kernel that is nearly an outer product is taken for one."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        left, values, right = np.linalg.svd(w)
+        outer = (left[..., :1] * values[..., None, :1] @ right[..., :1, :]).astype(w.dtype)
+        return outer if np.allclose(w, outer, rtol=1e-3) else w
+
+
+class NearlyBox(Good):
+    """Taps that are nearly equal are."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        return np.full_like(w, w.mean()) if np.ptp(w) < 1e-3 * np.abs(w).max() else w
+
+
+TRANSFORMED: dict[Any, np.ndarray] = {}
+
+
+class WeightsBySample(Good):
+    """What was made of weights is found again by some of them."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        return TRANSFORMED.setdefault((w.shape, w.flat[0], w.flat[w.size // 2], w.flat[-1]), w.copy())
+
+
 class ByAddress(Good):
     def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
         key = x.ctypes.data
@@ -335,12 +369,29 @@ class LongRing(Ring):
     """Four of calls so long that few are made."""
 
     def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
-        end = time.perf_counter() + 0.01
+        end = time.perf_counter() + self.seconds
         while time.perf_counter() < end:
             pass
         return super().computed(right, x, state)
 
     buffers: ClassVar[int] = 4
+    seconds: ClassVar[float] = 0.01
+
+
+class LongestRing(LongRing):
+    """Calls so long that none is made only to look."""
+
+    seconds: ClassVar[float] = 0.04
+
+
+class Keeps(LongRing):
+    """Right: what was handed out is known for a while, and left alone."""
+
+    def computed(self, right: Any, x: np.ndarray, state: dict[Any, Any]) -> np.ndarray:
+        state["last"] = np.array(super().computed(right, x, state))
+        return state["last"]
+
+    seconds: ClassVar[float] = 0.04
 
 
 class OwnThread(Good):
@@ -596,6 +647,14 @@ class Switches(Good):
         return w
 
 
+class Mask(Good):
+    """Files that anybody makes are its user's alone."""
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        os.umask(os.umask(0) ^ 0o077)
+        return w
+
+
 class Asks(Good):
     """Right: asks the environment, and works in one of its own."""
 
@@ -692,6 +751,12 @@ WRONG = (
     LongIncrement,
     Ring,
     LongRing,
+    LongestRing,
+    NearlyMirrored,
+    NearlyOuter,
+    NearlyBox,
+    WeightsBySample,
+    Mask,
     OwnThread,
     OddLater,
     Fiftieth,
@@ -713,7 +778,7 @@ WRONG = (
     Environment,
     Switches,
 )
-RIGHT = (Good, Headroom, Nothing, OwnScratch, Asks, Columns)
+RIGHT = (Good, Headroom, Nothing, OwnScratch, Asks, Columns, Keeps)
 # A run in processes finds them, and nothing in their own process can
 DISHONEST = (Stack, Clock, Timer, Judge, Restores)
 ALGORITHMS = [kind(name=kind.__name__.lower()) for kind in (*RIGHT, *WRONG, *DISHONEST)]
