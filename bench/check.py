@@ -38,6 +38,7 @@ from bench.trial import GATED, Judgeable, Trial, UnjudgedError
 from bench.winograd import TransformsError, lowered, winograd_matrices
 
 PHOTOGRAPHED = 1 << 18  # pixels; larger pictures show nothing new
+PIXEL_SIZE = 64  # of an axis, around a lone pixel
 # Largest |x| and |w| of the whole numbers, and the share of w that is not zero, from the most telling to the
 # mildest.
 SPANS = ((*SPAN, 1.0), (4, 2, 1.0), (2, 1, 1.0), (1, 1, 1.0), (1, 1, 0.25), (1, 1, 1 / 16), (1, 1, 1 / 64))
@@ -161,10 +162,14 @@ def _smaller(spec: ConvSpec, court: Court) -> ConvSpec:
         and math.prod(spec.output_size) >= 1 << 22
     ):
         batch = 1
-    smaller = spec.with_(batch=min(spec.batch, batch))
-    return (
-        smaller if smaller == spec or court.judged.obey("supports", spec=str(smaller))["supported"] else spec
-    )
+    return _supported(spec.with_(batch=min(spec.batch, batch)), spec, court)
+
+
+def _supported(smaller: ConvSpec, spec: ConvSpec, court: Court) -> ConvSpec:
+    """The smaller one, if the algorithm solves it."""
+    if smaller == spec or court.judged.obey("supports", spec=str(smaller))["supported"]:
+        return smaller
+    return spec
 
 
 # ---- seeded normals ----------------------------------------------------------------------------------------
@@ -232,7 +237,9 @@ def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
 
 
 def _on_one_tap(spec: ConvSpec, court: Court, seed: int) -> None:
-    """All weights but one tap are those of the plan before."""
+    """All weights but one tap are those of the plan before; large images show nothing new."""
+    fewer = (min(n, max(PIXEL_SIZE, 4 * e)) for n, e in zip(spec.size, spec.kernel_extent, strict=True))
+    spec = _supported(spec.with_(size=tuple(fewer)), spec, court)
     trial = trials.one_tap(spec, seed, court.algorithm.accuracy in LOCAL)
     if trial is not None and fits(trial):
         result = court.prepare(trial).call(trial.data.call)

@@ -41,7 +41,6 @@ MANY = 10  # calls, after which it is tried beside another plan
 TOGETHER_S, BETWEEN_S = 0.0005, 0.003
 WAITED_S = 0.05  # for one of them at most
 LINES, LONGER = 16, 5  # so many lines, where that takes no longer than some times of what is meant for all
-LEAST = 5  # calls again: a ring of so many buffers is found
 FEW_S, MORE_S = 0.006, 0.002  # of calls again where not all are made: for the first few, and for more
 # Rounds of calls on operands that are new, on the same but for one element, and on the very same; more until
 # it is decided
@@ -171,7 +170,7 @@ class Judged:
             "kind": f"{type(y).__module__}.{type(y).__name__}",
             "array": False,
             "took_s": self._best_s,
-            "shared": target is None and _shared(y),
+            "shared": target is None and _shared(_references(y)),
         }
         y = self._on_host(y)
         if type(y) is not np.ndarray:  # one that computes when it is looked at is none either
@@ -235,8 +234,11 @@ class Judged:
         same = np.array_equal(y, copy, equal_nan=not whole(y.dtype))
         return {"busy": busy, "moved": not same}
 
-    def _again(self, operands: list[Any], results: list[Any], most: int, every: bool) -> dict[str, Any]:
-        """Call again, ``most`` times or, unless ``every`` one, some milliseconds, and beside another plan.
+    def _again(
+        self, operands: list[Any], results: list[Any], most: int, every: bool, least: int
+    ) -> dict[str, Any]:
+        """Call again, ``most`` times or, unless ``every`` one, some milliseconds but ``least`` times, and
+        beside another plan.
 
         All results are held where memory allows. Two are copied to ``results``: one that differs from the
         first, if any does, and the last.
@@ -246,7 +248,7 @@ class Judged:
         first: Any = None
         leaving, made, held = 0, 0, self._surroundings.held()
         end, spent_s = perf_counter() + LONGEST_S, 0.0
-        while made < most and perf_counter() < end and (every or _worthwhile(made, spent_s)):
+        while made < most and perf_counter() < end and (every or made < least or _worthwhile(made, spent_s)):
             start = process_time()
             alive = set(sys._current_frames())
             y = self._plan(*given)
@@ -420,16 +422,16 @@ def _alone() -> list[int]:
 ALONE = _alone()  # a result that nobody else refers to
 
 
-def _shared(y: Any) -> bool:
+def _shared(references: list[int]) -> bool:
     """Whether somebody beside its one owner refers to a result or its memory, as to a buffer that is reused.
     """
-    first, *others = _references(y)
+    first, *others = references
     return first > ALONE[0] or any(count > ALONE[1] for count in others)
 
 
 def _worthwhile(made: int, spent_s: float) -> bool:
     """Whether to call once more after so many calls and seconds."""
-    return made < LEAST or spent_s < (FEW_S if made <= MOST_STARTS + 1 else MORE_S)
+    return spent_s < (FEW_S if made <= MOST_STARTS + 1 else MORE_S)
 
 
 def _remembered(times: Sequence[list[float]], rounds: int) -> bool | None:
