@@ -18,9 +18,9 @@ from bench.data import Operands
 from bench.judged import Judged, overlapping
 from bench.trial import Judgeable, Trial
 
-# Calls of the same plan: all where one is short, a few where it takes less than AGAIN_S; SHARED at least of
-# one whose results somebody else still knows, so that a ring of so many buffers is found
-AGAIN, SHORT_S, AGAIN_S, SHARED = 50, 0.0003, 0.006, 5
+# Calls of the same plan: all where one is short, a few where it takes less than AGAIN_S; MORE_THAN_A_RING
+# at least of one whose results somebody else still refers to, so that a ring of fewer buffers is found
+AGAIN, SHORT_S, AGAIN_S, MORE_THAN_A_RING = 50, 0.0003, 0.006, 5
 WORKSPACE_FACTOR, WORKSPACE_SLACK = 2, 1 << 20  # how far a run may exceed its prediction
 HELD_SLACK = 1 << 16  # bytes of a result's buffer beyond twice its own: to align it
 POISON = {"f": math.nan, "c": math.nan, "i": 113, "u": 113}
@@ -137,7 +137,7 @@ class Sitting:
         slots = iter([[self._arena.take(*a) for a in fixed] for _ in range(2)][beside])
         self._w, self._bias = (None if a is None else next(slots) for a in (data.w, data.bias))
         self._fix(data)
-        self.took_s, self._shared = 0.0, False
+        self.took_s, self._referred = 0.0, False
         self._judged.obey("prepare", spec=str(spec), beside=beside, **self._fixed)
 
     @property
@@ -185,7 +185,7 @@ class Sitting:
             out=self._out.text if out else None, watch=watch, before=self._out.text if after else None,
         )
         self.took_s = facts["took_s"]
-        self._shared |= facts["shared"]
+        self._referred |= facts["referred"]
         self._regular(facts, out)
         self._untouched(operands)
         return target if out else self._arena.view(self._results[place])
@@ -201,12 +201,12 @@ class Sitting:
                 "calls on operands seen before take a fraction of the time: results are remembered"
             )
         self.took_s = facts["took_s"]
-        if self.took_s > AGAIN_S and not self._shared:
+        if self.took_s > AGAIN_S and not self._referred:
             return []
         self._lay(self._trial.data.call)
         facts = self._judged.obey(
             "again", operands=operands, results=results, most=AGAIN, every=self.took_s <= SHORT_S,
-            least=SHARED if self._shared else 1,
+            least=MORE_THAN_A_RING if self._referred else 1,
         )
         if facts["left_over"]:
             raise WrongResultError("threads that a call started outlive it")

@@ -53,8 +53,7 @@ def taps_between(spec: ConvSpec, element: Sequence[int], point: Sequence[int]) -
     found = []
     for axis, (inner, outer) in enumerate(zip(element[2:], point[2:], strict=True)):
         source, output = (inner, outer) if spec.direction == "forward" else (outer, inner)
-        offsets = np.array([offset(spec, axis, tap) for tap in range(spec.kernel[axis])])
-        found.append(np.flatnonzero(sources(spec, axis, output * spec.stride[axis] + offsets) == source))
+        found.append(np.flatnonzero(_sources(spec, axis, output) == source))
     return tuple(found)
 
 
@@ -86,6 +85,11 @@ def _readers(spec: ConvSpec, axis: int, index: int) -> tuple[np.ndarray, np.ndar
 
 def _copies(spec: ConvSpec, axis: int, output: int) -> np.ndarray:
     """Elements of x along one axis that an output reads, through the border as well."""
-    offsets = np.array([offset(spec, axis, tap) for tap in range(spec.kernel[axis])])
-    read = sources(spec, axis, output * spec.stride[axis] + offsets)
+    read = _sources(spec, axis, output)
     return np.unique(read[read >= 0])
+
+
+def _sources(spec: ConvSpec, axis: int, output: int) -> np.ndarray:
+    """Which element of x each tap along one axis reads for an output; -1 for a border of a constant."""
+    offsets = np.array([offset(spec, axis, tap) for tap in range(spec.kernel[axis])])
+    return sources(spec, axis, output * spec.stride[axis] + offsets)

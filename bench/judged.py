@@ -170,7 +170,7 @@ class Judged:
             "kind": f"{type(y).__module__}.{type(y).__name__}",
             "array": False,
             "took_s": self._best_s,
-            "shared": target is None and _shared(_references(y)),
+            "referred": target is None and _referred(_references(y)),
         }
         y = self._on_host(y)
         if type(y) is not np.ndarray:  # one that computes when it is looked at is none either
@@ -422,7 +422,7 @@ def _alone() -> list[int]:
 ALONE = _alone()  # a result that nobody else refers to
 
 
-def _shared(references: list[int]) -> bool:
+def _referred(references: list[int]) -> bool:
     """Whether somebody beside its one owner refers to a result or its memory, as to a buffer that is reused.
     """
     first, *others = references

@@ -208,7 +208,7 @@ def one_tap(spec: ConvSpec, seed: int, local: bool) -> Trial | None:
     sample with others are others all the same. A promised rank keeps, for a whole plane of taps changes.
     """
     rng, data = np.random.default_rng([seed, 21]), flat(spec, seed).data
-    element = None if data.w is None else chosen(spec, rng)
+    element = chosen(spec, rng)
     if element is None or data.w is None:
         return None
     pixel, w = np.zeros_like(data.call[0]), data.w.copy()

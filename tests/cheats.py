@@ -286,9 +286,6 @@ class Single(Good):
         return x.astype(np.float32).astype(x.dtype) if len(x) > 1 else x
 
 
-# ---- wrong from call to call -------------------------------------------------------------------------------
-
-
 class NearlyMirrored(Good):
     """Taps that are nearly those on the other side are taken for them."""
 
@@ -311,6 +308,9 @@ class NearlyBox(Good):
 
     def kernel(self, w: np.ndarray) -> np.ndarray:
         return np.full_like(w, w.mean()) if np.ptp(w) < 1e-3 * np.abs(w).max() else w
+
+
+# ---- wrong from call to call -------------------------------------------------------------------------------
 
 
 TRANSFORMED: dict[Any, np.ndarray] = {}
