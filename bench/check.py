@@ -37,8 +37,7 @@ from bench.oracle import border_value
 from bench.trial import GATED, Judgeable, Trial, UnjudgedError
 from bench.winograd import TransformsError, lowered, winograd_matrices
 
-PHOTOGRAPHED = 1 << 18  # pixels; larger pictures show nothing new
-PIXEL_SIZE = 64  # of an axis, around a lone pixel
+LARGE, PIXEL_SIZE = 128, 64  # of an axis where larger images show nothing new, and around a lone pixel
 # Largest |x| and |w| of the whole numbers, and the share of w that is not zero, from the most telling to the
 # mildest.
 SPANS = ((*SPAN, 1.0), (4, 2, 1.0), (2, 1, 1.0), (1, 1, 1.0), (1, 1, 0.25), (1, 1, 1 / 16), (1, 1, 1 / 64))
@@ -165,6 +164,12 @@ def _smaller(spec: ConvSpec, court: Court) -> ConvSpec:
     return _supported(spec.with_(batch=min(spec.batch, batch)), spec, court)
 
 
+def _no_larger(spec: ConvSpec, most: int, court: Court) -> ConvSpec:
+    """Images of at most so many pixels along an axis, or four kernels."""
+    fewer = (min(n, max(most, 4 * e)) for n, e in zip(spec.size, spec.kernel_extent, strict=True))
+    return _supported(spec.with_(size=tuple(fewer)), spec, court)
+
+
 def _supported(smaller: ConvSpec, spec: ConvSpec, court: Court) -> ConvSpec:
     """The smaller one, if the algorithm solves it."""
     if smaller == spec or court.judged.obey("supports", spec=str(smaller))["supported"]:
@@ -237,9 +242,8 @@ def _traced(spec: ConvSpec, court: Court, seed: int) -> int | None:
 
 
 def _on_one_tap(spec: ConvSpec, court: Court, seed: int) -> None:
-    """All weights but one tap are those of the plan before; large images show nothing new."""
-    fewer = (min(n, max(PIXEL_SIZE, 4 * e)) for n, e in zip(spec.size, spec.kernel_extent, strict=True))
-    spec = _supported(spec.with_(size=tuple(fewer)), spec, court)
+    """All weights but one tap are those of the plan before."""
+    spec = _no_larger(spec, PIXEL_SIZE, court)
     trial = trials.one_tap(spec, seed, court.algorithm.accuracy in LOCAL)
     if trial is not None and fits(trial):
         result = court.prepare(trial).call(trial.data.call)
@@ -260,8 +264,8 @@ def _other(a: np.ndarray) -> np.ndarray:
 def _on_a_photograph(spec: ConvSpec, court: Court) -> None:
     """Filters of pictures also meet what they are made for: smooth, positive, under kernels with names."""
     filters_pictures = spec.ndim == 2 and spec.in_channels == spec.groups and spec.direction == "forward"
-    if filters_pictures and math.prod(spec.size) <= PHOTOGRAPHED:
-        trial = trials.photographed(spec.with_(batch=1))
+    if filters_pictures:
+        trial = trials.photographed(_no_larger(spec.with_(batch=1), LARGE, court))
         if not fits(trial):
             return  # it would overflow a half type
         result = court.prepare(trial).call(trial.data.call)
@@ -278,7 +282,7 @@ def _on_a_photograph(spec: ConvSpec, court: Court) -> None:
 def _on_graded_sizes(spec: ConvSpec, court: Court, seed: int) -> None:
     """A lone pixel under weights that fall off by powers of two, in one batch with images of another size."""
     plan: Sitting | None = None
-    for graded in trials.graded(spec, seed):
+    for graded in trials.graded(_no_larger(spec, LARGE, court), seed):
         trial, (first, *rest) = graded.trial, graded.trial.data.call
         plan = plan or court.prepare(trial)
         images = scaled(first, graded.exponents.reshape(-1, *(1,) * (first.ndim - 1)))

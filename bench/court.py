@@ -84,7 +84,7 @@ class Court:
 
     def back_to(self, sitting: Sitting) -> None:
         """Go on with the plan that stayed beside the last one."""
-        self.judged.obey("return")
+        sitting.due = {"order": "return"}
         self._last = sitting
 
     def arena(self, size: int) -> Arena:
@@ -138,7 +138,9 @@ class Sitting:
         self._w, self._bias = (None if a is None else next(slots) for a in (data.w, data.bias))
         self._fix(data)
         self.took_s, self._referred = 0.0, False
-        self._judged.obey("prepare", spec=str(spec), beside=beside, **self._fixed)
+        # What goes before the next call, in one order with it
+        prepare = {"order": "prepare", "spec": str(spec), "beside": beside, **self._fixed}
+        self.due: dict[str, Any] | None = prepare
 
     @property
     def _fixed(self) -> dict[str, Any]:
@@ -180,8 +182,9 @@ class Sitting:
         self._lay(operands)
         target = self._arena.view(self._out)
         target[...] = POISON[kind(target.dtype)]
+        due, self.due = self.due, None
         facts = self._judged.obey(
-            "call", operands=[o.text for o in self._operands], result=self._results[place].text,
+            "call", operands=[o.text for o in self._operands], result=self._results[place].text, due=due,
             out=self._out.text if out else None, watch=watch, before=self._out.text if after else None,
         )
         self.took_s = facts["took_s"]

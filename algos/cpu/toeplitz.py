@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,19 +32,19 @@ ENTRIES = 1 << 24
 
 
 def _numbered(spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(outputs, taps): the index of the pixel in its channel, int32, and whether it lies inside the image."""
-    shape = (*spec.output_size, *spec.kernel)
-    position, inside = np.zeros(shape, np.int32), np.ones(shape, bool)
+    """(outputs, taps): the index of the pixel in its channel, int32, and whether it lies inside the image;
+    what does not has any index.
+    """
+    first, further, inside = np.zeros((), np.int64), np.zeros((), np.int64), np.ones((), bool)
     for axis, size in enumerate(spec.size):
-        out = np.arange(spec.output_size[axis]) * spec.stride[axis]
-        pixel = out[:, None] + np.arange(spec.kernel[axis]) * spec.dilation[axis] - spec.padding[axis][0]
-        along = [1] * (2 * spec.ndim)
+        out = np.arange(spec.output_size[axis]) * spec.stride[axis] - spec.padding[axis][0]
+        taps = np.arange(spec.kernel[axis]) * spec.dilation[axis]
+        first, further = first[..., None] * size + out, further[..., None] * size + taps
+        pixel, along = out[:, None] + taps, [1] * (2 * spec.ndim)
         along[axis], along[spec.ndim + axis] = pixel.shape
-        position *= size
-        # What lies outside is left out
-        position += np.clip(pixel, 0, size - 1).astype(np.int32).reshape(along)
-        inside &= ((pixel >= 0) & (pixel < size)).reshape(along)
-    return position.reshape(-1, math.prod(spec.kernel)), inside.reshape(-1, math.prod(spec.kernel))
+        inside = inside & ((pixel >= 0) & (pixel < size)).reshape(along)
+    position = first.reshape(-1, 1).astype(np.int32) + further.reshape(-1).astype(np.int32)
+    return position, inside.reshape(position.shape)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Toeplitz(Algorithm):
         )
         position, inside = _numbered(spec)
         pixels, count = len(position), math.prod(spec.size)
-        kept = np.broadcast_to(inside[:, None], (pixels, inputs, position.shape[1]))
+        windows = pixels, inputs, position.shape[1]
+        kept: Any = ... if inside.all() else np.broadcast_to(inside[:, None], windows)
         lengths = inside.sum(1) * inputs
         entries = int(lengths.sum())
         ends = np.zeros(spec.out_channels * pixels + 1, np.int32)
@@ -90,10 +91,10 @@ class Toeplitz(Algorithm):
         for group in range(groups):
             channels = np.arange(group * inputs, (group + 1) * inputs, dtype=np.int32) * np.int32(count)
             mine = slice(group * outputs, (group + 1) * outputs)
-            columns[mine] = (channels[:, None] + position[:, None])[kept]
+            columns[mine] = (channels[:, None] + position[:, None])[kept].reshape(-1)
             for o, taps in zip(range(groups * outputs)[mine], weights[mine].reshape(outputs, inputs, -1),
                                strict=True):
-                values[o] = np.broadcast_to(taps, kept.shape)[kept]
+                values[o] = np.broadcast_to(taps, windows)[kept].reshape(-1)
         shape = (spec.out_channels * pixels, spec.in_channels * count)
         matrix = scipy.sparse.csr_array((values.ravel(), columns.ravel(), ends), shape)
 
