@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Toeplitz(Algorithm):
         windows = math.prod(spec.output_size) * math.prod(spec.kernel)
         # Entries of one channel of y
         inside = inputs * math.prod(pairs_inside(spec, axis) for axis in range(spec.ndim))
-        axes = 26 * max(n * k for n, k in zip(spec.output_size, spec.kernel, strict=True))
+        axes = 8 * max(n * k for n, k in zip(spec.output_size, spec.kernel, strict=True))
         numbering = windows * 5 + max(
             axes, windows * inputs * 5 + inside * max(4, unit) + 16 * math.prod(spec.output_size)
         )
@@ -79,8 +79,7 @@ class Toeplitz(Algorithm):
         )
         position, inside = _numbered(spec)
         pixels, count = len(position), math.prod(spec.size)
-        windows = pixels, inputs, position.shape[1]
-        kept: Any = ... if inside.all() else np.broadcast_to(inside[:, None], windows)
+        kept = np.broadcast_to(inside[:, None], (pixels, inputs, position.shape[1]))
         lengths = inside.sum(1) * inputs
         entries = int(lengths.sum())
         ends = np.zeros(spec.out_channels * pixels + 1, np.int32)
@@ -91,10 +90,10 @@ class Toeplitz(Algorithm):
         for group in range(groups):
             channels = np.arange(group * inputs, (group + 1) * inputs, dtype=np.int32) * np.int32(count)
             mine = slice(group * outputs, (group + 1) * outputs)
-            columns[mine] = (channels[:, None] + position[:, None])[kept].reshape(-1)
+            columns[mine] = (channels[:, None] + position[:, None])[kept]
             for o, taps in zip(range(groups * outputs)[mine], weights[mine].reshape(outputs, inputs, -1),
                                strict=True):
-                values[o] = np.broadcast_to(taps, windows)[kept].reshape(-1)
+                values[o] = np.broadcast_to(taps, kept.shape)[kept]
         shape = (spec.out_channels * pixels, spec.in_channels * count)
         matrix = scipy.sparse.csr_array((values.ravel(), columns.ravel(), ends), shape)
 
