@@ -49,7 +49,7 @@ Raced = dict[tuple[str, str], tuple[Record, dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Raced | None:
-    """Where benchmarks are timed: what a run of the suite's own says of each case.
+    """Where benchmarks are timed: what a run of the suite's own says of each case that was chosen.
 
     A benchmark times one algorithm after the other, so that its figures alone cannot tell a lead from the
     machine's moods.
@@ -57,11 +57,14 @@ def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.config.option.benchmark_disable:
         return None
     specs, found = [algos.ConvSpec.parse(text) for text in SPECS], {}
+    items = [item for item in request.session.items if getattr(item, "function", None) is test_speed]
+    chosen = {(item.callspec.params["text"], item.callspec.params["algorithm"].name) for item in items}
     with Store(tmp_path_factory.mktemp("race")) as store:
         cases = cases_of(specs, algos.algorithms(), [usable_cores()], RACE)
-        records = Runner(RACE, store).run([c for c in cases if not c.record.chosen]).records
+        records = Runner(RACE, store).run(
+            [c for c in cases if (c.record.spec, c.record.algorithm) in chosen]).records
     groups = [[r for r in records if r.spec == text and r.launches] for text in SPECS]
-    for decision in decisions(groups, taken):
+    for decision in decisions([group for group in groups if group], taken):
         first = decision.first
         found[first.spec, first.algorithm] = first, {"verdict": decision.verdict}
         for record, ratio, verdict in decision.rivals:
