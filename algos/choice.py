@@ -245,7 +245,8 @@ def _against(name: str, first: Estimate, second: Estimate, ratio: float) -> str:
     if lead.verdict == "fastest" and other.verdict and other.run_s:
         ends = f"{other.low:.2f} to {other.high:.2f}"
         if other.verdict == "slower":
-            return f", {max(other.run_s / lead.run_s, other.low):.2f} x ({ends}) faster than {name}"
+            middle = math.sqrt(other.low * other.high)  # of turns; times of calls would say something else
+            return f", {middle:.2f} x ({ends}) faster than {name}"
         if other.verdict == "same":
             return f"; {name} is the same within 5%"
         return f"; undecided whether {name} is slower ({ends})"
