@@ -37,7 +37,7 @@ from bench.oracle import border_value
 from bench.trial import GATED, Judgeable, Trial, UnjudgedError
 from bench.winograd import TransformsError, lowered, winograd_matrices
 
-LARGE, PIXEL_SIZE = 128, 64  # of an axis where larger images show nothing new, and around a lone pixel
+PICTURE_SIZE, PIXEL_SIZE = 512, 64  # of an axis of a photograph, and around a lone pixel, at most
 # Largest |x| and |w| of the whole numbers, and the share of w that is not zero, from the most telling to the
 # mildest.
 SPANS = ((*SPAN, 1.0), (4, 2, 1.0), (2, 1, 1.0), (1, 1, 1.0), (1, 1, 0.25), (1, 1, 1 / 16), (1, 1, 1 / 64))
@@ -265,7 +265,7 @@ def _on_a_photograph(spec: ConvSpec, court: Court) -> None:
     """Filters of pictures also meet what they are made for: smooth, positive, under kernels with names."""
     filters_pictures = spec.ndim == 2 and spec.in_channels == spec.groups and spec.direction == "forward"
     if filters_pictures:
-        trial = trials.photographed(_no_larger(spec.with_(batch=1), LARGE, court))
+        trial = trials.photographed(_no_larger(spec.with_(batch=1), PICTURE_SIZE, court))
         if not fits(trial):
             return  # it would overflow a half type
         result = court.prepare(trial).call(trial.data.call)
@@ -282,7 +282,7 @@ def _on_a_photograph(spec: ConvSpec, court: Court) -> None:
 def _on_graded_sizes(spec: ConvSpec, court: Court, seed: int) -> None:
     """A lone pixel under weights that fall off by powers of two, in one batch with images of another size."""
     plan: Sitting | None = None
-    for graded in trials.graded(_no_larger(spec, LARGE, court), seed):
+    for graded in trials.graded(spec, seed):
         trial, (first, *rest) = graded.trial, graded.trial.data.call
         plan = plan or court.prepare(trial)
         images = scaled(first, graded.exponents.reshape(-1, *(1,) * (first.ndim - 1)))
